@@ -1,0 +1,52 @@
+"""The engine as the daemon sees it: one interface, so that the node can be tested with another behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shardnet.inference.protocol import Load, Loaded, Ready, Report, Step, StepDone
+from shardnet.wire import Buffer, Frame
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedShard:
+    """A shard in the engine's memory."""
+
+    request: Load
+    answer: Loaded
+
+
+class Engine(Protocol):
+    """Runs shards. All methods are called on the event loop and never block it."""
+
+    async def start(self) -> Ready:
+        """Start the engine process. Raises: EngineError if it cannot be started."""
+        ...
+
+    async def load(self, request: Load, on_progress: OnProgress | None = None) -> LoadedShard:
+        """Take a shard into memory; at once if it is there with the same options. Raises: NoRoomError, GgufError, EngineError, EngineCrashed."""
+        ...
+
+    async def unload(self, model_id: str, shard_id: int) -> None:
+        """Free a shard; nothing happens if it is not loaded."""
+        ...
+
+    async def step(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
+        """Run one step. Raises: ShardNotFound (not loaded), SequenceGap, ContextExceeded, Busy (no KV place), EngineError, EngineCrashed."""
+        ...
+
+    def forget(self, sequence_id: str) -> None:
+        """Drop a sequence's KV and state."""
+        ...
+
+    async def report(self) -> Report:
+        """Ask for memory and load. Raises: EngineCrashed."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine process."""
+        ...

@@ -1,0 +1,167 @@
+"""What the daemon and its engine process say to each other, framed by `shardnet.wire` over a socket pair.
+
+The engine is one process with llama.cpp and nothing else. It takes all waiting `Step`s, merges what can be merged into llama.cpp batches, and answers
+each with one `StepDone` or `Failed`, in order for each sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from shardnet.ids import CommandId, ModelId, SequenceId
+from shardnet.messages import (
+    DeviceInfo,
+    ErrorInfo,
+    Message,
+    Position,
+    Sampling,
+    ShardIndex,
+    ShardOptions,
+    TokenId,
+    TokenLogprob,
+)
+
+
+class EngineSettings(Message):
+    """First message to a new engine: what it may use. Answered by `Ready`."""
+
+    type: Literal["SETTINGS"] = "SETTINGS"
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for a batch; 0: one per physical core")
+    n_gpu_layers: int | Literal["auto"] = Field(default="auto", description="layers to offload; auto: as many as fit")
+    gpu_memory_bytes: int | None = Field(
+        default=None, ge=0, description="cap of GPU memory to use; None: what is free, less headroom"
+    )
+    memory_limit_bytes: int = Field(default=0, ge=0, description="cap of all memory for shards; 0: what is free")
+    use_mmap: bool = True
+
+
+class Ready(Message):
+    """The engine runs."""
+
+    type: Literal["READY"] = "READY"
+    pid: int
+    llama_cpp: str = Field(description="version of llama-cpp-python")
+    devices: tuple[DeviceInfo, ...] = Field(strict=False)
+
+
+class Load(Message):
+    """Take one shard into memory. Answered by `Loading`*, then `Loaded` or `Failed`. Repeating it with the same options is harmless."""
+
+    type: Literal["LOAD"] = "LOAD"
+    command_id: CommandId
+    model_id: ModelId
+    shard_id: ShardIndex
+    path: str = Field(max_length=4096)
+    options: ShardOptions
+
+
+class Loading(Message):
+    """Progress of a `Load`."""
+
+    type: Literal["LOADING"] = "LOADING"
+    command_id: CommandId
+    progress: float = Field(ge=0, le=1)
+
+
+class Loaded(Message):
+    """The shard is in memory."""
+
+    type: Literal["LOADED"] = "LOADED"
+    command_id: CommandId
+    memory_bytes: int = Field(ge=0, description="weights, KV cache and compute buffers, all devices")
+    gpu_layers: int = Field(ge=0)
+    load_s: float = Field(ge=0)
+
+
+class Unload(Message):
+    """Free one shard. Answered by `Unloaded`; harmless when it is not loaded."""
+
+    type: Literal["UNLOAD"] = "UNLOAD"
+    command_id: CommandId
+    model_id: ModelId
+    shard_id: ShardIndex
+
+
+class Unloaded(Message):
+    """Answer to `Unload`."""
+
+    type: Literal["UNLOADED"] = "UNLOADED"
+    command_id: CommandId
+
+
+class Step(Message):
+    """Run rows `[position, position + n_tokens)` of a sequence through the loaded shards `[first_shard, end_shard)`.
+
+    Answered by `StepDone` or `Failed`.
+
+    KV at and after `position` is dropped first.
+    Tensors: `tokens` int32 (n_tokens,); `hidden` float32 (n_tokens, n_embd) unless `first_shard` is 0.
+    """
+
+    type: Literal["STEP"] = "STEP"
+    command_id: CommandId
+    model_id: ModelId
+    first_shard: ShardIndex
+    end_shard: int = Field(ge=1, le=10_000)
+    sequence_id: SequenceId
+    position: Position
+    n_tokens: int = Field(ge=1)
+    sample_from: int | None = Field(default=None, ge=0)
+    sampling: Sampling | None = None
+    return_logits: bool = False
+
+
+class StepDone(Message):
+    """Answer to `Step`. Tensors: `hidden` float32 (n_tokens, n_embd) from a stage without the head; `logits` float32 (rows, n_vocab) when asked for.
+
+    `tokens`: sampled at rows sample_from, sample_from + 1, ... A row past the first is sampled only while the step's own next token agreed
+    (the rule by which a draft is verified), so there is one token, or as many as agreed plus one.
+    """
+
+    type: Literal["STEP_DONE"] = "STEP_DONE"
+    command_id: CommandId
+    tokens: tuple[TokenId, ...] = Field(default=(), strict=False)
+    logprobs: tuple[tuple[TokenLogprob, ...], ...] = Field(default=(), strict=False)
+    queue_us: float = Field(default=0, ge=0)
+    compute_us: float = Field(default=0, ge=0)
+    batch_tokens: int = Field(default=0, ge=0)
+
+
+class Forget(Message):
+    """Drop a sequence on every shard. No answer."""
+
+    type: Literal["FORGET"] = "FORGET"
+    sequence_id: SequenceId
+
+
+class Query(Message):
+    """Ask for devices and memory. Answered by `Report`."""
+
+    type: Literal["QUERY"] = "QUERY"
+    command_id: CommandId
+
+
+class Report(Message):
+    """Answer to `Query`."""
+
+    type: Literal["REPORT"] = "REPORT"
+    command_id: CommandId
+    devices: tuple[DeviceInfo, ...] = Field(strict=False)
+    sequences: int = Field(ge=0)
+    busy_s: float = Field(ge=0, description="seconds inside llama.cpp since the engine started")
+
+
+class Failed(Message):
+    """The command did not succeed; everything else goes on."""
+
+    type: Literal["FAILED"] = "FAILED"
+    command_id: CommandId
+    error: ErrorInfo
+
+
+ToEngine = Annotated[EngineSettings | Load | Unload | Step | Forget | Query, Field(discriminator="type")]
+FromEngine = Annotated[Ready | Loading | Loaded | Unloaded | StepDone | Report | Failed, Field(discriminator="type")]
+TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(ToEngine)
+FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(FromEngine)

@@ -1,0 +1,98 @@
+"""How a daemon lives: event loop, signals, exit codes, back-off, and the guard around each peer.
+
+The first SIGINT or SIGTERM asks the daemon to stop; a second leaves at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from shardnet.errors import ShardnetError
+from shardnet.log import get
+
+EXIT_INTERRUPTED = 130
+
+T = TypeVar("T")
+log = get("lifecycle")
+
+
+class Component(Protocol):
+    """`run()` is the component's life; `stop()` is synchronous, repeatable, and only asks."""
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end on uvloop (asyncio's own loop where uvloop does not exist)."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if sys.platform != "win32":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+async def serve(component: Component) -> None:
+    """Run a daemon until it ends or a signal stops it; when this returns, nothing of it is left."""
+    loop = asyncio.get_running_loop()
+    asked = 0
+
+    def on_signal(number: int) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            os._exit(128 + number)
+        component.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        await component.run()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Jittered exponential delays: 0.1 s doubling to 5 s, each drawn from the upper half of its interval.
+
+    Source: the AWS architecture blog's "equal jitter".
+    """
+
+    first_s: float = 0.1
+    most_s: float = 5.0
+    _next_s: float = 0.0
+
+    def next_delay_s(self) -> float:
+        """Returns: seconds to wait before the next attempt."""
+        self._next_s = min(self.most_s, self._next_s * 2 or self.first_s)
+        return self._next_s * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """The attempt worked: the next failure waits little again."""
+        self._next_s = 0.0
+
+
+@asynccontextmanager
+async def peer_guard(peer: str) -> AsyncIterator[None]:
+    """One peer's failure ends at its own connection: expected errors become one log line, bugs a traceback, and neither goes further."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise
+    except (ShardnetError, ConnectionError, TimeoutError, OSError) as error:
+        log.info("peer_ended", peer=peer, reason=str(error) or type(error).__name__)
+    except Exception:
+        log.exception("peer_handler_failed", peer=peer)

@@ -1,0 +1,160 @@
+"""structlog set-up: facts for programs, sentences for people.
+
+Code logs a fixed snake_case fact and keys with units: `log.info("shard_loaded_before_join", shard_id=0, path=...)`. On a terminal the milestones
+that people watch for become the tagged sentences of `MILESTONES`; when piped every fact is one JSON object a line. Prompts, tensors, tokens and keys
+are never logged; `_redact` is the last fence.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+
+LogFormat = Literal["auto", "pretty", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+MILESTONES: dict[str, tuple[str, str]] = {
+    "shard_loaded_before_join": ("SHARD", "✓✓✓ SHARD {shard_id} LOADED BEFORE JOINING NETWORK ✓✓✓"),
+    "shard_path": ("SHARD", "  Path: {path}"),
+    "shard_available": ("SHARD", "  Shard will be available for inference immediately"),
+    "shard_not_found_locally": ("SHARD", "⚠️  ASSIGNED SHARD {shard_id} NOT FOUND LOCALLY ⚠️"),
+    "shard_will_download": (
+        "SHARD",
+        "  Node will join the network and download shard when LOAD_SHARD command is received.",
+    ),
+    "shard_found": ("SHARD", "Found shard {shard_id} of {model} (layers {layers}, {size})"),
+    "shard_refused": ("SHARD", "⚠️  {path} refused: {reason}"),
+    "shard_unloaded": ("SHARD", "Unloaded shard {shard_id} of {model}"),
+    "shards_scanned": ("SHARD", "{shards} shards of {models} models in {path} ({seconds:.2f} s)"),
+    "load_shard_received": ("LOAD_SHARD", "Shard {shard_id} of {model} requested"),
+    "load_shard_already_loaded": ("LOAD_SHARD", "✓ Shard {shard_id} already loaded"),
+    "load_shard_local": ("LOAD_SHARD", "✓ Loaded shard {shard_id} from local directory"),
+    "load_shard_torrent": ("LOAD_SHARD", "✓ Loaded shard {shard_id} from: torrent"),
+    "load_shard_failed": ("LOAD_SHARD", "✗ Shard {shard_id}: {reason}"),
+    "inference_loaded_shard": ("INFERENCE", "Loaded shard {shard_id} from: {path}"),
+    "engine_started": ("INFERENCE", "Engine process {pid} started ({devices})"),
+    "engine_crashed": ("INFERENCE", "⚠️  Engine process died ({reason}); starting it again with its {shards} shards"),
+    "engine_restored": ("INFERENCE", "✓ Engine is back with {shards} shards"),
+    "task_failed": ("TASK", "✗ {task}: {reason}"),
+    "request_finished": (
+        "TASK",
+        "{request_id}: {prompt_tokens} prompt + {completion_tokens} tokens in {seconds:.2f} s, {tokens_per_s:.1f} tokens/s",
+    ),
+    "request_failed": ("TASK", "{request_id} ✗ {reason}"),
+    "node_joined": ("NODE", "✓ Joined coordinator {coordinator} as {name} ({node_id})"),
+    "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
+    "node_listening": ("NODE", "Listening on {address}"),
+    "node_draining": ("NODE", "Draining: {tasks} tasks to finish"),
+    "node_stopped": ("NODE", "Stopped"),
+    "coordinator_listening": ("COORDINATOR", "Nodes join at {address}"),
+    "api_listening": ("COORDINATOR", "OpenAI API at http://{address}/v1"),
+    "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards} shards"),
+    "peer_lost": ("COORDINATOR", "⚠️  {name} ({node_id}) left: {reason}"),
+    "peer_refused": ("COORDINATOR", "✗ Peer {peer} refused: {reason}"),
+    "pipeline_ready": ("COORDINATOR", "✓ {model} is ready: {stages}"),
+    "pipeline_incomplete": ("COORDINATOR", "⚠️  {model} is not complete: {reason}"),
+    "member_enrolled": ("COORDINATOR", "✓ {name} ({node_id}) enrolled by invitation"),
+    "dht_announced": ("DHT", "✓✓✓ ANNOUNCED SHARD {shard_id} TO DHT ✓✓✓"),
+    "dht_withdrawn": ("DHT", "Withdrew shard {shard_id} from DHT"),
+    "dht_listening": ("DHT", "Listening on {address} (UDP)"),
+    "dht_joined": ("DHT", "✓ Joined with {peers} peers"),
+    "dht_alone": ("DHT", "⚠️  No bootstrap peer answered; trying again"),
+    "dht_rejected": ("DHT", "⚠️  Refused a {what}: {reason}"),
+    "torrent_progress": ("TORRENT", "shard {shard_id} {percent:.0f} % {rate} {peers} peers ETA {eta}"),
+    "torrent_finished": ("TORRENT", "✓ Shard {shard_id} downloaded and verified ({size} in {seconds:.1f} s)"),
+    "torrent_seeding": ("TORRENT", "Seeding shard {shard_id} ({size})"),
+    "torrent_peer_banned": ("TORRENT", "⚠️  Banned {peer}: it sent bad pieces"),
+    "torrent_stalled": ("TORRENT", "⚠️  Shard {shard_id}: no progress for {seconds:.0f} s ({reason})"),
+}
+"""Fact -> (tag, sentence). The words are those of shared/seeds/000_*.txt, where they have any."""
+
+SECRET_KEYS = frozenset(
+    {
+        "prompt",
+        "messages",
+        "text",
+        "tokens",
+        "token",
+        "key",
+        "secret",
+        "api_key",
+        "private_key",
+        "tensor",
+        "hidden",
+        "logits",
+    }
+)
+
+Event = MutableMapping[str, Any]
+
+
+def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: TextIO | None = None) -> None:
+    """Set up logging for this process. `auto` writes sentences to a terminal and JSON to anything else."""
+    stream = stream or sys.stderr
+    pretty = form == "pretty" or (form == "auto" and stream.isatty())
+    threshold = getattr(logging, level.upper())
+    renderer = _sentence if pretty else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if pretty else "iso", utc=not pretty),
+            structlog.processors.format_exc_info,
+            _redact,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(
+        level=max(threshold, logging.WARNING), stream=stream, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def _redact(_logger: Any, _method: str, event: Event) -> Event:
+    for key in SECRET_KEYS & event.keys():
+        event[key] = "<redacted>"
+    return event
+
+
+CONTEXT_KEYS = frozenset({"node_id", "role", "peer_id", "command_id", "level", "timestamp", "event", "exception"})
+MARKS = {"warning": "⚠️  ", "error": "✗ ", "critical": "✗ "}
+
+
+def _sentence(_logger: Any, _method: str, event: Event) -> str:
+    """Returns: `12:00:01 [SHARD] ✓✓✓ SHARD 0 LOADED BEFORE JOINING NETWORK ✓✓✓`."""
+    stamp, name, level = event.get("timestamp", ""), str(event.get("event", "")), str(event.get("level", "info"))
+    if name in MILESTONES:
+        tag, sentence = MILESTONES[name]
+        try:
+            text = f"[{tag}] {sentence.format(**event)}"
+        except (KeyError, ValueError, IndexError):
+            text = f"[{tag}] {name} {_pairs(event)}"
+    else:
+        text = f"{MARKS.get(level, '')}{name.replace('_', ' ')}  {_pairs(event)}".rstrip()
+    if "exception" in event:
+        text += "\n" + str(event["exception"])
+    return f"{stamp} {text}"
+
+
+def _pairs(event: Event) -> str:
+    return " ".join(f"{key}={value}" for key, value in event.items() if key not in CONTEXT_KEYS)
+
+
+def get(name: str) -> Any:
+    """Returns: a structlog logger bound to `part=name`."""
+    return structlog.get_logger(part=name)
+
+
+def human_bytes(count: float) -> str:
+    """Returns: `98.4 MB`: decimal units, as disks and networks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"

@@ -1,0 +1,181 @@
+"""The manifest: what a split model is made of, and the proof that the split changes nothing.
+
+`model_id` is the SHA-256 of the canonical JSON of `ModelContent`. The content names every shard by `content_sha256`: the hash of its file
+with the value of `shardnet.model_id` blanked, since a file cannot contain the hash of itself. So whoever holds only a `model_id` can prove
+a manifest, and with it each shard, right. The plain `sha256` and the torrent's info-hash stand beside it, outside the hash, and are covered by
+the swarm owner's signature. (docs/decisions/0001-model-id.md)
+
+Pure data: reading and writing files is `shardnet.inference.manifest_file`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from shardnet.errors import ManifestError
+from shardnet.ids import ModelId, Sha256
+from shardnet.shards import Frozen, LayerRange
+
+MANIFEST_FORMAT = 1
+BLANK_MODEL_ID = "0" * 64
+"""What stands in place of `shardnet.model_id` while `content_sha256` is computed."""
+
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class ShardContent(Frozen):
+    """What one shard is, independent of the model id written into it."""
+
+    shard_id: int = Field(ge=0, lt=10_000)
+    layers: LayerRange
+    file: str = Field(pattern=FILE_NAME, description="file name beside the manifest")
+    bytes: int = Field(gt=0)
+    content_sha256: Sha256
+    kv_bytes_per_token: int = Field(ge=0, description="bytes of f16 KV cache one token takes in this shard's layers")
+
+
+class FileContent(Frozen):
+    """A file beside the shards: the tokenizer."""
+
+    file: str = Field(pattern=FILE_NAME)
+    bytes: int = Field(gt=0)
+    sha256: Sha256
+
+
+class ModelContent(Frozen):
+    """Everything that `model_id` promises."""
+
+    format: int = MANIFEST_FORMAT
+    architecture: str = Field(min_length=1, max_length=64)
+    n_layers: int = Field(gt=0, le=10_000)
+    n_embd: int = Field(gt=0, description="width of a hidden state, elements")
+    n_vocab: int = Field(gt=0, le=10_000_000)
+    n_ctx_train: int = Field(gt=0, description="context length of the training, tokens")
+    n_params: int = Field(gt=0)
+    quantisation: str = Field(max_length=64, description="the file type, as llama.cpp names it: Q4_1, Q4_K_M, ...")
+    shards: tuple[ShardContent, ...] = Field(min_length=1, strict=False)
+    tokenizer: FileContent = Field(description="a GGUF with the vocabulary and the chat template, no tensors")
+
+    @model_validator(mode="after")
+    def _shards_cover_all_layers(self) -> Self:
+        expected = 0
+        for index, shard in enumerate(self.shards):
+            if shard.shard_id != index:
+                raise ValueError(f"shard {index} is numbered {shard.shard_id}")
+            if shard.layers.first != expected:
+                raise ValueError(f"shard {index} starts at layer {shard.layers.first}, not {expected}")
+            expected = shard.layers.end
+        if expected != self.n_layers:
+            raise ValueError(f"shards end at layer {expected} of {self.n_layers}")
+        return self
+
+    @property
+    def model_id(self) -> str:
+        """Returns: SHA-256, hex, of this content's canonical JSON."""
+        return hashlib.sha256(canonical_json(self)).hexdigest()
+
+
+class ShardFile(Frozen):
+    """How the finished file of one shard is recognised: derived from its content and the model id."""
+
+    sha256: Sha256
+    info_hash: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="BitTorrent v2 info-hash of its open torrent"
+    )
+
+
+class BoundaryReport(Frozen):
+    """The largest difference at the output of one shard."""
+
+    shard_id: int = Field(ge=0)
+    layer_end: int = Field(gt=0)
+    max_abs_diff: float = Field(ge=0)
+
+
+class ParityCertificate(Frozen):
+    """The proof that the shards, run as a chain, give the numbers of the unsplit model."""
+
+    llama_cpp: str = Field(description="version of llama-cpp-python that ran both sides")
+    cpu: str = Field(default="", description="the machine's processor, since kernels differ by instruction set")
+    prompt_tokens: int = Field(gt=0)
+    decode_tokens: int = Field(ge=0)
+    boundaries: tuple[BoundaryReport, ...] = Field(strict=False)
+    max_abs_logit_diff: float = Field(ge=0)
+    tokens_equal: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """True if not a single bit differed."""
+        return self.tokens_equal and self.max_abs_logit_diff == 0 and all(b.max_abs_diff == 0 for b in self.boundaries)
+
+
+class Manifest(Frozen):
+    """One model in one quantisation, cut into shards. Stored as `manifest.json` beside them."""
+
+    model_id: ModelId
+    name: str = Field(
+        min_length=1, max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", description="what people call it"
+    )
+    content: ModelContent
+    files: tuple[ShardFile, ...] = Field(strict=False, description="one for each shard, in order")
+    certificate: ParityCertificate | None = None
+    signature: str | None = Field(
+        default=None, max_length=512, description="the swarm owner's, base64, over `signed_bytes`"
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.model_id != self.content.model_id:
+            raise ValueError("model_id is not the hash of the content")
+        if len(self.files) != len(self.content.shards):
+            raise ValueError(f"{len(self.files)} files for {len(self.content.shards)} shards")
+        return self
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """Returns: what the swarm's owner signs: everything but the signature."""
+        return b"shardnet manifest\n" + canonical_json(self.model_copy(update={"signature": None}))
+
+    @property
+    def n_shards(self) -> int:
+        """Returns: number of shards."""
+        return len(self.content.shards)
+
+    @property
+    def total_bytes(self) -> int:
+        """Returns: bytes of all shard files together."""
+        return sum(shard.bytes for shard in self.content.shards)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Returns: bytes of f16 KV cache of one token over all layers."""
+        return sum(shard.kv_bytes_per_token for shard in self.content.shards)
+
+    def to_json(self) -> str:
+        """Returns: the text of `manifest.json`: the same for the same manifest."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def canonical_json(data: Frozen) -> bytes:
+    """Returns: UTF-8 JSON with sorted keys and no spaces: one byte string for one value."""
+    return json.dumps(data.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def parse_manifest(text: str | bytes, *, source: str) -> Manifest:
+    """Read a manifest from JSON.
+
+    Args:
+        source: where the text came from, for the error's sentence.
+
+    Raises: ManifestError if it is not a manifest, or its `model_id` is not the hash of its content.
+    """
+    try:
+        return Manifest.model_validate_json(text)
+    except ValueError as error:
+        first = str(error).splitlines()
+        reason = "; ".join(line.strip() for line in first[1:3]) if len(first) > 1 else str(error)
+        raise ManifestError(f"{source} is not a usable manifest: {reason}") from error

@@ -1,0 +1,470 @@
+"""Every message that travels between daemons, and the one union that tells them apart.
+
+Rules: a command has an id, a deadline and exactly one final answer, and is harmless when repeated. Tensors travel beside the JSON, described by
+`tensors`. Unknown fields are refused. Who may send what: a *node* dials its coordinator, says `Hello` and then only answers commands, sends
+heartbeats and reports; nodes dial each other to forward `ExecuteTask`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from shardnet.errors import Fact, ShardnetError, error_from_wire
+from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
+from shardnet.manifest import Manifest
+from shardnet.shards import Frozen, TensorSpec
+
+PROTOCOL_VERSION = 1
+
+MAX_STAGES = 256
+MAX_STEP_TOKENS = 8192
+MAX_TOKEN_ID = 10_000_000
+MAX_POSITION = 1 << 24
+
+DeadlineSeconds = Annotated[float, Field(gt=0, le=86_400, description="seconds, counted from receipt")]
+ShardIndex = Annotated[int, Field(ge=0, lt=10_000)]
+Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+
+
+class Message(Frozen):
+    """Base of everything on the wire."""
+
+    tensors: tuple[TensorSpec, ...] = Field(default=(), max_length=4, strict=False)
+
+
+class Address(Frozen):
+    """Where a daemon listens for TLS connections."""
+
+    host: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:_-]+$")
+    port: int = Field(ge=1, le=65_535)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ErrorInfo(Frozen):
+    """An error of `shardnet.errors`, on the wire."""
+
+    code: str = Field(max_length=40)
+    message: str = Field(max_length=4000)
+    facts: dict[str, Fact] = Field(default_factory=dict, max_length=16)
+
+    @classmethod
+    def of(cls, error: ShardnetError) -> ErrorInfo:
+        """Returns: the error as data."""
+        return cls(code=error.code, message=error.message[:4000], facts=error.facts)
+
+    def to_error(self) -> ShardnetError:
+        """Returns: the data as an error of the same class."""
+        return error_from_wire(self.code, self.message, self.facts)
+
+
+class DeviceInfo(Frozen):
+    """One place where layers can run. Bytes are the engine's view at the time of asking."""
+
+    name: str = Field(max_length=64, description="CPU, CUDA0, ...")
+    description: str = Field(default="", max_length=200)
+    kind: Literal["cpu", "gpu"]
+    total_bytes: int = Field(ge=0)
+    free_bytes: int = Field(ge=0)
+
+
+class HeldShard(Frozen):
+    """One shard that a node has, and how ready it is."""
+
+    model_id: ModelId
+    shard_id: ShardIndex
+    loaded: bool = Field(description="its tensors are in the engine's memory")
+    memory_bytes: int = Field(default=0, ge=0, description="weights, KV cache and compute buffers, when loaded")
+    step_us: float | None = Field(default=None, ge=0, description="median time of one decode step through this shard")
+    progress: float | None = Field(default=None, ge=0, le=1, description="share present, while it is fetched or loaded")
+    detail: str = Field(default="", max_length=200, description="what is going on, for people")
+
+
+class Capabilities(Frozen):
+    """What a node can do, as it tells its coordinator."""
+
+    shard_loaded: bool = Field(default=False, description="at least one shard was in memory before the node joined")
+    devices: tuple[DeviceInfo, ...] = Field(default=(), max_length=64, strict=False)
+    memory_limit_bytes: int = Field(
+        default=0, ge=0, description="what the node may use for shards; 0 means all that is free"
+    )
+    assigned: tuple[tuple[ModelId, ShardIndex], ...] = Field(
+        default=(), max_length=10_000, strict=False, description="shards its user bound it to: it is given no others"
+    )
+    accepts_any: bool = Field(default=True, description="False: only `assigned` shards")
+    torrent_port: int = Field(default=0, ge=0, le=65_535)
+
+
+# -- greetings ------------------------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """First message of a dialling daemon. Answered by `Welcome` or by an error and the end of the connection."""
+
+    type: Literal["HELLO"] = "HELLO"
+    protocol: int = Field(ge=1, le=1000)
+    node_id: NodeId
+    name: str = Field(default="", max_length=64)
+    role: Literal["node", "coordinator", "client"]
+    listen: Address | None = Field(default=None, description="where others may dial this daemon")
+    capabilities: Capabilities = Capabilities()
+    held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)
+
+
+class Welcome(Message):
+    """Answer to `Hello`."""
+
+    type: Literal["WELCOME"] = "WELCOME"
+    protocol: int = Field(ge=1, le=1000)
+    node_id: NodeId
+    epoch: int = Field(default=0, ge=0, description="grows with each start of the coordinator; older tasks are refused")
+    revoked: tuple[NodeId, ...] = Field(default=(), max_length=100_000, strict=False)
+
+
+class Refusal(Message):
+    """Final word to a peer that is not let in."""
+
+    type: Literal["REFUSAL"] = "REFUSAL"
+    error: ErrorInfo
+
+
+class Revoked(Message):
+    """Coordinator to node: these members are no longer members. Replaces earlier lists. No answer."""
+
+    type: Literal["REVOKED"] = "REVOKED"
+    node_ids: tuple[NodeId, ...] = Field(max_length=100_000, strict=False)
+
+
+# -- node -> coordinator ---------------------------------------------------------------------------------------------------------------
+
+
+class Heartbeat(Message):
+    """Node to coordinator, every second: it lives, and this is its state. No answer."""
+
+    type: Literal["HEARTBEAT"] = "HEARTBEAT"
+    memory_free_bytes: int = Field(ge=0)
+    load: float = Field(ge=0, description="share of the last interval the engine was busy, 0 to 1")
+    devices: tuple[DeviceInfo, ...] = Field(default=(), max_length=64, strict=False)
+    held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)
+    sequences: int = Field(default=0, ge=0, description="sequences with KV in this node's engine")
+    draining: bool = False
+
+
+class ManifestOffer(Message):
+    """Node to coordinator: a manifest that the node holds shards of. No answer; unknown ones join the catalogue."""
+
+    type: Literal["MANIFEST_OFFER"] = "MANIFEST_OFFER"
+    manifest: Manifest
+
+
+class Leaving(Message):
+    """Node to coordinator: it drains and goes. Running tasks are finished. No answer."""
+
+    type: Literal["LEAVING"] = "LEAVING"
+    reason: str = Field(default="", max_length=200)
+
+
+# -- commands and their answers ----------------------------------------------------------------------------------------------------------
+
+
+class ShardOptions(Frozen):
+    """How a shard is to be loaded. All shards of one pipeline are given the same."""
+
+    n_ctx: int = Field(default=4096, ge=8, le=1 << 20, description="tokens of context of each sequence")
+    n_seq: int = Field(default=4, ge=1, le=256, description="sequences with KV at the same time")
+    n_batch: int = Field(default=512, ge=1, le=8192, description="most tokens in one llama.cpp batch: the prompt chunk")
+
+
+class ShardSource(Frozen):
+    """A holder that the coordinator knows of: a hint, proved by TLS and by the manifest's hashes."""
+
+    node_id: NodeId
+    address: Address
+    torrent_port: int = Field(default=0, ge=0, le=65_535)
+
+
+class LoadShard(Message):
+    """Ask a node to hold a shard ready. Answered by `LoadProgress`*, then `ShardReady` or `CommandFailed`; asking twice is harmless."""
+
+    type: Literal["LOAD_SHARD"] = "LOAD_SHARD"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    model_id: ModelId
+    shard_id: ShardIndex
+    options: ShardOptions = ShardOptions()
+    manifest: Manifest | None = Field(default=None, description="signed; for a node that may not know the model")
+    sources: tuple[ShardSource, ...] = Field(default=(), max_length=64, strict=False)
+    keep_only: bool = Field(default=False, description="have the file, do not take it into memory")
+
+
+class LoadProgress(Message):
+    """On the way to `ShardReady`."""
+
+    type: Literal["LOAD_PROGRESS"] = "LOAD_PROGRESS"
+    command_id: CommandId
+    stage: Literal["fetch", "verify", "load"]
+    done_bytes: int = Field(ge=0)
+    total_bytes: int = Field(ge=0)
+    bytes_per_s: float = Field(default=0, ge=0)
+    peers: int = Field(default=0, ge=0)
+
+
+class ShardReady(Message):
+    """The shard is in memory (or on disk, for `keep_only`)."""
+
+    type: Literal["SHARD_READY"] = "SHARD_READY"
+    command_id: CommandId
+    held: HeldShard
+    source: Literal["memory", "local", "torrent"] = Field(
+        description="already loaded, read from the local directory, or fetched"
+    )
+
+
+class UnloadShard(Message):
+    """Free a shard's memory; the file stays. Answered by `Done` or `CommandFailed`; harmless when it is not loaded."""
+
+    type: Literal["UNLOAD_SHARD"] = "UNLOAD_SHARD"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    model_id: ModelId
+    shard_id: ShardIndex
+
+
+class FreeSequence(Message):
+    """Drop a sequence's KV and state. No answer; harmless when it is not there."""
+
+    type: Literal["FREE_SEQUENCE"] = "FREE_SEQUENCE"
+    sequence_id: SequenceId
+
+
+class CancelTask(Message):
+    """A task's answer is no longer wanted. No answer of its own; the task may still answer."""
+
+    type: Literal["CANCEL_TASK"] = "CANCEL_TASK"
+    command_id: CommandId
+
+
+class Done(Message):
+    """Final answer of a command with nothing to tell."""
+
+    type: Literal["DONE"] = "DONE"
+    command_id: CommandId
+
+
+class CommandFailed(Message):
+    """Final answer of a command that did not succeed."""
+
+    type: Literal["COMMAND_FAILED"] = "COMMAND_FAILED"
+    command_id: CommandId
+    error: ErrorInfo
+
+
+class Sampling(Frozen):
+    """How the last stage picks tokens. Randomness is a function of (seed, position) alone, so a rebuilt sequence goes on with the same tokens.
+
+    The order is llama.cpp's: logit bias, grammar, penalties, top-k, top-p, min-p, temperature, draw.
+    """
+
+    temperature: float = Field(default=0.0, ge=0, le=100, description="0 picks the most likely token")
+    top_k: int = Field(default=0, ge=0, le=MAX_TOKEN_ID, description="0: off")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repeat_penalty: float = Field(default=1.0, gt=0, le=10)
+    presence_penalty: float = Field(default=0.0, ge=-10, le=10)
+    frequency_penalty: float = Field(default=0.0, ge=-10, le=10)
+    penalty_last_n: int = Field(
+        default=64, ge=-1, le=MAX_POSITION, description="tokens the penalties look back; -1: all"
+    )
+    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=1024)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    grammar: str | None = Field(default=None, max_length=65_536, description="GBNF")
+    prompt_tokens: int = Field(
+        default=0, ge=0, le=MAX_POSITION, description="length of the prompt: the grammar begins after it"
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="log-probabilities of the picked and the most likely tokens"
+    )
+
+
+class StageRef(Frozen):
+    """One stop of a route: the contiguous shards `[first_shard, end_shard)` on one node."""
+
+    node_id: NodeId
+    address: Address | None = Field(description="None: reached through the coordinator only")
+    first_shard: ShardIndex
+    end_shard: int = Field(ge=1, le=10_000)
+
+
+class ExecuteTask(Message):
+    """One step of one sequence through the stage `route[stage]`, which forwards it to the next.
+
+    Tensors: `tokens` int32 (n_tokens,), always; `hidden` float32 (n_tokens, n_embd), for every stage but the first.
+    A stage first drops KV at and after `position`, then runs. The last stage answers `TaskResult` to the coordinator; whichever stage fails
+    answers `CommandFailed`. Repeating a step gives the same answer.
+    """
+
+    type: Literal["EXECUTE_TASK"] = "EXECUTE_TASK"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    epoch: int = Field(ge=0)
+    model_id: ModelId
+    sequence_id: SequenceId
+    position: Position
+    n_tokens: int = Field(ge=1, le=MAX_STEP_TOKENS)
+    route: tuple[StageRef, ...] = Field(min_length=1, max_length=MAX_STAGES, strict=False)
+    stage: int = Field(ge=0, lt=MAX_STAGES)
+    options: ShardOptions = ShardOptions()
+    sample_from: int | None = Field(
+        default=None, ge=0, description="first row whose next token is sampled; None: the step only fills KV"
+    )
+    sampling: Sampling | None = None
+    return_logits: bool = Field(
+        default=False, description="also return the logits of the sampled rows, for parity checks"
+    )
+    timings: tuple[StageTiming, ...] = Field(default=(), max_length=MAX_STAGES, strict=False)
+
+
+class StageTiming(Frozen):
+    """What one stage spent on a step, microseconds."""
+
+    queue_us: float = Field(ge=0, description="waiting for the engine")
+    compute_us: float = Field(ge=0, description="inside llama.cpp, the callback included")
+    engine_us: float = Field(default=0, ge=0, description="daemon to engine and back, without queue and compute")
+    batch_tokens: int = Field(default=1, ge=0, description="rows in the llama.cpp batch that carried the step")
+
+
+class TokenLogprob(Frozen):
+    """A token and the natural logarithm of its probability before penalties and truncation."""
+
+    token: TokenId
+    logprob: float
+
+
+class TaskResult(Message):
+    """Final answer of `ExecuteTask` from the last stage. Tensor: `logits` float32 (n_rows, n_vocab), when they were asked for."""
+
+    type: Literal["TASK_RESULT"] = "TASK_RESULT"
+    command_id: CommandId
+    sequence_id: SequenceId
+    position: Position = Field(description="position of the first of `tokens`")
+    tokens: tuple[TokenId, ...] = Field(
+        max_length=MAX_STEP_TOKENS, strict=False, description="sampled; several when a draft agreed"
+    )
+    logprobs: tuple[tuple[TokenLogprob, ...], ...] = Field(
+        default=(), strict=False, description="per token: itself, then the most likely"
+    )
+    timings: tuple[StageTiming, ...] = Field(default=(), max_length=MAX_STAGES, strict=False)
+
+
+# -- measuring and asking ------------------------------------------------------------------------------------------------------------------
+
+
+class Ping(Message):
+    """Answered by `Pong` at once; may carry one tensor named `padding` to measure bandwidth."""
+
+    type: Literal["PING"] = "PING"
+    command_id: CommandId
+
+
+class Pong(Message):
+    """Answer to `Ping`."""
+
+    type: Literal["PONG"] = "PONG"
+    command_id: CommandId
+
+
+class MeasureLink(Message):
+    """Coordinator to node: measure the link to another node. Answered by `LinkMeasured` or `CommandFailed`."""
+
+    type: Literal["MEASURE_LINK"] = "MEASURE_LINK"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    peer: ShardSource
+
+
+class LinkMeasured(Message):
+    """Answer to `MeasureLink`."""
+
+    type: Literal["LINK_MEASURED"] = "LINK_MEASURED"
+    command_id: CommandId
+    round_trip_s: float = Field(ge=0)
+    bytes_per_s: float = Field(ge=0)
+
+
+class GetManifest(Message):
+    """Ask any holder for a manifest. Answered by `ManifestIs` or `CommandFailed`."""
+
+    type: Literal["GET_MANIFEST"] = "GET_MANIFEST"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    model: str = Field(min_length=1, max_length=128, description="model id, or a name the coordinator publishes")
+
+
+class ManifestIs(Message):
+    """Answer to `GetManifest`. It proves itself: `model_id` is the hash of its content."""
+
+    type: Literal["MANIFEST_IS"] = "MANIFEST_IS"
+    command_id: CommandId
+    manifest: Manifest
+
+
+class GetFile(Message):
+    """Ask a holder for a small file of a model, whole: the tokenizer or a shard's torrent. Answered by `FileIs` or `CommandFailed`."""
+
+    type: Literal["GET_FILE"] = "GET_FILE"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    model_id: ModelId
+    kind: Literal["tokenizer", "torrent"]
+    shard_id: ShardIndex = Field(default=0, description="for `torrent`")
+    offset: int = Field(
+        default=0, ge=0, description="bytes from the start; files come in pieces of at most MAX_FILE_PIECE"
+    )
+
+
+class FileIs(Message):
+    """Answer to `GetFile`: `total_bytes`, and one piece as the tensor `data`, int32 padded with zeros to a multiple of four bytes."""
+
+    type: Literal["FILE_IS"] = "FILE_IS"
+    command_id: CommandId
+    total_bytes: int = Field(ge=0)
+    piece_bytes: int = Field(ge=0)
+
+
+ExecuteTask.model_rebuild()
+
+AnyMessage = Annotated[
+    Hello
+    | Welcome
+    | Refusal
+    | Revoked
+    | Heartbeat
+    | ManifestOffer
+    | Leaving
+    | LoadShard
+    | LoadProgress
+    | ShardReady
+    | UnloadShard
+    | ExecuteTask
+    | TaskResult
+    | FreeSequence
+    | CancelTask
+    | Done
+    | CommandFailed
+    | Ping
+    | Pong
+    | MeasureLink
+    | LinkMeasured
+    | GetManifest
+    | ManifestIs
+    | GetFile
+    | FileIs,
+    Field(discriminator="type"),
+]
+MESSAGES: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
+
+MAX_FILE_PIECE = 1 << 20
