@@ -1,0 +1,139 @@
+"""Reading a shard's raw output, `l_out-{n_layer - 1}`, out of llama.cpp's graph.
+
+llama.cpp's own "embeddings" come after the final norm and are useless between stages. The eval callback sees every graph node by name; it copies the
+wanted one and stops the graph there. `native/capture.c` is the fast form of it, built with the package where a C compiler is; without it
+the same logic runs in Python, about a microsecond a node slower.
+
+Source: ggml's `ggml_backend_sched_set_eval_callback` in ggml-backend.h; shared/FACTS.md, recipe 3.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._ggml import libggml
+from numpy.typing import NDArray
+
+from shardnet.errors import EngineError
+
+MAX_NAME = 64  # GGML_MAX_NAME
+
+_tensor_name = libggml.ggml_get_name
+_tensor_name.restype, _tensor_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+_tensor_bytes = libggml.ggml_nbytes
+_tensor_bytes.restype, _tensor_bytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+_tensor_read = libggml.ggml_backend_tensor_get
+_tensor_read.restype = None
+_tensor_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+
+
+class CaptureState(ctypes.Structure):
+    """Mirrors `struct capture_state` of native/capture.c."""
+
+    _fields_ = (
+        ("name_of", ctypes.c_void_p),
+        ("bytes_of", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("capacity", ctypes.c_size_t),
+        ("used", ctypes.c_size_t),
+        ("overflow", ctypes.c_int),
+        ("wanted", ctypes.c_char * MAX_NAME),
+    )
+
+
+def _native_callback() -> Any | None:
+    """Returns: the compiled callback, or None where the package was built without a compiler."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
+    library = Path(__file__).with_name(f"_capture{suffix}")
+    if not library.exists():
+        return None
+    try:
+        function = ctypes.CDLL(str(library)).shardnet_capture
+    except (OSError, AttributeError):
+        return None
+    return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
+
+
+NATIVE_CALLBACK = _native_callback()
+
+
+class OutputCapture:
+    """Collects the rows of one named graph node and ends the graph there.
+
+    Args:
+        layer: index, within the shard, of its last layer.
+        n_embd: width of a hidden state.
+        max_rows: most rows of one llama.cpp batch.
+        native: use the compiled callback if there is one.
+    """
+
+    def __init__(self, layer: int, n_embd: int, max_rows: int, *, native: bool = True) -> None:
+        self._rows: NDArray[np.float32] = np.empty((max_rows, n_embd), dtype=np.float32)
+        self._state = CaptureState(
+            name_of=ctypes.cast(_tensor_name, ctypes.c_void_p),
+            bytes_of=ctypes.cast(_tensor_bytes, ctypes.c_void_p),
+            read=ctypes.cast(_tensor_read, ctypes.c_void_p),
+            rows=self._rows.ctypes.data,
+            capacity=self._rows.nbytes,
+            wanted=f"l_out-{layer}".encode(),
+        )
+        self.is_native = native and NATIVE_CALLBACK is not None
+        self.callback = (
+            NATIVE_CALLBACK if self.is_native else llama_cpp.ggml_backend_sched_eval_callback(self._in_python)
+        )
+        self.user_data = ctypes.cast(ctypes.pointer(self._state), ctypes.c_void_p)
+
+    def _in_python(self, tensor: int, ask: bool, _user_data: int | None) -> bool:
+        state = self._state
+        if ask:
+            return bool(_tensor_name(tensor) == state.wanted)
+        count = _tensor_bytes(tensor)
+        if count > state.capacity - state.used:
+            state.overflow = 1
+            return False
+        _tensor_read(tensor, state.rows + state.used, 0, count)
+        state.used += count
+        return False
+
+    def reset(self) -> None:
+        """Forget the rows of the last batch."""
+        self._state.used = 0
+        self._state.overflow = 0
+
+    def rows(self, n_tokens: int) -> NDArray[np.float32]:
+        """Returns: float32 (n_tokens, n_embd), a view that the next batch overwrites.
+
+        Raises: EngineError if the graph did not give exactly these rows: the family names its layer output differently.
+        """
+        wanted = n_tokens * self._rows.shape[1] * 4
+        if self._state.overflow or self._state.used != wanted:
+            raise EngineError(
+                f"this model family does not offer its layer output to shardnet ({self._state.used} of {wanted} bytes of "
+                f"{self._state.wanted.decode()}): it cannot be split"
+            )
+        return self._rows[:n_tokens]
+
+
+class LayerProbe:
+    """Collects the outputs of several layers and lets the graph go on: for comparing a full model with its shards."""
+
+    def __init__(self, layers: set[int]) -> None:
+        self._wanted = {f"l_out-{layer}".encode(): layer for layer in layers}
+        self.outputs: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in layers}
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+        self.user_data = None
+
+    def _on_node(self, tensor: int, ask: bool, _user_data: int | None) -> bool:
+        layer = self._wanted.get(_tensor_name(tensor))
+        if ask or layer is None:
+            return layer is not None
+        data: NDArray[np.float32] = np.empty(_tensor_bytes(tensor) // 4, dtype=np.float32)
+        _tensor_read(tensor, data.ctypes.data, 0, data.nbytes)
+        self.outputs[layer].append(data)
+        return True

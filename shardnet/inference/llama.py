@@ -1,0 +1,325 @@
+"""llama.cpp's models and contexts, as little of them as layer-range inference needs. Only the engine process and offline tools import this.
+
+Everything that a caller could pass wrong is checked here first: ggml answers bad input with `abort()`.
+
+Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from shardnet.errors import ContextExceeded, EngineError
+from shardnet.inference.capture import LayerProbe, OutputCapture
+
+LLAMA_CPP_VERSION = str(llama_cpp.__version__)
+MROPE_TYPES = frozenset(
+    {llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE, llama_cpp.LLAMA_ROPE_TYPE_VISION}
+)
+MROPE_SECTIONS = 4
+
+_last_errors: deque[str] = deque(maxlen=8)
+GGML_LOG_LEVEL_ERROR = 4
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _user_data: Any) -> None:
+    """llama.cpp writes to stderr by default; we keep its last errors for our own sentences."""
+    if level == GGML_LOG_LEVEL_ERROR:
+        _last_errors.append(text.decode(errors="replace").strip())
+
+
+def start_backend() -> None:
+    """Initialise llama.cpp for this process; harmless when repeated."""
+    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def _why(default: str) -> str:
+    reasons = [text for text in _last_errors if text]
+    _last_errors.clear()
+    return reasons[0] if reasons else default
+
+
+class LlamaModel:
+    """One GGUF in memory. Use as a context manager, or call `close`.
+
+    Args:
+        n_gpu_layers: layers to keep on the GPU; 0 for none, -1 for all.
+        on_progress: called with 0..1 while loading.
+
+    Raises: EngineError with llama.cpp's own reason if it does not open the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_gpu_layers: int = 0,
+        vocab_only: bool = False,
+        use_mmap: bool = True,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        start_backend()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.vocab_only = vocab_only
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
+
+        def progress(share: float, _user_data: Any) -> bool:
+            if on_progress is not None:
+                on_progress(share)
+            return True
+
+        self._progress = llama_cpp.llama_progress_callback(progress)
+        params.progress_callback = self._progress
+        _last_errors.clear()
+        self.path = path
+        self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.pointer:
+            raise EngineError(f"llama.cpp cannot load {path}: {_why('no reason given')}")
+        self.n_layer = int(llama_cpp.llama_model_n_layer(self.pointer))
+        self.n_embd = int(llama_cpp.llama_model_n_embd(self.pointer))
+        self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self.pointer))
+        self.vocab = llama_cpp.llama_model_get_vocab(self.pointer)
+        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
+        self.uses_mrope = int(llama_cpp.llama_model_rope_type(self.pointer)) in MROPE_TYPES
+        self.is_recurrent = bool(llama_cpp.llama_model_is_recurrent(self.pointer)) or bool(
+            llama_cpp.llama_model_is_hybrid(self.pointer)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights; contexts of this model must be closed first."""
+        if self.pointer:
+            llama_cpp.llama_model_free(self.pointer)
+            self.pointer = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one llama.cpp batch, all of the same length for each sequence, sorted by sequence slot.
+
+    Exactly one of `tokens` int32 (n,) and `hidden` float32 (n, n_embd) is set. `positions` and `slots` are int32 (n,).
+    `outputs` bool (n,) marks the rows whose logits are wanted; a context that captures marks all of them itself.
+    """
+
+    positions: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    outputs: NDArray[np.bool_]
+    tokens: NDArray[np.int32] | None = None
+    hidden: NDArray[np.float32] | None = None
+
+
+class LlamaContext:
+    """KV cache and compute buffers for one model.
+
+    Args:
+        n_ctx: tokens of context of each sequence.
+        n_seq: sequences (slots) with KV at the same time; each has cells of its own, so that one never changes another's numbers.
+        n_batch: most rows in one batch; also the physical batch, so that a prompt chunk is computed in one piece.
+        capture: take out the raw output of the last layer instead of logits.
+        probe: collect the outputs of some layers on the way to the logits.
+
+    Raises: EngineError if llama.cpp cannot create the context.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        n_ctx: int,
+        n_seq: int = 1,
+        n_batch: int = 512,
+        threads: int = 0,
+        capture: bool = False,
+        probe: LayerProbe | None = None,
+        native_capture: bool = True,
+    ) -> None:
+        self.model = model
+        self.n_ctx, self.n_seq, self.n_batch = n_ctx, n_seq, n_batch
+        threads = threads or os.cpu_count() or 1
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx * n_seq
+        params.n_seq_max = n_seq
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = False
+        params.swa_full = True  # a windowed cache could not be rewound further than its window
+        self._capture = (
+            OutputCapture(model.n_layer - 1, model.n_embd, n_batch, native=native_capture) if capture else None
+        )
+        hook = self._capture or probe
+        if hook is not None:
+            params.cb_eval = hook.callback
+            params.cb_eval_user_data = hook.user_data
+        self._hook = hook
+        _last_errors.clear()
+        self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise EngineError(f"llama.cpp cannot make a context for {model.path}: {_why('not enough memory?')}")
+        self._memory = llama_cpp.llama_get_memory(self.pointer)
+        self._batch = _Batch(n_batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free KV cache and buffers."""
+        if self.pointer:
+            llama_cpp.llama_free(self.pointer)
+            self.pointer = None
+
+    def decode(self, rows: Rows) -> None:
+        """Run one batch. Afterwards `hidden` or `logits` hold its results until the next call.
+
+        Raises: ContextExceeded if a row lies beyond the context; EngineError if llama.cpp refuses the batch.
+        """
+        count = len(rows.positions)
+        self._check(rows, count)
+        batch = self._batch.fill(rows, all_outputs=self._capture is not None, sections=self._sections(rows))
+        if self._capture is not None:
+            self._capture.reset()
+        code = llama_cpp.llama_decode(self.pointer, batch)
+        if code == 1:
+            raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
+        if code != 0:
+            raise EngineError(f"llama.cpp refused a batch of {count} rows (code {code}): {_why('no reason given')}")
+
+    def _sections(self, rows: Rows) -> int:
+        return MROPE_SECTIONS if self.model.uses_mrope and rows.hidden is not None else 1
+
+    def _check(self, rows: Rows, count: int) -> None:
+        if not 0 < count <= self.n_batch:
+            raise EngineError(f"a batch of {count} rows, where 1 to {self.n_batch} fit")
+        if int(rows.positions.max()) >= self.n_ctx:
+            raise ContextExceeded(
+                f"position {int(rows.positions.max())} is beyond the context of {self.n_ctx} tokens", n_ctx=self.n_ctx
+            )
+        if int(rows.slots.min()) < 0 or int(rows.slots.max()) >= self.n_seq:
+            raise EngineError(f"sequence slots {rows.slots.tolist()} are not all within 0..{self.n_seq - 1}")
+        if rows.tokens is not None and (int(rows.tokens.min()) < 0 or int(rows.tokens.max()) >= self.model.n_vocab):
+            raise EngineError(f"a token id is outside the vocabulary of {self.model.n_vocab}")
+        if rows.hidden is not None and rows.hidden.shape != (count, self.model.n_embd):
+            raise EngineError(
+                f"hidden states of shape {rows.hidden.shape}, where ({count}, {self.model.n_embd}) is needed"
+            )
+        if (rows.tokens is None) == (rows.hidden is None):
+            raise EngineError("a batch takes either tokens or hidden states")
+
+    def hidden(self, count: int) -> NDArray[np.float32]:
+        """Returns: float32 (count, n_embd): the raw output of the last layer for the last batch's rows; a view."""
+        if self._capture is None:
+            raise EngineError("this context was made for logits")
+        return self._capture.rows(count)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Returns: float32 (n_vocab,): the logits of a row of the last batch that was marked as output; a view."""
+        pointer = llama_cpp.llama_get_logits_ith(self.pointer, row)
+        if not pointer:
+            raise EngineError(f"row {row} of the last batch has no logits")
+        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+
+    def truncate(self, slot: int, position: int) -> bool:
+        """Drop a slot's KV at and after `position`.
+
+        Returns: False if the model cannot go back to there (recurrent state); then drop the whole slot and replay.
+        """
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1))
+
+    def first_position(self, slot: int) -> int:
+        """Returns: the smallest position with KV in a slot, -1 for none."""
+        return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+
+    def last_position(self, slot: int) -> int:
+        """Returns: the largest position with KV in a slot, -1 for none."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot))
+
+
+class _Batch:
+    """A `llama_batch` over arrays of our own, filled without a Python loop over rows."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._tokens: NDArray[np.int32] = np.zeros(n_rows, dtype=np.int32)
+        self._positions: NDArray[np.int32] = np.zeros(n_rows * MROPE_SECTIONS, dtype=np.int32)
+        self._slots: NDArray[np.int32] = np.zeros(n_rows, dtype=np.int32)
+        self._counts: NDArray[np.int32] = np.ones(n_rows, dtype=np.int32)
+        self._outputs: NDArray[np.int8] = np.zeros(n_rows, dtype=np.int8)
+        # seq_id is an array of pointers, one to each row's (only) slot.
+        self._slot_pointers: NDArray[np.uintp] = (self._slots.ctypes.data + 4 * np.arange(n_rows)).astype(np.uintp)
+        self._batch = llama_cpp.llama_batch()
+        self._pos_pointer = _pointer(self._positions, llama_cpp.llama_pos)
+        self._token_pointer = _pointer(self._tokens, llama_cpp.llama_token)
+        self._batch.pos = self._pos_pointer
+        self._batch.n_seq_id = _pointer(self._counts, ctypes.c_int32)
+        self._batch.seq_id = _pointer(self._slot_pointers, ctypes.POINTER(llama_cpp.llama_seq_id))
+        self._batch.logits = _pointer(self._outputs, ctypes.c_int8)
+        self._hidden: NDArray[np.float32] | None = None
+
+    def fill(self, rows: Rows, *, all_outputs: bool, sections: int) -> Any:
+        count = len(rows.positions)
+        self._batch.n_tokens = count
+        if sections == 1:
+            self._positions[:count] = rows.positions
+        else:  # sections 0 to 2 hold the position, section 3 zeros
+            for section in range(sections):
+                self._positions[section * count : (section + 1) * count] = (
+                    rows.positions if section < sections - 1 else 0
+                )
+        self._slots[:count] = rows.slots
+        self._outputs[:count] = 1 if all_outputs else rows.outputs
+        if rows.tokens is not None:
+            self._tokens[:count] = rows.tokens
+            self._batch.token, self._batch.embd = self._token_pointer, None
+        else:
+            self._hidden = np.ascontiguousarray(rows.hidden, dtype=np.float32)  # kept alive over the call
+            self._batch.token, self._batch.embd = None, _pointer(self._hidden, ctypes.c_float)
+        return self._batch
+
+
+def _pointer(array: NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+def single_sequence_rows(
+    first_position: int,
+    count: int,
+    *,
+    tokens: Sequence[int] | NDArray[np.int32] | None = None,
+    hidden: NDArray[np.float32] | None = None,
+    slot: int = 0,
+    outputs: Sequence[int] = (),
+) -> Rows:
+    """Returns: rows of one sequence at consecutive positions; `outputs` are the row numbers whose logits are wanted."""
+    marked = np.zeros(count, dtype=np.bool_)
+    marked[list(outputs)] = True
+    return Rows(
+        positions=np.arange(first_position, first_position + count, dtype=np.int32),
+        slots=np.full(count, slot, dtype=np.int32),
+        outputs=marked,
+        tokens=None if tokens is None else np.asarray(tokens, dtype=np.int32),
+        hidden=hidden,
+    )
