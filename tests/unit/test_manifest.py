@@ -1,0 +1,107 @@
+"""The manifest proves itself: whoever knows a model id can tell a right manifest from a wrong one."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from shardnet.errors import ManifestError
+from shardnet.manifest import (
+    FileContent,
+    Manifest,
+    ModelContent,
+    ParityCertificate,
+    ShardContent,
+    ShardFile,
+    parse_manifest,
+)
+from shardnet.shards import LayerRange
+
+
+def content(cuts: tuple[int, ...] = (0, 4, 8)) -> ModelContent:
+    shards = tuple(
+        ShardContent(
+            shard_id=index,
+            layers=LayerRange(first=first, end=end),
+            file=f"shard-{index}.gguf",
+            bytes=1000,
+            content_sha256=f"{index:064x}",
+            kv_bytes_per_token=128,
+        )
+        for index, (first, end) in enumerate(pairwise(cuts))
+    )
+    return ModelContent(
+        architecture="llama",
+        n_layers=cuts[-1],
+        n_embd=64,
+        n_vocab=256,
+        n_ctx_train=512,
+        n_params=10_000,
+        quantisation="Q4_0",
+        shards=shards,
+        tokenizer=FileContent(file="tokenizer.gguf", bytes=100, sha256="a" * 64),
+    )
+
+
+def manifest() -> Manifest:
+    what = content()
+    files = tuple(ShardFile(sha256=f"{index + 7:064x}") for index in range(len(what.shards)))
+    return Manifest(model_id=what.model_id, name="tiny-Q4_0", content=what, files=files)
+
+
+def test_a_manifest_survives_its_own_json() -> None:
+    assert parse_manifest(manifest().to_json(), source="test") == manifest()
+
+
+def test_the_same_content_has_the_same_model_id() -> None:
+    assert content().model_id == content().model_id
+    assert content((0, 3, 8)).model_id != content().model_id
+
+
+@pytest.mark.parametrize("field", ["n_layers", "n_embd", "n_vocab", "n_params"])
+def test_an_altered_content_is_refused_because_its_hash_is_another(field: str) -> None:
+    data = json.loads(manifest().to_json())
+    data["content"][field] += 1 if field != "n_layers" else 0
+    if field == "n_layers":
+        data["content"]["shards"][0]["content_sha256"] = "f" * 64
+    with pytest.raises(ManifestError, match="model_id is not the hash of the content"):
+        parse_manifest(json.dumps(data), source="test")
+
+
+def test_a_gap_between_shards_is_refused() -> None:
+    data = json.loads(manifest().to_json())
+    data["content"]["shards"][1]["layers"]["first"] = 5
+    with pytest.raises(ManifestError, match="starts at layer 5"):
+        parse_manifest(json.dumps(data), source="test")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/abs.gguf", ".hidden", "a/b.gguf", ""])
+def test_a_file_name_can_never_leave_its_folder(name: str) -> None:
+    data = json.loads(manifest().to_json())
+    data["content"]["shards"][0]["file"] = name
+    with pytest.raises(ManifestError):
+        parse_manifest(json.dumps(data), source="test")
+
+
+def test_the_signature_covers_hashes_name_and_certificate_but_not_itself() -> None:
+    plain = manifest()
+    assert plain.model_copy(update={"signature": "c2ln"}).signed_bytes == plain.signed_bytes
+    assert plain.model_copy(update={"name": "other"}).signed_bytes != plain.signed_bytes
+    other_files = (ShardFile(sha256="e" * 64), plain.files[1])
+    assert plain.model_copy(update={"files": other_files}).signed_bytes != plain.signed_bytes
+
+
+def test_a_certificate_is_exact_only_when_no_bit_differs() -> None:
+    exact = ParityCertificate(
+        llama_cpp="0.3.36", prompt_tokens=5, decode_tokens=5, boundaries=(), max_abs_logit_diff=0.0, tokens_equal=True
+    )
+    assert exact.is_exact
+    assert not exact.model_copy(update={"max_abs_logit_diff": 1e-9}).is_exact
+    assert not exact.model_copy(update={"tokens_equal": False}).is_exact
+
+
+def test_garbage_is_named_by_its_source() -> None:
+    with pytest.raises(ManifestError, match=r"/x/manifest\.json"):
+        parse_manifest(b"\x00\x01", source="/x/manifest.json")

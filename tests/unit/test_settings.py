@@ -1,0 +1,72 @@
+"""Settings: defaults < TOML < environment < flags, and an error that names the culprit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from shardnet.errors import SettingsError
+from shardnet.settings import Section, default_home, load_settings
+
+
+class Net(Section):
+    listen: str = Field(default="127.0.0.1:0", description="address")
+    timeout_s: float = Field(default=5.0, gt=0, description="seconds")
+
+
+class Daemon(Section):
+    net: Net = Field(default=Net(), description="network")
+    name: str = Field(default="", description="name")
+
+
+def load(
+    tmp_path: Path, toml: str = "", flags: dict[str, object] | None = None, environ: dict[str, str] | None = None
+) -> Daemon:
+    file = tmp_path / "x.toml"
+    file.write_text(toml)
+    return load_settings(Daemon, file=file, flags=flags, environ=environ or {})
+
+
+def test_defaults_need_no_file() -> None:
+    assert load_settings(Daemon, file=None, environ={}) == Daemon()
+
+
+def test_each_source_wins_over_the_one_before(tmp_path: Path) -> None:
+    toml, environ = "[net]\ntimeout_s = 1\nlisten = 'a:1'", {"SHARDNET_NET__TIMEOUT_S": "2"}
+    assert load(tmp_path, toml).net.timeout_s == 1
+    assert load(tmp_path, toml, environ=environ).net.timeout_s == 2
+    both = load(tmp_path, toml, flags={"net.timeout_s": 3.0, "name": None}, environ=environ)
+    assert both.net.timeout_s == 3
+    assert both.net.listen == "a:1"
+
+
+def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
+    assert load(tmp_path, environ={"SHARDNET_API": "http://x", "SHARDNET_HOME": "/x", "PATH": "/bin"}) == Daemon()
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("[net]\ntimeout_s = -1", "net.timeout_s"),
+        ("[net]\ntimeout = 1", "net.timeout"),
+        ("nonsense = = 1", "is not TOML"),
+        ("surprise = 1", "surprise"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_file(tmp_path: Path, toml: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, toml)
+    assert words in str(caught.value)
+    assert "x.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_an_error_not_a_default(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read"):
+        load_settings(Daemon, file=tmp_path / "none.toml", environ={})
+
+
+def test_the_home_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHARDNET_HOME", str(tmp_path))
+    assert default_home() == tmp_path
