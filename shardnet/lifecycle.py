@@ -6,6 +6,7 @@ The first SIGINT or SIGTERM asks the daemon to stop; a second leaves at once.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import random
 import signal
@@ -19,6 +20,12 @@ from shardnet.errors import ShardnetError
 from shardnet.log import get
 
 EXIT_INTERRUPTED = 130
+
+EXIT_WITH_PARENT = "SHARDNET_EXIT_WITH_PARENT"
+"""Environment variable: pid of the parent whose death ends this process too."""
+
+PR_SET_PDEATHSIG = 1
+"""Source: prctl(2)."""
 
 T = TypeVar("T")
 log = get("lifecycle")
@@ -43,8 +50,19 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
+def die_with_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to send us a signal when our parent dies, however it dies. Linux only; elsewhere nothing happens."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before we asked
+        os.kill(os.getpid(), number)
+
+
 async def serve(component: Component) -> None:
     """Run a daemon until it ends or a signal stops it; when this returns, nothing of it is left."""
+    if parent := os.environ.get(EXIT_WITH_PARENT):
+        die_with_parent(int(parent), signal.SIGTERM)
     loop = asyncio.get_running_loop()
     asked = 0
 
