@@ -1,0 +1,366 @@
+"""The rim around libtorrent: one native session, its torrents, and its alerts as events on the event loop.
+
+The loop is woken by a pipe that libtorrent writes to, and calls only functions that libtorrent answers at once or posts to its own thread.
+Knows nothing of what a download is for: `session` and `download` stand on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+
+from shardnet.errors import Busy, LocalProtocolError, SettingsError, ShardError
+from shardnet.log import get
+from shardnet.torrent.alerts import (
+    Added,
+    AlertsDropped,
+    Event,
+    ListenFailed,
+    Listening,
+    PeerBanned,
+    PeerGone,
+    PieceFailed,
+    Removed,
+    StateChanged,
+    Status,
+    Statuses,
+    TorrentEvent,
+    TorrentFailed,
+    translate,
+)
+from shardnet.torrent.metainfo import TorrentFacts
+from shardnet.torrent.native import open_native
+from shardnet.torrent.progress import TorrentStats
+from shardnet.torrent.settings import TorrentSettings
+from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
+
+ANSWER_TIMEOUT_S = 30.0
+"""How long libtorrent may take to answer a request that only concerns itself or the disk."""
+
+MOST_PEERS = 200
+"""Addresses remembered per torrent: a directory under attack may name thousands."""
+
+Address = tuple[str, int]
+log = get("torrent")
+
+
+@dataclass(slots=True, eq=False)
+class Torrent:
+    """One torrent of the session.
+
+    Invariants: `native` is None until libtorrent has added it; every future in `waiting` is settled by an event or by `settle_all`.
+    """
+
+    metainfo: bytes
+    facts: TorrentFacts
+    folder: Path
+    file_name: str
+    label: str
+    is_seed: bool
+    native: Any = None
+    status: Status | None = None
+    peers: dict[Address, None] = field(default_factory=dict)
+    banned: set[Address] = field(default_factory=set)
+    last_refusal: str = ""
+    waiting: list[tuple[tuple[type[Event], ...], asyncio.Future[Any]]] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """Returns: where the bytes are."""
+        return self.folder / self.file_name
+
+    def expect(self, *kinds: type[Event]) -> asyncio.Future[Any]:
+        """Returns: a future of the next event of one of these kinds. Ask before causing it, so that it cannot be missed."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.waiting.append((kinds, future))
+        return future
+
+    def settle(self, event: Event) -> None:
+        """Hand `event` to all who wait for it."""
+        for kinds, future in self.waiting:
+            if isinstance(event, kinds) and not future.done():
+                future.set_result(event)
+        self.waiting = [(kinds, future) for kinds, future in self.waiting if not future.done()]
+
+    def settle_all(self, error: Exception) -> None:
+        """Nothing more will come."""
+        for _, future in self.waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever still waits gets it; if nobody does, that is no news
+        self.waiting.clear()
+
+    def stats(self) -> TorrentStats:
+        """Returns: the figures as of the last report."""
+        status = self.status
+        done = self.facts.file_bytes if self.is_seed else (status.bytes_done if status else 0)
+        return TorrentStats(
+            info_hash=self.facts.info_hash,
+            label=self.label,
+            is_seeding=self.is_seed,
+            is_checking=status.is_checking if status else False,
+            bytes_done=done,
+            bytes_total=self.facts.file_bytes,
+            download_bytes_per_s=status.download_bytes_per_s if status else 0,
+            upload_bytes_per_s=status.upload_bytes_per_s if status else 0,
+            peers=status.peers if status else 0,
+            downloaded_bytes=status.downloaded_bytes if status else 0,
+            uploaded_bytes=status.uploaded_bytes if status else 0,
+            wasted_bytes=status.wasted_bytes if status else 0,
+            banned_peers=len(self.banned),
+        )
+
+
+class TorrentCore:
+    """Owns the native session. All methods are called on the event loop; none of them blocks it."""
+
+    def __init__(
+        self, settings: TorrentSettings, tls: TlsMaterial | None, on_rotten: Callable[[Torrent], None]
+    ) -> None:
+        """Args: on_rotten: called when a seeded file turns out not to be what its torrent says; the torrent is removed afterwards."""
+        self.settings = settings
+        self.tls = tls
+        self.port = 0
+        self.torrents: dict[str, Torrent] = {}
+        self._by_handle: dict[int, Torrent] = {}
+        self._on_rotten = on_rotten
+        self._native: Any = None
+        self._pipe: tuple[int, int] | None = None
+        self._listening: asyncio.Future[Listening | ListenFailed] | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._removals: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen. Raises: SettingsError if the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._listening = loop.create_future()
+        self._native = await asyncio.to_thread(open_native, self.settings, with_tls=self.tls is not None)
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        loop.add_reader(self._pipe[0], self._wake)
+        self._native.set_alert_fd(self._pipe[1])
+        self._pump()
+        where = f"{self.settings.listen_host} port {self.settings.listen_port}"
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                outcome = await self._listening
+        except TimeoutError as error:
+            await self.close()
+            raise SettingsError(f"torrents: nothing listens on {where} after {ANSWER_TIMEOUT_S:.0f} s") from error
+        if isinstance(outcome, ListenFailed):
+            await self.close()
+            raise SettingsError(f"torrents cannot listen on {where}: {outcome.reason}")
+        self.port = outcome.port
+        self._ticker = asyncio.create_task(self._tick(), name="torrent-figures")
+
+    async def close(self) -> None:
+        """Let go of everything: when this returns, no thread, socket or file of libtorrent's is left."""
+        tasks = [*self._removals, *([self._ticker] if self._ticker else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for torrent in self.torrents.values():
+            torrent.settle_all(ShardError(f"the torrent session was closed while {torrent.label} was busy"))
+            torrent.native = None
+        self.torrents.clear()
+        self._by_handle.clear()
+        holder, self._native = [self._native], None
+        # The last reference goes in a thread: libtorrent joins its own threads then.
+        await asyncio.to_thread(holder.clear)
+        if self._pipe is not None:
+            asyncio.get_running_loop().remove_reader(self._pipe[0])
+            for end in self._pipe:
+                os.close(end)
+            self._pipe = None
+
+    async def add(self, torrent: Torrent, *, resume: bytes | None, web_seeds: Iterable[str]) -> None:
+        """Add a torrent, with its certificate, and let it run.
+
+        Raises: Busy if the session has it already; ShardError if libtorrent refuses it.
+        """
+        if torrent.facts.info_hash in self.torrents:
+            raise Busy(f"{torrent.label} is already being fetched or seeded", retry_after_s=1.0)
+        params = await asyncio.to_thread(_params, torrent, resume, tuple(web_seeds))
+        if self._native is None:
+            raise LocalProtocolError("the torrent session is closed")
+        if torrent.facts.info_hash in self.torrents:
+            raise Busy(f"{torrent.label} is already being fetched or seeded", retry_after_s=1.0)
+        self.torrents[torrent.facts.info_hash] = torrent
+        added = torrent.expect(Added)
+        self._native.async_add_torrent(params)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                answer = await added
+            if answer.reason is not None:
+                raise ShardError(f"libtorrent refuses {torrent.label}: {answer.reason}")
+        except BaseException:
+            # A handle that comes late is removed by `_take_added`, as nobody here knows it any more.
+            self.torrents.pop(torrent.facts.info_hash, None)
+            if torrent.native is not None:
+                self._native.remove_torrent(torrent.native)
+            raise
+        if self.tls is not None:
+            torrent.native.set_ssl_certificate_buffer(
+                self.tls.cert_pem.decode(), self.tls.key_pem.decode(), FFDHE2048_PEM
+            )
+        torrent.native.resume()
+        self.dial(torrent)
+
+    async def remove(self, torrent: Torrent) -> None:
+        """Take a torrent out; its file stays. When this returns, libtorrent has closed the file."""
+        if torrent.native is None or self._native is None or self.torrents.get(torrent.facts.info_hash) is not torrent:
+            return
+        removed = torrent.expect(Removed)
+        self._native.remove_torrent(torrent.native)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await removed
+        except TimeoutError:
+            log.warning("torrent_removal_unanswered", shard_id=torrent.label)
+        finally:
+            self._by_handle.pop(hash(torrent.native), None)
+            torrent.native = None
+            if self.torrents.get(torrent.facts.info_hash) is torrent:
+                del self.torrents[torrent.facts.info_hash]
+
+    def know_peers(self, torrent: Torrent, peers: Iterable[Address]) -> None:
+        """Remember addresses and dial them. What is not an IP address with a port, or is ourselves, is passed over."""
+        fresh: list[Address] = []
+        for host, port in peers:
+            try:
+                address = (str(ipaddress.ip_address(host)), port)
+            except ValueError:
+                log.debug("torrent_peer_ignored", peer=f"{host}:{port}")
+                continue
+            is_self = address == (self.settings.listen_host, self.port)
+            if is_self or not 0 < port < 65536 or len(torrent.peers) >= MOST_PEERS:
+                continue
+            torrent.peers[address] = None
+            fresh.append(address)
+        self.dial(torrent, fresh)
+
+    def dial(self, torrent: Torrent, peers: Iterable[Address] | None = None) -> None:
+        """Connect to `peers`, by default to all known ones; never to one that was banned."""
+        if torrent.native is None:
+            return
+        for address in torrent.peers if peers is None else peers:
+            if address not in torrent.banned:
+                torrent.native.connect_peer(address)
+
+    def _wake(self) -> None:
+        if self._pipe is not None:
+            with contextlib.suppress(BlockingIOError):
+                while len(os.read(self._pipe[0], 4096)) == 4096:
+                    pass
+        self._pump()
+
+    def _pump(self) -> None:
+        if self._native is None:
+            return
+        for event in [translate(alert) for alert in self._native.pop_alerts()]:
+            if event is not None:
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Listening() | ListenFailed():
+                if self._listening is not None and not self._listening.done():
+                    self._listening.set_result(event)
+            case AlertsDropped():
+                log.warning("torrent_alerts_dropped")
+            case Statuses():
+                for status in event.changed:
+                    if (torrent := self.torrents.get(status.info_hash)) is not None:
+                        torrent.status = status
+            case Added():
+                self._take_added(event)
+            case Removed():
+                if (torrent := self.torrents.get(event.info_hash)) is not None:
+                    torrent.settle(event)
+            case TorrentEvent():
+                if (torrent := self._by_handle.get(event.handle)) is not None:
+                    self._take_torrent_event(torrent, event)
+
+    def _take_added(self, event: Added) -> None:
+        torrent = self.torrents.get(event.info_hash)
+        if torrent is None:
+            if event.reason is None:
+                self._native.remove_torrent(event.native)
+            return
+        if event.reason is None:
+            torrent.native = event.native
+            self._by_handle[hash(event.native)] = torrent
+        torrent.settle(event)
+
+    def _take_torrent_event(self, torrent: Torrent, event: TorrentEvent) -> None:
+        match event:
+            case PeerBanned():
+                torrent.banned.add((event.host, event.port))
+                log.warning("torrent_peer_banned", peer=f"{event.host}:{event.port}", shard_id=torrent.label)
+            case PieceFailed() if torrent.is_seed:
+                self._rotten(torrent)
+            case PieceFailed():
+                log.info("torrent_piece_failed", shard_id=torrent.label, piece=event.piece)
+            case PeerGone():
+                torrent.last_refusal = event.reason
+                log.debug("torrent_peer_gone", peer=f"{event.host}:{event.port}", reason=event.reason)
+            case TorrentFailed() if torrent.is_seed:
+                log.error("torrent_seed_failed", shard_id=torrent.label, reason=event.reason)
+                self._rotten(torrent)
+            case StateChanged(state="downloading") if torrent.is_seed:
+                self._rotten(torrent)
+        torrent.settle(event)
+
+    def _rotten(self, torrent: Torrent) -> None:
+        """The file of a seed is not what it should be: stop giving it away, at once."""
+        if self.torrents.get(torrent.facts.info_hash) is not torrent or torrent.native is None:
+            return
+        if any(task.get_name() == torrent.facts.info_hash for task in self._removals):
+            return
+        task = asyncio.create_task(self._remove_rotten(torrent), name=torrent.facts.info_hash)
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _remove_rotten(self, torrent: Torrent) -> None:
+        await self.remove(torrent)
+        log.error("torrent_file_rotten", shard_id=torrent.label, path=str(torrent.path))
+        self._on_rotten(torrent)
+
+    async def _tick(self) -> None:
+        """Rates have no event of their own: libtorrent is asked for them at a fixed pace, and answers by an alert."""
+        while True:
+            if self.torrents:
+                self._native.post_torrent_updates()
+            await asyncio.sleep(self.settings.progress_interval_s / 2)
+
+
+def _params(torrent: Torrent, resume: bytes | None, web_seeds: tuple[str, ...]) -> Any:
+    params = lt.load_torrent_buffer(torrent.metainfo)
+    if resume is not None:
+        saved = lt.read_resume_data(resume)
+        if str(saved.info_hashes.v2) == torrent.facts.info_hash:
+            params.have_pieces = saved.have_pieces
+            params.verified_pieces = saved.verified_pieces
+            params.unfinished_pieces = saved.unfinished_pieces
+    flags = lt.torrent_flags
+    chosen = flags.default_flags | flags.paused | flags.duplicate_is_error | flags.override_web_seeds
+    chosen &= ~flags.auto_managed
+    if torrent.is_seed:
+        # Upload mode: a seed whose file turns out to be rotten must never write into it.
+        chosen |= flags.seed_mode | flags.upload_mode
+    params.flags = chosen
+    params.save_path = str(torrent.folder)
+    params.renamed_files = {0: torrent.file_name}
+    params.trackers = []
+    params.dht_nodes = []
+    params.url_seeds = list(web_seeds)
+    return params

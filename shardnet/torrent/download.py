@@ -1,0 +1,235 @@
+"""One download from start to end: room, pieces, stalls, verification, rename. The torrent seeds on when it is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from shardnet.errors import DeadlineExceeded, NoRoomError, ShardCorrupt, ShardError, ShardNotFound
+from shardnet.log import get, human_bytes
+from shardnet.torrent import disk
+from shardnet.torrent.alerts import Finished, Flushed, Renamed, ResumeData, TorrentFailed
+from shardnet.torrent.core import ANSWER_TIMEOUT_S, Torrent, TorrentCore
+from shardnet.torrent.progress import TorrentStats
+from shardnet.torrent.watchdog import Remedy, StallWatchdog
+
+PARTIAL_SUFFIX = ".partial"
+BANNED_GRACE_S = 3.0
+"""How long a download whose every known peer was banned waits for another before it says so."""
+
+OnProgress = Callable[[TorrentStats], None]
+log = get("torrent")
+
+
+class Download:
+    """Fetches one file. `run()` is its life; cancelling it keeps what is verified for the next time."""
+
+    def __init__(
+        self,
+        core: TorrentCore,
+        torrent: Torrent,
+        target: Path,
+        *,
+        expect_sha256: str,
+        on_progress: OnProgress | None,
+        resume_file: Path,
+        web_seeds: tuple[str, ...],
+    ) -> None:
+        self._core = core
+        self._torrent = torrent
+        self._target = target
+        self._sha256 = expect_sha256
+        self._on_progress = on_progress
+        self._resume_file = resume_file
+        self._web_seeds = web_seeds
+        self._watchdog = StallWatchdog(core.settings.stall_timeout_s)
+
+    async def run(self, *, deadline_s: float | None) -> None:
+        """Fetch, verify, put in place, and leave the torrent seeding.
+
+        Raises: as `TorrentSession.fetch`.
+        """
+        partial, facts = self._torrent.path, self._torrent.facts
+        started = asyncio.get_running_loop().time()
+        is_here = await asyncio.to_thread(
+            disk.prepare_partial, partial, self._target, file_bytes=facts.file_bytes, sha256=self._sha256
+        )
+        if is_here:
+            self._torrent.file_name, self._torrent.is_seed = self._target.name, True
+            await self._core.add(self._torrent, resume=None, web_seeds=())
+            return
+        await asyncio.to_thread(
+            disk.check_room, partial, file_bytes=facts.file_bytes, keep_free_bytes=self._core.settings.keep_free_bytes
+        )
+        resume = await asyncio.to_thread(disk.take_resume, self._resume_file, partial)
+        try:
+            outcome = self._torrent.expect(Finished, TorrentFailed)
+            await self._core.add(self._torrent, resume=resume, web_seeds=self._web_seeds)
+            await self._wait(outcome, started, deadline_s)
+            await self._put_in_place()
+        except BaseException:
+            await self._park_shielded()
+            raise
+        seconds = asyncio.get_running_loop().time() - started
+        log.info("torrent_finished", shard_id=self._torrent.label, size=human_bytes(facts.file_bytes), seconds=seconds)
+        self._report()
+
+    async def _wait(
+        self, outcome: asyncio.Future[Finished | TorrentFailed], started: float, deadline: float | None
+    ) -> None:
+        """Wait for the last piece, telling progress and curing stalls on the way."""
+        loop = asyncio.get_running_loop()
+        next_report = next_dial = started
+        while not outcome.done():
+            now = loop.time()
+            if now >= next_report:
+                next_report = now + self._core.settings.progress_interval_s
+                self._report()
+            stats = self._torrent.stats()
+            remedy = self._watchdog.observe(at_s=now, bytes_done=stats.bytes_done, is_checking=stats.is_checking)
+            if remedy is not None:
+                log.warning(
+                    "torrent_stalled",
+                    shard_id=self._torrent.label,
+                    seconds=self._watchdog.stalled_s(now),
+                    reason=self._why_stalled(stats),
+                    remedy=remedy.value,
+                )
+                outcome = await self._cure(remedy, outcome)
+            if stats.peers == 0 and now >= next_dial:
+                next_dial = now + self._core.settings.reconnect_interval_s
+                self._core.dial(self._torrent)
+            self._raise_if_hopeless(stats, now)
+            if deadline is not None and now - started >= deadline:
+                raise self._too_late(stats, deadline)
+            await asyncio.wait({outcome}, timeout=self._core.settings.progress_interval_s / 4)
+        result = outcome.result()
+        if isinstance(result, TorrentFailed):
+            self._raise_failure(result)
+
+    async def _cure(
+        self, remedy: Remedy, outcome: asyncio.Future[Finished | TorrentFailed]
+    ) -> asyncio.Future[Finished | TorrentFailed]:
+        torrent = self._torrent
+        match remedy:
+            case Remedy.RECONNECT:
+                self._core.dial(torrent)
+            case Remedy.RESTART:
+                torrent.native.pause()
+                torrent.native.resume()
+                self._core.dial(torrent)
+            case Remedy.READD:
+                await self._park()
+                outcome = torrent.expect(Finished, TorrentFailed)
+                resume = await asyncio.to_thread(disk.take_resume, self._resume_file, torrent.path)
+                await self._core.add(torrent, resume=resume, web_seeds=self._web_seeds)
+        return outcome
+
+    async def _put_in_place(self) -> None:
+        """libtorrent's "finished" is not yet on disk: flush, compare with the manifest, make durable, then give the final name."""
+        torrent = self._torrent
+        flushed = torrent.expect(Flushed, TorrentFailed)
+        torrent.native.flush_cache()
+        outcome = await flushed
+        if isinstance(outcome, TorrentFailed):
+            self._raise_failure(outcome)
+        size = await asyncio.to_thread(lambda: torrent.path.stat().st_size)
+        if (
+            size != torrent.facts.file_bytes
+            or await asyncio.to_thread(disk.sha256_and_sync, torrent.path) != self._sha256
+        ):
+            await self._core.remove(torrent)
+            await asyncio.to_thread(torrent.path.unlink, missing_ok=True)
+            raise ShardCorrupt(
+                f"{torrent.label}: the torrent's bytes are not those that the manifest promises; they were deleted. "
+                "Ask another holder for the torrent",
+                info_hash=torrent.facts.info_hash,
+            )
+        renamed = torrent.expect(Renamed)
+        torrent.native.rename_file(0, self._target.name)
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            answer = await renamed
+        if answer.reason is not None:
+            raise ShardError(f"{torrent.path} cannot be renamed to {self._target.name}: {answer.reason}")
+        torrent.file_name, torrent.is_seed = self._target.name, True
+        await asyncio.to_thread(disk.sync_folder, torrent.folder)
+
+    async def _park_shielded(self) -> None:
+        """Save and let go although we are being cancelled; a second cancellation does not wait any longer."""
+        await asyncio.shield(asyncio.ensure_future(self._park()))
+
+    async def _park(self) -> None:
+        """Write resume data for what is verified and take the torrent out of the session. Never raises but for cancellation."""
+        torrent = self._torrent
+        if torrent.native is None:
+            return
+        try:
+            torrent.native.pause()
+            resume: bytes | None = None
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                flushed = torrent.expect(Flushed)
+                torrent.native.flush_cache()
+                await flushed
+                saved = torrent.expect(ResumeData)
+                torrent.native.save_resume_data()
+                resume = (await saved).resume
+        except (TimeoutError, ShardError) as error:
+            log.warning("torrent_resume_not_saved", shard_id=torrent.label, reason=str(error) or "no answer")
+        partial, was_finished = torrent.path, torrent.is_seed
+        await self._core.remove(torrent)
+        if resume is not None and not was_finished:
+            try:
+                await asyncio.to_thread(disk.write_resume, self._resume_file, partial, resume)
+            except OSError as error:
+                log.warning("torrent_resume_not_saved", shard_id=torrent.label, reason=str(error))
+
+    def _report(self) -> None:
+        stats = self._torrent.stats()
+        log.info("torrent_progress", **stats.log_fields())
+        if self._on_progress is not None:
+            self._on_progress(stats)
+
+    def _why_stalled(self, stats: TorrentStats) -> str:
+        if self._torrent.banned and self._is_all_banned(stats):
+            return "every known peer sent bad pieces"
+        if stats.peers:
+            return f"{stats.peers} peers connected, but none sends"
+        if not self._torrent.peers and not self._web_seeds:
+            return "no peer known; it goes on when one appears"
+        why = f": {self._torrent.last_refusal}" if self._torrent.last_refusal else ""
+        return f"no peer connected{why}; it goes on when one returns"
+
+    def _is_all_banned(self, stats: TorrentStats) -> bool:
+        unbanned = self._torrent.peers.keys() - self._torrent.banned
+        return bool(self._torrent.banned) and not unbanned and stats.peers == 0 and not self._web_seeds
+
+    def _raise_if_hopeless(self, stats: TorrentStats, now: float) -> None:
+        if self._is_all_banned(stats) and self._watchdog.stalled_s(now) >= BANNED_GRACE_S:
+            raise ShardCorrupt(
+                f"{self._torrent.label}: every known peer ({len(self._torrent.banned)}) sent bad pieces and was banned; "
+                f"{100 * stats.fraction:.0f} % are here and kept. Give it another holder",
+                banned_peers=len(self._torrent.banned),
+            )
+
+    def _too_late(self, stats: TorrentStats, deadline: float) -> ShardError | DeadlineExceeded:
+        here = f"{100 * stats.fraction:.0f} % are here and kept"
+        if self._watchdog.stalled_s(asyncio.get_running_loop().time()) < min(2.0, self._watchdog.timeout_s):
+            return DeadlineExceeded(f"{self._torrent.label} is not complete after {deadline:.0f} s; {here}")
+        return ShardNotFound(
+            f"no peer has {self._torrent.label}: {self._why_stalled(stats)} ({here})",
+            info_hash=self._torrent.facts.info_hash,
+            bytes_done=stats.bytes_done,
+        )
+
+    def _raise_failure(self, failure: TorrentFailed) -> None:
+        stats = self._torrent.stats()
+        if failure.is_disk_full:
+            missing = stats.bytes_total - stats.bytes_done
+            raise NoRoomError(
+                f"the disk of {self._torrent.folder} is full: {human_bytes(missing)} of {self._torrent.label} are still missing. "
+                "What is here is kept; free some space and load again",
+                needed_bytes=missing,
+                free_bytes=0,
+            )
+        raise ShardError(f"{self._torrent.label} cannot be downloaded: {failure.reason}")

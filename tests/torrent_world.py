@@ -1,0 +1,122 @@
+"""What the torrent tests share: a certificate authority, files of random bytes, and sessions on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from shardnet.torrent.metainfo import make_torrent
+from shardnet.torrent.session import OnRotten, TorrentSession
+from shardnet.torrent.settings import TorrentSettings
+from shardnet.torrent.tls import TlsMaterial
+
+NO_WAIT: dict[str, Any] = {
+    "stall_timeout_s": 2.0,
+    "reconnect_interval_s": 0.3,
+    "progress_interval_s": 0.2,
+    "keep_free_bytes": 0,
+}
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+class Authority:
+    """A swarm's certificate authority."""
+
+    def __init__(self, name: str = "swarm") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = self._builder(self._name, self._key.public_key())
+        self._certificate = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(
+            self._key, hashes.SHA256()
+        )
+        self.pem = _pem(self._certificate)
+
+    def member(self) -> TlsMaterial:
+        """Returns: a new member's certificate and key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "member")])
+        certificate = (
+            self._builder(name, key.public_key())
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("*")]), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return TlsMaterial(ca_pem=self.pem, cert_pem=_pem(certificate), key_pem=private)
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of random bytes and what a manifest would say of it."""
+
+    path: Path
+    sha256: str
+    size: int
+    torrent: bytes
+
+    def wanted(self) -> dict[str, Any]:
+        """Returns: the arguments of `fetch` that say what is wanted."""
+        return {"expect_sha256": self.sha256, "expect_bytes": self.size, "label": "0"}
+
+
+def make_shard(folder: Path, size: int, root_cert_pem: bytes | None = None, *, seed: int = 1) -> Shard:
+    """Returns: `folder/shard-0.gguf` with `size` random bytes, and its torrent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "shard-0.gguf"
+    content = random.Random(seed).randbytes(size)
+    path.write_bytes(content)
+    torrent = make_torrent(path, name="shard-0.gguf", root_cert_pem=root_cert_pem)
+    return Shard(path, hashlib.sha256(content).hexdigest(), size, torrent)
+
+
+@dataclass
+class World:
+    """Sessions that all end with the test."""
+
+    folder: Path
+    stack: AsyncExitStack
+    authority: Authority = field(default_factory=Authority)
+
+    async def session(
+        self,
+        name: str,
+        tls: TlsMaterial | None = None,
+        *,
+        on_rotten: OnRotten | None = None,
+        **settings: Any,
+    ) -> TorrentSession:
+        """Returns: an entered session with quick timings."""
+        chosen = TorrentSettings(**(NO_WAIT | settings))
+        return await self.stack.enter_async_context(
+            TorrentSession(chosen, tls, self.folder / name / "state", on_rotten=on_rotten)
+        )
+
+    def target(self, name: str) -> Path:
+        """Returns: where that node's shard belongs."""
+        return self.folder / name / "shard-0.gguf"

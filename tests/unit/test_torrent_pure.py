@@ -1,0 +1,106 @@
+"""Stall watchdog, eviction, figures: decided from plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from shardnet.errors import NoRoomError
+from shardnet.torrent.eviction import StoredShard, plan_eviction
+from shardnet.torrent.progress import TorrentStats, human_seconds
+from shardnet.torrent.watchdog import Remedy, StallWatchdog
+
+STATS = TorrentStats(
+    info_hash="0" * 64,
+    label="3",
+    is_seeding=False,
+    is_checking=False,
+    bytes_done=420,
+    bytes_total=1000,
+    download_bytes_per_s=118_000_000,
+    upload_bytes_per_s=0,
+    peers=3,
+    downloaded_bytes=430,
+    uploaded_bytes=0,
+    wasted_bytes=10,
+    banned_peers=0,
+)
+
+
+def shard(shard_id: int, **facts: object) -> StoredShard:
+    base = StoredShard("a" * 64, shard_id, 100, False, False, 1, 0.0)
+    return dataclasses.replace(base, **facts)  # type: ignore[arg-type]
+
+
+def test_remedies_come_one_timeout_apart_and_begin_anew_after_progress() -> None:
+    watchdog = StallWatchdog(10.0)
+    readings = [(0, 5), (9, 5), (10, 5), (11, 5), (20, 5), (30, 5), (40, 5), (45, 6), (54, 6), (55, 6)]
+    found = [watchdog.observe(at_s=at, bytes_done=done, is_checking=False) for at, done in readings]
+    assert found == [
+        None,
+        None,
+        Remedy.RECONNECT,
+        None,
+        Remedy.RESTART,
+        Remedy.READD,
+        Remedy.RECONNECT,
+        None,
+        None,
+        Remedy.RECONNECT,
+    ]
+    assert watchdog.stalled_s(60) == 15
+
+
+def test_hashing_what_is_there_is_no_stall_and_losing_pieces_is_no_progress() -> None:
+    watchdog = StallWatchdog(10.0)
+    assert watchdog.observe(at_s=0, bytes_done=100, is_checking=True) is None
+    assert watchdog.observe(at_s=50, bytes_done=0, is_checking=True) is None
+    assert watchdog.observe(at_s=55, bytes_done=90, is_checking=False) is None
+    assert watchdog.observe(at_s=60, bytes_done=95, is_checking=False) is Remedy.RECONNECT
+
+
+def test_nothing_is_evicted_while_the_budget_holds() -> None:
+    assert plan_eviction([shard(0), shard(1)], needed_bytes=100, budget_bytes=300) == []
+    assert plan_eviction([shard(0)], needed_bytes=10**12, budget_bytes=0) == []
+
+
+def test_the_least_needed_goes_first() -> None:
+    files = [
+        shard(0, is_assigned=True, other_holders=9),
+        shard(1, last_used_s=5.0),
+        shard(2, last_used_s=1.0),
+        shard(3, other_holders=4, last_used_s=9.0),
+    ]
+    assert [f.shard_id for f in plan_eviction(files, needed_bytes=400, budget_bytes=400)] == [3, 2, 1, 0]
+    assert [f.shard_id for f in plan_eviction(files, needed_bytes=150, budget_bytes=400)] == [3, 2]
+
+
+def test_loaded_shards_and_last_known_copies_stay_even_if_nothing_fits_then() -> None:
+    files = [shard(0, is_loaded=True), shard(1, other_holders=0), shard(2)]
+    assert [f.shard_id for f in plan_eviction(files, needed_bytes=100, budget_bytes=300)] == [2]
+    with pytest.raises(NoRoomError, match="too small") as caught:
+        plan_eviction(files, needed_bytes=101, budget_bytes=300)
+    assert caught.value.facts == {"needed_bytes": 101, "free_bytes": 100}
+
+
+def test_a_small_file_stays_when_a_larger_one_has_to_go_anyway() -> None:
+    files = [shard(0, file_bytes=10, other_holders=5), shard(1, file_bytes=500)]
+    assert [f.shard_id for f in plan_eviction(files, needed_bytes=400, budget_bytes=510)] == [1]
+
+
+def test_figures_become_the_line_that_people_see() -> None:
+    from shardnet.log import MILESTONES
+
+    slower = dataclasses.replace(STATS, bytes_total=10**9, bytes_done=42 * 10**7, download_bytes_per_s=48_000_000)
+    line = MILESTONES["torrent_progress"][1].format(**slower.log_fields())
+    assert line == "shard 3 42 % 48.0 MB/s 3 peers ETA 12 s"
+    assert dataclasses.replace(STATS, download_bytes_per_s=0).eta_s is None
+    assert dataclasses.replace(STATS, bytes_done=1000, download_bytes_per_s=0).eta_s == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "–"), (0.4, "0 s"), (99, "99 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
+)
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert human_seconds(seconds) == text
