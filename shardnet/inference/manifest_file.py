@@ -1,0 +1,235 @@
+"""Manifests and shard files on disk: reading, writing, finding, and proving them right."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardnet.errors import GgufError, ManifestError, ShardCorrupt, ShardnetError, ShardNotFound, UsageError
+from shardnet.ids import short
+from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
+from shardnet.inference.gguf_writer import OnBytes, file_sha256
+from shardnet.manifest import Manifest, parse_manifest
+from shardnet.shards import LayerRange
+
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+HASHES = "hashes.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest in a folder, or a manifest file.
+
+    Raises: UsageError if there is none; ManifestError if it is not usable.
+    """
+    file = folder / MANIFEST if folder.is_dir() else folder
+    try:
+        return parse_manifest(file.read_bytes(), source=str(file))
+    except OSError as error:
+        raise UsageError(f"there is no manifest at {file}: {error.strerror}") from error
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / MANIFEST, manifest.to_json())
+
+
+def model_folder(cache: Path, manifest: Manifest) -> Path:
+    """Returns: where a model's shards live in a models cache."""
+    return cache / SHARDS / f"{manifest.name.replace(':', '_')}-{short(manifest.model_id)}"
+
+
+@dataclass(frozen=True)
+class FoundShard:
+    """A shard file that says of itself what it is. `manifest` is None for a file without one beside it."""
+
+    path: Path
+    model_id: str
+    shard_id: int
+    layers: LayerRange
+    n_layers: int
+    nbytes: int
+    manifest: Manifest | None
+
+
+@dataclass
+class CacheScan:
+    """What a models cache holds."""
+
+    root: Path
+    shards: list[FoundShard] = field(default_factory=list)
+    manifests: dict[str, tuple[Path, Manifest]] = field(default_factory=dict)
+    """model_id -> (folder, manifest)"""
+    refused: list[tuple[Path, str]] = field(default_factory=list)
+    """Files that will not be used, each with the reason."""
+
+
+def scan_cache(root: Path) -> CacheScan:
+    """Find every manifest and every shard below `root/shards`. One bad file never hides the others. Reads headers only; hashes nothing."""
+    scan = CacheScan(root)
+    base = root / SHARDS
+    if not base.is_dir():
+        return scan
+    for folder in sorted(
+        {base, *(path.parent for path in base.rglob("*.gguf")), *(path.parent for path in base.rglob(MANIFEST))}
+    ):
+        if any(part.startswith(".") for part in folder.relative_to(base).parts):
+            continue  # work in progress
+        manifest = _manifest_of(folder, scan)
+        for path in sorted(folder.glob("*.gguf")):
+            if path.name == (manifest.content.tokenizer.file if manifest else "tokenizer.gguf"):
+                continue
+            try:
+                scan.shards.append(identify_shard(path, manifest))
+            except ShardnetError as error:
+                scan.refused.append((path, str(error)))
+    return scan
+
+
+def _manifest_of(folder: Path, scan: CacheScan) -> Manifest | None:
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = load_manifest(folder)
+    except ShardnetError as error:
+        scan.refused.append((folder / MANIFEST, str(error)))
+        return None
+    scan.manifests[manifest.model_id] = (folder, manifest)
+    return manifest
+
+
+def identify_shard(path: Path, manifest: Manifest | None) -> FoundShard:
+    """Read what a shard file says of itself and hold it against the manifest; its bytes are not hashed.
+
+    Raises: ShardCorrupt if it is not a regular file of the promised size or is of another model; GgufError if it is no shard.
+    """
+    facts = path.lstat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ShardCorrupt(f"{path} is not a regular file")
+    header = read_gguf_header(path)
+    found = _self_description(path, header, facts.st_size)
+    if manifest is None:
+        return found
+    if found.model_id != manifest.model_id:
+        raise ShardCorrupt(
+            f"{path} belongs to model {short(found.model_id)}, the manifest beside it to {short(manifest.model_id)}: "
+            "put it beside its own manifest"
+        )
+    if found.shard_id >= manifest.n_shards or manifest.content.shards[found.shard_id].layers != found.layers:
+        raise ShardCorrupt(
+            f"{path} says it is shard {found.shard_id} with layers {found.layers}, which the manifest does not know"
+        )
+    promised = manifest.content.shards[found.shard_id]
+    if promised.file != path.name:
+        raise ShardCorrupt(f"{path} holds shard {found.shard_id}, which the manifest calls {promised.file}")
+    if promised.bytes != facts.st_size:
+        raise ShardCorrupt(
+            f"{path} has {facts.st_size} bytes where the manifest promises {promised.bytes}: fetch it again"
+        )
+    return FoundShard(path, found.model_id, found.shard_id, found.layers, found.n_layers, found.nbytes, manifest)
+
+
+def _self_description(path: Path, header: GgufHeader, nbytes: int) -> FoundShard:
+    keys = ("model_id", "shard_id", "layer_first", "layer_end", "n_layers")
+    facts = {key: header.get(f"shardnet.{key}") for key in keys}
+    model_id, numbers = facts["model_id"], [facts[key] for key in keys[1:]]
+    if not isinstance(model_id, str) or len(model_id) != 64 or not all(isinstance(number, int) for number in numbers):
+        raise GgufError(f"{path} is a GGUF but no shard of shardnet: make shards of it with `shardnet split`")
+    shard_id, first, end, n_layers = numbers
+    if not 0 <= first < end <= n_layers <= 10_000 or not 0 <= shard_id < n_layers:
+        raise GgufError(f"{path} names the impossible layer range [{first}, {end}) of {n_layers}")
+    return FoundShard(path, model_id, shard_id, LayerRange(first=first, end=end), n_layers, nbytes, None)
+
+
+class HashCache:
+    """SHA-256 of files, remembered while size, modification time and inode stay the same. Safe to use from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self._file = root / HASHES
+        self._lock = threading.Lock()
+        self._known = self._read()
+
+    def _read(self) -> dict[str, list[object]]:
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return (
+            {str(k): v for k, v in known.items() if isinstance(v, list) and len(v) == 4}
+            if isinstance(known, dict)
+            else {}
+        )
+
+    @staticmethod
+    def _stamp(path: Path) -> list[object]:
+        facts = path.stat()
+        return [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+
+    def known(self, path: Path) -> str | None:
+        """Returns: the file's SHA-256 if it was computed for the file as it is now."""
+        entry = self._known.get(str(path.absolute()))
+        return str(entry[3]) if entry is not None and entry[:3] == self._stamp(path) else None
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """Note a hash that was just computed, and save the cache."""
+        with self._lock:
+            self._known[str(path.absolute())] = [*self._stamp(path), sha256]
+            self._known = {name: entry for name, entry in self._known.items() if Path(name).exists()}
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, json.dumps(self._known, indent=0, sort_keys=True))
+
+    def sha256(self, path: Path, on_bytes: OnBytes = lambda _count: None) -> str:
+        """Returns: the file's SHA-256, computed only if it is not known. Blocking: call it in a thread. Raises: OSError."""
+        digest = self.known(path)
+        if digest is None:
+            digest = file_sha256(path, on_bytes)
+            self.remember(path, digest)
+        return digest
+
+
+def check_shard(
+    path: Path, manifest: Manifest, shard_id: int, cache: HashCache, on_bytes: OnBytes = lambda _count: None
+) -> None:
+    """Prove that a file is the shard that the manifest promises. Blocking: call it in a thread.
+
+    Raises: ShardNotFound if it is not there; ShardCorrupt if its bytes are others; GgufError if it is no GGUF.
+    """
+    if not 0 <= shard_id < manifest.n_shards:
+        raise ManifestError(f"model {manifest.name} has no shard {shard_id}: it has {manifest.n_shards}")
+    if not path.exists():
+        raise ShardNotFound(f"shard {shard_id} of {manifest.name} is not at {path}")
+    identify_shard(path, manifest)
+    wanted, found = manifest.files[shard_id].sha256, cache.sha256(path, on_bytes)
+    if found != wanted:
+        raise ShardCorrupt(
+            f"{path} is damaged: its SHA-256 begins {found[:12]}, the manifest promises {wanted[:12]}; delete it and fetch it again",
+            shard_id=shard_id,
+        )
