@@ -12,6 +12,7 @@ Shape of the idea: sans-I/O protocols, as websockets' `protocol.py`.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,12 @@ MAX_HEADER_BYTES = 4 << 20
 MAX_PAYLOAD_BYTES = 256 << 20
 """A prompt chunk of 8,192 tokens at n_embd 8,192, float32."""
 MAX_UNTRUSTED_HEADER_BYTES = 16 << 10
-"""Before a peer has said Hello: nobody may make us allocate more than this."""
+"""From somebody whose membership is not proved: nobody may make us allocate more than this."""
+
+SCRATCH_BYTES = 32 << 10
+"""Prefixes, small headers and small payloads are read here, many frames at a time: a decode step with its hidden state fits."""
+MAPPED_BYTES = 1 << 20
+"""Larger bodies get pages of their own from the system, which cost memory only as bytes arrive: a length alone takes nothing."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,6 +61,8 @@ class Limits:
 
 
 UNTRUSTED = Limits(header_bytes=MAX_UNTRUSTED_HEADER_BYTES, payload_bytes=0)
+GREETING = Limits(payload_bytes=0)
+"""Of a member that has not said Hello yet. Hello lists the shards a node holds, which can be thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,46 +97,110 @@ def encode(adapter: TypeAdapter[M], message: M, payloads: Sequence[Buffer] = ())
 
 
 class FrameDecoder(Generic[M]):
-    """Feed it bytes, take frames. After an error it is of no more use: close the connection."""
+    """Bytes in, frames out. After an error it is of no more use: close the connection.
+
+    Either `feed` it bytes, or read straight into `get_buffer()` and tell `advance` how many there are: then a large payload is never copied.
+    """
 
     def __init__(self, adapter: TypeAdapter[M], limits: Limits = Limits()) -> None:
         self._adapter = adapter
         self.limits = limits
-        self._buffer = bytearray()
-        self._need = PREFIX.size
-        self._sizes: tuple[int, int] | None = None
+        self.frames = 0
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._start = 0
+        self._end = 0  # scratch[start:end] was received and not looked at yet
+        self._body: memoryview | None = None  # a header or payload that does not fit there: body[:filled] was received
+        self._filled = 0
+        self._sizes: tuple[int, int] | None = None  # of the frame in progress, once its prefix is here
+        self._message: M | None = None  # of the frame in progress, once its header is here
 
     @property
     def buffered(self) -> int:
-        """Returns: bytes received that are not yet a whole frame."""
-        return len(self._buffer)
+        """Returns: bytes received that belong to a frame which is not whole yet."""
+        count = self._end - self._start + self._filled
+        if self._sizes is not None:
+            count += PREFIX.size + (self._sizes[0] if self._message is not None else 0)
+        return count
+
+    @property
+    def payload_in_progress(self) -> int | None:
+        """Returns: bytes of the current frame's payload that are here; None while its header is not."""
+        return None if self._message is None else self._end - self._start + self._filled
 
     def feed(self, data: Buffer) -> Iterator[Frame[M]]:
         """Yield each frame that `data` completes.
 
         Raises: RemoteProtocolError for a bad prefix, a size over the limit, a header that is no message, or tensors that do not add up.
         """
-        self._buffer += data
-        while len(self._buffer) >= self._need:
-            if self._sizes is None:
-                self._sizes = self._check_prefix()
-                self._need = PREFIX.size + sum(self._sizes)
-                continue
-            whole = (
-                bytes(memoryview(self._buffer)[: self._need]) if len(self._buffer) > self._need else self._take_all()
-            )
-            if len(self._buffer):
-                del self._buffer[: self._need]
-            header_bytes, _ = self._sizes
-            self._sizes, self._need = None, PREFIX.size
-            yield self._parse(memoryview(whole), header_bytes)
+        rest = memoryview(data).cast("B")
+        while len(rest):
+            space = self.get_buffer()
+            count = min(len(space), len(rest))
+            space[:count] = rest[:count]
+            rest = rest[count:]
+            yield from self.advance(count)
 
-    def _take_all(self) -> bytes | bytearray:
-        whole, self._buffer = self._buffer, bytearray()
-        return whole
+    def get_buffer(self) -> memoryview:
+        """Returns: where the next bytes belong; never empty."""
+        if self._body is not None:
+            return self._body[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start:
+            left = self._end - self._start
+            self._scratch[:left] = bytes(self._scratch[self._start : self._end])
+            self._start, self._end = 0, left
+        return self._scratch[self._end :]
+
+    def advance(self, count: int) -> Iterator[Frame[M]]:
+        """Yield each frame that the `count` bytes just put into `get_buffer()` complete. Take them all before the next `get_buffer`.
+
+        Raises: RemoteProtocolError, as `feed`.
+        """
+        if self._body is None:
+            self._end += count
+        else:
+            self._filled += count
+        while True:
+            if self._sizes is None:
+                if self._end - self._start < PREFIX.size:
+                    return
+                self._sizes = self._check_prefix()
+                self._start += PREFIX.size
+            header_bytes, payload_bytes = self._sizes
+            if self._message is None:
+                header = self._take(header_bytes)
+                if header is None:
+                    return
+                self._message = self._parse(header, payload_bytes)
+            payload = self._take(payload_bytes)
+            if payload is None:
+                return
+            frame = Frame(self._message, _cut(payload, self._message.tensors))
+            self._sizes = self._message = None
+            self.frames += 1
+            yield frame
+
+    def _take(self, size: int) -> memoryview | None:
+        """Returns: the next `size` bytes, for keeps; None if they are not all here."""
+        if self._body is not None:
+            if self._filled < size:
+                return None
+            whole, self._body, self._filled = self._body, None, 0
+            return whole
+        here = self._end - self._start
+        if here >= size:
+            self._start += size
+            return memoryview(bytes(self._scratch[self._start - size : self._start]))
+        if size > SCRATCH_BYTES - PREFIX.size:
+            self._body = memoryview(mmap.mmap(-1, size) if size > MAPPED_BYTES else bytearray(size))
+            self._body[:here] = self._scratch[self._start : self._end]
+            self._filled = here
+            self._start = self._end = 0
+        return None
 
     def _check_prefix(self) -> tuple[int, int]:
-        magic, version, flags, header_bytes, payload_bytes = PREFIX.unpack_from(self._buffer)
+        magic, version, flags, header_bytes, payload_bytes = PREFIX.unpack_from(self._scratch, self._start)
         if magic != MAGIC:
             raise RemoteProtocolError("the peer does not speak shardnet's protocol")
         if version != VERSION or flags:
@@ -137,23 +209,29 @@ class FrameDecoder(Generic[M]):
             )
         if header_bytes > self.limits.header_bytes or payload_bytes > self.limits.payload_bytes:
             raise RemoteProtocolError(
-                f"frame of {header_bytes} + {payload_bytes} bytes is over the limit", header=header_bytes
+                f"frame of {header_bytes} + {payload_bytes} bytes is over the limit of "
+                f"{self.limits.header_bytes} + {self.limits.payload_bytes}",
+                header=header_bytes,
             )
         return header_bytes, payload_bytes
 
-    def _parse(self, whole: memoryview, header_bytes: int) -> Frame[M]:
-        start = PREFIX.size + header_bytes
+    def _parse(self, header: memoryview, payload_bytes: int) -> M:
         try:
-            message = self._adapter.validate_json(bytes(whole[PREFIX.size : start]))
+            message = self._adapter.validate_json(bytes(header))
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:3]
             )
             raise RemoteProtocolError(f"malformed message: {problems}"[:500]) from None
-        payloads = []
-        for spec in message.tensors:
-            payloads.append(whole[start : start + spec.nbytes])
-            start += spec.nbytes
-        if start != len(whole):
+        if sum(spec.nbytes for spec in message.tensors) != payload_bytes:
             raise RemoteProtocolError("tensors do not add up to the payload")
-        return Frame(message, tuple(payloads))
+        return message
+
+
+def _cut(payload: memoryview, tensors: Sequence[TensorSpec]) -> tuple[memoryview, ...]:
+    parts = []
+    start = 0
+    for spec in tensors:
+        parts.append(payload[start : start + spec.nbytes])
+        start += spec.nbytes
+    return tuple(parts)

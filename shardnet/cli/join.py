@@ -1,0 +1,52 @@
+"""`shardnet join TOKEN`: let this machine into somebody's swarm."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def join(
+    token: Annotated[
+        str, typer.Argument(help="The token that `shardnet swarm invite` printed on the owner's machine.")
+    ],
+    name: Annotated[str, typer.Option(help="What this machine's node is called.")] = "node",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Move the keys of another swarm in this home aside; nothing is deleted.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Obtain a certificate with a join token, so that nodes of this machine can take part."""
+    from shardnet.ids import short
+    from shardnet.lifecycle import run_loop
+    from shardnet.log import configure
+    from shardnet.swarm.addresses import read_coordinator_addresses
+    from shardnet.swarm.enrol import enrol
+    from shardnet.swarm.home import Home
+    from shardnet.swarm.identity import checked_name
+    from shardnet.swarm.tokens import parse_token
+
+    configure(level="warning")  # what happens is told below
+    parsed, home = parse_token(token), Home()
+    with run_loop(enrol(parsed, home, checked_name(name), replace=replace)) as identity:
+        coordinator = read_coordinator_addresses(home).nodes
+        facts = {
+            "swarm_id": identity.swarm.swarm_id,
+            "node_id": identity.node_id,
+            "name": identity.name,
+            "home": str(home.path),
+            "coordinator": str(coordinator) if coordinator else None,
+        }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"✓ Joined swarm {short(str(facts['swarm_id']))} as {name} ({short(str(facts['node_id']))})")
+    known = f" (its coordinator is {coordinator})" if coordinator else ""
+    typer.echo(f"  Start a node with: shardnet node{known}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(join)

@@ -1,0 +1,124 @@
+"""Host and port: reading them from people, opening the socket, and remembering where this machine's coordinator is."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from shardnet.errors import SettingsError, UnreachableError, UsageError
+from shardnet.messages import Address
+from shardnet.shards import Frozen
+from shardnet.swarm.home import Home, make_folder, read_records, write_records
+
+HostPort = tuple[str, int]
+"""An address to listen at; port 0 lets the system choose."""
+
+
+class CoordinatorAddresses(Frozen):
+    """Where a coordinator is reached."""
+
+    nodes: Address | None = Field(default=None, description="TLS links of nodes")
+    enrol: Address | None = Field(default=None, description="enrolment by join token")
+    api: Address | None = Field(default=None, description="HTTP API")
+
+
+_ADDRESSES: TypeAdapter[CoordinatorAddresses] = TypeAdapter(CoordinatorAddresses)
+
+
+def write_coordinator_addresses(
+    home: Home, *, nodes: Address | None = None, enrol: Address | None = None, api: Address | None = None
+) -> None:
+    """Remember where the coordinator listens, so that nodes and commands in this home need not be told."""
+    with home.locked():
+        make_folder(home.swarm)
+        write_records(home.coordinator, _ADDRESSES, CoordinatorAddresses(nodes=nodes, enrol=enrol, api=api))
+
+
+def read_coordinator_addresses(home: Home) -> CoordinatorAddresses:
+    """Returns: what was written last; all None where no coordinator ever ran and no swarm was joined."""
+    return read_records(home.coordinator, _ADDRESSES, CoordinatorAddresses())
+
+
+def parse_host_port(text: str, *, what: str = "address") -> HostPort:
+    """Returns: `("127.0.0.1", 7070)` of `127.0.0.1:7070`, `("::1", 0)` of `[::1]:0`.
+
+    Raises: UsageError naming `what` was being read.
+    """
+    host, colon, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    # isdecimal alone would take other scripts' digits too
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+        raise UsageError(f"{what} {text!r} is not HOST:PORT, as in 192.168.1.10:7070 or [::1]:7070")
+    return host, int(port)
+
+
+def parse_address(text: str, *, what: str = "address") -> Address:
+    """Returns: an address that can be dialled. Raises: UsageError, for port 0 too."""
+    host, port = parse_host_port(text, what=what)
+    try:
+        return Address(host=host, port=port)
+    except ValidationError:
+        raise UsageError(f"{what} {text!r} cannot be dialled: it needs a host and a port from 1 to 65535") from None
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can dial `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def is_wildcard(host: str) -> bool:
+    """True for 0.0.0.0 and ::, at which one listens and which nobody can dial."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def own_address() -> str | None:
+    """Returns: the address by which this machine reaches the network; None without one. Sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address: only the routing table is asked
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def open_listening_socket(address: HostPort) -> socket.socket:
+    """Returns: a non-blocking listening TCP socket.
+
+    Raises: UnreachableError if the host is not one of this machine's; SettingsError if the port is taken or not allowed.
+    """
+    host, port = address
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UnreachableError(f"cannot listen at {shown}: this machine does not know the host {host!r}") from error
+    family, kind, number, _, where = found[0]
+    listening = socket.socket(family, kind, number)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(where)
+        listening.listen(256)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        raise SettingsError(
+            f"cannot listen at {shown}: {(error.strerror or str(error)).lower()}; "
+            "stop the program that has this port, or choose another"
+        ) from error
+    return listening
+
+
+def bound_address(listening: socket.socket) -> Address:
+    """Returns: the real address of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return Address(host=host, port=port)

@@ -1,0 +1,171 @@
+"""The home folder of one machine: where the swarm's keys, the members' records and this machine's identities lie.
+
+    swarm/ca.pem  ca.key  swarm.key           the authority; `ca.key` only at the owner
+    swarm/members.json invites.json revoked.json coordinator.json
+    nodes/<name>/key.pem cert.pem lock        one identity per daemon; the lock says that it is running
+
+Coordinator, nodes and command line may start in the same instant: every change happens under one file lock, and every file appears
+whole or not at all. Knows nothing of certificates: bytes, modes and locks only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from shardnet.errors import SettingsError
+from shardnet.settings import default_home
+
+T = TypeVar("T")
+
+PRIVATE = 0o600
+PUBLIC = 0o644
+
+
+class Home:
+    """`$SHARDNET_HOME`, else `~/.shardnet`."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = (path or default_home()).expanduser().absolute()
+        self.swarm = self.path / "swarm"
+        self.nodes = self.path / "nodes"
+        self.ca_certificate = self.swarm / "ca.pem"
+        self.ca_key = self.swarm / "ca.key"
+        self.swarm_key = self.swarm / "swarm.key"
+        self.members = self.swarm / "members.json"
+        self.invites = self.swarm / "invites.json"
+        self.revoked = self.swarm / "revoked.json"
+        self.coordinator = self.swarm / "coordinator.json"
+
+    def __repr__(self) -> str:
+        return f"Home({str(self.path)!r})"
+
+    @property
+    def has_swarm(self) -> bool:
+        """True once this home belongs to a swarm: the authority's certificate is always written last."""
+        return self.ca_certificate.exists()
+
+    @property
+    def is_owner(self) -> bool:
+        """True if this home can issue certificates."""
+        return self.has_swarm and self.ca_key.exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else on this machine changes this home meanwhile. Held for milliseconds."""
+        make_folder(self.path)
+        with hold_lock(self.path / "lock", wait=True):
+            yield
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder that only its owner may enter.
+
+    Raises: SettingsError if it cannot be created.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot create {path}: {error.strerror}; set SHARDNET_HOME to a folder of yours"
+        ) from error
+
+
+@contextmanager
+def hold_lock(path: Path, *, wait: bool) -> Iterator[int]:
+    """Hold an exclusive lock on `path`; the kernel lets go of it when the process dies, whatever way.
+
+    Raises: BlockingIOError if `wait` is False and another process holds it; SettingsError if the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    except OSError as error:
+        raise SettingsError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
+    """Make `data` the content of `path`: a reader sees the old file or the new one, and a crash leaves one of them.
+
+    Raises: SettingsError if the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_public(path: Path) -> bytes:
+    """Returns: the file's bytes.
+
+    Raises: SettingsError if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_private(path: Path) -> bytes:
+    """Returns: a key file's bytes.
+
+    Raises: SettingsError if it cannot be read, or if others than its owner could read it too.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            if mode & 0o077:
+                raise SettingsError(
+                    f"others can read the key file {path} (mode {mode:04o}): run `chmod 600 {path}`, "
+                    "and make a new key if somebody may have copied it"
+                )
+            return file.read()
+    except OSError as error:
+        raise SettingsError(f"cannot read the key file {path}: {error.strerror}") from error
+
+
+def read_records(path: Path, kind: TypeAdapter[T], empty: T) -> T:
+    """Returns: the records in a JSON file; `empty` if there is no such file.
+
+    Raises: SettingsError if the file is damaged.
+    """
+    try:
+        return kind.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return empty
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise SettingsError(f"{path} is damaged ({first['msg']}): restore it, or move it away") from error
+
+
+def write_records(path: Path, kind: TypeAdapter[T], records: T) -> None:
+    """Write records that `read_records` reads. Call it under `Home.locked()`, as part of read, change, write."""
+    write_whole(path, kind.dump_json(records, indent=1) + b"\n")

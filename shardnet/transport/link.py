@@ -1,0 +1,321 @@
+"""One TLS link as the event loop sees it: received bytes become frames at once, sent frames become bytes at once.
+
+Callbacks are synchronous and run on the event loop, because a step of inference waits for them; handlers only decide, and start elsewhere
+what takes long. Knows TLS's outcome (who the peer is) and framing, not what any message means but `Refusal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+from shardnet.errors import PeerLost, PeerRefused, ShardnetError
+from shardnet.ids import short
+from shardnet.log import get
+from shardnet.messages import MESSAGES, AnyMessage, ErrorInfo, Refusal
+from shardnet.swarm.tls import peer_node_id
+from shardnet.transport.limits import (
+    CHECK_INTERVAL_S,
+    CHUNK_BYTES,
+    CLOSE_TIMEOUT_S,
+    JOIN_BYTES,
+    MAX_KEPT_BYTES,
+    MAX_KEPT_FRAMES,
+    MAX_QUEUED_BYTES,
+    WRITE_HIGH_BYTES,
+)
+from shardnet.transport.pace import ReceivingPace, SendingPace
+from shardnet.wire import GREETING, Buffer, Frame, FrameDecoder, Limits, encode
+
+if TYPE_CHECKING:
+    import ssl
+
+OnFrame = Callable[[Frame[AnyMessage]], None]
+OnClose = Callable[[ShardnetError], None]
+
+log = get("transport")
+
+
+class Link(asyncio.BufferedProtocol):
+    """Made for each TLS connection, accepted or dialled; greeted by `listener` or `dialer`; then wrapped in a `Connection`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._decoder: FrameDecoder[AnyMessage] = FrameDecoder(MESSAGES, GREETING)
+        self._transport: asyncio.Transport
+        self._on_frame: OnFrame | None = None
+        self._on_close: OnClose | None = None
+        self._kept: deque[Frame[AnyMessage]] = deque()
+        self._kept_bytes = 0
+        self._reading_paused = False
+        self._arrival: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._receiving = ReceivingPace()
+        self._sending = SendingPace()
+        self._written_bytes = 0
+        self._sink = memoryview(b"")
+        self.peer_id = ""
+        self.peername = "?"
+        self.error: ShardnetError | None = None
+        """Why the link ended; None while it is up."""
+        self.refusal: Refusal | None = None
+        """The other end's last word, if it gave one."""
+        self.broken_by: Exception | None = None
+        """The exception that the operating system or TLS ended it with, if one did."""
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+
+    # -- asyncio's side ------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The TLS handshake succeeded: the peer holds the key of a certificate of this swarm."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        tune(transport.get_extra_info("socket"))
+        peer = transport.get_extra_info("peername")
+        self.peername = f"{peer[0]}:{peer[1]}" if peer else "?"
+        ssl_object: ssl.SSLObject = transport.get_extra_info("ssl_object")
+        try:
+            self.peer_id = peer_node_id(ssl_object)
+        except ShardnetError as error:
+            self.refuse(error)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where TLS puts the next bytes: straight into the tensor that they belong to."""
+        if self.error is not None:
+            if not self._sink:
+                self._sink = memoryview(bytearray(4096))
+            return self._sink
+        return self._decoder.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have arrived."""
+        if self.error is not None:
+            return
+        try:
+            for frame in self._decoder.advance(nbytes):
+                self._deliver(frame)
+                if self.error is not None:
+                    return
+        except ShardnetError as error:
+            log.warning("link_evicted", peer=self.peername, node_id=short(self.peer_id), reason=str(error))
+            self.refuse(error)
+            return
+        except Exception:
+            log.exception("link_handler_failed", peer=self.peername, node_id=short(self.peer_id))
+            self.refuse(ShardnetError("an unexpected error here; its log says more"))
+            return
+        if self._timer is None and self._decoder.buffered:
+            self._watch()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more: there is no half-open link."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The peer reads more slowly than we send."""
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+        if self._timer is None and self.error is None:
+            self._watch()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The link is gone."""
+        self.broken_by = exc
+        if self.error is None:
+            how = f"broke ({getattr(exc, 'reason', None) or exc})" if exc else "was closed by the other end"
+            self._finish(PeerLost(f"the connection to {self} {how}"))
+        self.resume_writing()
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # -- our side ------------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return f"{short(self.peer_id)} at {self.peername}" if self.peer_id else self.peername
+
+    @property
+    def queued_bytes(self) -> int:
+        """Returns: bytes sent that the socket has not taken yet."""
+        return 0 if self.error is not None else self._transport.get_write_buffer_size()
+
+    async def first_frame(self) -> Frame[AnyMessage]:
+        """Returns: the next frame, while there is no handler. Raises: what ended the link."""
+        while not self._kept:
+            if self.error is not None:
+                raise self.error
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        return self._kept.popleft()
+
+    def greeted(self) -> None:
+        """The peer may send everything from now on."""
+        self._decoder.limits = Limits()
+
+    def set_handler(self, on_frame: OnFrame, on_close: OnClose) -> None:
+        """Hand over kept frames, then each new one as it comes. If the link has ended already, `on_close` is called soon."""
+        self._on_frame, self._on_close = on_frame, on_close
+        if self._kept:
+            self._loop.call_soon(self._hand_over)
+        if self.error is not None:
+            self._loop.call_soon(self._tell_closed)
+
+    def send(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
+        """Queue one frame; what the socket takes at once leaves at once.
+
+        Raises: PeerLost if the link has ended, or ends now because the peer does not read. LocalProtocolError if tensors and payloads differ.
+        """
+        if self.error is not None:
+            raise PeerLost(f"the connection to {self} is closed: {self.error}")
+        queued = self._transport.get_write_buffer_size()
+        if queued > MAX_QUEUED_BYTES:
+            raise self._evict(f"it does not read: {queued} bytes wait for it")
+        buffers = encode(MESSAGES, message, payloads)
+        write = self._transport.write
+        total = sum(map(len, buffers))
+        self._written_bytes += total
+        if total <= JOIN_BYTES:
+            write(b"".join(buffers) if len(buffers) > 1 else buffers[0])
+            return
+        for buffer in buffers:
+            for start in range(0, len(buffer), CHUNK_BYTES):
+                write(memoryview(buffer)[start : start + CHUNK_BYTES])
+
+    async def drain(self) -> None:
+        """Wait until little is queued. Raises: PeerLost if the link has ended."""
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+        if self.error is not None:
+            raise PeerLost(f"the connection to {self} is closed: {self.error}")
+
+    def refuse(self, error: ShardnetError) -> None:
+        """Tell the peer why, and end the link."""
+        if self.error is None:
+            with contextlib.suppress(ShardnetError):
+                self.send(Refusal(error=ErrorInfo.of(error)))
+            self._finish(error)
+            self._transport.close()
+
+    async def close(self) -> None:
+        """Send what is queued, then end the link; returns when it has ended."""
+        self._finish(PeerLost(f"the connection to {self} was closed here"))
+        self._transport.close()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.shield(self.closed)
+        except TimeoutError:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """End the link now; what is queued is lost."""
+        self._finish(PeerLost(f"the connection to {self} was cut here"))
+        self._transport.abort()
+
+    # -- inside --------------------------------------------------------------------------------------------------------------
+
+    def _deliver(self, frame: Frame[AnyMessage]) -> None:
+        if isinstance(frame.message, Refusal):
+            self.refusal = frame.message
+            self._finish(PeerRefused(f"{self} ended the connection: {frame.message.error.message}"))
+            self._transport.close()
+        elif self._on_frame is not None and not self._kept:
+            self._on_frame(frame)
+        else:
+            self._kept.append(frame)
+            self._kept_bytes += sum(map(len, frame.payloads))
+            if len(self._kept) >= MAX_KEPT_FRAMES or self._kept_bytes >= MAX_KEPT_BYTES:
+                self._reading_paused = True
+                self._transport.pause_reading()
+            if self._arrival is not None and not self._arrival.done():
+                self._arrival.set_result(None)
+
+    def _hand_over(self) -> None:
+        handler = self._on_frame
+        try:
+            while self._kept and handler is not None:
+                handler(self._kept[0])
+                self._kept.popleft()
+        except ShardnetError as error:
+            log.warning("link_evicted", peer=self.peername, node_id=short(self.peer_id), reason=str(error))
+            self.refuse(error)
+        except Exception:
+            log.exception("link_handler_failed", peer=self.peername, node_id=short(self.peer_id))
+            self.refuse(ShardnetError("an unexpected error here; its log says more"))
+        self._kept.clear()
+        self._kept_bytes = 0
+        if self._reading_paused:
+            self._reading_paused = False
+            if self.error is None:
+                self._transport.resume_reading()
+
+    def _finish(self, error: ShardnetError) -> None:
+        """The link has ended, whoever ended it; only the first reason counts."""
+        if self.error is not None:
+            return
+        self.error = error
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.resume_writing()
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+        if self._on_close is not None:
+            # Soon, not now: `send` may have found it out in the middle of a handler.
+            self._loop.call_soon(self._tell_closed)
+
+    def _tell_closed(self) -> None:
+        on_close, self._on_close, self._on_frame = self._on_close, None, None
+        if on_close is not None and self.error is not None:
+            try:
+                on_close(self.error)
+            except Exception:
+                log.exception("link_close_handler_failed", peer=self.peername)
+
+    def _evict(self, reason: str) -> PeerLost:
+        log.warning("link_evicted", peer=self.peername, node_id=short(self.peer_id), reason=reason)
+        error = PeerLost(f"the connection to {self} was cut: {reason}")
+        self._finish(error)
+        self._transport.abort()
+        return error
+
+    def _watch(self) -> None:
+        now_s = self._loop.time()
+        queued = self._transport.get_write_buffer_size()
+        reason = None
+        if self._decoder.buffered and not self._reading_paused:
+            reason = self._receiving.too_slow(
+                now_s, frame=self._decoder.frames, payload_bytes=self._decoder.payload_in_progress
+            )
+        if reason is None:
+            taken = self._written_bytes - queued
+            reason = self._sending.stalled(now_s, taken_bytes=taken, queued_bytes=queued)
+        if reason is not None:
+            self._timer = None
+            self._evict(reason)
+        elif self._decoder.buffered or self._drained is not None:
+            self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._watch)
+        else:
+            self._timer = None
+
+
+def tune(sock: socket.socket | None) -> None:
+    """No waiting to fill packets, and a dead peer's kernel is noticed in the end even where heartbeats are off."""
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
