@@ -22,8 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
 from numpy.typing import NDArray
 
-Value = str | bool | int | float | list[int] | list[bool] | list[float] | list[str]
-"""One metadata value; int is written as uint32, float as float32, and their lists as int32 and float32 arrays."""
+from tests.random_families import RECIPES, Value, common_keys
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 """What numpy can quantise; for the other types see `quantise` (llama.cpp does it)."""
@@ -104,9 +103,9 @@ def bpe_vocabulary(n_vocab: int = N_VOCAB) -> dict[str, Value]:
 def spm_vocabulary(n_vocab: int = N_VOCAB) -> dict[str, Value]:
     """Returns: a SentencePiece tokenizer with byte fallback, as Llama 2 and Gemma have it."""
     letters = [*"▁etaoinshrdlu", "▁t", "th", "▁th", "he", "▁the", "in", "an", "er"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
-    types = [2, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(letters)]
-    scores = [0.0] * 259 + [-float(index + 1) for index in range(len(letters))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "<|endoftext|>", *letters]
+    types = [2, CONTROL, CONTROL, *[BYTE] * 256, CONTROL, *[NORMAL] * len(letters)]
+    scores = [0.0] * 260 + [-float(index + 1) for index in range(len(letters))]
     unused = n_vocab - len(tokens)
     if unused < 0:
         raise ValueError(f"a vocabulary of {n_vocab} tokens; {len(tokens)} is the least")
@@ -167,7 +166,7 @@ def stored(
 
 
 def add_value(writer: GGUFWriter, key: str, value: Value) -> None:
-    """Write one metadata value in the type that converters use for it."""
+    """Write one metadata value in the type that converters use for it: uint32, float32, and arrays of int32, float32, bool and strings."""
     if isinstance(value, list):
         sub = {
             bool: GGUFValueType.BOOL,
@@ -342,3 +341,35 @@ def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequ
     return [
         tensor for name, tensor in found.items() if not any(fnmatch.fnmatch(name, pattern) for pattern in leave_out)
     ]
+
+
+NEVER = ("*.scale", "*.input_scale", "*.rope_freqs*", "*_s", "cls*")
+"""Optional tensors of special quantisations and of classifiers."""
+
+
+def build_random_model(
+    path: Path,
+    family: str,
+    *,
+    n_layers: int | None = None,
+    quantisation: str = "F32",
+    seed: int = 1,
+    extra: Mapping[str, Value] | None = None,
+) -> Path:
+    """Write a small random model of a family: more than one period of layers, a vocabulary that can encode any text.
+
+    Args:
+        family: a key of `random_families.RECIPES`.
+        extra: more metadata, as `{architecture}.{key}` without the architecture; wins over the recipe's.
+
+    Returns: `path`.
+    """
+    recipe = RECIPES[family]
+    count = n_layers or recipe.n_layers
+    keys = {**common_keys(count, N_VOCAB), **recipe.keys, **recipe.per_layer(count), **(extra or {})}
+    metadata: dict[str, Value] = {
+        key[1:] if key.startswith("=") else f"{recipe.architecture}.{key}": value for key, value in keys.items()
+    }
+    metadata |= {"general.name": f"random-{family}", **(spm_vocabulary() if recipe.spm else bpe_vocabulary())}
+    tensors = tensors_of(recipe.architecture, metadata, (*NEVER, *recipe.leave_out))
+    return write_model(path, recipe.architecture, metadata, tensors, quantisation=quantisation, seed=seed)
