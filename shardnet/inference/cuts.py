@@ -33,8 +33,13 @@ def ranges(cuts: Sequence[int], n_layers: int) -> tuple[LayerRange, ...]:
     return tuple(LayerRange(first=first, end=end) for first, end in pairwise((0, *cuts, n_layers)))
 
 
-def balanced_cuts(weights: Weights, legal: Sequence[int], n_shards: int) -> tuple[int, ...]:
+def balanced_cuts(
+    weights: Weights, legal: Sequence[int], n_shards: int, forbidden_lengths: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
     """Returns: `n_shards - 1` legal cuts that make the largest shard as small as can be; among equals, the earliest.
+
+    Args:
+        forbidden_lengths: numbers of layers that no shard of several may have.
 
     Raises: UsageError naming how many shards are possible.
     """
@@ -44,27 +49,45 @@ def balanced_cuts(weights: Weights, legal: Sequence[int], n_shards: int) -> tupl
             f"{n_shards} shards are not possible: this model has {len(legal)} legal cut points, so 1 to {len(legal) + 1}"
         )
     points = (0, *legal, n_layers)
-    sizes = {(a, b): weights.of(points[a], points[b]) for a in range(len(points)) for b in range(a + 1, len(points))}
+    sizes = {
+        (a, b): weights.of(points[a], points[b])
+        for a in range(len(points))
+        for b in range(a + 1, len(points))
+        if n_shards == 1 or points[b] - points[a] not in forbidden_lengths
+    }
     # best[b] after k rounds: the smallest largest shard that covers points[0..b] with k shards, and its cuts.
-    best: dict[int, tuple[int, tuple[int, ...]]] = {b: (sizes[0, b], ()) for b in range(1, len(points))}
+    best: dict[int, tuple[int, tuple[int, ...]]] = {
+        b: (sizes[0, b], ()) for b in range(1, len(points)) if (0, b) in sizes
+    }
     for _ in range(n_shards - 1):
         following: dict[int, tuple[int, tuple[int, ...]]] = {}
         for b in range(1, len(points)):
-            options = [(max(best[a][0], sizes[a, b]), (*best[a][1], points[a])) for a in range(1, b) if a in best]
+            options = [
+                (max(best[a][0], sizes[a, b]), (*best[a][1], points[a]))
+                for a in range(1, b)
+                if a in best and (a, b) in sizes
+            ]
             if options:
                 following[b] = min(options)
         best = following
+    if len(points) - 1 not in best:
+        lengths = ", ".join(map(str, sorted(forbidden_lengths)))
+        raise UsageError(
+            f"{n_shards} shards are not possible: llama.cpp mistakes shards of {lengths} layers for another model"
+        )
     return best[len(points) - 1][1]
 
 
-def cuts_by_size(weights: Weights, legal: Sequence[int], max_bytes: int) -> tuple[int, ...]:
+def cuts_by_size(
+    weights: Weights, legal: Sequence[int], max_bytes: int, forbidden_lengths: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
     """Returns: balanced cuts for the fewest shards none of which is larger than `max_bytes`.
 
     Raises: UsageError naming the smallest size that is possible.
     """
     smallest = 0
     for n_shards in range(1, len(legal) + 2):
-        cuts = balanced_cuts(weights, legal, n_shards)
+        cuts = balanced_cuts(weights, legal, n_shards, forbidden_lengths)
         smallest = max(weights.of(part.first, part.end) for part in ranges(cuts, len(weights.layers)))
         if smallest <= max_bytes:
             return cuts

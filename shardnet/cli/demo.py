@@ -1,0 +1,64 @@
+"""`shardnet demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    model: Annotated[Path | None, typer.Option(help="A GGUF to use instead of SmolLM2-135M-Instruct.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="Nodes, one shard each.")] = 3,
+    question: Annotated[str, typer.Option(help="What to ask.")] = "Explain in three sentences why the sky is blue.",
+    max_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Length of the answer at most.")] = 120,
+    keep: Annotated[Path | None, typer.Option(help="Work in this folder and keep it.")] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON; the rest goes to stderr.")
+    ] = False,
+) -> None:
+    """Split a real model, run it over nodes on this machine, and compare with the unsplit model.
+
+    Starts a coordinator and the nodes as processes of their own, in a swarm of their own; Ctrl-C at any moment leaves none behind.
+    """
+    import dataclasses
+    import json
+    import signal
+    import sys
+    import tempfile
+
+    from shardnet.demo.model import find_demo_model
+    from shardnet.demo.run import run_demo
+    from shardnet.errors import ParityError, UsageError
+
+    source = model or find_demo_model()
+    if not source.is_file():
+        raise UsageError(f"{source} is not a file")
+    signal.signal(
+        signal.SIGTERM, lambda _number, _frame: sys.exit(143)
+    )  # so that the processes are stopped on the way out
+    out = sys.stderr if json_output else sys.stdout
+    with tempfile.TemporaryDirectory(prefix="shardnet-demo-", ignore_cleanup_errors=True) as scratch:
+        folder = keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = run_demo(source, folder, n_nodes=nodes, question=question, max_tokens=max_tokens, out=out)
+    if json_output:
+        typer.echo(json.dumps(dataclasses.asdict(result) | {"ratio": result.ratio}))
+    else:
+        typer.echo(
+            f"\n   tokens per second     {result.tokens_per_s:8.1f}   over {result.stages} nodes"
+            f"\n   plain llama.cpp       {result.plain_tokens_per_s:8.1f}   the unsplit model in one process, same run"
+            f"\n   ratio                 {result.ratio:8.2f}"
+            f"\n   time to first token   {result.first_token_s:8.2f} s"
+            f"\n   bytes per hop         {result.bytes_per_hop:8d}   one hidden state of each token"
+            f"\n   parity                {'identical' if result.tokens_equal else 'DIFFERENT'}: "
+            f"{result.tokens} greedy tokens beside the unsplit model"
+        )
+    if not result.tokens_equal:
+        raise ParityError("the answer over nodes is not that of the unsplit model")

@@ -1,0 +1,109 @@
+"""`shardnet split`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("split")(split)
+
+
+def split(
+    model: Annotated[Path, typer.Argument(help="A GGUF, or any part of one that llama.cpp split by size.")],
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Number of shards, balanced by bytes (2 if nothing is said).")
+    ] = None,
+    max_shard_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As few shards as keep each below this size: 1.5GB, 800MiB.")
+    ] = None,
+    cuts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="8,16,24", help="Layers at which a new shard begins; `shardnet inspect` shows the legal ones."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The models cache to write to.")] = Path("models_cache"),
+    name: Annotated[
+        str | None, typer.Option(help="What people will call the model; the file's name if nothing is said.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Run the shards against the unsplit model and certify that nothing differs."
+        ),
+    ] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Cut a GGUF into layer shards and prove that they give the unsplit model's numbers.
+
+    Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind.
+    """
+    import json
+
+    from shardnet.cli.progress import byte_bar
+    from shardnet.errors import ParityError, UsageError
+    from shardnet.inference.cuts import parse_size
+    from shardnet.inference.manifest_file import save_manifest
+    from shardnet.inference.split import CutRequest, plan_split, split_model
+    from shardnet.log import human_bytes
+    from shardnet.settings import default_home
+    from shardnet.swarm.signing import sign_if_owner
+
+    given = [
+        flag
+        for flag, value in (("--shards", shards), ("--max-shard-bytes", max_shard_bytes), ("--cuts", cuts))
+        if value
+    ]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    request = CutRequest(
+        shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
+    )
+    plan = plan_split(model, request, name)
+    with byte_bar(f"Splitting {plan.name}") as progress:
+        folder, manifest = split_model(plan, out, progress)
+    certificate = None
+    if verify:
+        from shardnet.inference.verify import verify_split
+
+        with byte_bar("Proving the shards") as progress:
+            certificate = verify_split(folder, model, on_progress=lambda share: progress(int(share * 1000), 1000))
+        manifest = manifest.model_copy(update={"certificate": certificate})
+    manifest = sign_if_owner(manifest, default_home())
+    save_manifest(folder, manifest)
+    if json_output:
+        typer.echo(json.dumps({"folder": str(folder)} | manifest.model_dump(mode="json")))
+    else:
+        typer.echo(
+            f"{manifest.name}  {manifest.content.quantisation}  {manifest.content.n_layers} layers  model {manifest.model_id[:12]}"
+        )
+        for shard in manifest.content.shards:
+            typer.echo(
+                f"  shard {shard.shard_id:<3} layers {shard.layers!s:<12} {human_bytes(shard.bytes):>9}  {shard.file}"
+            )
+        typer.echo(f"  in {folder}")
+        if certificate is not None and certificate.is_exact:
+            typer.echo(
+                f"  identical to the unsplit model: max |Δ logit| = 0 over {certificate.prompt_tokens} prompt and "
+                f"{certificate.decode_tokens} decoded tokens"
+            )
+        elif certificate is None:
+            typer.echo("  not proved (--no-verify): run `shardnet verify` before you rely on it")
+    if certificate is not None and not certificate.is_exact:
+        raise ParityError(
+            f"the shards in {folder} do not give the unsplit model's numbers (max |Δ logit| {certificate.max_abs_logit_diff:g})"
+        )
+
+
+def _parse_cuts(text: str) -> tuple[int, ...]:
+    from shardnet.errors import UsageError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--cuts {text!r} is no list of layers: write 8,16,24") from None

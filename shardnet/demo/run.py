@@ -1,0 +1,121 @@
+"""`shardnet demo`: split a model, run it over nodes that are processes of their own, ask it something, and compare with the unsplit model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from shardnet.demo.client import Answer, ask
+from shardnet.demo.processes import LocalSwarm
+from shardnet.errors import ParityError, ShardnetError
+from shardnet.inference.manifest_file import load_manifest
+from shardnet.log import human_bytes
+
+QUESTION = "Explain in three sentences why the sky is blue."
+SHOWN_LOGS = ("[SHARD]", "[LOAD_SHARD]", "[DHT]", "[TORRENT]", "[NODE]", "[COORDINATOR]", "[INFERENCE]")
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo run saw; printed as text or JSON."""
+
+    model: str
+    stages: int
+    answer: str
+    tokens: int
+    tokens_per_s: float
+    first_token_s: float
+    bytes_per_hop: int
+    plain_tokens_per_s: float
+    tokens_equal: bool
+
+    @property
+    def ratio(self) -> float:
+        """Returns: decode speed over nodes / plain llama.cpp, both measured in this run."""
+        return self.tokens_per_s / self.plain_tokens_per_s if self.plain_tokens_per_s else 0.0
+
+
+def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_tokens: int, out: TextIO) -> DemoResult:
+    """Run the whole demo in `folder`.
+
+    Raises: ParityError if the answer's tokens are not those of the unsplit model; ShardnetError if a process fails.
+    """
+
+    def say(text: str) -> None:
+        out.write(text + "\n")
+        out.flush()
+
+    def on_line(name: str, line: str) -> None:
+        if any(tag in line for tag in SHOWN_LOGS):
+            say(f"  {name:<12} {line}")
+
+    cache = folder / "models_cache"
+    say(f"1. Splitting {model.name} ({human_bytes(model.stat().st_size)}) into {n_nodes} shards and proving the split")
+    _split(model, cache, n_nodes)
+    manifest_folder = next(cache.glob("shards/*/manifest.json")).parent
+    manifest = load_manifest(manifest_folder)
+
+    say(f"\n2. Starting a coordinator and {n_nodes} nodes, each with one shard, as processes of their own")
+    with LocalSwarm(folder, on_line) as swarm:
+        swarm.start_coordinator("--models-cache", str(cache), "--stages", str(n_nodes))
+        for index in range(n_nodes):
+            own = folder / f"node-{index}"
+            _give_shard(manifest_folder, own / "shards" / manifest_folder.name, index)
+            swarm.start_node(f"node-{index}", own, "--shard", str(index))
+        swarm.wait_ready(120)
+        say(f"   API: {swarm.api}/v1")
+
+        say(f"\n3. {question}\n")
+        body = {"model": manifest.name, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
+
+        def on_text(text: str) -> None:
+            out.write(text)
+            out.flush()
+
+        answer = ask(swarm.api, "/v1/chat/completions", body | {"temperature": 0}, on_text)
+        say("\n\n4. Stopping every process")
+    return _compare(model, manifest.name, n_nodes, answer)
+
+
+def _split(model: Path, cache: Path, n_shards: int) -> None:
+    """The same command that a user types, in a process of its own."""
+    command = [sys.executable, "-m", "shardnet", "split", str(model), "--shards", str(n_shards), "--out", str(cache)]
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=None, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise (
+            ParityError("the split failed")
+            if done.returncode == ParityError.exit_code
+            else ShardnetError("the split failed")
+        )
+
+
+def _give_shard(source: Path, target: Path, index: int) -> None:
+    """Give a node one shard and the manifest, as a user who copies files would; hard links spare the disk."""
+    target.mkdir(parents=True)
+    for name in (f"shard-{index}.gguf", "tokenizer.gguf", "manifest.json"):
+        os.link(source / name, target / name)
+
+
+def _compare(model: Path, name: str, stages: int, answer: Answer) -> DemoResult:
+    """Run the same prompt through the unsplit model in this process."""
+    from shardnet.bench.plain import PlainLlama
+
+    if not answer.token_ids:
+        raise ShardnetError("the answer holds no tokens")
+    with PlainLlama(model) as plain:
+        run = plain.generate(answer.prompt_token_ids, len(answer.token_ids))
+    return DemoResult(
+        model=name,
+        stages=stages,
+        answer=answer.text,
+        tokens=len(answer.token_ids),
+        tokens_per_s=answer.decode_tokens_per_s,
+        first_token_s=answer.first_token_s,
+        bytes_per_hop=max((int(stage.get("bytes_on", 0)) for stage in answer.stages), default=0),
+        plain_tokens_per_s=run.decode_tokens_per_s,
+        tokens_equal=run.tokens == answer.token_ids,
+    )
