@@ -2,38 +2,46 @@
 
 A node reads the header of each shard in its cache at start-up, and such files may come from anywhere. The `gguf` package parses element by element
 in Python, which takes seconds for a vocabulary of 128k tokens and has no bounds; here large arrays are only walked over and stay in the file.
+Files are read, not mapped: one that shrinks under our hands is an error rather than a SIGBUS.
 
-Source: ggml's docs/gguf.md, versions 2 and 3.
+Source: ggml's docs/gguf.md, versions 2 and 3, and the checks of ggml/src/gguf.cpp.
 """
 
 from __future__ import annotations
 
-import functools
-import mmap
 import os
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError, UsageError
+from shardnet.inference.gguf_types import GGML_TYPES
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+MOST_ALIGNMENT = 1 << 20
 
 MAX_FIELDS = 4096
 MAX_TENSORS = 200_000
 MAX_KEY_BYTES = 1024
-MAX_STRING_BYTES = 16 << 20
-"""Chat templates are long; nothing else is."""
-MAX_ARRAY = 1 << 24
-"""Elements: 64 times the largest vocabulary known."""
-MAX_HEADER_BYTES = 1 << 30
+MAX_TENSOR_NAME_BYTES = 63  # ggml keeps names in 64 bytes
+MAX_STRING_BYTES = 16 << 20  # a tokenizer.json as one string is the longest known
+MAX_ARRAY = 1 << 24  # elements: 64 times the largest vocabulary known
+MAX_HEADER_BYTES = 128 << 20
 MAX_DIMS = 4
-MAX_ARRAY_DEPTH = 1
+MAX_LAYERS = 10_000
+
+INLINE_BYTES = 256 << 10
+"""Values up to this size (all scalars, per-layer arrays, chat templates) are kept with the header; vocabularies stay in the file."""
+FIRST_READ = 64 << 10
 
 
 class ValueType(IntEnum):
@@ -68,6 +76,7 @@ SCALARS: dict[ValueType, struct.Struct] = {
     ValueType.FLOAT64: struct.Struct("<d"),
 }
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_ARRAY_HEAD = 12  # element type and count, before an array's elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +90,30 @@ class GgufValue:
 
 @dataclass(frozen=True, slots=True)
 class GgufField:
-    """Where one metadata value lies. `start` and `end` are file offsets of the value, without its type tag."""
+    """One metadata value. `start` and `end` are file offsets of the value without its type tag; an array's include element type and count."""
 
     key: str
     type: ValueType
     start: int
     end: int
-    element: ValueType | None = None
-    count: int = 1
-    path: Path = Path()
+    element: ValueType | None
+    count: int
+    path: Path
+    inline: bytes | None
+
+    def raw(self) -> bytes:
+        """Returns: the value's bytes as they stand in the file. Raises: GgufError if the file has changed since."""
+        if self.inline is not None:
+            return self.inline
+        with opened(self.path) as (descriptor, _size):
+            data = os.pread(descriptor, self.end - self.start, self.start)
+        if len(data) != self.end - self.start:
+            raise GgufError(f"{self.path} became shorter while it was read")
+        return data
 
     def read(self) -> Any:
         """Returns: the value: int, float, bool, str, or a list of those."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(self.end - self.start)
-        return _decode(self, data)
-
-    def raw(self) -> bytes:
-        """Returns: the value's bytes as they stand in the file."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            return file.read(self.end - self.start)
+        return _decode(self, self.raw())
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,27 +130,28 @@ class GgufTensor:
     @property
     def type_name(self) -> str:
         """Returns: Q4_0, F32, ..."""
-        return ggml_types()[self.ggml_type][2]
+        return GGML_TYPES[self.ggml_type].name
 
     @property
     def n_elements(self) -> int:
+        """Returns: number of weights."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The header of one GGUF file, or of the files of one model that llama.cpp split by size."""
+    """The header of one GGUF file, or of all the files of one model that llama.cpp split by size (`gguf_layout.read_model`)."""
 
     path: Path
     version: int
     fields: dict[str, GgufField]
     tensors: tuple[GgufTensor, ...]
     file_bytes: int
-    paths: tuple[Path, ...] = ()
+    paths: tuple[Path, ...]
+    alignment: int = DEFAULT_ALIGNMENT
 
-    @functools.cached_property
-    def _small(self) -> dict[str, Any]:
-        """Every scalar and short array, read once: what decisions are made from."""
+    @cached_property
+    def _decoded(self) -> dict[str, Any]:
         return {}
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -147,9 +159,11 @@ class GgufHeader:
         field = self.fields.get(key)
         if field is None:
             return default
-        if key not in self._small:
-            self._small[key] = field.read()
-        return self._small[key]
+        if field.inline is None:
+            return field.read()
+        if key not in self._decoded:
+            self._decoded[key] = field.read()
+        return self._decoded[key]
 
     @property
     def architecture(self) -> str:
@@ -165,39 +179,91 @@ class GgufHeader:
 
     @property
     def n_layers(self) -> int:
-        """Returns: `{architecture}.block_count`. Raises: GgufError if it is missing or absurd."""
+        """Returns: `{architecture}.block_count`, MTP layers included. Raises: GgufError if it is missing or absurd."""
         count = self.arch("block_count")
-        if not isinstance(count, int) or not 0 < count <= 10_000:
+        if not isinstance(count, int) or not 0 < count <= MAX_LAYERS:
             raise GgufError(f"{self.path} has no usable {self.architecture}.block_count")
         return count
 
 
-@functools.cache
-def ggml_types() -> dict[int, tuple[int, int, str]]:
-    """Returns: ggml type -> (elements a block, bytes a block, name)."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[int, int]]:
+    """Open a regular file for reading; never blocks on a FIFO or device.
 
-    return {
-        int(kind): (*GGML_QUANT_SIZES[kind], kind.name) for kind in GGMLQuantizationType if kind in GGML_QUANT_SIZES
-    }
+    Yields: (file descriptor, bytes). Raises: UsageError if there is no such file or it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL byte in the name
+        raise UsageError(f"cannot read {str(path)!r}: {error}") from error
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise UsageError(f"{path} is not a regular file")
+        yield descriptor, facts.st_size
+    finally:
+        os.close(descriptor)
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Read and check the header of one GGUF file.
+
+    Raises: UsageError if there is no such file; GgufError if it is not a GGUF, is cut off, or contradicts itself.
+    """
+    with opened(path) as (descriptor, size):
+        reader = _Reader(descriptor, size, path)
+        version, n_tensors, n_fields = _read_start(reader)
+        fields = _read_fields(reader, n_fields)
+        alignment = _alignment(fields, reader)
+        entries = [_read_tensor(reader) for _ in range(n_tensors)]
+        tensors = _place_tensors(reader, entries, alignment)
+        return GgufHeader(path, version, fields, tensors, size, (path,), alignment)
+
+
+def read_leading_fields(path: Path, most: int) -> dict[str, Any]:
+    """Read no more than the first metadata values of a file: quick whatever the size of its vocabulary, and no proof that the rest is sound.
+
+    Returns: key -> decoded value of at most `most` fields. Raises: as `read_gguf_header`.
+    """
+    with opened(path) as (descriptor, size):
+        reader = _Reader(descriptor, size, path)
+        _version, _n_tensors, n_fields = _read_start(reader)
+        fields = _read_fields(reader, min(n_fields, most))
+        return {key: field.read() for key, field in fields.items() if field.inline is not None}
 
 
 class _Reader:
-    """A position in a mapped file that never leaves it."""
+    """A position in a file, of which as much as was needed so far is in memory."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self.data, self.path = data, path
+    def __init__(self, descriptor: int, size: int, path: Path) -> None:
+        self._descriptor, self._limit = descriptor, min(size, MAX_HEADER_BYTES)
+        self.size, self.path = size, path
+        self.data = bytearray()
         self.at = 0
-        self.end = min(len(data), MAX_HEADER_BYTES)
 
     def fail(self, what: str) -> GgufError:
         return GgufError(f"{self.path} is not a usable GGUF: {what} (at byte {self.at})")
 
+    def _have(self, end: int) -> None:
+        """Make sure that bytes up to `end` are in memory."""
+        if end > self._limit:
+            if self._limit < self.size:
+                raise self.fail(f"its header is larger than {MAX_HEADER_BYTES >> 20} MiB")
+            raise self.fail("its header is cut off or damaged")
+        while len(self.data) < end:
+            want = min(self._limit, max(end, 2 * len(self.data), FIRST_READ)) - len(self.data)
+            piece = os.pread(self._descriptor, want, len(self.data))
+            if not piece:
+                raise self.fail("it became shorter while it was read")
+            self.data += piece
+
     def skip(self, count: int) -> int:
         """Move on by `count` bytes. Returns: where they start."""
         start = self.at
-        if count < 0 or count > self.end - start:
-            raise self.fail("its header is cut off")
+        if start + count > len(self.data):
+            self._have(start + count)
         self.at = start + count
         return start
 
@@ -207,61 +273,51 @@ class _Reader:
     def u64(self) -> int:
         return int(_U64.unpack_from(self.data, self.skip(8))[0])
 
-    def string(self, most: int) -> str:
+    def name(self, most: int) -> str:
         length = self.u64()
-        if length > most:
-            raise self.fail(f"a string of {length} bytes")
+        if not 0 < length <= most:
+            raise self.fail(f"a name of {length} bytes")
         start = self.skip(length)
         try:
             return self.data[start : self.at].decode()
-        except UnicodeDecodeError as error:
-            raise self.fail("a name that is not UTF-8") from error
+        except UnicodeDecodeError:
+            raise self.fail("a name that is not UTF-8") from None
 
     def value_type(self) -> ValueType:
         number = self.u32()
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise self.fail(f"unknown value type {number}") from None
+        if number > ValueType.FLOAT64:
+            raise self.fail(f"unknown value type {number}")
+        return ValueType(number)
 
     def skip_strings(self, count: int) -> None:
-        """The hot loop of large vocabularies: length prefixes only."""
-        data, at, end, unpack = self.data, self.at, self.end, _U64.unpack_from
-        if count * 8 > end - at:
-            raise self.fail(f"an array of {count} strings")
-        for _ in range(count):
-            if at + 8 > end:
-                raise self.fail("its header is cut off")
-            length = unpack(data, at)[0]
-            at += 8 + length
-            if length > MAX_STRING_BYTES or at > end:
-                raise self.fail(f"a string of {length} bytes")
+        """Walk over length prefixes: the hot loop of large vocabularies, so it looks at nothing else."""
+        if self.at + 8 * count > self._limit:
+            raise self.fail(f"an array of {count} strings does not fit into the file")
+        unpack, at, left, most = _U64.unpack_from, self.at, count, MAX_STRING_BYTES
+        while left:
+            data = self.data
+            sure = len(data) - 8  # a length prefix that starts here or before is in memory
+            while left and at <= sure:
+                length = unpack(data, at)[0]
+                if length > most:
+                    self.at = at
+                    raise self.fail(f"a string of {length} bytes")
+                at += length + 8
+                left -= 1
+            if left:
+                self._have(at + 8)
+        self._have(at)
         self.at = at
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Read and check the header of one GGUF file.
-
-    Raises: UsageError if there is no such file; GgufError if it is not a GGUF, is cut off, or contradicts itself.
-    """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not path.is_file():
-                raise UsageError(f"{path} is not a regular file")
-            if size < 24:
-                raise GgufError(f"{path} is not a GGUF: it has only {size} bytes")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Reader(data, path), size)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _parse(reader: _Reader, size: int) -> GgufHeader:
+def _read_start(reader: _Reader) -> tuple[int, int, int]:
+    """Returns: (version, number of tensors, number of metadata fields)."""
     path = reader.path
-    if reader.data[:4] != MAGIC:
-        raise GgufError(f"{path} is not a GGUF: it begins with {reader.data[:4]!r}")
-    reader.at = 4
+    if reader.size < 24:
+        raise GgufError(f"{path} is not a GGUF: it has only {reader.size} bytes")
+    start = reader.skip(4)
+    if reader.data[start : start + 4] != MAGIC:
+        raise GgufError(f"{path} is not a GGUF: it begins with {bytes(reader.data[:4])!r}")
     version = reader.u32()
     if version not in VERSIONS:
         hint = " (big-endian files are not supported)" if version in (2 << 24, 3 << 24) else ""
@@ -269,94 +325,101 @@ def _parse(reader: _Reader, size: int) -> GgufHeader:
     n_tensors, n_fields = reader.u64(), reader.u64()
     if n_tensors > MAX_TENSORS or n_fields > MAX_FIELDS:
         raise reader.fail(f"{n_tensors} tensors and {n_fields} metadata fields")
+    return version, n_tensors, n_fields
+
+
+def _read_fields(reader: _Reader, n_fields: int) -> dict[str, GgufField]:
     fields: dict[str, GgufField] = {}
     for _ in range(n_fields):
         field = _read_field(reader)
         if field.key in fields:
             raise reader.fail(f"metadata key {field.key!r} stands twice")
         fields[field.key] = field
-    alignment = _alignment(fields, reader)
-    entries = [_read_tensor(reader) for _ in range(n_tensors)]
-    data_start = -(-reader.at // alignment) * alignment
-    return GgufHeader(
-        path, version, fields, _place_tensors(reader, entries, data_start, alignment, size), size, (path,)
-    )
+    return fields
 
 
 def _read_field(reader: _Reader) -> GgufField:
-    key = reader.string(MAX_KEY_BYTES)
+    key = reader.name(MAX_KEY_BYTES)
     kind = reader.value_type()
-    start = reader.at
+    start, element, count = reader.at, None, 1
     if kind == ValueType.STRING:
         length = reader.u64()
         if length > MAX_STRING_BYTES:
             raise reader.fail(f"a string of {length} bytes for {key!r}")
         reader.skip(length)
-        return GgufField(key, kind, start, reader.at, path=reader.path)
-    if kind != ValueType.ARRAY:
-        reader.skip(SCALARS[kind].size)
-        return GgufField(key, kind, start, reader.at, path=reader.path)
-    element = reader.value_type()
-    count = reader.u64()
-    if element == ValueType.ARRAY:
-        raise reader.fail(f"an array of arrays for {key!r}")
-    if count > MAX_ARRAY:
-        raise reader.fail(f"an array of {count} elements for {key!r}")
-    if element == ValueType.STRING:
-        reader.skip_strings(count)
+    elif kind == ValueType.ARRAY:
+        element, count = reader.value_type(), reader.u64()
+        if element == ValueType.ARRAY:
+            raise reader.fail(f"an array of arrays for {key!r}")
+        if count > MAX_ARRAY:
+            raise reader.fail(f"an array of {count} elements for {key!r}")
+        if element == ValueType.STRING:
+            reader.skip_strings(count)
+        else:
+            reader.skip(count * SCALARS[element].size)
     else:
-        reader.skip(count * SCALARS[element].size)
-    return GgufField(key, kind, start, reader.at, element, count, reader.path)
+        reader.skip(SCALARS[kind].size)
+    inline = bytes(reader.data[start : reader.at]) if reader.at - start <= INLINE_BYTES else None
+    return GgufField(key, kind, start, reader.at, element, count, reader.path, inline)
 
 
 def _alignment(fields: dict[str, GgufField], reader: _Reader) -> int:
     field = fields.get("general.alignment")
     if field is None:
         return DEFAULT_ALIGNMENT
-    value = field.read()
-    if not isinstance(value, int) or value <= 0 or value > 1 << 20 or value & (value - 1):
-        raise reader.fail(f"general.alignment is {value!r}, which is no power of two")
+    if field.type != ValueType.UINT32:
+        raise reader.fail("general.alignment is not a uint32")
+    value = int(field.read())
+    if not 0 < value <= MOST_ALIGNMENT or value & (value - 1):
+        raise reader.fail(f"general.alignment is {value}, which is no power of two up to {MOST_ALIGNMENT}")
     return value
 
 
-def _read_tensor(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
-    name = reader.string(MAX_KEY_BYTES)
+Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, type, offset
+
+
+def _read_tensor(reader: _Reader) -> Entry:
+    name = reader.name(MAX_TENSOR_NAME_BYTES)
     n_dims = reader.u32()
     if not 1 <= n_dims <= MAX_DIMS:
         raise reader.fail(f"tensor {name!r} has {n_dims} dimensions")
-    shape = tuple(reader.u64() for _ in range(n_dims))
+    shape = struct.unpack_from(f"<{n_dims}Q", reader.data, reader.skip(8 * n_dims))
     return name, shape, reader.u32(), reader.u64()
 
 
-def _place_tensors(
-    reader: _Reader, entries: list[tuple[str, tuple[int, ...], int, int]], data_start: int, alignment: int, size: int
-) -> tuple[GgufTensor, ...]:
-    """Check that the tensors' data lie inside the file, aligned, without overlap."""
-    types = ggml_types()
-    tensors, names = [], set()
-    for name, shape, kind, offset in entries:
+def _place_tensors(reader: _Reader, entries: list[Entry], alignment: int) -> tuple[GgufTensor, ...]:
+    """Check that the tensors' data follow each other without gap or overlap, as llama.cpp demands, and end inside the file."""
+    data_start = padded(reader.at, alignment)
+    tensors: list[GgufTensor] = []
+    names: set[str] = set()
+    expected, end = 0, 0
+    for name, shape, number, offset in entries:
         if name in names:
             raise reader.fail(f"tensor {name!r} stands twice")
         names.add(name)
-        if kind not in types:
-            raise reader.fail(f"tensor {name!r} has the unknown type {kind}")
-        block, block_bytes, type_name = types[kind]
-        if any(side <= 0 or side > 1 << 40 for side in shape) or prod(shape) > 1 << 50 or shape[0] % block:
-            raise reader.fail(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
-        if offset % alignment:
-            raise reader.fail(f"the data of tensor {name!r} is not aligned")
-        tensors.append(
-            GgufTensor(name, shape, kind, data_start + offset, prod(shape) // block * block_bytes, reader.path)
+        kind = GGML_TYPES.get(number)
+        if kind is None:
+            raise reader.fail(f"tensor {name!r} has the unknown type {number}")
+        elements = prod(shape)
+        if not 0 < elements <= 1 << 50 or shape[0] % kind.block:
+            raise reader.fail(f"tensor {name!r} of type {kind.name} has the impossible shape {shape}")
+        if offset != expected:
+            raise reader.fail(f"the data of tensor {name!r} are at {offset}, where {expected} is due")
+        nbytes = elements // kind.block * kind.block_bytes
+        tensors.append(GgufTensor(name, shape, number, data_start + offset, nbytes, reader.path))
+        end = data_start + offset + nbytes
+        expected += padded(nbytes, alignment)
+    if end > reader.size:
+        raise GgufError(
+            f"{reader.path} is truncated: {end - reader.size} of {end} bytes are missing; fetch it again",
+            missing_bytes=end - reader.size,
         )
-    end = data_start if not tensors else max(tensor.offset + tensor.nbytes for tensor in tensors)
-    if tensors and end > size:
-        raise GgufError(f"{reader.path} is truncated: {end - size} of {end} bytes are missing; fetch it again")
-    before: GgufTensor | None = None
-    for tensor in sorted(tensors, key=lambda t: t.offset):
-        if before is not None and before.offset + before.nbytes > tensor.offset:
-            raise reader.fail(f"the data of tensors {before.name!r} and {tensor.name!r} overlap")
-        before = tensor
     return tuple(tensors)
+
+
+def padded(count: int, alignment: int) -> int:
+    """Returns: `count` rounded up to a multiple of `alignment`."""
+    return -(-count // alignment) * alignment
 
 
 def _decode(field: GgufField, data: bytes) -> Any:
@@ -364,13 +427,11 @@ def _decode(field: GgufField, data: bytes) -> Any:
         return data[8:].decode(errors="replace")
     if field.type != ValueType.ARRAY:
         return SCALARS[field.type].unpack(data)[0]
-    assert field.element is not None
-    if field.element != ValueType.STRING:
-        code = SCALARS[field.element].format[-1]
-        return list(struct.unpack_from(f"<{field.count}{code}", data, 12))
-    strings, at = [], 12
+    if field.element is not None and field.element != ValueType.STRING:
+        return list(struct.unpack_from(f"<{field.count}{SCALARS[field.element].format[-1]}", data, _ARRAY_HEAD))
+    strings, at = [], _ARRAY_HEAD
     for _ in range(field.count):
-        length = _U64.unpack_from(data, at)[0]
+        (length,) = _U64.unpack_from(data, at)
         strings.append(data[at + 8 : at + 8 + length].decode(errors="replace"))
         at += 8 + length
     return strings
