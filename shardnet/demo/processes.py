@@ -23,6 +23,8 @@ from urllib.request import urlopen
 
 from shardnet.errors import DeadlineExceeded, ShardnetError
 from shardnet.lifecycle import EXIT_WITH_PARENT
+from shardnet.swarm.addresses import read_coordinator_addresses
+from shardnet.swarm.home import Home
 
 OnLine = Callable[[str, str], None]
 """`(process name, log line)`."""
@@ -136,20 +138,11 @@ class LocalSwarm:
             name, "node", "--name", name, "--listen", "127.0.0.1:0", "--models-cache", str(models_cache), *arguments
         )
 
-    def addresses(self) -> dict[str, str]:
-        """Returns: what the coordinator wrote at its start: `nodes`, `enrol`, `api`."""
-        file = self.home / "swarm" / "coordinator.json"
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {str(key): str(value) for key, value in found.items()}
-
     @property
     def api(self) -> str:
-        """Returns: base URL of the OpenAI API."""
-        address = self.addresses().get("api", "")
-        return address if address.startswith("http") else f"http://{address}"
+        """Returns: base URL of the OpenAI API, empty before the coordinator has written it down."""
+        address = read_coordinator_addresses(Home(self.home)).api
+        return f"http://{address}" if address is not None else ""
 
     def get(self, path: str) -> Any:
         """Returns: the JSON of an API path, also of an answer that is an error."""
@@ -161,7 +154,7 @@ class LocalSwarm:
             return json.loads(body) if body else None
 
     def _api_answers(self) -> bool:
-        if "api" not in self.addresses():
+        if not self.api:
             return False
         try:
             return self.get("/healthz") is not None

@@ -1,0 +1,222 @@
+"""A coordinator reduced to its wire: it loads shards on real nodes and steps sequences through them, and keeps every clock reading and every logit.
+
+For parity checks over node processes and for taking the price of a hop apart. Serving people is `shardnet.coordinator`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardnet.errors import ShardnetError
+from shardnet.ids import new_id
+from shardnet.manifest import Manifest
+from shardnet.messages import (
+    PROTOCOL_VERSION,
+    Address,
+    AnyMessage,
+    CommandFailed,
+    ExecuteTask,
+    FreeSequence,
+    Heartbeat,
+    Hello,
+    LoadProgress,
+    LoadShard,
+    Sampling,
+    ShardOptions,
+    ShardReady,
+    StageRef,
+    StageTiming,
+    TaskResult,
+    Welcome,
+)
+from shardnet.shards import Dtype, TensorSpec
+from shardnet.swarm.home import Home
+from shardnet.swarm.identity import claim_identity
+from shardnet.transport import Connection, Listener, listen
+from shardnet.wire import Buffer, Frame
+
+EPOCH = 1
+DEADLINE_S = 300.0
+
+
+@dataclass(slots=True)
+class DrivenRun:
+    """What one sequence gave."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    first_token_s: float = 0.0
+    step_s: list[float] = field(default_factory=list)
+    """Wall time of each decode step, seconds."""
+    timings: list[tuple[StageTiming, ...]] = field(default_factory=list)
+
+
+class Driver:
+    """Listens for nodes like a coordinator. An asynchronous context manager.
+
+    Args:
+        home: the home folder that the nodes share.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._identity = claim_identity(home, "driver", "coordinator")
+        self._listener: Listener | None = None
+        self.nodes: dict[str, tuple[Hello, Connection]] = {}
+        """node name -> its greeting and its link"""
+        self._joined = asyncio.Condition()
+        self._answers: dict[str, asyncio.Future[tuple[Frame[AnyMessage], float]]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._listener = await listen(self._identity, ("127.0.0.1", 0), self._on_hello)
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._listener is not None:
+            await self._listener.close()
+        for answer in self._answers.values():
+            answer.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self._identity.release()
+
+    @property
+    def address(self) -> Address:
+        """Where nodes join."""
+        assert self._listener is not None
+        return self._listener.address
+
+    def _on_hello(self, connection: Connection, hello: Hello) -> Welcome:
+        connection.set_handler(self._on_frame, lambda _error: None)
+        self.nodes[hello.name] = (hello, connection)
+        task = asyncio.ensure_future(self._tell_joined())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return Welcome(protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, epoch=EPOCH)
+
+    async def _tell_joined(self) -> None:
+        async with self._joined:
+            self._joined.notify_all()
+
+    async def wait_nodes(self, count: int, timeout_s: float = 60) -> None:
+        """Wait until `count` nodes have joined. Raises: TimeoutError."""
+        async with asyncio.timeout(timeout_s), self._joined:
+            await self._joined.wait_for(lambda: len(self.nodes) >= count)
+
+    def _on_frame(self, frame: Frame[AnyMessage]) -> None:
+        message = frame.message
+        if isinstance(message, Heartbeat | LoadProgress):
+            return
+        answer = self._answers.pop(getattr(message, "command_id", ""), None)
+        if answer is None or answer.done():
+            return
+        if isinstance(message, CommandFailed):
+            answer.set_exception(message.error.to_error())
+        else:
+            answer.set_result((frame, time.perf_counter()))
+
+    def _expect(self, command_id: str) -> asyncio.Future[tuple[Frame[AnyMessage], float]]:
+        answer: asyncio.Future[tuple[Frame[AnyMessage], float]] = asyncio.get_running_loop().create_future()
+        self._answers[command_id] = answer
+        return answer
+
+    async def load(self, node: str, manifest: Manifest, shard_id: int, options: ShardOptions) -> ShardReady:
+        """Have a node load a shard. Raises: the node's error."""
+        command = LoadShard(
+            command_id=new_id(), deadline_s=DEADLINE_S, model_id=manifest.model_id, shard_id=shard_id, options=options
+        )
+        answer = self._expect(command.command_id)
+        self.nodes[node][1].send(command)
+        frame, _ = await answer
+        assert isinstance(frame.message, ShardReady)
+        return frame.message
+
+    def route(self, stages: Sequence[tuple[str, int, int]]) -> tuple[StageRef, ...]:
+        """Returns: a route of `(node, first shard, end shard)`."""
+        return tuple(
+            StageRef(
+                node_id=self.nodes[node][0].node_id,
+                address=self.nodes[node][0].listen,
+                first_shard=first,
+                end_shard=end,
+            )
+            for node, first, end in stages
+        )
+
+    async def generate(
+        self,
+        manifest: Manifest,
+        stages: Sequence[tuple[str, int, int]],
+        prompt: Sequence[int],
+        n_tokens: int,
+        *,
+        options: ShardOptions,
+        sampling: Sampling | None = None,
+        keep_logits: bool = False,
+    ) -> DrivenRun:
+        """Run one sequence; the end-of-text token is treated like any other. Raises: the failing stage's error."""
+        sampling = (sampling or Sampling()).model_copy(update={"prompt_tokens": len(prompt)})
+        route, sequence = self.route(stages), new_id()
+        first = self.nodes[stages[0][0]][1]
+        run = DrivenRun()
+
+        def send(
+            position: int, tokens: Sequence[int], *, last: bool
+        ) -> asyncio.Future[tuple[Frame[AnyMessage], float]]:
+            task = ExecuteTask(
+                command_id=new_id(),
+                deadline_s=DEADLINE_S,
+                epoch=EPOCH,
+                model_id=manifest.model_id,
+                sequence_id=sequence,
+                position=position,
+                n_tokens=len(tokens),
+                route=route,
+                stage=0,
+                options=options,
+                sample_from=len(tokens) - 1 if last else None,
+                sampling=sampling,
+                return_logits=keep_logits and last,
+                tensors=(TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(len(tokens),)),),
+            )
+            payload: list[Buffer] = [np.asarray(tokens, dtype=np.int32).tobytes()]
+            answer = self._expect(task.command_id)
+            first.send(task, payload)
+            return answer
+
+        begin = time.perf_counter()
+        chunks = [prompt[start : start + options.n_batch] for start in range(0, len(prompt), options.n_batch)]
+        waiting = [
+            send(index * options.n_batch, chunk, last=index == len(chunks) - 1) for index, chunk in enumerate(chunks)
+        ]
+        frame, at = (await asyncio.gather(*waiting))[-1]
+        run.first_token_s = at - begin
+        self._take(frame, run)
+        while len(run.tokens) < n_tokens:
+            begin = time.perf_counter()
+            frame, at = await send(len(prompt) + len(run.tokens) - 1, run.tokens[-1:], last=True)
+            run.step_s.append(at - begin)
+            self._take(frame, run)
+        for node, _first, _end in stages:
+            self.nodes[node][1].send(FreeSequence(sequence_id=sequence))
+        return run
+
+    @staticmethod
+    def _take(frame: Frame[AnyMessage], run: DrivenRun) -> None:
+        result = frame.message
+        if not isinstance(result, TaskResult) or len(result.tokens) != 1:
+            raise ShardnetError(f"a node answered {type(result).__name__} where one token was expected")
+        run.tokens.append(result.tokens[0])
+        run.timings.append(result.timings)
+        logits = frame.payload("logits")
+        if logits is not None:
+            run.logits.append(np.frombuffer(logits, dtype=np.float32).copy())
