@@ -1,8 +1,11 @@
-"""Reading a shard's raw output, `l_out-{n_layer - 1}`, out of llama.cpp's graph.
+"""Reading a shard's raw output, `l_out-{n_layer - 1}`, out of llama.cpp's graph, and where needed putting its raw input in.
 
 llama.cpp's own "embeddings" come after the final norm and are useless between stages. The eval callback sees every graph node by name; it copies the
 wanted one and stops the graph there. `native/capture.c` is the fast form of it, built with the package where a C compiler is; without it
 the same logic runs in Python, about a microsecond a node slower.
+
+A few families treat whatever comes in as embeddings of tokens: Gemma 2 scales it by sqrt(n_embd), which no input can undo bit by bit. For these the callback
+overwrites the node that leaves that step (`INPUT_NODES`) with the predecessor's output, once it is computed and before anything reads it.
 
 Source: ggml's `ggml_backend_sched_set_eval_callback` in ggml-backend.h; shared/FACTS.md, recipe 3.
 """
@@ -30,6 +33,23 @@ _tensor_bytes.restype, _tensor_bytes.argtypes = ctypes.c_size_t, [ctypes.c_void_
 _tensor_read = libggml.ggml_backend_tensor_get
 _tensor_read.restype = None
 _tensor_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+_tensor_write = libggml.ggml_backend_tensor_set
+_tensor_write.restype = None
+_tensor_write.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+
+INPUT_NODES = {
+    "afmoe": "inp_embd_scaled",
+    "bloom": "inp_norm-0",
+    "gemma": "inp_scaled",
+    "gemma2": "inp_scaled",
+    "minicpm3": "inp_scaled",
+    "muse-glimmer": "embd_norm",
+    "talkie": "inp_norm",
+}
+"""Architecture -> the node that holds the first layer's input after scaling or norm. Source: llama.cpp's src/models/*.cpp."""
+
+NEVER = b"\n"
+"""A name that no node has."""
 
 
 class CaptureState(ctypes.Structure):
@@ -43,7 +63,12 @@ class CaptureState(ctypes.Structure):
         ("capacity", ctypes.c_size_t),
         ("used", ctypes.c_size_t),
         ("overflow", ctypes.c_int),
+        ("write", ctypes.c_void_p),
+        ("input", ctypes.c_void_p),
+        ("input_bytes", ctypes.c_size_t),
+        ("input_used", ctypes.c_size_t),
         ("wanted", ctypes.c_char * MAX_NAME),
+        ("input_node", ctypes.c_char * MAX_NAME),
     )
 
 
@@ -54,7 +79,7 @@ def _native_callback() -> Any | None:
     if not library.exists():
         return None
     try:
-        function = ctypes.CDLL(str(library)).shardnet_capture
+        function = ctypes.CDLL(str(library)).shardnet_capture_2
     except (OSError, AttributeError):
         return None
     return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
@@ -64,25 +89,32 @@ NATIVE_CALLBACK = _native_callback()
 
 
 class OutputCapture:
-    """Collects the rows of one named graph node and ends the graph there.
+    """Collects the rows of one named graph node and ends the graph there; puts rows in place of another.
 
     Args:
-        layer: index, within the shard, of its last layer.
+        layer: index, within the shard, of its last layer; None for a shard that gives logits, which has no rows to collect.
         n_embd: width of a hidden state.
         max_rows: most rows of one llama.cpp batch.
         native: use the compiled callback if there is one.
+        input_node: the node that `replace_input` overwrites.
     """
 
-    def __init__(self, layer: int, n_embd: int, max_rows: int, *, native: bool = True) -> None:
-        self._rows: NDArray[np.float32] = np.empty((max_rows, n_embd), dtype=np.float32)
+    def __init__(
+        self, layer: int | None, n_embd: int, max_rows: int, *, native: bool = True, input_node: str = ""
+    ) -> None:
+        self._rows: NDArray[np.float32] = np.empty((max_rows if layer is not None else 0, n_embd), dtype=np.float32)
+        self._input: NDArray[np.float32] | None = None
         self._state = CaptureState(
             name_of=ctypes.cast(_tensor_name, ctypes.c_void_p),
             bytes_of=ctypes.cast(_tensor_bytes, ctypes.c_void_p),
             read=ctypes.cast(_tensor_read, ctypes.c_void_p),
             rows=self._rows.ctypes.data,
             capacity=self._rows.nbytes,
-            wanted=f"l_out-{layer}".encode(),
+            write=ctypes.cast(_tensor_write, ctypes.c_void_p),
+            wanted=NEVER if layer is None else f"l_out-{layer}".encode(),
+            input_node=input_node.encode() or NEVER,
         )
+        self.takes_input = bool(input_node)
         self.is_native = native and NATIVE_CALLBACK is not None
         self.callback = (
             NATIVE_CALLBACK if self.is_native else llama_cpp.ggml_backend_sched_eval_callback(self._in_python)
@@ -91,9 +123,17 @@ class OutputCapture:
 
     def _in_python(self, tensor: int, ask: bool, _user_data: int | None) -> bool:
         state = self._state
+        name = _tensor_name(tensor)
+        replaced = state.input_bytes > 0 and name == state.input_node
         if ask:
-            return bool(_tensor_name(tensor) == state.wanted)
+            return replaced or bool(name == state.wanted)
         count = _tensor_bytes(tensor)
+        if replaced:
+            if count > state.input_bytes - state.input_used:
+                return False
+            _tensor_write(tensor, state.input + state.input_used, 0, count)
+            state.input_used += count
+            return True
         if count > state.capacity - state.used:
             state.overflow = 1
             return False
@@ -102,9 +142,23 @@ class OutputCapture:
         return False
 
     def reset(self) -> None:
-        """Forget the rows of the last batch."""
+        """Forget the rows of the last batch, both ways."""
         self._state.used = 0
         self._state.overflow = 0
+        self._state.input_used = 0
+        self._state.input_bytes = 0
+        self._input = None
+
+    def replace_input(self, rows: NDArray[np.float32]) -> None:
+        """Let the next batch compute with these rows, float32 (n_tokens, n_embd), as the first layer's input."""
+        self._input = np.ascontiguousarray(rows, dtype=np.float32)  # kept alive over the call
+        self._state.input = self._input.ctypes.data
+        self._state.input_bytes = self._input.nbytes
+
+    def check_input(self) -> None:
+        """Raises: EngineError if the rows of the last batch did not all get into the node they were meant for."""
+        if self._state.input_used != self._state.input_bytes:
+            raise EngineError(f"llama.cpp's node {self._state.input_node.decode()} is not what shardnet takes it for")
 
     def rows(self, n_tokens: int) -> NDArray[np.float32]:
         """Returns: float32 (n_tokens, n_embd), a view that the next batch overwrites.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,16 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError
-from shardnet.inference.capture import LayerProbe, OutputCapture
+from shardnet.inference.capture import INPUT_NODES, LayerProbe, OutputCapture
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
     {llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE, llama_cpp.LLAMA_ROPE_TYPE_VISION}
 )
 MROPE_SECTIONS = 4
+MAX_VALUE_BYTES = 256
 
 _last_errors: deque[str] = deque(maxlen=8)
+_buffers: dict[str, int] = {}
 GGML_LOG_LEVEL_ERROR = 4
+BUFFER_LINE = re.compile(rb"([A-Za-z0-9_]+) +(model|KV|RS|compute|output) buffer size *= *([0-9.]+) MiB")
+"""llama.cpp tells the sizes of what it allocates in its log alone."""
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -38,12 +43,22 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     """llama.cpp writes to stderr by default; we keep its last errors for our own sentences."""
     if level == GGML_LOG_LEVEL_ERROR:
         _last_errors.append(text.decode(errors="replace").strip())
+    elif b"buffer size" in text and (found := BUFFER_LINE.search(text)):
+        key = f"{found[1].decode()} {found[2].decode()}"
+        _buffers[key] = _buffers.get(key, 0) + round(float(found[3]) * (1 << 20))
 
 
 def start_backend() -> None:
     """Initialise llama.cpp for this process; harmless when repeated."""
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+def _take_buffers() -> dict[str, int]:
+    """Returns: bytes of the buffers made since the last call, by device and kind: `{"CPU KV": 1234, ...}`."""
+    taken = dict(_buffers)
+    _buffers.clear()
+    return taken
 
 
 def _why(default: str) -> str:
@@ -85,15 +100,19 @@ class LlamaModel:
         self._progress = llama_cpp.llama_progress_callback(progress)
         params.progress_callback = self._progress
         _last_errors.clear()
+        _buffers.clear()
         self.path = path
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise EngineError(f"llama.cpp cannot load {path}: {_why('no reason given')}")
+        self.buffers = _take_buffers()
         self.n_layer = int(llama_cpp.llama_model_n_layer(self.pointer))
         self.n_embd = int(llama_cpp.llama_model_n_embd(self.pointer))
         self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self.pointer))
         self.vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
+        self.architecture = self.text_of("general.architecture") or ""
+        self.layer_first = int(self.text_of("shardnet.layer_first") or 0)
         self.uses_mrope = int(llama_cpp.llama_model_rope_type(self.pointer)) in MROPE_TYPES
         self.is_recurrent = bool(llama_cpp.llama_model_is_recurrent(self.pointer)) or bool(
             llama_cpp.llama_model_is_hybrid(self.pointer)
@@ -106,6 +125,12 @@ class LlamaModel:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def text_of(self, key: str) -> str | None:
+        """Returns: the metadata value of `key` as text, None if there is none."""
+        buffer = ctypes.create_string_buffer(MAX_VALUE_BYTES)
+        length = llama_cpp.llama_model_meta_val_str(self.pointer, key.encode(), buffer, MAX_VALUE_BYTES)
+        return None if length < 0 else buffer.value.decode(errors="replace")
 
     def close(self) -> None:
         """Free the weights; contexts of this model must be closed first."""
@@ -164,8 +189,14 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
         params.swa_full = True  # a windowed cache could not be rewound further than its window
+        self._captures = capture
+        # Only a later shard's file tells that it is fed hidden states; the whole model and its first shard read tokens as they are.
+        input_node = INPUT_NODES.get(model.architecture, "") if model.layer_first > 0 else ""
+        last = model.n_layer - 1 if capture else None
         self._capture = (
-            OutputCapture(model.n_layer - 1, model.n_embd, n_batch, native=native_capture) if capture else None
+            OutputCapture(last, model.n_embd, n_batch, native=native_capture, input_node=input_node)
+            if capture or input_node
+            else None
         )
         hook = self._capture or probe
         if hook is not None:
@@ -173,9 +204,11 @@ class LlamaContext:
             params.cb_eval_user_data = hook.user_data
         self._hook = hook
         _last_errors.clear()
+        _buffers.clear()
         self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             raise EngineError(f"llama.cpp cannot make a context for {model.path}: {_why('not enough memory?')}")
+        self.buffers = _take_buffers()
         self._memory = llama_cpp.llama_get_memory(self.pointer)
         self._batch = _Batch(n_batch)
 
@@ -200,14 +233,18 @@ class LlamaContext:
         """
         count = len(rows.positions)
         self._check(rows, count)
-        batch = self._batch.fill(rows, all_outputs=self._capture is not None, sections=self._sections(rows))
+        batch = self._batch.fill(rows, all_outputs=self._captures, sections=self._sections(rows))
         if self._capture is not None:
             self._capture.reset()
+            if self._capture.takes_input and rows.hidden is not None:
+                self._capture.replace_input(rows.hidden)
         code = llama_cpp.llama_decode(self.pointer, batch)
         if code == 1:
             raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
         if code != 0:
             raise EngineError(f"llama.cpp refused a batch of {count} rows (code {code}): {_why('no reason given')}")
+        if self._capture is not None:
+            self._capture.check_input()
 
     def _sections(self, rows: Rows) -> int:
         return MROPE_SECTIONS if self.model.uses_mrope and rows.hidden is not None else 1
@@ -232,7 +269,7 @@ class LlamaContext:
 
     def hidden(self, count: int) -> NDArray[np.float32]:
         """Returns: float32 (count, n_embd): the raw output of the last layer for the last batch's rows; a view."""
-        if self._capture is None:
+        if self._capture is None or not self._captures:
             raise EngineError("this context was made for logits")
         return self._capture.rows(count)
 
