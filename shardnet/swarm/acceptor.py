@@ -58,13 +58,13 @@ class TlsAcceptor(Generic[P]):
         listening: socket.socket,
         context: ssl.SSLContext,
         make_protocol: Callable[[], P],
-        serve: Callable[[asyncio.Transport, P, str], Awaitable[None]],
+        serve: Callable[[P, str], Awaitable[None]],
         *,
         max_handshakes: int = MAX_HANDSHAKES,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """Args:
-        serve: gets the link, its protocol and the peer's `host:port`. While it runs, and until the link is closed after, the connection counts.
+        serve: gets the protocol, connected, and the peer's `host:port`. While it runs, and until the link is closed after, the connection counts.
         """
         self.address: Address = bound_address(listening)
         self.refusals = RefusalLog()
@@ -118,12 +118,16 @@ class TlsAcceptor(Generic[P]):
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(task, None)
         self._serving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("connection_failed", task=task.get_name(), exc_info=error)
 
     async def _take(self, accepted: socket.socket, peer: str) -> None:
         loop = asyncio.get_running_loop()
+        protocol = self._make_protocol()
         try:
-            made, protocol = await loop.connect_accepted_socket(
-                self._make_protocol,
+            # Not what this returns: uvloop gives its own TLS protocol there.
+            await loop.connect_accepted_socket(
+                lambda: protocol,
                 accepted,
                 ssl=self._context,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
@@ -141,4 +145,4 @@ class TlsAcceptor(Generic[P]):
         self._handshakes.pop(task, None)
         self._serving.add(task)
         self._open_links += 1
-        await self._serve(made, protocol, peer)
+        await self._serve(protocol, peer)

@@ -8,7 +8,7 @@ import ssl
 import tempfile
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from shardnet.errors import PeerRefused, RemoteProtocolError, ShardnetError
 from shardnet.ids import short
@@ -42,7 +42,13 @@ class _Lines(asyncio.StreamReaderProtocol):
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+        self.transport: asyncio.Transport
         super().__init__(self.reader)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done."""
+        self.transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
 
 
 class EnrolmentServer:
@@ -79,8 +85,8 @@ class EnrolmentServer:
     ) -> None:
         await self._acceptor.close()
 
-    async def _serve(self, transport: asyncio.Transport, protocol: _Lines, peer: str) -> None:
-        writer = asyncio.StreamWriter(transport, protocol, protocol.reader, asyncio.get_running_loop())
+    async def _serve(self, protocol: _Lines, peer: str) -> None:
+        writer = asyncio.StreamWriter(protocol.transport, protocol, protocol.reader, asyncio.get_running_loop())
         try:
             await write_line(writer, Authority(certificate=self._swarm.ca_pem.decode()))
             request = await read_line(protocol.reader, Request)

@@ -55,7 +55,7 @@ class Listener:
         await self._acceptor.close()
         await asyncio.gather(*(link.close() for link in tuple(self._links)))
 
-    async def greet(self, _transport: asyncio.Transport, link: Link, peer: str) -> None:
+    async def greet(self, link: Link, peer: str) -> None:
         """See one accepted link through its greeting; refuse it with one log line, or hand it to the daemon."""
         self._links.add(link)
         self._per_peer[link.peer_id] += 1
@@ -116,8 +116,8 @@ async def listen(identity: Identity, address: HostPort | Address, on_hello: Hell
     context = await asyncio.to_thread(server_context, identity)
     listener: Listener
 
-    async def greet(transport: asyncio.Transport, link: Link, peer: str) -> None:
-        await listener.greet(transport, link, peer)
+    async def greet(link: Link, peer: str) -> None:
+        await listener.greet(link, peer)
 
     listening = await asyncio.to_thread(open_listening_socket, address)
     acceptor = TlsAcceptor(listening, context, Link, greet, max_connections=MAX_LINKS)
