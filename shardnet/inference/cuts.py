@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 
 from shardnet.errors import UsageError
+from shardnet.log import human_bytes
 from shardnet.shards import LayerRange
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?\s*$")
@@ -36,46 +37,25 @@ def ranges(cuts: Sequence[int], n_layers: int) -> tuple[LayerRange, ...]:
 def balanced_cuts(
     weights: Weights, legal: Sequence[int], n_shards: int, forbidden_lengths: frozenset[int] = frozenset()
 ) -> tuple[int, ...]:
-    """Returns: `n_shards - 1` legal cuts that make the largest shard as small as can be; among equals, the earliest.
+    """Returns: `n_shards - 1` legal cuts that make the largest shard as small as can be, and the others as even as that allows.
 
     Args:
         forbidden_lengths: numbers of layers that no shard of several may have.
 
     Raises: UsageError naming how many shards are possible.
     """
-    n_layers = len(weights.layers)
-    if n_shards < 1 or n_shards > len(legal) + 1:
+    if not 1 <= n_shards <= len(legal) + 1:
         raise UsageError(
             f"{n_shards} shards are not possible: this model has {len(legal)} legal cut points, so 1 to {len(legal) + 1}"
         )
-    points = (0, *legal, n_layers)
-    sizes = {
-        (a, b): weights.of(points[a], points[b])
-        for a in range(len(points))
-        for b in range(a + 1, len(points))
-        if n_shards == 1 or points[b] - points[a] not in forbidden_lengths
-    }
-    # best[b] after k rounds: the smallest largest shard that covers points[0..b] with k shards, and its cuts.
-    best: dict[int, tuple[int, tuple[int, ...]]] = {
-        b: (sizes[0, b], ()) for b in range(1, len(points)) if (0, b) in sizes
-    }
-    for _ in range(n_shards - 1):
-        following: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for b in range(1, len(points)):
-            options = [
-                (max(best[a][0], sizes[a, b]), (*best[a][1], points[a]))
-                for a in range(1, b)
-                if a in best and (a, b) in sizes
-            ]
-            if options:
-                following[b] = min(options)
-        best = following
-    if len(points) - 1 not in best:
+    parts = _Parts(weights, legal, forbidden_lengths if n_shards > 1 else frozenset())
+    largest = next(islice(parts.smallest_largest(), n_shards - 1, None))
+    if largest is None:
         lengths = ", ".join(map(str, sorted(forbidden_lengths)))
         raise UsageError(
             f"{n_shards} shards are not possible: llama.cpp mistakes shards of {lengths} layers for another model"
         )
-    return best[len(points) - 1][1]
+    return parts.evenest(n_shards, largest)
 
 
 def cuts_by_size(
@@ -85,13 +65,64 @@ def cuts_by_size(
 
     Raises: UsageError naming the smallest size that is possible.
     """
-    smallest = 0
-    for n_shards in range(1, len(legal) + 2):
-        cuts = balanced_cuts(weights, legal, n_shards, forbidden_lengths)
-        smallest = max(weights.of(part.first, part.end) for part in ranges(cuts, len(weights.layers)))
-        if smallest <= max_bytes:
-            return cuts
-    raise UsageError(f"no legal cut keeps every shard under {max_bytes} bytes; the smallest possible is {smallest}")
+    smallest = weights.of(0, len(weights.layers))
+    if smallest <= max_bytes:
+        return ()
+    parts = _Parts(weights, legal, forbidden_lengths)
+    for n_shards, largest in enumerate(parts.smallest_largest(), 1):
+        if n_shards == 1 or largest is None:
+            continue
+        if largest <= max_bytes:
+            return parts.evenest(n_shards, largest)
+        smallest = min(smallest, largest)
+    raise UsageError(
+        f"no legal cuts keep every shard under {human_bytes(max_bytes)}: the largest one takes {human_bytes(smallest)} at least"
+    )
+
+
+class _Parts:
+    """The ways to divide a model: points 0, each legal cut, the end; and the bytes of every allowed stretch between two points."""
+
+    def __init__(self, weights: Weights, legal: Sequence[int], forbidden_lengths: frozenset[int]) -> None:
+        self.points = (0, *legal, len(weights.layers))
+        self.last = len(self.points) - 1
+        sums = (0, *accumulate(weights.layers))
+        self.sizes: list[dict[int, int]] = [{} for _ in self.points]
+        """`sizes[b][a]`: bytes of the stretch from point a to point b."""
+        for b in range(1, self.last + 1):
+            for a in range(b):
+                start, end = self.points[a], self.points[b]
+                if end - start not in forbidden_lengths:
+                    ends = (weights.first if a == 0 else 0) + (weights.last if b == self.last else 0)
+                    self.sizes[b][a] = sums[end] - sums[start] + ends
+
+    def smallest_largest(self) -> Iterator[int | None]:
+        """Yield for 1, 2, 3, ... shards: how small the largest can be, None where that many are not possible."""
+        best = {0: 0}  # point -> over all ways to reach it with so many shards, the smallest largest
+        for _ in range(self.last):
+            best = {
+                b: min(options)
+                for b, stretches in enumerate(self.sizes)
+                if (options := [max(best[a], size) for a, size in stretches.items() if a in best])
+            }
+            yield best.get(self.last)
+
+    def evenest(self, n_shards: int, largest: int) -> tuple[int, ...]:
+        """Returns: the cuts for `n_shards` of at most `largest` bytes with the least sum of squares; among equals, the earliest."""
+        best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+        for _ in range(n_shards):
+            best = {
+                b: min(options)
+                for b, stretches in enumerate(self.sizes)
+                if (
+                    options := [
+                        (best[a][0] + size * size, (*best[a][1], self.points[b]))
+                        for a, size in stretches.items()
+                        if a in best and size <= largest
+                    ]
+                )
+            }
+        return best[self.last][1][:-1]
 
 
 def checked_cuts(cuts: Sequence[int], legal: Sequence[int], n_layers: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import threading
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from shardnet.errors import GgufError, ManifestError, ShardCorrupt, ShardnetError, ShardNotFound, UsageError
 from shardnet.ids import short
-from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
+from shardnet.inference.gguf_file import opened, read_gguf_header, read_leading_fields
 from shardnet.inference.gguf_writer import OnBytes, file_sha256
 from shardnet.manifest import Manifest, parse_manifest
 from shardnet.shards import LayerRange
@@ -19,6 +20,10 @@ from shardnet.shards import LayerRange
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 HASHES = "hashes.json"
+MAX_MANIFEST_BYTES = 64 << 20
+"""Ten thousand shards take about 5 MB."""
+LEADING_FIELDS = 16
+"""A shard's own keys stand at its beginning, so that a scan need not walk over vocabularies."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -51,9 +56,12 @@ def load_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST if folder.is_dir() else folder
     try:
-        return parse_manifest(file.read_bytes(), source=str(file))
-    except OSError as error:
-        raise UsageError(f"there is no manifest at {file}: {error.strerror}") from error
+        with opened(file) as (descriptor, size):
+            if size > MAX_MANIFEST_BYTES:
+                raise ManifestError(f"{file} is not a usable manifest: it has {size} bytes")
+            return parse_manifest(os.pread(descriptor, size, 0), source=str(file))
+    except UsageError as error:
+        raise UsageError(f"there is no manifest to read: {error}") from error
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
@@ -93,25 +101,30 @@ class CacheScan:
 
 
 def scan_cache(root: Path) -> CacheScan:
-    """Find every manifest and every shard below `root/shards`. One bad file never hides the others. Reads headers only; hashes nothing."""
+    """Find every manifest and every shard below `root/shards`. One bad file never hides the others. Hashes nothing, and reads no vocabulary."""
     scan = CacheScan(root)
     base = root / SHARDS
-    if not base.is_dir():
-        return scan
-    for folder in sorted(
-        {base, *(path.parent for path in base.rglob("*.gguf")), *(path.parent for path in base.rglob(MANIFEST))}
-    ):
+    folders = {base}
+    for file in (*base.rglob("*.gguf"), *base.rglob(MANIFEST)):
+        folders.add(file.parent)
+    for folder in sorted(folders):
         if any(part.startswith(".") for part in folder.relative_to(base).parts):
             continue  # work in progress
-        manifest = _manifest_of(folder, scan)
-        for path in sorted(folder.glob("*.gguf")):
-            if path.name == (manifest.content.tokenizer.file if manifest else "tokenizer.gguf"):
-                continue
-            try:
-                scan.shards.append(identify_shard(path, manifest))
-            except ShardnetError as error:
-                scan.refused.append((path, str(error)))
+        scan_folder(folder, scan)
     return scan
+
+
+def scan_folder(folder: Path, scan: CacheScan) -> None:
+    """Add the manifest and the shards of one folder to a scan."""
+    manifest = _manifest_of(folder, scan)
+    tokenizer = manifest.content.tokenizer.file if manifest else "tokenizer.gguf"
+    for path in sorted(folder.glob("*.gguf")):
+        if path.name == tokenizer or path.name.startswith("."):
+            continue
+        try:
+            scan.shards.append(identify_shard(path, manifest))
+        except ShardnetError as error:
+            scan.refused.append((path, str(error)))
 
 
 def _manifest_of(folder: Path, scan: CacheScan) -> Manifest | None:
@@ -131,11 +144,15 @@ def identify_shard(path: Path, manifest: Manifest | None) -> FoundShard:
 
     Raises: ShardCorrupt if it is not a regular file of the promised size or is of another model; GgufError if it is no shard.
     """
-    facts = path.lstat()
+    try:
+        facts = path.lstat()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(facts.st_mode):
-        raise ShardCorrupt(f"{path} is not a regular file")
-    header = read_gguf_header(path)
-    found = _self_description(path, header, facts.st_size)
+        raise ShardCorrupt(f"{path} is not a regular file: links are not followed, put the file itself here")
+    if manifest is None:
+        read_gguf_header(path)  # nobody has promised a size, so the file's own tensors must say whether it is whole
+    found = _self_description(path, facts.st_size)
     if manifest is None:
         return found
     if found.model_id != manifest.model_id:
@@ -157,13 +174,14 @@ def identify_shard(path: Path, manifest: Manifest | None) -> FoundShard:
     return FoundShard(path, found.model_id, found.shard_id, found.layers, found.n_layers, found.nbytes, manifest)
 
 
-def _self_description(path: Path, header: GgufHeader, nbytes: int) -> FoundShard:
+def _self_description(path: Path, nbytes: int) -> FoundShard:
+    leading = read_leading_fields(path, LEADING_FIELDS)
     keys = ("model_id", "shard_id", "layer_first", "layer_end", "n_layers")
-    facts = {key: header.get(f"shardnet.{key}") for key in keys}
-    model_id, numbers = facts["model_id"], [facts[key] for key in keys[1:]]
-    if not isinstance(model_id, str) or len(model_id) != 64 or not all(isinstance(number, int) for number in numbers):
+    model_id, *numbers = (leading.get(f"shardnet.{key}") for key in keys)
+    counts = [number for number in numbers if type(number) is int]
+    if not isinstance(model_id, str) or not re.fullmatch("[0-9a-f]{64}", model_id) or len(counts) != len(numbers):
         raise GgufError(f"{path} is a GGUF but no shard of shardnet: make shards of it with `shardnet split`")
-    shard_id, first, end, n_layers = numbers
+    shard_id, first, end, n_layers = counts
     if not 0 <= first < end <= n_layers <= 10_000 or not 0 <= shard_id < n_layers:
         raise GgufError(f"{path} names the impossible layer range [{first}, {end}) of {n_layers}")
     return FoundShard(path, model_id, shard_id, LayerRange(first=first, end=end), n_layers, nbytes, None)
