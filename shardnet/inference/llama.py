@@ -211,6 +211,7 @@ class LlamaContext:
         self.buffers = _take_buffers()
         self._memory = llama_cpp.llama_get_memory(self.pointer)
         self._batch = _Batch(n_batch)
+        self._row_type = ctypes.c_float * model.n_vocab
 
     def __enter__(self) -> Self:
         return self
@@ -278,7 +279,8 @@ class LlamaContext:
         pointer = llama_cpp.llama_get_logits_ith(self.pointer, row)
         if not pointer:
             raise EngineError(f"row {row} of the last batch has no logits")
-        return np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
+        numbers = self._row_type.from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memoryview(numbers), dtype=np.float32)
 
     def truncate(self, slot: int, position: int) -> bool:
         """Drop a slot's KV at and after `position`.

@@ -29,7 +29,9 @@ class EngineSettings(Message):
 
     type: Literal["SETTINGS"] = "SETTINGS"
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for a batch; 0: one per physical core")
-    n_gpu_layers: int | Literal["auto"] = Field(default="auto", description="layers to offload; auto: as many as fit")
+    n_gpu_layers: int | Literal["auto"] = Field(
+        default="auto", description="layers to offload of each shard; auto: as many as fit, -1: all"
+    )
     gpu_memory_bytes: int | None = Field(
         default=None, ge=0, description="cap of GPU memory to use; None: what is free, less headroom"
     )
@@ -124,9 +126,9 @@ class StepDone(Message):
     command_id: CommandId
     tokens: tuple[TokenId, ...] = Field(default=(), strict=False)
     logprobs: tuple[tuple[TokenLogprob, ...], ...] = Field(default=(), strict=False)
-    queue_us: float = Field(default=0, ge=0)
-    compute_us: float = Field(default=0, ge=0)
-    batch_tokens: int = Field(default=0, ge=0)
+    queue_us: float = Field(default=0, ge=0, description="from the frame's arrival to the start of its batch")
+    compute_us: float = Field(default=0, ge=0, description="the batch in llama.cpp, and sampling this step's rows")
+    batch_tokens: int = Field(default=0, ge=0, description="rows of the batch that carried it")
 
 
 class Forget(Message):

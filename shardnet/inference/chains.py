@@ -1,0 +1,369 @@
+"""The shards in the engine's memory, and running batches of steps through chains of them. Lives in the engine process only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
+from shardnet.inference.grammar import Grammar
+from shardnet.inference.llama import LlamaContext, LlamaModel, Rows
+from shardnet.inference.protocol import Load, Step
+from shardnet.inference.sampling import lookback, pick, top_logprobs
+from shardnet.inference.sequences import SequenceState, SequenceTable
+from shardnet.messages import Sampling, TokenLogprob
+
+GREEDY = Sampling()
+
+
+@dataclass(slots=True)
+class Shard:
+    """One shard in memory."""
+
+    request: Load
+    model: LlamaModel
+    context: LlamaContext
+    has_head: bool
+    memory_bytes: int
+    gpu_bytes: int
+    gpu_layers: int
+    load_s: float
+
+    def close(self) -> None:
+        """Free its memory."""
+        self.context.close()
+        self.model.close()
+
+
+@dataclass(slots=True)
+class Task:
+    """A step that waits, with its tensors: `tokens` int32 (n,), `hidden` float32 (n, n_embd) or None."""
+
+    ticket: int
+    step: Step
+    tokens: NDArray[np.int32]
+    hidden: NDArray[np.float32] | None
+    arrived_s: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step came to. `hidden` float32 (n, n_embd) is a view that the next batch overwrites; `logits` float32 (rows, n_vocab)."""
+
+    task: Task
+    error: ShardnetError | None = None
+    hidden: NDArray[np.float32] | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    logits: NDArray[np.float32] | None = None
+    compute_s: float = 0.0
+    batch_rows: int = 0
+
+
+@dataclass(slots=True)
+class _Model:
+    """All that the engine knows of one model."""
+
+    shards: dict[int, Shard] = field(default_factory=dict)
+    sequences: SequenceTable = field(default_factory=SequenceTable)
+    grammars: dict[str, Grammar] = field(default_factory=dict)
+
+    def drop_grammar(self, sequence_id: str) -> None:
+        grammar = self.grammars.pop(sequence_id, None)
+        if grammar is not None:
+            grammar.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Contiguous shards of a model, and what all of them can do."""
+
+    model: _Model
+    shards: list[Shard]
+    n_batch: int
+    n_ctx: int
+    n_seq: int
+
+    @property
+    def has_head(self) -> bool:
+        return self.shards[-1].has_head
+
+
+class Chains:
+    """Shards of any number of models."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+        self._chains: dict[tuple[str, int, int], _Chain] = {}
+        self.busy_s = 0.0
+        self.memory_bytes = 0
+        """Bytes of all shards here; the loader's thread reads it."""
+        self.gpu_bytes = 0
+
+    @property
+    def n_sequences(self) -> int:
+        """Returns: sequences with a slot, over all models."""
+        return sum(len(model.sequences) for model in self._models.values())
+
+    def get(self, model_id: str, shard_id: int) -> Shard | None:
+        """Returns: a shard, if it is here."""
+        model = self._models.get(model_id)
+        return None if model is None else model.shards.get(shard_id)
+
+    def add(self, shard: Shard) -> None:
+        """Take in a loaded shard, in place of an earlier one of the same id."""
+        self.remove(shard.request.model_id, shard.request.shard_id)
+        self._chains.clear()
+        model = self._models.setdefault(shard.request.model_id, _Model())
+        model.shards[shard.request.shard_id] = shard
+        self.memory_bytes += shard.memory_bytes
+        self.gpu_bytes += shard.gpu_bytes
+
+    def remove(self, model_id: str, shard_id: int) -> None:
+        """Free a shard; nothing happens if it is not here."""
+        model = self._models.get(model_id)
+        shard = None if model is None else model.shards.pop(shard_id, None)
+        if model is None or shard is None:
+            return
+        self._chains.clear()
+        if shard.has_head:
+            for sequence_id in list(model.grammars):  # they hold on to its vocabulary
+                model.drop_grammar(sequence_id)
+        shard.close()
+        self.memory_bytes -= shard.memory_bytes
+        self.gpu_bytes -= shard.gpu_bytes
+        model.sequences.shard_gone(shard_id)
+        if not model.shards:
+            del self._models[model_id]
+
+    def forget(self, sequence_id: str) -> None:
+        """Drop a sequence in every model."""
+        for model in self._models.values():
+            model.drop_grammar(sequence_id)
+            state = model.sequences.forget(sequence_id)
+            if state is not None:
+                for shard_id in state.lengths:
+                    model.shards[shard_id].context.truncate(state.slot, 0)
+
+    def check(self, task: Task) -> int:
+        """Look a step over before it waits.
+
+        Returns: most rows that one batch of its chain may have.
+        Raises: ShardNotFound, ContextExceeded, or EngineError for tensors that do not fit.
+        """
+        step = task.step
+        chain = self._chain(step)
+        n_tokens = step.n_tokens
+        if n_tokens > chain.n_batch:
+            raise EngineError(
+                f"a step of {n_tokens} rows, where this stage takes {chain.n_batch} at once", n_batch=chain.n_batch
+            )
+        if step.position + n_tokens > chain.n_ctx:
+            raise ContextExceeded(
+                f"the sequence would have {step.position + n_tokens} tokens, and its context has {chain.n_ctx}",
+                n_ctx=chain.n_ctx,
+            )
+        if step.sample_from is not None and step.sample_from >= n_tokens:
+            raise EngineError(f"sampling from row {step.sample_from} of {n_tokens}")
+        if task.tokens.shape != (n_tokens,):
+            raise EngineError(f"tokens of shape {task.tokens.shape}, where ({n_tokens},) is needed")
+        model = chain.shards[0].model
+        if step.first_shard == 0:
+            if int(task.tokens.min()) < 0 or int(task.tokens.max()) >= model.n_vocab:
+                raise EngineError(f"a token id is outside the vocabulary of {model.n_vocab}")
+        elif task.hidden is None or task.hidden.shape != (n_tokens, model.n_embd):
+            shape = None if task.hidden is None else task.hidden.shape
+            raise EngineError(f"hidden states of shape {shape}, where ({n_tokens}, {model.n_embd}) is needed")
+        return chain.n_batch
+
+    def _chain(self, step: Step) -> _Chain:
+        key = (step.model_id, step.first_shard, step.end_shard)
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = self._chains[key] = self._find_chain(*key)
+        return chain
+
+    def _find_chain(self, model_id: str, first: int, end: int) -> _Chain:
+        if end <= first:
+            raise EngineError(f"shards [{first}, {end}) are none")
+        model = self._models.get(model_id)
+        missing = [i for i in range(first, end) if model is None or i not in model.shards]
+        if model is None or missing:
+            raise ShardNotFound(
+                f"shard {', '.join(map(str, missing[:8]))} is not loaded in this engine", shard_id=missing[0]
+            )
+        shards = [model.shards[i] for i in range(first, end)]
+        if any(shard.has_head for shard in shards[:-1]):
+            raise EngineError(f"shards [{first}, {end}) go on behind the model's last layer")
+        return _Chain(
+            model=model,
+            shards=shards,
+            n_batch=min(shard.context.n_batch for shard in shards),
+            n_ctx=min(shard.context.n_ctx for shard in shards),
+            n_seq=min(shard.context.n_seq for shard in shards),
+        )
+
+    def run(self, tasks: Sequence[Task], answer: Callable[[Outcome], None]) -> None:
+        """Run steps of one chain, of equally many rows and of different sequences, as one batch; answer each as soon as it is known."""
+        began = time.perf_counter()
+        try:
+            chain = self._chain(tasks[0].step)
+        except ShardnetError as error:  # unloaded while they waited
+            for task in tasks:
+                answer(Outcome(task, error=error))
+            return
+        ready: list[tuple[Task, SequenceState]] = []
+        for task in tasks:
+            try:
+                ready.append((task, self._prepare(task.step, chain)))
+            except ShardnetError as error:
+                answer(Outcome(task, error=error))
+        if not ready:
+            return
+        ready.sort(key=lambda pair: pair[1].slot)
+        try:
+            hidden = self._decode(chain, ready)
+        except ShardnetError as error:
+            if len(ready) == 1:
+                answer(Outcome(ready[0][0], error=error))
+            else:  # one of them may be at fault: steps are repeatable, so each is tried alone
+                for task, _ in ready:
+                    self.run([task], answer)
+            return
+        decoded_s = time.perf_counter() - began
+        self.busy_s += decoded_s
+        n_each = tasks[0].step.n_tokens
+        for index, (task, state) in enumerate(ready):
+            outcome = Outcome(task, compute_s=decoded_s, batch_rows=n_each * len(ready))
+            if hidden is not None:
+                outcome.hidden = hidden[index * n_each : (index + 1) * n_each]
+            elif task.step.sample_from is not None:
+                sampling_began = time.perf_counter()
+                self._sample(chain, task, state, index * n_each, outcome)
+                sampled_s = time.perf_counter() - sampling_began
+                self.busy_s += sampled_s
+                outcome.compute_s += sampled_s
+            answer(outcome)
+
+    def _prepare(self, step: Step, chain: _Chain) -> SequenceState:
+        """Apply the position rule to the KV caches."""
+        rewind = chain.model.sequences.prepare(
+            step.sequence_id,
+            range(step.first_shard, step.end_shard),
+            step.position,
+            n_seq=chain.n_seq,
+            keeps_history=chain.has_head,
+        )
+        state = rewind.state
+        for shard_id in rewind.shards:
+            if not chain.model.shards[shard_id].context.truncate(state.slot, step.position):
+                self.forget(step.sequence_id)
+                raise SequenceGap(
+                    "this model's state cannot be taken back to an earlier position: replay the sequence from its start",
+                    have=0,
+                    position=step.position,
+                )
+            state.lengths[shard_id] = step.position
+        return state
+
+    def _decode(self, chain: _Chain, ready: list[tuple[Task, SequenceState]]) -> NDArray[np.float32] | None:
+        """Returns: the hidden states of all rows after the last shard, or None if that has the head and holds logits now."""
+        rows = _rows_of(ready)
+        first_shard = ready[0][0].step.first_shard
+        hidden: NDArray[np.float32] | None = None
+        for shard_id, shard in enumerate(chain.shards, first_shard):
+            try:
+                shard.context.decode(rows)
+                if not shard.has_head:
+                    hidden = shard.context.hidden(len(rows.positions))
+                    rows = Rows(rows.positions, rows.slots, rows.outputs, hidden=hidden)
+            except ShardnetError:
+                for task, state in ready:  # how far llama.cpp came is not known: back to where the step began
+                    _cut_back(shard, shard_id, state, task.step.position)
+                raise
+            for task, state in ready:
+                state.lengths[shard_id] = task.step.position + task.step.n_tokens
+        if not chain.has_head:
+            return hidden
+        for task, state in ready:
+            state.history.frombytes(task.tokens.tobytes())
+        return None
+
+    def _sample(self, chain: _Chain, task: Task, state: SequenceState, first_row: int, outcome: Outcome) -> None:
+        """Sample rows from `sample_from` on, going on while the step's own next token agrees: the rule by which drafts are verified."""
+        step = task.step
+        sampling = step.sampling or GREEDY
+        context = chain.shards[-1].context
+        kept: list[NDArray[np.float32]] = []
+        try:
+            grammar = None if sampling.grammar is None else self._grammar(chain, step, sampling.grammar)
+            for row in range(step.sample_from or 0, step.n_tokens):
+                logits = context.logits(first_row + row)
+                position = step.position + row + 1
+                if grammar is not None:
+                    grammar.follow(state.history[sampling.prompt_tokens : position])
+                back = lookback(sampling, position)
+                token = pick(
+                    logits,
+                    sampling,
+                    position=position,
+                    recent=np.asarray(state.history[position - back : position], dtype=np.int32),
+                    grammar=grammar,
+                )
+                outcome.tokens.append(token)
+                if sampling.top_logprobs is not None:
+                    outcome.logprobs.append(top_logprobs(logits, token, sampling.top_logprobs))
+                if step.return_logits:
+                    kept.append(logits.copy())
+                if row + 1 < step.n_tokens and token != task.tokens[row + 1]:
+                    break
+        except ShardnetError as error:
+            outcome.error = error
+        if kept:
+            outcome.logits = np.stack(kept)
+
+    def _grammar(self, chain: _Chain, step: Step, text: str) -> Grammar:
+        model, vocabulary = chain.model, chain.shards[-1].model
+        grammar = model.grammars.get(step.sequence_id)
+        if grammar is None or grammar.text != text:
+            model.drop_grammar(step.sequence_id)
+            grammar = model.grammars[step.sequence_id] = Grammar(vocabulary.vocab, vocabulary.n_vocab, text)
+        return grammar
+
+
+def _rows_of(ready: list[tuple[Task, SequenceState]]) -> Rows:
+    """Returns: the rows of all steps, which stand in the order of their slots."""
+    first, n_each = ready[0][0].step, ready[0][0].step.n_tokens
+    each = np.arange(n_each, dtype=np.int32)
+    if len(ready) == 1:
+        positions, slots = each + np.int32(first.position), np.full(n_each, ready[0][1].slot, dtype=np.int32)
+    else:
+        starts = np.array([task.step.position for task, _ in ready], dtype=np.int32)
+        positions = (starts[:, None] + each).ravel()
+        slots = np.repeat(np.array([state.slot for _, state in ready], dtype=np.int32), n_each)
+    outputs = np.zeros(len(positions), dtype=np.bool_)
+    for index, (task, _) in enumerate(ready):
+        if task.step.sample_from is not None:
+            outputs[index * n_each + task.step.sample_from : (index + 1) * n_each] = True
+    if first.first_shard == 0:
+        return Rows(positions, slots, outputs, tokens=_joined([task.tokens for task, _ in ready]))
+    return Rows(
+        positions, slots, outputs, hidden=_joined([task.hidden for task, _ in ready if task.hidden is not None])
+    )
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _cut_back(shard: Shard, shard_id: int, state: SequenceState, position: int) -> None:
+    if shard.context.truncate(state.slot, position):
+        state.lengths[shard_id] = position
+    else:
+        shard.context.truncate(state.slot, 0)
+        state.lengths[shard_id] = 0

@@ -1,0 +1,224 @@
+"""One engine process as the daemon holds it: its start, the frames to and from it, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Sequence
+from typing import IO, Self, cast
+
+from shardnet.errors import EngineCrashed, EngineError, ShardnetError
+from shardnet.inference.protocol import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    EngineSettings,
+    Failed,
+    FromEngine,
+    Loading,
+    Ready,
+    ToEngine,
+)
+from shardnet.log import get
+from shardnet.wire import Buffer, Frame, FrameDecoder, encode
+
+log = get("engine")
+
+SOCKET_BUFFER_BYTES = 4 << 20
+"""A prompt chunk's hidden states should pass without waiting for the other side."""
+LAST_WORDS_BYTES = 4096
+REAP_TIMEOUT_S = 3.0
+
+CHILD_ENVIRONMENT = {
+    # llama.cpp would start a debugger to print a backtrace when it aborts, which takes seconds.
+    "GGML_NO_BACKTRACE": "1",
+}
+
+
+class Child(asyncio.Protocol):
+    """A running engine process. Make one with `start`; `wait` is its life."""
+
+    def __init__(self, process: Process, last_words: IO[bytes]) -> None:
+        self._process = process
+        self._last_words = last_words
+        self._decoder: FrameDecoder[FromEngine] = FrameDecoder(FROM_ENGINE)
+        self._transport: asyncio.Transport | None = None
+        self._answers: dict[str, asyncio.Future[Frame[FromEngine]]] = {}
+        self._listeners: dict[str, Callable[[float], None]] = {}
+        self._disconnected = asyncio.Event()
+        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._death: EngineCrashed | None = None
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> Self:
+        """Start a process and connect to it. Raises: EngineError if the operating system refuses."""
+        ours, theirs = socket.socketpair()
+        last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed in wait)
+        try:
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "shardnet.inference.worker",
+                    str(theirs.fileno()),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=DEVNULL,
+                    stdout=DEVNULL,
+                    stderr=last_words,
+                    env=CHILD_ENVIRONMENT | os.environ,
+                    start_new_session=True,  # the terminal's signals are the daemon's to answer
+                )
+        except OSError as error:
+            ours.close()
+            last_words.close()
+            raise EngineError(f"cannot start the engine process: {error}") from error
+        child = cls(process, last_words)
+        ours.setblocking(False)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
+        except BaseException:
+            ours.close()
+            child.kill()
+            raise
+        child.send(settings)
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Returns: the process id."""
+        return self._process.pid
+
+    async def ready(self, timeout_s: float) -> Ready:
+        """Wait for its first word. Raises: EngineError if it does not come; EngineCrashed if the process ends instead."""
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
+        except TimeoutError:
+            raise EngineError(f"the engine process did not start within {timeout_s:.0f} s") from None
+
+    # -- frames ------------------------------------------------------------------------------------------------------
+
+    def send(self, message: ToEngine, payloads: Sequence[Buffer] = ()) -> None:
+        """Send without waiting for an answer; nothing happens if the process is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            for data in encode(TO_ENGINE, message, payloads):
+                self._transport.write(data)
+
+    def request(
+        self,
+        command_id: str,
+        message: ToEngine,
+        payloads: Sequence[Buffer] = (),
+        *,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> asyncio.Future[Frame[FromEngine]]:
+        """Send a command. Returns: its answer; the same one if this command is still under way.
+
+        The future raises what the engine answers, or EngineCrashed if the process dies first.
+        """
+        if self._death is not None:
+            raise EngineCrashed(self._death.message)
+        running = self._answers.get(command_id)
+        if running is not None:
+            return asyncio.shield(running)
+        answer: asyncio.Future[Frame[FromEngine]] = asyncio.get_running_loop().create_future()
+        self._answers[command_id] = answer
+        if on_progress is not None:
+            self._listeners[command_id] = on_progress
+        try:
+            self.send(message, payloads)
+        except ShardnetError:
+            del self._answers[command_id]
+            raise
+        return answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's."""
+        try:
+            for frame in self._decoder.feed(data):
+                self._take(frame)
+        except ShardnetError as error:
+            log.error("engine_spoke_nonsense", reason=error.message)
+            self.kill()
+
+    def _take(self, frame: Frame[FromEngine]) -> None:
+        message = frame.message
+        if isinstance(message, Loading):
+            listener = self._listeners.get(message.command_id)
+            if listener is not None:
+                listener(message.progress)
+            return
+        if isinstance(message, Ready):
+            if not self._ready.done():
+                self._ready.set_result(message)
+            return
+        self._listeners.pop(message.command_id, None)
+        answer = self._answers.pop(message.command_id, None)
+        if answer is None or answer.done():
+            return  # whoever asked has gone
+        if isinstance(message, Failed):
+            answer.set_exception(message.error.to_error())
+        else:
+            answer.set_result(frame)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """asyncio's."""
+        self._disconnected.set()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def wait(self) -> EngineCrashed:
+        """Live until the process has ended and is reaped; then everything that waits for it fails. Returns: what they were told."""
+        await self._disconnected.wait()
+        try:
+            await asyncio.wait_for(self._process.wait(), REAP_TIMEOUT_S)
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        words = await asyncio.to_thread(_read_end, self._last_words)
+        self._death = EngineCrashed(f"the engine died ({_how(self._process.returncode)}{': ' if words else ''}{words})")
+        if not self._ready.done():
+            self._ready.set_exception(self._death)
+            self._ready.exception()  # nobody may be waiting for it
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(EngineCrashed(self._death.message))
+        self._answers.clear()
+        self._listeners.clear()
+        return self._death
+
+    def close(self) -> None:
+        """Ask it to end: it does when its connection closes and the batch under way is done."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def kill(self) -> None:
+        """End it now."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+
+def _how(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _read_end(file: IO[bytes]) -> str:
+    """Returns: the last line that the process wrote to stderr: llama.cpp's reason for an abort."""
+    with file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:300] if lines else ""

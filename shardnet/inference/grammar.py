@@ -1,0 +1,106 @@
+"""GBNF grammars by llama.cpp's own sampler, made safe: its `accept` aborts the process on a token that the grammar does not permit, so each
+token is asked about first.
+
+Source: llama.cpp's llama-grammar.cpp and grammars/README.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from shardnet.errors import EngineError, UsageError
+
+CANDIDATE: Any = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
+MAX_NESTING = 256
+"""Brackets within brackets. llama.cpp parses them by recursion, and a stack overflow cannot be caught."""
+
+
+def check_grammar(text: str) -> None:
+    """Raises: UsageError for a grammar that is empty, or nested so deep that parsing it could overflow the stack."""
+    if not text.strip() or "\0" in text:
+        raise UsageError("the grammar is empty, or holds a zero byte: give a GBNF text with a rule named root")
+    depth = deepest = 0
+    for char in text:
+        if char == "(":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char == ")":
+            depth = max(0, depth - 1)
+    if deepest > MAX_NESTING:
+        raise UsageError(
+            f"the grammar nests {deepest} brackets, where {MAX_NESTING} are allowed: give inner parts names"
+        )
+
+
+class Grammar:
+    """A parsed grammar and how far one sequence has come in it. Call `close`.
+
+    Raises: UsageError if the text is not a grammar that llama.cpp takes.
+    """
+
+    def __init__(self, vocab: Any, n_vocab: int, text: str) -> None:
+        check_grammar(text)
+        self.text = text
+        self._fresh = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+        if not self._fresh:
+            raise UsageError(
+                "llama.cpp does not take the grammar: it must be GBNF with a rule named root and no left recursion"
+            )
+        self._state = llama_cpp.llama_sampler_clone(self._fresh)
+        self._accepted: list[int] = []
+        self._one: NDArray[Any] = np.zeros(1, dtype=CANDIDATE)
+        self._all: NDArray[Any] = np.zeros(n_vocab, dtype=CANDIDATE)
+
+    def close(self) -> None:
+        """Free llama.cpp's side of it."""
+        for sampler in (self._state, self._fresh):
+            if sampler:
+                llama_cpp.llama_sampler_free(sampler)
+        self._state = self._fresh = None
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Stand where `tokens`, the sequence since its prompt, have led; starts over where they differ from what was followed so far.
+
+        Raises: EngineError if the grammar does not permit them.
+        """
+        tokens = list(tokens)
+        known = len(self._accepted)
+        if tokens[:known] != self._accepted:
+            llama_cpp.llama_sampler_free(self._state)
+            self._state = llama_cpp.llama_sampler_clone(self._fresh)
+            self._accepted, known = [], 0
+        for token in tokens[known:]:
+            if not self.permits(token):
+                raise EngineError("the sequence's tokens do not follow the grammar that came with the step")
+            llama_cpp.llama_sampler_accept(self._state, token)
+            self._accepted.append(token)
+
+    def permits(self, token: int) -> bool:
+        """True if `token` may come next."""
+        if not 0 <= token < len(self._all):
+            return False
+        self._one["id"], self._one["logit"] = token, 0.0
+        self._apply(self._one)
+        return bool(self._one["logit"][0] == 0.0)
+
+    def mask(self, scores: NDArray[np.float32]) -> None:
+        """Set the scores of tokens that may not come next to minus infinity."""
+        self._all["id"] = np.arange(len(self._all), dtype=np.int32)
+        self._all["logit"] = 0.0
+        self._apply(self._all)
+        scores[self._all["logit"] != 0.0] = -np.inf
+
+    def _apply(self, candidates: NDArray[Any]) -> None:
+        array = llama_cpp.llama_token_data_array(
+            data=ctypes.cast(candidates.ctypes.data, ctypes.POINTER(llama_cpp.llama_token_data)),
+            size=len(candidates),
+            selected=-1,
+            sorted=False,
+        )
+        llama_cpp.llama_sampler_apply(self._state, ctypes.byref(array))

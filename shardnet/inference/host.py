@@ -1,0 +1,293 @@
+"""The daemon's side of the engine: keeps one engine process running, with its shards, through crashes. Implements `engine.Engine`.
+
+llama.cpp ends its process on some inputs. Then every task that was under way gets EngineCrashed, a new process is started after a short wait, and
+takes the same shards in again; sequences are lost, and their next step learns so by SequenceGap. A shard whose loading ends the process twice is
+given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, ShardnetError
+from shardnet.ids import ShardKey, new_id
+from shardnet.inference.child import Child
+from shardnet.inference.engine import LoadedShard, OnProgress
+from shardnet.inference.protocol import Forget, Load, Loaded, Query, Ready, Report, Step, StepDone, Unload
+from shardnet.inference.settings import InferenceSettings
+from shardnet.lifecycle import Backoff
+from shardnet.log import get
+from shardnet.wire import Buffer, Frame
+
+log = get("engine")
+
+LOAD_ATTEMPTS = 2
+CALM_AFTER_S = 30.0
+"""A process that lived this long is no part of a series of crashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The engine is back after a crash: with these shards, without those, and with no sequence."""
+
+    ready: Ready
+    reason: str
+    shards: tuple[LoadedShard, ...]
+    lost: tuple[tuple[ShardKey, ShardnetError], ...]
+
+
+class EngineProcess:
+    """The engine process of one node.
+
+    Args:
+        settings: threads, devices and memory.
+        on_restart: called on the event loop when the engine is back after a crash.
+    """
+
+    def __init__(
+        self,
+        settings: InferenceSettings | None = None,
+        *,
+        on_restart: Callable[[Restored], None] | None = None,
+    ) -> None:
+        self._settings = settings or InferenceSettings()
+        self._on_restart = on_restart
+        self._shards: dict[ShardKey, LoadedShard] = {}
+        self._loading: dict[ShardKey, tuple[Load, list[OnProgress], asyncio.Task[LoadedShard]]] = {}
+        self._child: Child | None = None  # set while it is up, with its shards
+        self._up = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def shards(self) -> tuple[LoadedShard, ...]:
+        """Returns: what is loaded, or will be again when the engine is back."""
+        return tuple(self._shards.values())
+
+    @property
+    def pid(self) -> int | None:
+        """Returns: the engine's process id, None while it is down."""
+        return None if self._child is None else self._child.pid
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Ready:
+        """Start the engine process. Raises: EngineError if it cannot be started."""
+        if self._supervisor is not None:
+            raise LocalProtocolError("the engine was started already")
+        child, death, ready = await self._spawn()
+        self._set_up(child)
+        self._supervisor = asyncio.create_task(self._supervise(child, death), name="engine")
+        log.info("engine_started", pid=ready.pid, devices=", ".join(device.name for device in ready.devices))
+        return ready
+
+    async def _spawn(self) -> tuple[Child, asyncio.Task[EngineCrashed], Ready]:
+        """Returns: a process that is ready, and the task that ends with it. Raises: EngineError; then nothing is left."""
+        child = await Child.start(self._settings.to_engine())
+        death = asyncio.create_task(child.wait(), name="engine-process")
+        try:
+            return child, death, await child.ready(self._settings.start_timeout_s)
+        except BaseException:
+            await self._end(child, death)
+            raise
+
+    def _set_up(self, child: Child) -> None:
+        self._child = child
+        self._up.set()
+
+    async def _supervise(self, child: Child, death: asyncio.Task[EngineCrashed]) -> None:
+        """Wait for the process to die, start another, for ever."""
+        loop = asyncio.get_running_loop()
+        backoff = Backoff()
+        try:
+            while True:
+                began_s = loop.time()
+                crash = await asyncio.shield(death)
+                self._child = None
+                self._up.clear()
+                log.warning("engine_crashed", reason=crash.message, shards=len(self._shards))
+                if loop.time() - began_s > CALM_AFTER_S:
+                    backoff.reset()
+                child, death, restored = await self._restore(backoff, crash)
+                self._set_up(child)
+                log.info("engine_restored", shards=len(restored.shards), pid=child.pid)
+                if self._on_restart is not None:
+                    self._on_restart(restored)
+        finally:
+            self._child = None
+            self._up.clear()
+            await self._end(child, death)
+
+    async def _restore(
+        self, backoff: Backoff, crash: EngineCrashed
+    ) -> tuple[Child, asyncio.Task[EngineCrashed], Restored]:
+        """Start a new process and load the shards again, as often as it takes."""
+        crashes: dict[ShardKey, int] = {}
+        lost: list[tuple[ShardKey, ShardnetError]] = []
+        while True:
+            await asyncio.sleep(backoff.next_delay_s())
+            try:
+                child, death, ready = await self._spawn()
+            except EngineError as error:
+                log.error("engine_not_started", reason=error.message)
+                continue
+            try:
+                if await self._reload(child, crashes, lost):
+                    return child, death, Restored(ready, crash.message, self.shards, tuple(lost))
+            except BaseException:
+                await self._end(child, death)
+                raise
+            await self._end(child, death)
+
+    async def _reload(
+        self, child: Child, crashes: dict[ShardKey, int], lost: list[tuple[ShardKey, ShardnetError]]
+    ) -> bool:
+        """Returns: False if the process died over it."""
+        for key, shard in list(self._shards.items()):
+            if key not in self._shards:
+                continue  # unloaded meanwhile
+            try:
+                frame = await child.request(shard.request.command_id, shard.request)
+            except EngineCrashed as error:
+                crashes[key] = crashes.get(key, 0) + 1
+                if crashes[key] >= LOAD_ATTEMPTS:
+                    self._give_up(key, error, lost)
+                return False
+            except ShardnetError as error:
+                self._give_up(key, error, lost)
+                continue
+            if key in self._shards:
+                self._shards[key] = LoadedShard(shard.request, cast("Loaded", frame.message))
+        return True
+
+    def _give_up(self, key: ShardKey, error: ShardnetError, lost: list[tuple[ShardKey, ShardnetError]]) -> None:
+        self._shards.pop(key, None)
+        lost.append((key, error))
+        log.error("engine_shard_given_up", model_id=key[0], shard_id=key[1], reason=error.message)
+
+    async def _end(self, child: Child, death: asyncio.Task[EngineCrashed]) -> None:
+        """Close a process; kill it if it does not end in time."""
+        child.close()
+        done, _ = await asyncio.wait([death], timeout=self._settings.stop_timeout_s)
+        if not done:
+            child.kill()
+            await death
+
+    async def close(self) -> None:
+        """End the engine process; nothing of it is left afterwards."""
+        tasks: list[asyncio.Task[LoadedShard] | asyncio.Task[None]] = [task for _, _, task in self._loading.values()]
+        if self._supervisor is not None:
+            tasks.append(self._supervisor)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, ShardnetError):
+                await task
+        self._supervisor = None
+        self._shards.clear()
+
+    async def _engine(self) -> Child:
+        """Returns: the running process; waits for it while it is being restarted. Raises: EngineCrashed if that takes too long."""
+        if self._child is None:
+            if self._supervisor is None:
+                raise EngineCrashed("the engine is not running")
+            try:
+                await asyncio.wait_for(self._up.wait(), self._settings.start_timeout_s)
+            except TimeoutError:
+                raise EngineCrashed("the engine died and is not back yet") from None
+        if self._child is None:
+            raise EngineCrashed("the engine died and is not back yet")
+        return self._child
+
+    # -- shards ------------------------------------------------------------------------------------------------------
+
+    async def load(self, request: Load, on_progress: OnProgress | None = None) -> LoadedShard:
+        """Take a shard into memory; at once if it is there with the same options.
+
+        A load goes on when its caller is cancelled: others may wait for it too.
+
+        Raises: NoRoomError, GgufError, EngineError, EngineCrashed.
+        """
+        key = ShardKey((request.model_id, request.shard_id))
+        await self._engine()
+        while (running := self._loading.get(key)) is not None and not _is_same(running[0], request):
+            await asyncio.wait([running[2]])  # one after the other
+        held = self._shards.get(key)
+        if running is None and held is not None and _is_same(held.request, request):
+            return held
+        if running is None:
+            listeners: list[OnProgress] = []
+            task = asyncio.create_task(self._load(key, request, listeners), name=f"load-{request.shard_id}")
+            running = self._loading[key] = (request, listeners, task)
+            task.add_done_callback(_look_at)
+        if on_progress is not None:
+            running[1].append(on_progress)
+        return await asyncio.shield(running[2])
+
+    async def _load(self, key: ShardKey, request: Load, listeners: list[OnProgress]) -> LoadedShard:
+        try:
+            return await self._load_or_give_up(key, request, listeners)
+        finally:
+            del self._loading[key]
+
+    async def _load_or_give_up(self, key: ShardKey, request: Load, listeners: list[OnProgress]) -> LoadedShard:
+        def tell(share: float) -> None:
+            for listener in listeners:
+                listener(share)
+
+        for attempt in range(1, LOAD_ATTEMPTS + 1):
+            child = await self._engine()
+            self._shards.pop(key, None)  # with other options: the engine replaces it
+            try:
+                frame = await child.request(request.command_id, request, on_progress=tell)
+            except EngineCrashed as error:
+                if attempt == LOAD_ATTEMPTS:
+                    raise EngineCrashed(
+                        f"the engine died twice while it loaded shard {request.shard_id} from {request.path}, which is given up: "
+                        f"{error.message}"
+                    ) from None
+                continue
+            self._shards[key] = LoadedShard(request, cast("Loaded", frame.message))
+            return self._shards[key]
+        raise AssertionError("unreachable")
+
+    async def unload(self, model_id: str, shard_id: int) -> None:
+        """Free a shard; nothing happens if it is not loaded."""
+        key = ShardKey((model_id, shard_id))
+        self._shards.pop(key, None)
+        with suppress(EngineCrashed):  # a dead engine holds nothing
+            child = await self._engine()
+            request = Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id)
+            await child.request(request.command_id, request)
+        self._shards.pop(key, None)  # a load that was under way came first
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    async def step(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
+        """Run one step. Raises: ShardNotFound, SequenceGap, ContextExceeded, Busy, EngineError, EngineCrashed, UsageError (a bad grammar)."""
+        child = self._child or await self._engine()
+        return cast("Frame[StepDone]", await child.request(step.command_id, step, payloads))
+
+    def forget(self, sequence_id: str) -> None:
+        """Drop a sequence's KV and state; steps of it that still wait are answered with EngineError."""
+        if self._child is not None:
+            self._child.send(Forget(sequence_id=sequence_id))
+
+    async def report(self) -> Report:
+        """Ask for memory and load. Raises: EngineCrashed."""
+        child = await self._engine()
+        request = Query(command_id=new_id())
+        return cast("Report", (await child.request(request.command_id, request)).message)
+
+
+def _look_at(task: asyncio.Task[LoadedShard]) -> None:
+    """A load's error belongs to those who wait for it; asyncio need not complain when they have gone."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _is_same(one: Load, other: Load) -> bool:
+    return (one.path, one.options) == (other.path, other.options)

@@ -1,0 +1,158 @@
+"""Loading shards on a thread of its own, so that running sequences go on meanwhile. llama.cpp's loader releases the interpreter's lock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from shardnet.errors import EngineError, GgufError, ShardnetError
+from shardnet.inference.chains import Shard
+from shardnet.inference.devices import gpu_devices, main_memory, usable_threads
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
+from shardnet.inference.protocol import EngineSettings, Load
+from shardnet.inference.shard_cost import cost_of
+from shardnet.log import human_bytes
+
+PROGRESS_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A load has come this far, 0 to 1."""
+
+    request: Load
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A load has ended: `result` is the shard, or why there is none."""
+
+    request: Load
+    result: Shard | ShardnetError
+
+
+class Loader:
+    """Loads one shard after another.
+
+    Args:
+        settings: what the engine may use.
+        report: called on the loader's thread with `Progress` and `Finished`.
+        used_bytes: tells the bytes of all shards in memory, and those of them on GPUs.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        report: Callable[[Progress | Finished], None],
+        used_bytes: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._settings = settings
+        self._report = report
+        self._used_bytes = used_bytes
+        self._waiting: SimpleQueue[Load] = SimpleQueue()
+        threading.Thread(target=self._run, name="loader", daemon=True).start()
+
+    def submit(self, request: Load) -> None:
+        """Load this one when those before it are done."""
+        self._waiting.put(request)
+
+    def _run(self) -> None:
+        while True:
+            request = self._waiting.get()
+            try:
+                result: Shard | ShardnetError = self._load(request)
+            except ShardnetError as error:
+                result = error
+            except (OSError, MemoryError) as error:
+                result = EngineError(f"cannot load {request.path}: {error or type(error).__name__}")
+            self._report(Finished(request, result))
+
+    def _load(self, request: Load) -> Shard:
+        began = time.perf_counter()
+        path, options, settings = Path(request.path), request.options, self._settings
+        cost = cost_of(path)
+        used, gpu_used = self._used_bytes()
+        gpus = gpu_devices()
+        layers = gpu_layers(
+            cost,
+            options,
+            wanted=settings.n_gpu_layers,
+            gpu_free_bytes=sum(gpu.free_bytes for gpu in gpus),
+            gpu_used_bytes=gpu_used,
+            cap_bytes=settings.gpu_memory_bytes,
+        )
+        on_gpu = gpu_bytes(cost, options, layers)
+        need = need_of(cost, options)
+        refuse_if_too_large(
+            f"shard {request.shard_id}",
+            max(0, need.total - on_gpu),
+            main_memory()[1],
+            used_bytes=used - gpu_used,
+            limit_bytes=settings.memory_limit_bytes,
+        )
+        model = LlamaModel(
+            path, n_gpu_layers=layers, use_mmap=settings.use_mmap, on_progress=_Throttle(request, self._report)
+        )
+        try:
+            has_head = _has_head(model)
+            context = LlamaContext(
+                model,
+                n_ctx=options.n_ctx,
+                n_seq=options.n_seq,
+                n_batch=options.n_batch,
+                threads=settings.threads or usable_threads(),
+                capture=not has_head,
+            )
+        except ShardnetError as error:
+            model.close()
+            if "memory" in error.message:
+                raise EngineError(
+                    f"{error.message}; it needs about {human_bytes(need.total)}: try a smaller n_ctx or n_seq"
+                ) from None
+            raise
+        return Shard(
+            request=request,
+            model=model,
+            context=context,
+            has_head=has_head,
+            memory_bytes=sum(model.buffers.values()) + sum(context.buffers.values()),
+            gpu_bytes=_on_gpus(model.buffers) + _on_gpus(context.buffers),
+            gpu_layers=min(layers, model.n_layer),
+            load_s=time.perf_counter() - began,
+        )
+
+
+def _on_gpus(buffers: dict[str, int]) -> int:
+    """`CPU_Mapped`, `CPU_REPACK` and the like are main memory, and so are `CUDA_Host` buffers."""
+    return sum(size for name, size in buffers.items() if not name.startswith("CPU") and "_Host" not in name)
+
+
+def _has_head(model: LlamaModel) -> bool:
+    """True for the shard that ends with the model's last layer. A GGUF without our metadata is a whole model."""
+    end, total = model.text_of("shardnet.layer_end"), model.text_of("shardnet.n_layers")
+    if end is None or total is None:
+        return True
+    if not (end.isdigit() and total.isdigit() and 0 < int(end) <= int(total)):
+        raise GgufError(f"{model.path} says that it ends at layer {end} of {total}: its metadata is damaged")
+    return end == total
+
+
+class _Throttle:
+    """Passes on progress now and then, rather than for each tensor."""
+
+    def __init__(self, request: Load, report: Callable[[Progress | Finished], None]) -> None:
+        self._request = request
+        self._report = report
+        self._last_s = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self._last_s >= PROGRESS_INTERVAL_S:
+            self._last_s = now
+            self._report(Progress(self._request, min(1.0, max(0.0, share))))

@@ -1,0 +1,140 @@
+"""How much memory a shard takes, and how many of its layers a GPU has room for. Pure arithmetic; a test holds it against llama.cpp's own account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shardnet.errors import NoRoomError
+from shardnet.log import human_bytes
+from shardnet.messages import ShardOptions
+
+KV_CELLS_MULTIPLE = 256
+"""llama.cpp rounds each sequence's context up to this."""
+GPU_HEADROOM_BYTES = 512 << 20
+"""Left free on a GPU: the driver's own needs, and a desktop."""
+COMPUTE_WIDTHS = 8
+"""Hidden states alive at once in a layer's graph. Measured: 6 for Llama; a few more for families with gates."""
+COMPUTE_FF_WIDTHS = 3
+MASK_BYTES = 2
+"""The attention mask is float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCost:
+    """What a shard's header says about its size.
+
+    Attributes:
+        layer_bytes: weights of each layer.
+        other_bytes: weights outside of layers: embeddings, head.
+        kv_bytes_per_token: f16 KV cache of all its layers.
+        state_bytes_per_sequence: recurrent state of all its layers.
+        n_vocab: rows of the head, 0 without one.
+    """
+
+    layer_bytes: tuple[int, ...]
+    other_bytes: int
+    kv_bytes_per_token: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+    state_bytes_per_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a loaded shard takes, by kind."""
+
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """Returns: the sum."""
+        return self.weights + self.kv + self.compute
+
+
+def need_of(cost: ShardCost, options: ShardOptions) -> Need:
+    """Returns: what the shard takes with these options, compute buffers estimated from above."""
+    cells = -(-options.n_ctx // KV_CELLS_MULTIPLE) * KV_CELLS_MULTIPLE
+    per_row = (
+        4 * (COMPUTE_WIDTHS * cost.n_embd + COMPUTE_FF_WIDTHS * cost.n_ff + cost.n_vocab)
+        + MASK_BYTES * cells
+        + 4 * cost.n_embd  # the captured rows
+    )
+    return Need(
+        weights=sum(cost.layer_bytes) + cost.other_bytes,
+        kv=cells * options.n_seq * cost.kv_bytes_per_token + options.n_seq * cost.state_bytes_per_sequence,
+        compute=options.n_batch * per_row + 4 * cost.n_vocab * options.n_seq,
+    )
+
+
+def gpu_layers(
+    cost: ShardCost,
+    options: ShardOptions,
+    *,
+    wanted: int | Literal["auto"],
+    gpu_free_bytes: int,
+    gpu_used_bytes: int = 0,
+    cap_bytes: int | None = None,
+) -> int:
+    """How many layers to offload, as llama.cpp counts: from the last one backwards, and one more for the head.
+
+    Args:
+        wanted: the user's number (-1: all), or "auto".
+        gpu_free_bytes: free memory of all GPUs together; 0 without any.
+        gpu_used_bytes: what our other shards have there already; counts towards the cap.
+        cap_bytes: the user's cap; None: what is free, less headroom.
+    """
+    n_layers = len(cost.layer_bytes)
+    everything = n_layers + 1
+    if gpu_free_bytes <= 0:
+        return 0
+    if wanted != "auto":
+        return everything if wanted < 0 else min(wanted, everything)
+    room = gpu_free_bytes - GPU_HEADROOM_BYTES
+    if cap_bytes is not None:
+        room = min(room, cap_bytes - gpu_used_bytes)
+    need = need_of(cost, options)
+    room -= need.compute
+    kv_each = -(-need.kv // n_layers)
+    fitting = 0
+    for size in reversed(cost.layer_bytes):
+        room -= size + kv_each
+        if room < 0:
+            return fitting
+        fitting += 1
+    return everything if room >= cost.other_bytes else fitting
+
+
+def gpu_bytes(cost: ShardCost, options: ShardOptions, layers: int) -> int:
+    """Returns: what `layers` offloaded layers take on the GPU."""
+    if layers <= 0:
+        return 0
+    need = need_of(cost, options)
+    n_layers = len(cost.layer_bytes)
+    whole = min(layers, n_layers)
+    head = cost.other_bytes if layers > n_layers else 0
+    return sum(cost.layer_bytes[n_layers - whole :]) + head + need.kv * whole // n_layers + need.compute
+
+
+def refuse_if_too_large(what: str, needed_bytes: int, free_bytes: int, *, used_bytes: int, limit_bytes: int) -> None:
+    """Compare what a load needs with what there is.
+
+    Args:
+        free_bytes: main memory that the machine has free.
+        used_bytes: what the engine's other shards take, counted towards `limit_bytes`, the user's cap (0: none).
+
+    Raises: NoRoomError with `needed_bytes` and `free_bytes`.
+    """
+    room = free_bytes if limit_bytes == 0 else min(free_bytes, limit_bytes - used_bytes)
+    if needed_bytes <= room:
+        return
+    why = "free" if room == free_bytes else f"left of the node's limit of {human_bytes(limit_bytes)}"
+    raise NoRoomError(
+        f"{what} needs {human_bytes(needed_bytes)} of memory, and {human_bytes(max(0, room))} are {why}: "
+        "unload other shards, or load it with a smaller n_ctx or n_seq",
+        needed_bytes=needed_bytes,
+        free_bytes=max(0, room),
+    )

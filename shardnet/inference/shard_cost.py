@@ -1,0 +1,47 @@
+"""Reading a shard's cost in memory out of its GGUF header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
+from shardnet.inference.gguf_layout import layout_of
+from shardnet.inference.memory import ShardCost
+
+STATE_ELEMENT_BYTES = 4
+HEADS = ("output.weight", "token_embd.weight")
+"""A head may be tied to the embedding. llama.cpp reserves room for logits in a first shard too, although they are never computed there."""
+
+
+def cost_of(path: Path) -> ShardCost:
+    """Returns: what the GGUF at `path` takes when it is loaded.
+
+    Raises: GgufError if it is no whole GGUF; UsageError if it cannot be read.
+    """
+    header = read_gguf_header(path)
+    layout = layout_of(header)
+    return ShardCost(
+        layer_bytes=layout.layer_bytes,
+        other_bytes=layout.global_bytes,
+        kv_bytes_per_token=layout.kv_bytes_per_token,
+        n_embd=_largest(header.arch("embedding_length")),
+        # Experts run one row after another through buffers of their own width, as many as a row uses.
+        n_ff=max(
+            _largest(header.arch("feed_forward_length")),
+            _largest(header.arch("expert_feed_forward_length")) * max(1, _largest(header.arch("expert_used_count"))),
+        ),
+        n_vocab=max((tensor.shape[1] for tensor in header.tensors if tensor.name in HEADS), default=0),
+        state_bytes_per_sequence=_state_bytes(header),
+    )
+
+
+def _largest(value: Any) -> int:
+    values = value if isinstance(value, list) else [value]
+    return max((v for v in values if isinstance(v, int)), default=0)
+
+
+def _state_bytes(header: GgufHeader) -> int:
+    """Recurrent state of a sequence, as if every layer had one; 0 for families without any."""
+    inner, state = _largest(header.arch("ssm.inner_size")), _largest(header.arch("ssm.state_size"))
+    return header.n_layers * STATE_ELEMENT_BYTES * inner * (state + _largest(header.arch("ssm.conv_kernel")))

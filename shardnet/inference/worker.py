@@ -1,0 +1,318 @@
+"""The engine process: `python -m shardnet.inference.worker FD`, where FD is its end of a socket pair.
+
+One loop: take in every frame that has arrived, then run one batch, answer, repeat. Loading goes on on a thread beside it. The process has no file
+descriptor of the daemon's but this socket, ends when it closes, and is killed by the kernel should the daemon die.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from shardnet.errors import EngineError, RemoteProtocolError, ShardnetError
+from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.inference.chains import Chains, Outcome, Task
+from shardnet.inference.devices import all_devices
+from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
+from shardnet.inference.loading import Finished, Loader, Progress
+from shardnet.inference.protocol import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    EngineSettings,
+    Failed,
+    Forget,
+    FromEngine,
+    Load,
+    Loaded,
+    Loading,
+    Query,
+    Ready,
+    Report,
+    Step,
+    StepDone,
+    ToEngine,
+    Unload,
+    Unloaded,
+)
+from shardnet.messages import ErrorInfo
+from shardnet.shards import Dtype, TensorSpec
+from shardnet.wire import Buffer, Frame, FrameDecoder, encode
+
+RECEIVE_BYTES = 1 << 20
+PR_SET_PDEATHSIG = 1
+STACK_BYTES = 64 << 20
+"""llama.cpp parses grammars by recursion."""
+
+
+class Worker:
+    """The engine process's state and loop."""
+
+    def __init__(self, connection: socket.socket, settings: EngineSettings) -> None:
+        self._connection = connection
+        self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._chains = Chains()
+        self._waiting: dict[int, tuple[Waiting, Task]] = {}
+        self._tickets = 0
+        self._last_was_decode = False
+        self._loads: deque[Load] = deque()
+        self._unloads: list[Unload] = []
+        self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
+        self._bell, self._bell_rope = socket.socketpair()
+        self._bell.setblocking(False)
+        self._loader = Loader(settings, self._on_loader, lambda: (self._chains.memory_bytes, self._chains.gpu_bytes))
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the daemon closes the connection."""
+        watched = [self._connection, self._bell]
+        while True:
+            readable, _, _ = select.select(watched, [], [], 0 if self._waiting else None)
+            if self._bell in readable:
+                self._bell.recv(4096)
+                self._take_loaded()
+            if self._connection in readable and not self._receive():
+                return
+            if self._waiting:
+                self._run_batch()
+
+    def _receive(self) -> bool:
+        """Take in all that has arrived. Returns: False when the daemon has closed."""
+        while True:
+            try:
+                count = self._connection.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if count == 0:
+                return False
+            for frame in self._decoder.feed(memoryview(self._buffer)[:count]):
+                self._take(frame)
+            if count < RECEIVE_BYTES:
+                return True  # whatever came since wakes the next select
+
+    def _take(self, frame: Frame[ToEngine]) -> None:
+        match frame.message:
+            case Step() as step:
+                self._take_step(step, frame)
+            case Load() as load:
+                self._take_load(load)
+            case Unload() as unload:
+                self._take_unload(unload)
+            case Forget(sequence_id=sequence_id):
+                self._forget(sequence_id)
+            case Query(command_id=command_id):
+                self._send(
+                    Report(
+                        command_id=command_id,
+                        devices=all_devices(),
+                        sequences=self._chains.n_sequences,
+                        busy_s=self._chains.busy_s,
+                    )
+                )
+            case EngineSettings():
+                raise RemoteProtocolError("settings came twice")
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _take_step(self, step: Step, frame: Frame[ToEngine]) -> None:
+        tokens, hidden = frame.payload("tokens"), frame.payload("hidden")
+        specs = {spec.name: spec for spec in step.tensors}
+        try:
+            if tokens is None or specs["tokens"].dtype != Dtype.INT32:
+                raise EngineError("a step without tokens")
+            task = Task(
+                ticket=self._tickets,
+                step=step,
+                tokens=np.frombuffer(tokens, dtype=np.int32).reshape(specs["tokens"].shape),
+                hidden=None,
+                arrived_s=time.perf_counter(),
+            )
+            if hidden is not None:
+                if specs["hidden"].dtype != Dtype.FLOAT32:
+                    raise EngineError(f"hidden states of type {specs['hidden'].dtype}, where float32 is needed")
+                # A header may have any length, so that the rows behind it may stand at any address.
+                rows = np.require(np.frombuffer(hidden, dtype=np.float32), requirements="A")
+                task.hidden = rows.reshape(specs["hidden"].shape)
+            max_rows = self._chains.check(task)
+        except ShardnetError as error:
+            self._fail(step.command_id, error)
+            return
+        waiting = Waiting(
+            ticket=task.ticket,
+            chain=(step.model_id, step.first_shard, step.end_shard),
+            sequence=(step.model_id, step.sequence_id),
+            n_tokens=step.n_tokens,
+            is_prompt=is_prompt_chunk(step.n_tokens, step.sample_from),
+            max_rows=max_rows,
+        )
+        self._waiting[task.ticket] = (waiting, task)
+        self._tickets += 1
+
+    def _run_batch(self) -> None:
+        chosen = next_batch((w for w, _ in self._waiting.values()), last_was_decode=self._last_was_decode)
+        self._last_was_decode = not chosen[0].is_prompt
+        tasks = [self._waiting.pop(waiting.ticket)[1] for waiting in chosen]
+        began = time.perf_counter()
+        self._chains.run(tasks, lambda outcome: self._answer(outcome, began))
+
+    def _answer(self, outcome: Outcome, began_s: float) -> None:
+        step = outcome.task.step
+        if outcome.error is not None:
+            self._fail(step.command_id, outcome.error)
+            return
+        tensors: list[TensorSpec] = []
+        payloads: list[Buffer] = []
+        for name, rows in (("hidden", outcome.hidden), ("logits", outcome.logits)):
+            if rows is not None:
+                tensors.append(TensorSpec(name=name, dtype=Dtype.FLOAT32, shape=rows.shape))
+                payloads.append(rows.data)
+        self._send(
+            StepDone(
+                command_id=step.command_id,
+                tensors=tuple(tensors),
+                tokens=tuple(outcome.tokens),
+                logprobs=tuple(outcome.logprobs),
+                queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
+                compute_us=outcome.compute_s * 1e6,
+                batch_tokens=outcome.batch_rows,
+            ),
+            payloads,
+        )
+
+    def _forget(self, sequence_id: str) -> None:
+        stale = [t for t, (_, task) in self._waiting.items() if task.step.sequence_id == sequence_id]
+        for ticket in stale:
+            _, task = self._waiting.pop(ticket)
+            self._fail(task.step.command_id, EngineError("the sequence was dropped before this step ran"))
+        self._chains.forget(sequence_id)
+
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    def _take_load(self, request: Load) -> None:
+        shard = self._chains.get(request.model_id, request.shard_id)
+        if shard is not None:
+            if (shard.request.path, shard.request.options) == (request.path, request.options):
+                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
+                return
+            self._chains.remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
+        self._loads.append(request)
+        self._loader.submit(request)
+
+    def _take_unload(self, request: Unload) -> None:
+        if any((r.model_id, r.shard_id) == (request.model_id, request.shard_id) for r in self._loads):
+            self._unloads.append(request)  # when it has come
+            return
+        self._chains.remove(request.model_id, request.shard_id)
+        self._send(Unloaded(command_id=request.command_id))
+
+    def _on_loader(self, event: Progress | Finished) -> None:
+        """On the loader's thread."""
+        self._loaded.put(event)
+        self._bell_rope.send(b"!")
+
+    def _take_loaded(self) -> None:
+        while True:
+            try:
+                event = self._loaded.get_nowait()
+            except Empty:
+                return
+            request = event.request
+            if isinstance(event, Progress):
+                self._send(Loading(command_id=request.command_id, progress=event.share))
+                continue
+            self._loads.remove(request)
+            if isinstance(event.result, ShardnetError):
+                self._fail(request.command_id, event.result)
+            else:
+                shard = event.result
+                self._chains.add(shard)
+                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
+            due, self._unloads = self._unloads, []
+            for unload in due:
+                self._take_unload(unload)
+
+    def _tell_loaded(self, request: Load, memory_bytes: int, gpu_layers: int, load_s: float) -> None:
+        self._send(
+            Loaded(command_id=request.command_id, memory_bytes=memory_bytes, gpu_layers=gpu_layers, load_s=load_s)
+        )
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    def _fail(self, command_id: str, error: ShardnetError) -> None:
+        self._send(Failed(command_id=command_id, error=ErrorInfo.of(error)))
+
+    def _send(self, message: FromEngine, payloads: list[Buffer] | None = None) -> None:
+        send_all(self._connection, encode(FROM_ENGINE, message, payloads or ()))
+
+
+def send_all(connection: socket.socket, buffers: list[Buffer]) -> None:
+    """Write all buffers in order; waits while the other side does not read."""
+    left = [memoryview(buffer).cast("B") for buffer in buffers]
+    while left:
+        sent = connection.sendmsg(left)
+        while left and sent >= len(left[0]):
+            sent -= len(left.pop(0))
+        if left:
+            left[0] = left[0][sent:]
+
+
+def _receive_settings(connection: socket.socket) -> EngineSettings | None:
+    decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
+    while data := connection.recv(4096):
+        for frame in decoder.feed(data):
+            if isinstance(frame.message, EngineSettings):
+                return frame.message
+            raise RemoteProtocolError("settings must come first")
+    return None
+
+
+def _become_a_child() -> None:
+    """The terminal's Ctrl-C is the daemon's to answer: it drains and then closes us. Should it die itself, so do we."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not spend seconds on writing weights to disk
+        _, most = resource.getrlimit(resource.RLIMIT_STACK)
+        if most == resource.RLIM_INFINITY or most > STACK_BYTES:
+            resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, most))
+
+
+def main(descriptor: int) -> None:
+    """Run an engine on the socket `descriptor` until it closes."""
+    _become_a_child()
+    with socket.socket(fileno=descriptor) as connection:
+        connection.setblocking(True)
+        settings = _receive_settings(connection)
+        if settings is None:
+            return
+        start_backend()
+        worker = Worker(connection, settings)
+        try:
+            ready = Ready(pid=os.getpid(), llama_cpp=LLAMA_CPP_VERSION, devices=all_devices())
+            send_all(connection, encode(FROM_ENGINE, ready))
+            gc.freeze()  # what was imported lives for ever: the collector need not look at it again
+            worker.run()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the daemon is gone
+    os._exit(0)  # the kernel frees gigabytes faster than destructors, and a load under way cannot be stopped
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
