@@ -30,6 +30,7 @@ MLA: Keys = {
     "attention.key_length": 48, "attention.value_length": 32, "attention.key_length_mla": 32, "attention.value_length_mla": 16,
     "rope.dimension_count": 16, "leading_dense_block_count": 2,
 }  # fmt: skip
+SCALES: Keys = {"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.0625, "logit_scale": 8.0}
 TIED = ("output.weight",)
 
 
@@ -49,7 +50,7 @@ class Recipe:
         per_layer: more of it, from the number of layers.
         leave_out: optional tensors that real models of this family do not have.
         spm: a SentencePiece vocabulary instead of BPE.
-        period: llama.cpp's rules repeat after so many layers (for the choice of cuts to try).
+        mtp: the last layer is one for multi-token prediction.
     """
 
     architecture: str
@@ -58,6 +59,7 @@ class Recipe:
     per_layer: Callable[[int], Keys] = lambda n: {}
     leave_out: tuple[str, ...] = ()
     spm: bool = False
+    mtp: bool = False
 
 
 def common_keys(n_layers: int, n_vocab: int) -> Keys:
@@ -77,12 +79,21 @@ def common_keys(n_layers: int, n_vocab: int) -> Keys:
     }
 
 
-def _r(architecture: str, n_layers: int = 6, /, *, per_layer: Callable[[int], Keys] = lambda n: {}, leave_out: tuple[str, ...] = (),
-       spm: bool = False, **groups: Keys) -> Recipe:  # fmt: skip
+def _r(
+    architecture: str,
+    n_layers: int = 6,
+    /,
+    *,
+    per_layer: Callable[[int], Keys] = lambda n: {},
+    leave_out: tuple[str, ...] = (),
+    spm: bool = False,
+    mtp: bool = False,
+    **groups: Keys,
+) -> Recipe:
     keys: Keys = {}
     for group in groups.values():
         keys |= group
-    return Recipe(architecture, n_layers, keys, per_layer, leave_out, spm)
+    return Recipe(architecture, n_layers, keys, per_layer, leave_out, spm, mtp)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -142,7 +153,7 @@ RECIPES: dict[str, Recipe] = {
     "starcoder": _r("starcoder", a={"attention.head_count_kv": 1}),
     "bloom": _r("bloom", a={"attention.head_count_kv": N_HEADS}),
     "gemma": _r("gemma", spm=True, a={"attention.key_length": 32, "attention.value_length": 32}),
-    "granite": _r("granite", a={"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.0625, "logit_scale": 8.0},
+    "granite": _r("granite", scales=SCALES,
                   leave_out=("rope_f*", "*.bias")),
     "minicpm": _r("minicpm", a={"embedding_scale": 12.0, "residual_scale": 0.57, "logit_scale": 0.25}, leave_out=("rope_f*", "*.bias")),
     "minicpm-old": _r("minicpm", leave_out=("rope_f*", "*.bias")),
@@ -162,7 +173,7 @@ RECIPES: dict[str, Recipe] = {
     "olmoe": _r("olmoe", moe={"expert_count": 4, "expert_used_count": 2}),
     "arctic": _r("arctic", moe={"expert_count": 4, "expert_used_count": 2}),
     "granitemoe": _r("granitemoe", moe={"expert_count": 4, "expert_used_count": 2},
-                     a={"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.0625, "logit_scale": 8.0},
+                     scales=SCALES,
                      leave_out=("rope_f*", "*.bias", "*shexp*")),
     "deepseek": _r("deepseek", moe=MOE, a={"expert_shared_count": 1, "leading_dense_block_count": 2, "expert_weights_scale": 1.0}),
     "deepseek2": _r("deepseek2", 6, mla=MLA, moe=MOE, gated=GATED, a={"expert_shared_count": 1}),
@@ -208,7 +219,7 @@ RECIPES: dict[str, Recipe] = {
                 per_layer=lambda n: {"attention.sliding_window_pattern": by_layer(n, 0, 1, 1, 1)}),
     "step35": _r("step35", 9, moe=MOE, gated=GATED, swa=SWA, shared=SHARED, a={"rope.freq_base_swa": 5000.0, "leading_dense_block_count": 2},
                  per_layer=lambda n: {"attention.sliding_window_pattern": by_layer(n, 0, 1, 1, 1)}),
-    "granite_swa": _r("granite_swa", 9, swa=SWA, a={"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.0625, "logit_scale": 8.0},
+    "granite_swa": _r("granite_swa", 9, swa=SWA, scales=SCALES,
                       per_layer=lambda n: {"attention.sliding_window_pattern": by_layer(n, 0, 1, 1, 1)}, leave_out=("rope_f*", "*.bias")),
     "spark2_5": _r("spark2_5", 9, swa=SWA, per_layer=lambda n: {"attention.sliding_window_pattern": by_layer(n, 0, 1, 1, 1)}),
     "muse-glimmer": _r("muse-glimmer", 9, swa=SWA, a={"logit_scale": 0.5}),
@@ -225,7 +236,7 @@ RECIPES: dict[str, Recipe] = {
     "jamba": _r("jamba", 8, ssm=SSM, per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0)},
                 leave_out=("*_exps*", "*ffn_gate_inp*")),
     "falcon-h1": _r("falcon-h1", 4, ssm={**SSM, "ssm.state_size": 32, "ssm.time_step_rank": 8}),
-    "granitehybrid": _r("granitehybrid", 8, ssm=SSM, a={"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.0625, "logit_scale": 8.0},
+    "granitehybrid": _r("granitehybrid", 8, ssm=SSM, scales=SCALES,
                         per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0)}, leave_out=("rope_f*",)),
     "nemotron_h": _r("nemotron_h", 8, ssm=SSM, per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0),
                                                                    "feed_forward_length": by_layer(n, 0, 96, 0, 96)}),
@@ -240,5 +251,5 @@ RECIPES: dict[str, Recipe] = {
     "rwkv7": _r("rwkv7", 4, a={"wkv.head_size": 16, "attention.decay_lora_rank": 16, "attention.iclr_lora_rank": 16,
                                "attention.value_residual_mix_lora_rank": 16, "attention.gate_lora_rank": 16, "attention.head_count": 0}),
     # -- encoders
-    "bert": _r("bert", 4, a={"=tokenizer.ggml.token_type_count": 2, "attention.head_count_kv": N_HEADS, "attention.causal": False, "pooling_type": 1}),
+    "bert": _r("bert", 4, a={"=tokenizer.ggml.token_type_count": 2, "attention.head_count_kv": 4, "attention.causal": False, "pooling_type": 1}),
 }  # fmt: skip

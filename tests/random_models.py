@@ -22,7 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
 from numpy.typing import NDArray
 
-from tests.random_families import RECIPES, Value, common_keys
+from tests.random_families import N_EMBD, RECIPES, Value, common_keys
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 """What numpy can quantise; for the other types see `quantise` (llama.cpp does it)."""
@@ -275,7 +275,7 @@ def tiny_llama(
 
 
 @cache
-def _gguf_library() -> Any:
+def _gguf_library() -> tuple[Any, Any]:
     import llama_cpp
 
     class InitParams(ctypes.Structure):
@@ -289,8 +289,7 @@ def _gguf_library() -> Any:
     )
     library.gguf_free.restype, library.gguf_free.argtypes = None, [ctypes.c_void_p]
     library.ggml_get_name.restype, library.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    library.init_params = InitParams
-    return library
+    return library, InitParams
 
 
 class _TensorHead(ctypes.Structure):
@@ -309,7 +308,7 @@ def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequ
     from shardnet.inference.llama import start_backend
 
     start_backend()
-    library = _gguf_library()
+    library, init_params = _gguf_library()
     found: dict[str, TensorShape] = {}
 
     def on_tensor(tensor: int, _user_data: int | None) -> None:
@@ -324,7 +323,7 @@ def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequ
     os.close(handle)
     try:
         write_model(Path(file), architecture, metadata, [], quantisation="F32", seed=0)
-        header = library.gguf_init_from_file(os.fsencode(file), library.init_params(True, None))
+        header = library.gguf_init_from_file(os.fsencode(file), init_params(True, None))
     finally:
         Path(file).unlink()
     callback = llama_cpp.llama_model_set_tensor_data_t(on_tensor)
@@ -371,5 +370,20 @@ def build_random_model(
         key[1:] if key.startswith("=") else f"{recipe.architecture}.{key}": value for key, value in keys.items()
     }
     metadata |= {"general.name": f"random-{family}", **(spm_vocabulary() if recipe.spm else bpe_vocabulary())}
-    tensors = tensors_of(recipe.architecture, metadata, (*NEVER, *recipe.leave_out))
+    if recipe.mtp:
+        tensors = _with_prediction_layer(recipe.architecture, metadata, count, recipe.leave_out)
+    else:
+        tensors = tensors_of(recipe.architecture, metadata, (*NEVER, *recipe.leave_out))
     return write_model(path, recipe.architecture, metadata, tensors, quantisation=quantisation, seed=seed)
+
+
+def _with_prediction_layer(
+    architecture: str, metadata: Mapping[str, Value], n_layers: int, leave_out: Sequence[str]
+) -> list[TensorShape]:
+    """Returns: tensors of a model whose last layer predicts one token further. llama.cpp cannot list these without a file."""
+    changes: dict[str, Value] = {f"{architecture}.block_count": n_layers - 1, f"{architecture}.nextn_predict_layers": 0}
+    tensors = tensors_of(architecture, {**metadata, **changes}, (*NEVER, *leave_out))
+    last, extra = f"blk.{n_layers - 2}.", f"blk.{n_layers - 1}."
+    tensors += [TensorShape(t.name.replace(last, extra, 1), t.dims) for t in tensors if t.name.startswith(last)]
+    shapes = {"eh_proj": (2 * N_EMBD, N_EMBD), "enorm": (N_EMBD,), "hnorm": (N_EMBD,), "shared_head_norm": (N_EMBD,)}
+    return tensors + [TensorShape(f"{extra}nextn.{name}.weight", dims) for name, dims in shapes.items()]

@@ -4,8 +4,8 @@ llama.cpp's own "embeddings" come after the final norm and are useless between s
 wanted one and stops the graph there. `native/capture.c` is the fast form of it, built with the package where a C compiler is; without it
 the same logic runs in Python, about a microsecond a node slower.
 
-A few families treat whatever comes in as embeddings of tokens: Gemma 2 scales it by sqrt(n_embd), which no input can undo bit by bit. For these the callback
-overwrites the node that leaves that step (`INPUT_NODES`) with the predecessor's output, once it is computed and before anything reads it.
+A few families treat whatever comes in as embeddings of tokens: Gemma 2 scales it by sqrt(n_embd), which no input can undo bit by bit. For these
+the callback overwrites the node that leaves that step (`INPUT_NODES`) with the predecessor's output, before anything reads it.
 
 Source: ggml's `ggml_backend_sched_set_eval_callback` in ggml-backend.h; shared/FACTS.md, recipe 3.
 """

@@ -1,14 +1,13 @@
 """Where a model of a given family may be cut, and which metadata each shard then needs, so that not a bit of the answers changes.
 
-Legality is by allow-list: a family counts as splittable once its shards were proved identical to the unsplit model (family_table.py, docs/families.md).
-The generic part of a cut (renumbering, per-layer arrays, vocabularies) is `split.py`'s; here is what differs from family to family.
+Legality is by allow-list: a family counts as splittable once its shards were proved identical to the unsplit model (family_table.py,
+docs/families.md). The generic part of a cut (renumbering, per-layer arrays, vocabularies) is `split.py`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from math import lcm, sqrt
 from struct import pack, unpack
 

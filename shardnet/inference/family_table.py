@@ -1,7 +1,7 @@
 """Which model families can be cut without changing a bit, and what each needs. Data only; `families.py` turns it into rules.
 
-A family enters `PROVED` when `tests/bench/family_table.py` has shown its chain of shards identical to the unsplit model (docs/families.md). Everything here was
-read in llama.cpp's `src/models/*.cpp` of the version that llama-cpp-python 0.3.36 carries, then tried.
+A family enters `PROVED` when `tests/bench/family_table.py` has shown its chain of shards identical to the unsplit model (docs/families.md).
+Everything here was read in llama.cpp's `src/models/*.cpp` of the version that llama-cpp-python 0.3.36 carries, then tried.
 """
 
 from __future__ import annotations
@@ -70,11 +70,68 @@ class Family:
 
 PLAIN = Family()
 SCALED = Family(unscaled=True)
+BY_HEADS = Family(hybrid=Hybrid())
 
 PROVED: dict[str, Family] = {
-    "llama": PLAIN,
-    "qwen2": PLAIN,
-}
+    **dict.fromkeys(
+        (
+            "llama", "qwen", "qwen2", "qwen3", "mistral3", "arcee", "apertus", "bitnet", "chameleon", "chatglm", "codeshell", "cogvlm", "deci",
+            "exaone", "ernie4_5", "falcon", "gptneox", "hunyuan-dense", "internlm2", "jais", "jais2", "maincoder", "nemotron", "olmo", "openelm",
+            "orion", "pangu-embedded", "paddleocr", "phi2", "phi3", "plamo", "plm", "refact", "seed_oss", "stablelm", "starcoder2", "xverse",
+            "glm4", "qwen2vl", "qwen3vl", "qwen3vlmoe", "hunyuan_vl",
+            "qwen2moe", "qwen3moe", "phimoe", "dbrx", "olmoe", "arctic", "deepseek", "dots1", "bailingmoe", "bailingmoe2", "hunyuan-moe",
+            "grovemoe", "minimax-m2", "glm4moe", "mistral4",
+            # Their raw input goes in behind the embedding's own step: capture.INPUT_NODES.
+            "bloom", "gemma", "minicpm3", "talkie",
+            # Every layer is recurrent, or every layer has both.
+            "mamba", "mamba2", "falcon-h1",
+        ),
+        PLAIN,
+    ),
+    "command-r": Family(refused_counts=tuple(range(64, 513))),
+    "gpt2": Family(zeroed=("position_embd.weight",)),
+    "starcoder": Family(zeroed=("position_embd.weight",)),
+    "mpt": Family(zeroed=("position_embd.weight",)),
+    "granite": SCALED,
+    "granitemoe": SCALED,
+    "minicpm": SCALED,
+    "grok": SCALED,
+    "smollm3": Family(period=4),
+    "llama4": Family(windows=Windows(4, "cut"), period=4, period_key="interleave_moe_layer_step"),
+    "smallthinker": Family(windows=Windows(4, "cut", full_first=True, optional=True), period=4),
+    "ernie4_5-moe": Family(period_key="interleave_moe_layer_step"),
+    "deepseek2": Family(sizes_by_count=frozenset({26, 27})),
+    "gemma2": Family(windows=Windows(2, "widen"), refused_counts=(46,)),
+    "gemma3": Family(windows=Windows(6, "drop", optional=True), refused_counts=(62,)),
+    "gpt-oss": Family(windows=Windows(2, "widen")),
+    "cohere2": Family(windows=Windows(4, "cut")),
+    "olmo2": Family(windows=Windows(4, "drop", optional=True)),
+    "exaone4": Family(refused_counts=(64,), sizes_by_count=frozenset({64})),
+    "exaone-moe": Family(windows=Windows(4, "cut")),
+    "afmoe": Family(windows=Windows(4, "drop", optional=True), period=4),
+    "laguna": Family(windows=Windows(4, "drop", full_first=True, optional=True)),
+    "mellum": Family(windows=Windows(4, "drop", optional=True)),
+    "plamo3": Family(windows=Windows(8, "drop", optional=True)),
+    "mimo2": Family(windows=Windows(0, "widen")),
+    "step35": Family(windows=Windows(0, "cut")),
+    "granite_swa": Family(windows=Windows(0, "widen"), unscaled=True),
+    "spark2_5": Family(windows=Windows(0, "widen")),
+    "muse-glimmer": Family(windows=Windows(4, "cut")),
+    "maple": Family(windows=Windows(0, "cut")),
+    "cohere2moe": Family(windows=Windows(4, "cut", full_first=True)),
+    "qwen3next": Family(hybrid=Hybrid(interval=4)),
+    "qwen35": Family(hybrid=Hybrid(interval=4)),
+    "qwen35moe": Family(hybrid=Hybrid(interval=4)),
+    "minimax-01": Family(hybrid=Hybrid(interval=8)),
+    "jamba": BY_HEADS,
+    "plamo2": BY_HEADS,
+    "lfm2": BY_HEADS,
+    "lfm2moe": BY_HEADS,
+    "kimi-linear": BY_HEADS,
+    "granitehybrid": Family(hybrid=Hybrid(), unscaled=True),
+    "nemotron_h": Family(hybrid=Hybrid(ffn_layers=True)),
+    "nemotron_h_moe": Family(hybrid=Hybrid(ffn_layers=True)),
+}  # fmt: skip
 
 ENCODER = "it is an encoder, which reads a whole text at once and has no next token to hand from stage to stage"
 DIFFUSION = "it is a diffusion model, which rewrites all tokens at once"

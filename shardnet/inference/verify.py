@@ -1,0 +1,226 @@
+"""`verify`: prove that a split model gives the unsplit model's numbers, and write that down in its manifest.
+
+The arithmetic runs in a child process (`python -m shardnet.inference.verify`, one JSON request on stdin, JSON lines on stdout): llama.cpp answers
+some files with abort(), which must become a sentence that names the family and the shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from shardnet.errors import EngineError, FamilyRefused, ManifestError, ShardnetError, UsageError, error_from_wire
+from shardnet.inference import families
+from shardnet.inference.gguf_layout import quantisation_of, read_model, vocabulary_size
+from shardnet.inference.manifest_file import load_manifest, save_manifest
+from shardnet.log import get
+from shardnet.manifest import Manifest, ModelContent, ParityCertificate
+
+OnProgress = Callable[[float], None]
+"""Called with the share that is done, 0..1."""
+
+LAST_WORDS_BYTES = 8192
+CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # llama.cpp would start a debugger when it aborts, which takes seconds
+
+log = get("verify")
+
+
+def verify_split(
+    folder: Path,
+    source: Path,
+    *,
+    on_progress: OnProgress | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    decode_tokens: int = 32,
+    threads: int = 0,
+    save: bool = True,
+) -> ParityCertificate:
+    """Run the shards of a folder as a chain, and the unsplit model beside it, on the same batches.
+
+    Args:
+        folder: holds the manifest and the shards.
+        source: the unsplit model (any part of one that llama.cpp split by size).
+        prompts: token ids; built-in texts in the model's vocabulary if None.
+        decode_tokens: greedy tokens after each prompt.
+        save: write the certificate into the manifest. A signed manifest is left alone: the signature covers the certificate.
+
+    Returns: what was found; `is_exact` tells whether not a single bit differed, `fault_of` which shard differs first.
+
+    Raises: UsageError, EngineError, ManifestError (the shards are of another model), FamilyRefused (llama.cpp does not run the model or a shard).
+    """
+    manifest = load_manifest(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    header = read_model(source)
+    _check_source(manifest, source)
+    shards = [folder / shard.file for shard in manifest.content.shards]
+    for path in shards:
+        if not path.is_file():
+            raise UsageError(f"{path} is missing, and a chain needs all its shards")
+    request = {
+        "source": str(header.path.absolute()),
+        "stages": [
+            [str(path.absolute()), shard.layers.end]
+            for path, shard in zip(shards, manifest.content.shards, strict=True)
+        ],
+        "prompts": None if prompts is None else [list(prompt) for prompt in prompts],
+        "decode_tokens": decode_tokens,
+        "threads": threads,
+    }
+    certificate = _run_child(request, manifest.content, on_progress or (lambda _share: None))
+    log.debug("parity_checked", model=manifest.name, exact=certificate.is_exact)
+    if save and manifest.signature is None:
+        save_manifest(folder, manifest.model_copy(update={"certificate": certificate}))
+    return certificate
+
+
+def fault_of(content: ModelContent, certificate: ParityCertificate) -> str:
+    """Returns: one sentence that names the shard at fault, '' if nothing differs."""
+    if certificate.is_exact:
+        return ""
+    for boundary in certificate.boundaries:
+        if boundary.max_abs_diff > 0:
+            layers = content.shards[boundary.shard_id].layers
+            fed = "its input was exact" if boundary.shard_id else "it read the same tokens"
+            return (
+                f"shard {boundary.shard_id} (layers {layers}) is at fault: {fed}, and its output differs from the unsplit model's "
+                f"by up to {boundary.max_abs_diff:g}"
+            )
+    last = content.shards[-1]
+    return (
+        f"shard {last.shard_id} (layers {last.layers}) is at fault: every boundary before it is exact, and its logits differ "
+        f"by up to {certificate.max_abs_logit_diff:g}"
+    )
+
+
+def _check_source(manifest: Manifest, source: Path) -> None:
+    """Raises: ManifestError if the shards cannot have been cut from this file."""
+    header, content = read_model(source), manifest.content
+    ours = (content.architecture, content.n_layers, content.n_embd, content.n_vocab, content.quantisation)
+    theirs = (
+        header.architecture,
+        families.layer_count(header),
+        header.arch("embedding_length"),
+        vocabulary_size(header),
+        quantisation_of(header),
+    )
+    if ours != theirs:
+        raise ManifestError(
+            f"{source} is not the model that {manifest.name} was cut from: it is {_in_words(theirs)}, the manifest says {_in_words(ours)}"
+        )
+
+
+def _in_words(facts: tuple[Any, ...]) -> str:
+    architecture, n_layers, n_embd, n_vocab, quantisation = facts
+    return f"{architecture} {quantisation} with {n_layers} layers of width {n_embd} and {n_vocab} tokens"
+
+
+# -- the child process ---------------------------------------------------------------------------------------------------------------------
+
+
+def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnProgress) -> ParityCertificate:
+    phase, result, failure = "start", None, None
+    with tempfile.TemporaryFile() as last_words:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "shardnet.inference.verify"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=last_words,
+            env=CHILD_ENVIRONMENT | os.environ,
+            start_new_session=True,  # Ctrl-C is for us to answer
+        )
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
+                stdin.write(json.dumps(request).encode())
+            for line in child.stdout:
+                message = json.loads(line)
+                if "progress" in message:
+                    on_progress(float(message["progress"]))
+                phase = message.get("phase", phase)
+                result = message.get("result", result)
+                failure = message.get("error", failure)
+            code = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+        words = _last_words(last_words)
+    if result is not None:
+        return ParityCertificate.model_validate_json(json.dumps(result))
+    if failure is not None:
+        raise _refusal(error_from_wire(failure["code"], failure["message"], failure["facts"]), phase, content)
+    reason = _abort_reason(words, code)
+    if code < 0 and phase != "start":
+        raise _refusal(EngineError(f"llama.cpp aborted ({reason})"), phase, content)
+    raise EngineError(f"the verifying process ended early: {reason}")
+
+
+def _last_words(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - LAST_WORDS_BYTES, 0))
+    return file.read().decode(errors="replace")
+
+
+def _abort_reason(words: str, code: int) -> str:
+    """Returns: ggml's own reason, else the last line, else the signal's name."""
+    asserted = re.findall(r"(GGML_ASSERT\(.*\) failed|fatal error.*)", words)
+    lines = [line for line in words.splitlines() if line.strip()]
+    ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return asserted[-1] if asserted else lines[-1].strip() if lines and code > 0 else ended
+
+
+def _refusal(error: ShardnetError, phase: str, content: ModelContent) -> ShardnetError:
+    """Returns: the error as the user should see it: what llama.cpp does not run is refused by name."""
+    if not isinstance(error, EngineError):
+        return error
+    if not phase.startswith("shard "):
+        return FamilyRefused(f"{content.architecture}: llama.cpp does not run the unsplit model: {error}")
+    shard = content.shards[int(phase.removeprefix("shard "))]
+    return FamilyRefused(
+        f"{content.architecture} cannot be cut like this: shard {shard.shard_id} (layers {shard.layers}) does not run: {error}",
+        shard_id=shard.shard_id,
+    )
+
+
+def _say(**message: Any) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _child_main() -> int:
+    """Serve one request. A parent that is gone shows as a broken pipe at the next word."""
+    from shardnet.inference.parity import StageFile, run_parity
+
+    request = json.loads(sys.stdin.buffer.read())
+    try:
+        with tempfile.TemporaryDirectory(prefix="shardnet-verify-") as scratch:
+            certificate = run_parity(
+                Path(request["source"]),
+                [StageFile(Path(path), end) for path, end in request["stages"]],
+                Path(scratch),
+                prompts=request["prompts"],
+                decode_tokens=request["decode_tokens"],
+                threads=request["threads"],
+                on_progress=lambda share: _say(progress=round(share, 4)),
+                on_phase=lambda phase: _say(phase=phase),
+            )
+    except ShardnetError as error:
+        _say(error={"code": error.code, "message": error.message, "facts": error.facts})
+    else:
+        _say(result=certificate.model_dump(mode="json"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_child_main())
