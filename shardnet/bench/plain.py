@@ -7,6 +7,7 @@ distribution and nothing else.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.inference.llama import LlamaContext, LlamaModel, Rows, single_sequence_rows
+
+Choose = Callable[[list[int], NDArray[np.float32]], int]
+"""`(tokens so far, logits float32 (n_vocab,)) -> next token`."""
 
 
 @dataclass(slots=True)
@@ -67,8 +71,10 @@ class PlainLlama:
             self._context.decode(single_sequence_rows(start, len(chunk), tokens=chunk, slot=slot, outputs=outputs))
         return (len(prompt) - 1) % self._n_batch
 
-    def generate(self, prompt: list[int], n_tokens: int, *, keep_logits: bool = False) -> PlainRun:
-        """Returns: `n_tokens` greedy tokens after `prompt`; the end-of-text token is treated like any other."""
+    def generate(
+        self, prompt: list[int], n_tokens: int, *, keep_logits: bool = False, choose: Choose | None = None
+    ) -> PlainRun:
+        """Returns: `n_tokens` tokens after `prompt`, greedy unless `choose` picks them; the end-of-text token is treated like any other."""
         run = PlainRun()
         begin = time.perf_counter()
         row = self._prefill(prompt, 0)
@@ -76,7 +82,7 @@ class PlainLlama:
             logits = self._context.logits(row)
             if keep_logits:
                 run.logits.append(logits.copy())
-            run.tokens.append(int(logits.argmax()))
+            run.tokens.append(choose(prompt + run.tokens, logits) if choose else int(logits.argmax()))
             if step == 0:
                 run.prefill_s = time.perf_counter() - begin
                 begin = time.perf_counter()

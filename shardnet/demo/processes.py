@@ -125,10 +125,11 @@ class LocalSwarm:
         return process
 
     def start_coordinator(self, *arguments: str) -> Process:
-        """Start the coordinator on free ports and wait until its API answers."""
-        (self.home / "swarm" / "coordinator.json").unlink(missing_ok=True)
-        listen = ("--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--enrol", "127.0.0.1:0")
-        process = self.start("coordinator", "coordinator", *listen, *arguments)
+        """Start the coordinator, on free ports where `arguments` name none, and wait until its API answers."""
+        Home(self.home).coordinator.unlink(missing_ok=True)
+        free = [flag for flag in ("--listen", "--api", "--enrol") if flag not in arguments]
+        ports = [part for flag in free for part in (flag, "127.0.0.1:0")]
+        process = self.start("coordinator", "coordinator", *ports, *arguments)
         self.wait_for(lambda: self._api_answers(), 30, "the coordinator's API")
         return process
 
@@ -143,6 +144,12 @@ class LocalSwarm:
         """Returns: base URL of the OpenAI API, empty before the coordinator has written it down."""
         address = read_coordinator_addresses(Home(self.home)).api
         return f"http://{address}" if address is not None else ""
+
+    @property
+    def listen_port(self) -> int:
+        """Returns: the port where nodes join."""
+        address = read_coordinator_addresses(Home(self.home)).nodes
+        return address.port if address is not None else 0
 
     def get(self, path: str) -> Any:
         """Returns: the JSON of an API path, also of an answer that is an error."""

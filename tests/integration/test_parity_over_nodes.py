@@ -1,0 +1,57 @@
+"""The foundation's promise: over real node processes, every logit and every token is that of unsplit llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardnet.bench.driver import Driver
+from shardnet.bench.parity import compare
+from shardnet.bench.plain import PlainLlama
+from shardnet.demo.processes import LocalSwarm
+from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.messages import Sampling, ShardOptions
+from shardnet.swarm.home import Home
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
+PROMPT = [(11 * index) % 900 + 20 for index in range(300)]
+"""Longer than two chunks, so that chunked prefill is part of the promise."""
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.8, top_p=0.95, top_k=40, seed=1),
+    Sampling(temperature=1.2, min_p=0.05, repeat_penalty=1.1, seed=2),
+]
+
+
+@pytest.mark.model
+async def test_a_real_model_over_three_nodes_gives_the_unsplit_models_logits_and_tokens(
+    tmp_path: Path, smollm2: Path, home: Path
+) -> None:
+    cache = tmp_path / "cache"
+    whole, one = split_model(plan_split(smollm2, CutRequest(n_shards=1), "whole"), cache)
+    _, two = split_model(plan_split(smollm2, CutRequest(n_shards=2), "two"), cache)
+    _, three = split_model(plan_split(smollm2, CutRequest(n_shards=3), "three"), cache)
+    assert whole.is_dir()
+    with LocalSwarm(tmp_path) as swarm, PlainLlama(smollm2, n_ctx=OPTIONS.n_ctx, n_batch=OPTIONS.n_batch) as plain:
+        async with Driver(Home(swarm.home)) as driver:
+            for index in range(3):
+                swarm.start_node(f"node-{index}", cache, "--coordinator", str(driver.address))
+            await driver.wait_nodes(3)
+            for manifest, route in (
+                (one, [("node-0", 0, 1)]),
+                (two, [("node-0", 0, 1), ("node-1", 1, 2)]),
+                (three, [("node-0", 0, 1), ("node-1", 1, 2), ("node-2", 2, 3)]),
+                (three, [("node-2", 0, 2), ("node-1", 2, 3)]),  # two shards as one chain in one engine
+            ):
+                for node, first, end in route:
+                    for shard_id in range(first, end):
+                        await driver.load(node, manifest, shard_id, OPTIONS)
+                samplings = SAMPLINGS if manifest is three and len(route) == 3 else SAMPLINGS[:1]
+                for sampling in samplings:
+                    row = await compare(driver, plain, manifest, route, PROMPT, 24, sampling, OPTIONS)
+                    assert row.tokens_equal, row
+                    assert row.max_abs_logit_diff == 0, row
