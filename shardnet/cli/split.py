@@ -49,7 +49,7 @@ def split(
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.cuts import parse_size
     from shardnet.inference.manifest_file import save_manifest
-    from shardnet.inference.split import CutRequest, plan_split, split_model
+    from shardnet.inference.split import CutRequest, find_existing, plan_split, split_model
     from shardnet.log import human_bytes
     from shardnet.settings import default_home
     from shardnet.swarm.signing import sign_if_owner
@@ -65,10 +65,11 @@ def split(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
     plan = plan_split(model, request, name)
+    was_there = find_existing(plan, out) is not None
     with byte_bar(f"Splitting {plan.name}") as progress:
         folder, manifest = split_model(plan, out, progress)
-    certificate = None
-    if verify:
+    certificate = manifest.certificate
+    if verify and (certificate is None or not certificate.is_exact):
         from shardnet.inference.verify import verify_split
 
         with byte_bar("Proving the shards") as progress:
@@ -77,7 +78,7 @@ def split(
     manifest = sign_if_owner(manifest, default_home())
     save_manifest(folder, manifest)
     if json_output:
-        typer.echo(json.dumps({"folder": str(folder)} | manifest.model_dump(mode="json")))
+        typer.echo(json.dumps({"folder": str(folder), "was_there": was_there} | manifest.model_dump(mode="json")))
     else:
         typer.echo(
             f"{manifest.name}  {manifest.content.quantisation}  {manifest.content.n_layers} layers  model {manifest.model_id[:12]}"
@@ -86,7 +87,7 @@ def split(
             typer.echo(
                 f"  shard {shard.shard_id:<3} layers {shard.layers!s:<12} {human_bytes(shard.bytes):>9}  {shard.file}"
             )
-        typer.echo(f"  in {folder}")
+        typer.echo(f"  in {folder}" + (" (there already, nothing was written)" if was_there else ""))
         if certificate is not None and certificate.is_exact:
             typer.echo(
                 f"  identical to the unsplit model: max |Δ logit| = 0 over {certificate.prompt_tokens} prompt and "

@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
+from itertools import cycle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from shardnet.errors import GgufError
 from shardnet.inference.gguf_file import (
@@ -24,7 +27,10 @@ from shardnet.inference.gguf_file import (
 )
 
 GGUF_VERSION = 3
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
+SMALL_BYTES = 256 << 10
+"""Pieces below this are hashed where they are: handing them to the thread would take longer."""
+Buffer = bytes | memoryview
 OnBytes = Callable[[int], None]
 """Called with the number of bytes just handled."""
 
@@ -41,10 +47,12 @@ class OutTensor:
 
 
 def string_value(text: str) -> GgufValue:
+    """Returns: a metadata value of type string."""
     return GgufValue(ValueType.STRING, text)
 
 
 def u32_value(number: int) -> GgufValue:
+    """Returns: a metadata value of type uint32."""
     return GgufValue(ValueType.UINT32, number)
 
 
@@ -115,26 +123,61 @@ def write_gguf(
 ) -> Written:
     """Write a new file. Raises: OSError (ENOSPC among others); GgufError if a source ends early."""
     header, mark_offset = header_bytes(fields, tensors, mark)
-    digest = hashlib.sha256(header)
-    with path.open("xb") as out, _Sources() as sources:
+    with path.open("xb") as out, _Sources() as sources, _Hasher() as hasher:
         out.write(header)
+        hasher.update(header)
         for tensor in tensors:
             for piece in sources.pieces(tensor):
+                hasher.update(piece)
                 out.write(piece)
-                digest.update(piece)
                 on_bytes(len(piece))
             padding = bytes(_aligned(tensor.nbytes) - tensor.nbytes)
+            hasher.update(padding)
             out.write(padding)
-            digest.update(padding)
-    return Written(digest.hexdigest(), total_bytes(header, tensors), mark_offset)
+        digest = hasher.hexdigest()
+    return Written(digest, total_bytes(header, tensors), mark_offset)
+
+
+class _Hasher:
+    """SHA-256 in a thread of its own, one piece behind the reading and writing."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> _Hasher:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown()
+
+    def update(self, piece: Buffer) -> None:
+        """Take one piece; it must stay as it is until the next call returns."""
+        self._wait()
+        if len(piece) < SMALL_BYTES:
+            self._digest.update(piece)
+        else:
+            self._running = self._pool.submit(self._digest.update, piece)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
+
+    def hexdigest(self) -> str:
+        """Returns: the hash of all pieces so far."""
+        self._wait()
+        return self._digest.hexdigest()
 
 
 class _Sources:
-    """The open source files, and one buffer for all copying, so that memory stays flat whatever the model's size."""
+    """The open source files, and two buffers for all copying, so that memory stays flat whatever the model's size."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, BinaryIO] = {}
-        self._buffer = bytearray(PIECE_BYTES)
+        self._files: dict[Path, FileIO] = {}
+        self._buffers = cycle((memoryview(bytearray(PIECE_BYTES)), memoryview(bytearray(PIECE_BYTES))))
+        self._zeros = memoryview(bytes(PIECE_BYTES))
 
     def __enter__(self) -> _Sources:
         return self
@@ -144,24 +187,23 @@ class _Sources:
             file.close()
 
     def pieces(self, tensor: OutTensor) -> Iterator[memoryview]:
-        """Yield the tensor's data; each piece is overwritten by the next."""
-        view = memoryview(self._buffer)
-        if tensor.source is None:
-            self._buffer[:] = bytes(PIECE_BYTES)
-            for start in range(0, tensor.nbytes, PIECE_BYTES):
-                yield view[: min(PIECE_BYTES, tensor.nbytes - start)]
-            return
+        """Yield the tensor's data; each piece is overwritten by the next but one."""
         source = tensor.source
+        if source is None:
+            for start in range(0, tensor.nbytes, PIECE_BYTES):
+                yield self._zeros[: min(PIECE_BYTES, tensor.nbytes - start)]
+            return
         if source.path not in self._files:
             self._files[source.path] = source.path.open("rb", buffering=0)
         file = self._files[source.path]
         file.seek(source.offset)
         left = tensor.nbytes
         while left:
-            count = file.readinto(view[: min(PIECE_BYTES, left)])  # type: ignore[attr-defined]
+            buffer = next(self._buffers)
+            count = file.readinto(buffer[: min(PIECE_BYTES, left)])
             if not count:
                 raise GgufError(f"{source.path} ended while tensor {source.name!r} was read: it changed meanwhile")
-            yield view[:count]
+            yield buffer[:count]
             left -= count
 
 

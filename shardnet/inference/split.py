@@ -1,288 +1,114 @@
-"""Cutting a model into shards: plan with plain data, then write, hash and rename.
+"""Writing the shards of a plan: streamed, hashed, whole or not at all.
 
-The recipe is re-proved on every split by `verify`: a shard is a complete GGUF whose layers are renumbered from 0; what it does not need of vocabulary and
-head is left out; family-specific keys come from `families`.
-
-Crash safety: everything is written into a hidden folder and appears under its name by one rename; a lock beside that folder tells a
-running split from a dead one.
+Everything is written into a hidden folder and appears under its name by one rename; a lock beside that folder tells a running split from a dead one.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from shardnet.errors import FamilyRefused, NoRoomError, ShardnetError, UsageError
-from shardnet.inference import families
-from shardnet.inference.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
-from shardnet.inference.gguf_file import GgufField, GgufHeader, GgufTensor, GgufValue, ValueType
-from shardnet.inference.gguf_layout import (
-    Layout,
-    layer_of,
-    layout_of,
-    quantisation_of,
-    read_model,
-    tensors_by_name,
-    vocabulary_size,
+from shardnet.errors import NoRoomError, ShardnetError, UsageError
+from shardnet.inference.gguf_layout import quantisation_of, vocabulary_size
+from shardnet.inference.gguf_writer import Written, file_sha256, write_gguf
+from shardnet.inference.manifest_file import (
+    MANIFEST,
+    load_manifest,
+    model_folder,
+    save_manifest,
+    sync_folder,
+    write_whole,
 )
-from shardnet.inference.gguf_types import GGML_TYPES
-from shardnet.inference.gguf_writer import (
-    OutTensor,
-    Written,
-    file_sha256,
-    header_bytes,
-    string_value,
-    total_bytes,
-    u32_value,
-    write_gguf,
-)
-from shardnet.inference.manifest_file import model_folder, save_manifest, sync_folder
+from shardnet.inference.shard_plan import MODEL_ID_KEY, TOKENIZER_FILE, CutRequest, FilePlan, SplitPlan, plan_split
 from shardnet.log import human_bytes
 from shardnet.manifest import BLANK_MODEL_ID, FileContent, Manifest, ModelContent, ShardContent, ShardFile
-from shardnet.shards import LayerRange
 
-MODEL_ID_KEY = "shardnet.model_id"
-TOKENIZER_FILE = "tokenizer.gguf"
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-GGML_F32 = 0
-STUB_TYPES = (34, 2, 1)
-"""TQ1_0 (0.21 bytes a weight, rows in multiples of 256), Q4_0 (of 32), F16 (any)."""
+__all__ = ["CutRequest", "SplitPlan", "find_existing", "plan_split", "remove_stale_partials", "split_model"]
+
+SHARDS = "shards"
 PARTIAL_PREFIX = ".partial-"
+SOURCE_NOTE = ".source.json"
+"""Beside the shards: which files they were made of, so that a repeated split can tell at once that there is nothing to do."""
 DISK_RESERVE_BYTES = 64 << 20
 
 OnProgress = Callable[[int, int], None]
 """`(bytes done, bytes in all)`."""
-Fields = dict[str, GgufValue | GgufField]
 
 
-@dataclass(frozen=True)
-class CutRequest:
-    """How the user wants the model cut: exactly one of the three."""
-
-    n_shards: int | None = None
-    max_shard_bytes: int | None = None
-    cuts: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class FilePlan:
-    """One file to be written."""
-
-    name: str
-    fields: Fields
-    tensors: tuple[OutTensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Returns: its size when written."""
-        return total_bytes(header_bytes(self.fields, self.tensors, MODEL_ID_KEY)[0], self.tensors)
+def find_existing(plan: SplitPlan, cache: Path) -> tuple[Path, Manifest] | None:
+    """Returns: the folder and manifest that an earlier run of this plan on the same, unchanged files has left whole; else None."""
+    wanted = _source_note(plan)
+    for note in sorted((cache / SHARDS).glob(f"*/{SOURCE_NOTE}")):
+        try:
+            if json.loads(note.read_text(encoding="utf-8")) == wanted:
+                manifest = load_manifest(note.parent)
+                if _is_whole(note.parent, plan):
+                    return note.parent, manifest
+        except (OSError, ValueError, ShardnetError):
+            continue  # whatever is wrong with it, the split is made again
+    return None
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """Everything that will be written, decided before the first byte."""
-
-    header: GgufHeader
-    layout: Layout
-    name: str
-    layers: tuple[LayerRange, ...]
-    shards: tuple[FilePlan, ...]
-    tokenizer: FilePlan
-
-    @property
-    def nbytes(self) -> int:
-        """Returns: bytes of all files."""
-        return sum(plan.nbytes for plan in (*self.shards, self.tokenizer))
-
-
-def plan_split(path: Path, request: CutRequest, name: str | None = None) -> SplitPlan:
-    """Read a model's header and decide what each shard will hold.
-
-    Raises: UsageError, GgufError, FamilyRefused (the family cannot be split, or has no legal cut for more than one shard).
-    """
-    header = read_model(path)
-    if MODEL_ID_KEY in header.fields:
-        raise UsageError(f"{path} is a shard already; split the whole model")
-    layout = layout_of(header)
-    layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
-    title = model_name(header, name)
-    shards = tuple(_plan_shard(header, index, layers, title) for index in range(len(layers)))
-    return SplitPlan(header, layout, title, layers, shards, _plan_tokenizer(header))
-
-
-def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tuple[int, ...]:
-    """Returns: the cuts that a request means for this model. Raises: as `plan_split`."""
-    rules = families.rules_for(header)
-    wants_several = bool(request.cuts) or (request.n_shards or 2) > 1 or request.max_shard_bytes is not None
-    if wants_several and not rules.legal_cuts and request.max_shard_bytes is None:
-        raise FamilyRefused(rules.reason or f"{header.architecture} models of {header.n_layers} layer cannot be cut")
-    weights = shard_weights(header, layout)
-    if request.cuts is not None:
-        return checked_cuts(request.cuts, rules.legal_cuts, len(weights.layers))
-    if request.max_shard_bytes is not None:
-        return cuts_by_size(weights, rules.legal_cuts, request.max_shard_bytes, rules.forbidden_lengths)
-    return balanced_cuts(weights, rules.legal_cuts, request.n_shards or 2, rules.forbidden_lengths)
-
-
-def shard_weights(header: GgufHeader, layout: Layout) -> Weights:
-    """Returns: bytes to balance: each layer, and what first and last shard carry besides."""
-    tensors = tensors_by_name(header)
-    embedding = tensors[EMBEDDING].nbytes if EMBEDDING in tensors else 0
-    head = tensors[HEAD].nbytes if HEAD in tensors else embedding
-    return Weights(layout.layer_bytes[: families.layer_count(header)], first=embedding, last=head)
-
-
-def model_name(header: GgufHeader, wanted: str | None) -> str:
-    """Returns: a name that fits the manifest: the user's, else the model's own with its quantisation.
-
-    Raises: UsageError if the user's cannot be used.
-    """
-    if wanted is not None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}", wanted):
-            raise UsageError(
-                f"{wanted!r} cannot be a model name: use letters, digits, dots, dashes and underscores, at most 96"
-            )
-        return wanted
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", header.path.name.removesuffix(".gguf"))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:96] or "model"
-
-
-def _plan_shard(header: GgufHeader, index: int, layers: Sequence[LayerRange], title: str) -> FilePlan:
-    part = layers[index]
-    is_first, is_last = index == 0, index == len(layers) - 1
-    fields = _shard_fields(header, index, layers, title)
-    replaced = families.shard_tensor_plan(header, part)
-    has_head = HEAD in tensors_by_name(header)
-    tensors: list[OutTensor] = []
-    for tensor in header.tensors:
-        layer = layer_of(tensor.name)
-        if layer is not None:
-            if part.first <= layer < part.end:
-                own = f"blk.{layer - part.first}." + tensor.name.split(".", 2)[2]
-                tensors.append(_copy(tensor, own, replaced))
-        elif tensor.name == EMBEDDING:
-            if is_first or (is_last and not has_head):
-                tensors.append(_copy(tensor, tensor.name, replaced))
-            else:
-                tensors.append(_stub_embedding(tensor, is_last))
-        elif tensor.name.startswith("output."):
-            if is_last:
-                tensors.append(_copy(tensor, tensor.name, replaced))
-        else:
-            tensors.append(_copy(tensor, tensor.name, replaced))
-    return FilePlan(f"shard-{index}.gguf", fields, tuple(tensors))
-
-
-def _copy(tensor: GgufTensor, name: str, replaced: dict[str, str]) -> OutTensor:
-    source = None if replaced.get(tensor.name) == "zero" else tensor
-    return OutTensor(name, tensor.shape, tensor.ggml_type, tensor.nbytes, source)
-
-
-def _stub_embedding(tensor: GgufTensor, is_last: bool) -> OutTensor:
-    """A shard that is fed hidden states needs a `token_embd` to be loaded, but never reads it.
-
-    A middle shard has a vocabulary of one. The last one keeps the vocabulary for its head, so its embedding must have that many rows: zeros, in
-    the smallest type that the row length allows.
-    """
-    n_embd = tensor.shape[0]
-    if not is_last:
-        return OutTensor(EMBEDDING, (n_embd, 1), GGML_F32, 4 * n_embd, None)
-    kind = next(kind for kind in STUB_TYPES if n_embd % GGML_TYPES[kind].block == 0)
-    nbytes = tensor.n_elements // GGML_TYPES[kind].block * GGML_TYPES[kind].block_bytes
-    return OutTensor(EMBEDDING, tensor.shape, kind, nbytes, None)
-
-
-def _shard_fields(header: GgufHeader, index: int, layers: Sequence[LayerRange], title: str) -> Fields:
-    part, arch = layers[index], header.architecture
-    is_middle = 0 < index < len(layers) - 1
-    fields: Fields = {
-        "general.architecture": string_value(arch),
-        MODEL_ID_KEY: string_value(BLANK_MODEL_ID),
-        "shardnet.name": string_value(title),
-        "shardnet.shard_id": u32_value(index),
-        "shardnet.n_shards": u32_value(len(layers)),
-        "shardnet.layer_first": u32_value(part.first),
-        "shardnet.layer_end": u32_value(part.end),
-        "shardnet.n_layers": u32_value(layers[-1].end),
+def _source_note(plan: SplitPlan) -> dict[str, object]:
+    facts = [(path.absolute(), path.stat()) for path in plan.header.paths]
+    return {
+        "name": plan.name,
+        "layers": [[part.first, part.end] for part in plan.layers],
+        "sources": [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts],
     }
-    for key, field in header.fields.items():
-        if key == "general.architecture" or key == "general.alignment" or key.startswith(("split.", "shardnet.")):
-            continue
-        if is_middle and (key.startswith("tokenizer.") or key == f"{arch}.vocab_size"):
-            continue
-        fields[key] = _cut_array(field, part, header) if key.startswith(f"{arch}.") else field
-    fields[f"{arch}.block_count"] = u32_value(len(part))
-    if is_middle:
-        fields["tokenizer.ggml.model"] = string_value("no_vocab")
-        fields[f"{arch}.vocab_size"] = u32_value(1)
-    for key, value in families.shard_metadata(header, part).items():
-        if value is None:
-            fields.pop(key, None)
-        else:
-            fields[key] = value
-    return fields
 
 
-def _cut_array(field: GgufField, part: LayerRange, header: GgufHeader) -> GgufValue | GgufField:
-    """An array of the architecture's with one entry a layer is cut to the range."""
-    if field.type != ValueType.ARRAY or field.count != header.n_layers:
-        return field
-    values: list[Any] = header.get(field.key)
-    return GgufValue(ValueType.ARRAY, values[part.first : part.end], field.element)
-
-
-def _plan_tokenizer(header: GgufHeader) -> FilePlan:
-    """The vocabulary and the chat template by themselves, for a coordinator that holds no weights."""
-    keep = ("general.", "tokenizer.", f"{header.architecture}.")
-    fields: Fields = {
-        key: field for key, field in header.fields.items() if key.startswith(keep) and key != "general.alignment"
-    }
-    fields["general.architecture"] = string_value(header.architecture)
-    return FilePlan(TOKENIZER_FILE, fields, ())
+def _is_whole(folder: Path, plan: SplitPlan) -> bool:
+    files = (*plan.shards, plan.tokenizer)
+    return all((folder / file.name).is_file() and (folder / file.name).stat().st_size == file.nbytes for file in files)
 
 
 def split_model(
     plan: SplitPlan, cache: Path, on_progress: OnProgress = lambda _done, _all: None
 ) -> tuple[Path, Manifest]:
-    """Write all files of a plan into `cache/shards/NAME-MODELID/`.
+    """Write all files of a plan into `cache/shards/NAME-MODELID/`; the same input gives the same bytes.
 
-    Returns: the folder and the manifest. An identical split that is there already is left as it is.
+    Returns: the folder and the manifest. What an earlier run has left whole is not made again, and keeps its certificate and signature.
 
-    Raises: NoRoomError before the first byte, or when the disk fills up meanwhile; nothing half-written stays.
+    Raises: NoRoomError before the first byte, or when the disk fills up meanwhile; UsageError if `cache` cannot be written to; nothing
+        half-written stays.
     """
-    base = cache / "shards"
+    existing = find_existing(plan, cache)
+    if existing is not None:
+        return existing
+    base = cache / SHARDS
     try:
         base.mkdir(parents=True, exist_ok=True)
+        remove_stale_partials(base)
     except OSError as error:
         raise UsageError(f"cannot write to {base}: {error.strerror}") from error
-    remove_stale_partials(base)
     _check_disk(base, plan.nbytes)
-    progress = _Progress(plan.nbytes * 2, on_progress)
     try:
         with _partial_folder(base) as folder:
-            return _write(plan, folder, cache, progress)
+            manifest = _write(plan, folder, _Progress(plan.nbytes * 2, on_progress))
+            return _publish(folder, model_folder(cache, manifest), manifest)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(base).free
             raise NoRoomError(
                 f"the disk of {base} filled up while the shards were written ({human_bytes(plan.nbytes)} are needed); "
                 "free some space and split again; nothing was left behind",
                 needed_bytes=plan.nbytes,
-                free_bytes=free,
+                free_bytes=shutil.disk_usage(base).free,
             ) from error
         raise ShardnetError(f"cannot write the shards to {base}: {error.strerror or error}") from error
 
 
-def _write(plan: SplitPlan, folder: Path, cache: Path, progress: _Progress) -> tuple[Path, Manifest]:
+def _write(plan: SplitPlan, folder: Path, progress: _Progress) -> Manifest:
+    note = _source_note(
+        plan
+    )  # before the first byte is read: if the source changes meanwhile, the note will not fit it
     written = [_write_file(folder, file, progress) for file in (*plan.shards, plan.tokenizer)]
     content = _content(plan, written)
     model_id = content.model_id
@@ -291,24 +117,42 @@ def _write(plan: SplitPlan, folder: Path, cache: Path, progress: _Progress) -> t
         _put_model_id(path, facts.mark_offset, model_id)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         hashes = list(pool.map(lambda path: file_sha256(path, progress.add), paths))
-    files = tuple(ShardFile(sha256=digest) for digest in hashes)
-    manifest = Manifest(model_id=model_id, name=plan.name, content=content, files=files)
     for path in (*paths, folder / plan.tokenizer.name):
         _sync(path)
+    files = tuple(ShardFile(sha256=digest) for digest in hashes)
+    manifest = Manifest(model_id=model_id, name=plan.name, content=content, files=files)
+    write_whole(folder / SOURCE_NOTE, json.dumps(note))
     save_manifest(folder, manifest)
-    target = model_folder(cache, manifest)
-    if target.exists():
-        if _is_same(target, manifest):
-            return target, manifest
-        raise UsageError(f"{target} is there already but is not this split; move it away and split again")
-    folder.rename(target)
+    return manifest
+
+
+def _publish(folder: Path, target: Path, manifest: Manifest) -> tuple[Path, Manifest]:
+    """Give the finished folder its name. Where that name is taken by the same model, what was just written takes the place of what is there."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        for file in sorted(folder.iterdir()):
+            if file.name != MANIFEST:
+                file.replace(target / file.name)
+        manifest = _merged(target, manifest)
+        save_manifest(target, manifest)
     sync_folder(target.parent)
     return target, manifest
 
 
-def _is_same(target: Path, manifest: Manifest) -> bool:
-    wanted = [(shard.file, shard.bytes) for shard in manifest.content.shards]
-    return all((target / name).is_file() and (target / name).stat().st_size == size for name, size in wanted)
+def _merged(target: Path, manifest: Manifest) -> Manifest:
+    """Returns: the manifest that is there already if it says the same, since it may carry a certificate and a signature."""
+    try:
+        there = load_manifest(target)
+    except ShardnetError:
+        return manifest
+    return (
+        there
+        if (there.content, there.files, there.name) == (manifest.content, manifest.files, manifest.name)
+        else manifest
+    )
 
 
 def _write_file(folder: Path, file: FilePlan, progress: _Progress) -> Written:
@@ -380,25 +224,37 @@ def _check_disk(folder: Path, needed: int) -> None:
 @contextmanager
 def _partial_folder(base: Path) -> Iterator[Path]:
     """A hidden folder to work in, locked while we live, gone afterwards unless it was renamed."""
-    folder = base / f"{PARTIAL_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
-    lock_path = base / f"{folder.name}.lock"
-    with lock_path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
+    while True:
+        folder = base / f"{PARTIAL_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+        lock_path = base / f"{folder.name}.lock"
+        with lock_path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # |-- open --|-- another split may take this for a dead one's lock, and unlink it --|-- flock --|
+            if not _is_at(lock.fileno(), lock_path):
+                continue
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def remove_stale_partials(base: Path) -> None:
-    """Delete what splits that were killed have left; a running one holds its lock and is let be."""
+    """Delete what splits that were killed have left; a running one holds its lock and is let be. Raises: OSError."""
     for lock_path in base.glob(f"{PARTIAL_PREFIX}*.lock"):
-        with lock_path.open("r+") as lock:
-            try:
+        try:
+            with lock_path.open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(base / lock_path.name.removesuffix(".lock"), ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
+                shutil.rmtree(base / lock_path.name.removesuffix(".lock"), ignore_errors=True)
+                lock_path.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # it lives, or its owner has just tidied up
