@@ -94,6 +94,11 @@ class Child(asyncio.Protocol):
         """Returns: the process id."""
         return self._process.pid
 
+    @property
+    def is_dead(self) -> bool:
+        """True from the moment that everything that waited for it has failed."""
+        return self._death is not None
+
     async def ready(self, timeout_s: float) -> Ready:
         """Wait for its first word. Raises: EngineError if it does not come; EngineCrashed if the process ends instead."""
         try:

@@ -58,6 +58,7 @@ class EngineProcess:
         self._on_restart = on_restart
         self._shards: dict[ShardKey, LoadedShard] = {}
         self._loading: dict[ShardKey, tuple[Load, list[OnProgress], asyncio.Task[LoadedShard]]] = {}
+        self._process: tuple[Child, asyncio.Task[EngineCrashed]] | None = None  # the last one started, and its end
         self._child: Child | None = None  # set while it is up, with its shards
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -79,8 +80,8 @@ class EngineProcess:
         if self._supervisor is not None:
             raise LocalProtocolError("the engine was started already")
         child, death, ready = await self._spawn()
-        self._set_up(child)
-        self._supervisor = asyncio.create_task(self._supervise(child, death), name="engine")
+        self._set_up(child, death)
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine")
         log.info("engine_started", pid=ready.pid, devices=", ".join(device.name for device in ready.devices))
         return ready
 
@@ -94,32 +95,28 @@ class EngineProcess:
             await self._end(child, death)
             raise
 
-    def _set_up(self, child: Child) -> None:
+    def _set_up(self, child: Child, death: asyncio.Task[EngineCrashed]) -> None:
+        self._process = child, death
         self._child = child
         self._up.set()
 
-    async def _supervise(self, child: Child, death: asyncio.Task[EngineCrashed]) -> None:
+    async def _supervise(self) -> None:
         """Wait for the process to die, start another, for ever."""
         loop = asyncio.get_running_loop()
         backoff = Backoff()
-        try:
-            while True:
-                began_s = loop.time()
-                crash = await asyncio.shield(death)
-                self._child = None
-                self._up.clear()
-                log.warning("engine_crashed", reason=crash.message, shards=len(self._shards))
-                if loop.time() - began_s > CALM_AFTER_S:
-                    backoff.reset()
-                child, death, restored = await self._restore(backoff, crash)
-                self._set_up(child)
-                log.info("engine_restored", shards=len(restored.shards), pid=child.pid)
-                if self._on_restart is not None:
-                    self._on_restart(restored)
-        finally:
+        while self._process is not None:
+            began_s = loop.time()
+            crash = await asyncio.shield(self._process[1])
             self._child = None
             self._up.clear()
-            await self._end(child, death)
+            log.warning("engine_crashed", reason=crash.message, shards=len(self._shards))
+            if loop.time() - began_s > CALM_AFTER_S:
+                backoff.reset()
+            child, death, restored = await self._restore(backoff, crash)
+            self._set_up(child, death)
+            log.info("engine_restored", shards=len(restored.shards), pid=child.pid)
+            if self._on_restart is not None:
+                self._on_restart(restored)
 
     async def _restore(
         self, backoff: Backoff, crash: EngineCrashed
@@ -186,11 +183,18 @@ class EngineProcess:
         for task in tasks:
             with suppress(asyncio.CancelledError, ShardnetError):
                 await task
-        self._supervisor = None
+        self._supervisor = self._child = None
+        self._up.clear()
         self._shards.clear()
+        if self._process is not None:
+            await self._end(*self._process)
+            self._process = None
 
     async def _engine(self) -> Child:
         """Returns: the running process; waits for it while it is being restarted. Raises: EngineCrashed if that takes too long."""
+        if self._child is not None and self._child.is_dead:  # the supervisor has yet to notice
+            self._child = None
+            self._up.clear()
         if self._child is None:
             if self._supervisor is None:
                 raise EngineCrashed("the engine is not running")
@@ -268,7 +272,9 @@ class EngineProcess:
 
     async def step(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
         """Run one step. Raises: ShardNotFound, SequenceGap, ContextExceeded, Busy, EngineError, EngineCrashed, UsageError (a bad grammar)."""
-        child = self._child or await self._engine()
+        child = self._child
+        if child is None or child.is_dead:
+            child = await self._engine()
         return cast("Frame[StepDone]", await child.request(step.command_id, step, payloads))
 
     def forget(self, sequence_id: str) -> None:

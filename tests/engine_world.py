@@ -1,0 +1,189 @@
+"""A small model in shards, a real engine process, and the steps that tests send to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardnet.ids import new_id
+from shardnet.inference.host import EngineProcess
+from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.inference.protocol import Load, Step, StepDone
+from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.messages import Sampling, ShardOptions
+from shardnet.shards import Dtype, TensorSpec
+from shardnet.wire import Frame
+
+OPTIONS = ShardOptions(n_ctx=256, n_seq=4, n_batch=64)
+PROMPT = list(range(40, 57))
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A model, whole and in shards."""
+
+    model_id: str
+    whole: Path
+    shards: tuple[Path, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.shards)
+
+
+def split(whole: Path, n_shards: int, cache: Path) -> SplitModel:
+    """Cut a model with `shardnet split`'s own code."""
+    folder, manifest = split_model(plan_split(whole, CutRequest(n_shards=n_shards)), cache)
+    return SplitModel(manifest.model_id, whole, tuple(folder / shard.file for shard in manifest.content.shards))
+
+
+def hidden_of(frame: Frame[StepDone]) -> NDArray[np.float32] | None:
+    return _tensor(frame, "hidden")
+
+
+def logits_of(frame: Frame[StepDone]) -> NDArray[np.float32] | None:
+    return _tensor(frame, "logits")
+
+
+def _tensor(frame: Frame[StepDone], name: str) -> NDArray[np.float32] | None:
+    data = frame.payload(name)
+    if data is None:
+        return None
+    shape = next(spec.shape for spec in frame.message.tensors if spec.name == name)
+    return np.frombuffer(data, dtype=np.float32).reshape(shape)
+
+
+def make_step(
+    model_id: str,
+    shards: tuple[int, int],
+    sequence_id: str,
+    position: int,
+    tokens: Sequence[int],
+    *,
+    hidden: NDArray[np.float32] | None = None,
+    sample_from: int | None = None,
+    sampling: Sampling | None = None,
+    return_logits: bool = False,
+) -> tuple[Step, list[memoryview]]:
+    """Returns: a step and its payloads, as a node would send them."""
+    ids = np.asarray(tokens, dtype=np.int32)
+    specs = [TensorSpec(name="tokens", dtype=Dtype.INT32, shape=ids.shape)]
+    payloads = [ids.data]
+    if hidden is not None:
+        specs.append(TensorSpec(name="hidden", dtype=Dtype.FLOAT32, shape=hidden.shape))
+        payloads.append(np.ascontiguousarray(hidden).data)
+    step = Step(
+        command_id=new_id(),
+        model_id=model_id,
+        first_shard=shards[0],
+        end_shard=shards[1],
+        sequence_id=sequence_id,
+        position=position,
+        n_tokens=len(ids),
+        sample_from=sample_from,
+        sampling=sampling,
+        return_logits=return_logits,
+        tensors=tuple(specs),
+    )
+    return step, payloads
+
+
+@dataclass
+class Stage:
+    """Contiguous shards of a model in one engine."""
+
+    engine: EngineProcess
+    model: SplitModel
+    shards: tuple[int, int]
+
+    async def load(self, options: ShardOptions = OPTIONS) -> None:
+        for index in range(*self.shards):
+            await self.engine.load(load_request(self.model, index, options))
+
+
+def load_request(model: SplitModel, index: int, options: ShardOptions = OPTIONS) -> Load:
+    return Load(
+        command_id=new_id(), model_id=model.model_id, shard_id=index, path=str(model.shards[index]), options=options
+    )
+
+
+@dataclass
+class Route:
+    """A sequence and the stages that it runs through, as a coordinator sees them."""
+
+    stages: list[Stage]
+    sequence_id: str = field(default_factory=new_id)
+
+    async def step(
+        self,
+        position: int,
+        tokens: Sequence[int],
+        *,
+        sample_from: int | None = -1,
+        sampling: Sampling | None = None,
+        return_logits: bool = False,
+    ) -> Frame[StepDone]:
+        """Run rows through all stages. `sample_from` counts from the end when negative."""
+        if sample_from is not None and sample_from < 0:
+            sample_from += len(tokens)
+        hidden: NDArray[np.float32] | None = None
+        frame: Frame[StepDone] | None = None
+        for stage in self.stages:
+            step, payloads = make_step(
+                stage.model.model_id,
+                stage.shards,
+                self.sequence_id,
+                position,
+                tokens,
+                hidden=hidden,
+                sample_from=sample_from,
+                sampling=sampling,
+                return_logits=return_logits,
+            )
+            frame = await stage.engine.step(step, payloads)
+            hidden = hidden_of(frame)
+        assert frame is not None
+        return frame
+
+    async def generate(
+        self, prompt: Sequence[int], n_tokens: int, sampling: Sampling | None = None, *, start: int = 0
+    ) -> tuple[list[int], list[NDArray[np.float32]]]:
+        """Returns: tokens, and the logits that each was picked from."""
+        tokens, logits, position, rows = [], [], start, list(prompt)
+        for _ in range(n_tokens):
+            frame = await self.step(position, rows, sampling=sampling, return_logits=True)
+            found = logits_of(frame)
+            assert found is not None
+            logits.append(found[0].copy())
+            tokens.append(frame.message.tokens[0])
+            position += len(rows)
+            rows = [tokens[-1]]
+        return tokens, logits
+
+    def forget(self) -> None:
+        for stage in self.stages:
+            stage.engine.forget(self.sequence_id)
+
+
+def plain_logits(
+    whole: Path, prompt: Sequence[int], n_tokens: int, options: ShardOptions = OPTIONS, *, threads: int = 1
+) -> tuple[list[int], list[NDArray[np.float32]]]:
+    """Greedy decoding by stock llama.cpp in this process: what everything is held against."""
+    tokens, logits, position, rows = [], [], 0, list(prompt)
+    with (
+        LlamaModel(whole) as model,
+        LlamaContext(
+            model, n_ctx=options.n_ctx, n_seq=options.n_seq, n_batch=options.n_batch, threads=threads
+        ) as context,
+    ):
+        for _ in range(n_tokens):
+            context.decode(single_sequence_rows(position, len(rows), tokens=rows, outputs=[len(rows) - 1]))
+            logits.append(context.logits(len(rows) - 1).copy())
+            tokens.append(int(logits[-1].argmax()))
+            position += len(rows)
+            rows = [tokens[-1]]
+    return tokens, logits

@@ -1,0 +1,94 @@
+"""Which steps run together, and in which order."""
+
+from __future__ import annotations
+
+from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+
+
+def decode(ticket: int, sequence: str, n_tokens: int = 1, chain: str = "a", max_rows: int = 8) -> Waiting:
+    return Waiting(ticket, chain, sequence, n_tokens, is_prompt=False, max_rows=max_rows)
+
+
+def prompt(ticket: int, sequence: str, n_tokens: int = 64, chain: str = "a") -> Waiting:
+    return Waiting(ticket, chain, sequence, n_tokens, is_prompt=True, max_rows=64)
+
+
+def tickets(batch: list[Waiting]) -> list[int]:
+    return [step.ticket for step in batch]
+
+
+def drain(waiting: list[Waiting]) -> list[list[int]]:
+    """Run until nothing waits."""
+    batches, last_was_decode = [], False
+    while waiting:
+        batch = next_batch(waiting, last_was_decode=last_was_decode)
+        last_was_decode = not batch[0].is_prompt
+        batches.append(tickets(batch))
+        waiting = [step for step in waiting if step.ticket not in batches[-1]]
+    return batches
+
+
+def test_nothing_waits_nothing_runs() -> None:
+    assert next_batch([], last_was_decode=False) == []
+
+
+def test_one_step_alone_runs_at_once() -> None:
+    assert tickets(next_batch([decode(1, "x")], last_was_decode=True)) == [1]
+
+
+def test_decode_steps_of_all_sequences_run_together() -> None:
+    assert drain([decode(i, f"s{i}") for i in range(5)]) == [[0, 1, 2, 3, 4]]
+
+
+def test_a_batch_has_no_more_rows_than_fit() -> None:
+    assert drain([decode(i, f"s{i}", max_rows=2) for i in range(5)]) == [[0, 1], [2, 3], [4]]
+    assert drain([decode(i, f"s{i}", n_tokens=4) for i in range(3)]) == [[0, 1], [2]]
+
+
+def test_drafts_of_equal_length_run_together_and_others_apart() -> None:
+    waiting = [decode(0, "a", 4), decode(1, "b"), decode(2, "c", 4), decode(3, "d")]
+    assert drain([*waiting]) == [[0, 2], [1, 3]]
+
+
+def test_chains_do_not_mix() -> None:
+    waiting = [decode(0, "a", chain="x"), decode(1, "b", chain="y"), decode(2, "c", chain="x")]
+    assert drain(waiting) == [[0, 2], [1]]
+
+
+def test_steps_of_one_sequence_keep_their_order() -> None:
+    waiting = [prompt(0, "a"), prompt(1, "a"), decode(2, "a"), decode(3, "b")]
+    batches = drain(waiting)
+    flat = [ticket for batch in batches for ticket in batch]
+    assert [ticket for ticket in flat if ticket != 3] == [0, 1, 2]
+
+
+def test_one_sequence_never_stands_twice_in_a_batch() -> None:
+    assert drain([decode(0, "a"), decode(1, "a")]) == [[0], [1]]
+
+
+def test_prompts_and_writers_take_turns() -> None:
+    waiting = [prompt(0, "p"), prompt(1, "p"), *(decode(i, "w") for i in range(2, 5))]
+    assert drain(waiting) == [[2], [0], [3], [1], [4]]
+
+
+def test_prompt_chunks_run_one_at_a_time() -> None:
+    assert drain([prompt(0, "a"), prompt(1, "b")]) == [[0], [1]]
+
+
+def test_many_writers_do_not_stop_a_prompt() -> None:
+    waiting = [decode(i, f"s{i}") for i in range(4)] + [prompt(9, "p")]
+    assert tickets(next_batch(waiting, last_was_decode=True)) == [9]
+
+
+def test_the_group_that_waited_longest_goes_first() -> None:
+    waiting = [decode(3, "a", 1), decode(4, "b", 2), decode(5, "c", 1)]
+    assert tickets(next_batch(waiting, last_was_decode=False)) == [3, 5]
+    assert tickets(next_batch(waiting[1:2] + waiting[2:], last_was_decode=False)) == [4]
+
+
+def test_a_draft_is_told_from_a_prompt_by_where_sampling_starts() -> None:
+    assert not is_prompt_chunk(1, None)
+    assert not is_prompt_chunk(1, 0)
+    assert not is_prompt_chunk(5, 0)
+    assert is_prompt_chunk(5, 4)
+    assert is_prompt_chunk(5, None)

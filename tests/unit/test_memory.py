@@ -1,0 +1,94 @@
+"""The arithmetic of memory: what a shard needs, and how many layers fit on a GPU. No GPU is needed to check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardnet.errors import NoRoomError
+from shardnet.inference.devices import cgroup_memory, cpu_device, usable_threads
+from shardnet.inference.memory import (
+    GPU_HEADROOM_BYTES,
+    ShardCost,
+    gpu_bytes,
+    gpu_layers,
+    need_of,
+    refuse_if_too_large,
+)
+from shardnet.messages import ShardOptions
+
+GB = 1 << 30
+OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
+COST = ShardCost((GB,) * 8, 2 * GB, kv_bytes_per_token=8 * 1024, n_embd=4096, n_ff=11008, n_vocab=32000)
+
+
+def fitting(free: int, cap: int | None = None, used: int = 0) -> int:
+    return gpu_layers(COST, OPTIONS, wanted="auto", gpu_free_bytes=free, cap_bytes=cap, gpu_used_bytes=used)
+
+
+def test_kv_is_counted_for_every_sequence_in_whole_blocks() -> None:
+    assert need_of(COST, OPTIONS).kv == 1024 * 2 * 8 * 1024
+    assert need_of(COST, ShardOptions(n_ctx=1000, n_seq=2, n_batch=128)).kv == 1024 * 2 * 8 * 1024
+    assert need_of(COST, OPTIONS).weights == 10 * GB
+
+
+def test_without_a_gpu_nothing_is_offloaded() -> None:
+    assert fitting(0) == 0
+    assert gpu_layers(COST, OPTIONS, wanted=-1, gpu_free_bytes=0) == 0
+
+
+def test_a_large_gpu_takes_all_layers_and_the_head() -> None:
+    assert fitting(80 * GB) == 9
+    assert gpu_bytes(COST, OPTIONS, 9) == need_of(COST, OPTIONS).total
+
+
+def test_as_many_layers_as_fit_are_offloaded() -> None:
+    compute = need_of(COST, OPTIONS).compute
+    each = GB + 1024 * 2 * 1024
+    free = GPU_HEADROOM_BYTES + compute + 3 * each
+    assert fitting(free) == 3
+    assert fitting(free - 1) == 2
+    assert gpu_bytes(COST, OPTIONS, 3) == 3 * each + compute
+
+
+def test_a_cap_counts_what_other_shards_took() -> None:
+    assert fitting(80 * GB, cap=4 * GB) == 3
+    assert fitting(80 * GB, cap=4 * GB, used=2 * GB) == 1
+    assert fitting(80 * GB, cap=4 * GB, used=5 * GB) == 0
+
+
+@pytest.mark.parametrize(("wanted", "layers"), [(0, 0), (3, 3), (8, 8), (50, 9), (-1, 9)])
+def test_an_explicit_number_is_obeyed(wanted: int, layers: int) -> None:
+    assert gpu_layers(COST, OPTIONS, wanted=wanted, gpu_free_bytes=GB) == layers
+
+
+def test_too_little_memory_is_one_sentence_with_the_numbers() -> None:
+    refuse_if_too_large("shard 3", 100, 100, used_bytes=0, limit_bytes=0)
+    with pytest.raises(NoRoomError, match=r"shard 3 needs 101 B of memory, and 100 B are free") as error:
+        refuse_if_too_large("shard 3", 101, 100, used_bytes=0, limit_bytes=0)
+    assert error.value.facts == {"needed_bytes": 101, "free_bytes": 100}
+
+
+def test_the_limit_counts_what_is_loaded_already() -> None:
+    refuse_if_too_large("shard 3", 40, 1000, used_bytes=60, limit_bytes=100)
+    with pytest.raises(NoRoomError, match="limit") as error:
+        refuse_if_too_large("shard 3", 41, 1000, used_bytes=60, limit_bytes=100)
+    assert error.value.facts["free_bytes"] == 40
+
+
+def test_a_container_s_limit_is_seen(tmp_path: Path) -> None:
+    assert cgroup_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cgroup_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 200\nactive_file 100\n")
+    assert cgroup_memory(tmp_path) == (1000, 600)
+
+
+def test_the_processor_is_a_device() -> None:
+    device = cpu_device()
+    assert device.name == "CPU"
+    assert 0 < device.free_bytes <= device.total_bytes
+    assert usable_threads() >= 1
