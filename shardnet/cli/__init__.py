@@ -32,7 +32,9 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    from shardnet import log
+
+    log.configure(level="warning", form="auto")  # the daemons set their own
 
 
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
