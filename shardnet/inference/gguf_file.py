@@ -10,19 +10,37 @@ Source: ggml's docs/gguf.md, versions 2 and 3, and the checks of ggml/src/gguf.c
 from __future__ import annotations
 
 import os
-import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from shardnet.errors import GgufError, UsageError
+from shardnet.errors import GgufError
+from shardnet.inference.gguf_bytes import (
+    MAX_ARRAY,
+    MAX_STRING_BYTES,
+    MAX_STRINGS,
+    SCALARS,
+    U64,
+    Cursor,
+    ValueType,
+    opened,
+)
 from shardnet.inference.gguf_types import GGML_TYPES
+
+__all__ = [
+    "SCALARS",
+    "GgufField",
+    "GgufHeader",
+    "GgufTensor",
+    "GgufValue",
+    "ValueType",
+    "padded",
+    "read_gguf_header",
+    "read_leading_fields",
+]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -33,50 +51,13 @@ MAX_FIELDS = 4096
 MAX_TENSORS = 200_000
 MAX_KEY_BYTES = 1024
 MAX_TENSOR_NAME_BYTES = 63  # ggml keeps names in 64 bytes
-MAX_STRING_BYTES = 16 << 20  # a tokenizer.json as one string is the longest known
-MAX_ARRAY = 1 << 24  # elements: 64 times the largest vocabulary known
-MAX_HEADER_BYTES = 128 << 20
 MAX_DIMS = 4
 MAX_LAYERS = 10_000
-
-INLINE_BYTES = 256 << 10
-"""Values up to this size (all scalars, per-layer arrays, chat templates) are kept with the header; vocabularies stay in the file."""
-FIRST_READ = 64 << 10
-
-
-class ValueType(IntEnum):
-    """GGUF metadata value types."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
-
-SCALARS: dict[ValueType, struct.Struct] = {
-    ValueType.UINT8: struct.Struct("<B"),
-    ValueType.INT8: struct.Struct("<b"),
-    ValueType.UINT16: struct.Struct("<H"),
-    ValueType.INT16: struct.Struct("<h"),
-    ValueType.UINT32: struct.Struct("<I"),
-    ValueType.INT32: struct.Struct("<i"),
-    ValueType.FLOAT32: struct.Struct("<f"),
-    ValueType.BOOL: struct.Struct("<?"),
-    ValueType.UINT64: struct.Struct("<Q"),
-    ValueType.INT64: struct.Struct("<q"),
-    ValueType.FLOAT64: struct.Struct("<d"),
-}
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _ARRAY_HEAD = 12  # element type and count, before an array's elements
+
+INLINE_BYTES = 64 << 10
+"""Values up to this size (all scalars, per-layer arrays, chat templates) are kept with the header; vocabularies stay in the file."""
+INLINE_IN_ALL_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,34 +167,13 @@ class GgufHeader:
         return count
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Open a regular file for reading; never blocks on a FIFO or device.
-
-    Yields: (file descriptor, bytes). Raises: UsageError if there is no such file or it cannot be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL byte in the name
-        raise UsageError(f"cannot read {str(path)!r}: {error}") from error
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise UsageError(f"{path} is not a regular file")
-        yield descriptor, facts.st_size
-    finally:
-        os.close(descriptor)
-
-
 def read_gguf_header(path: Path) -> GgufHeader:
     """Read and check the header of one GGUF file.
 
     Raises: UsageError if there is no such file; GgufError if it is not a GGUF, is cut off, or contradicts itself.
     """
     with opened(path) as (descriptor, size):
-        reader = _Reader(descriptor, size, path)
+        reader = Cursor(descriptor, size, path)
         version, n_tensors, n_fields = _read_start(reader)
         fields = _read_fields(reader, n_fields)
         alignment = _alignment(fields, reader)
@@ -228,96 +188,20 @@ def read_leading_fields(path: Path, most: int) -> dict[str, Any]:
     Returns: key -> decoded value of at most `most` fields. Raises: as `read_gguf_header`.
     """
     with opened(path) as (descriptor, size):
-        reader = _Reader(descriptor, size, path)
+        reader = Cursor(descriptor, size, path)
         _version, _n_tensors, n_fields = _read_start(reader)
         fields = _read_fields(reader, min(n_fields, most))
         return {key: field.read() for key, field in fields.items() if field.inline is not None}
 
 
-class _Reader:
-    """A position in a file, of which as much as was needed so far is in memory."""
-
-    def __init__(self, descriptor: int, size: int, path: Path) -> None:
-        self._descriptor, self._limit = descriptor, min(size, MAX_HEADER_BYTES)
-        self.size, self.path = size, path
-        self.data = bytearray()
-        self.at = 0
-
-    def fail(self, what: str) -> GgufError:
-        return GgufError(f"{self.path} is not a usable GGUF: {what} (at byte {self.at})")
-
-    def _have(self, end: int) -> None:
-        """Make sure that bytes up to `end` are in memory."""
-        if end > self._limit:
-            if self._limit < self.size:
-                raise self.fail(f"its header is larger than {MAX_HEADER_BYTES >> 20} MiB")
-            raise self.fail("its header is cut off or damaged")
-        while len(self.data) < end:
-            want = min(self._limit, max(end, 2 * len(self.data), FIRST_READ)) - len(self.data)
-            piece = os.pread(self._descriptor, want, len(self.data))
-            if not piece:
-                raise self.fail("it became shorter while it was read")
-            self.data += piece
-
-    def skip(self, count: int) -> int:
-        """Move on by `count` bytes. Returns: where they start."""
-        start = self.at
-        if start + count > len(self.data):
-            self._have(start + count)
-        self.at = start + count
-        return start
-
-    def u32(self) -> int:
-        return int(_U32.unpack_from(self.data, self.skip(4))[0])
-
-    def u64(self) -> int:
-        return int(_U64.unpack_from(self.data, self.skip(8))[0])
-
-    def name(self, most: int) -> str:
-        length = self.u64()
-        if not 0 < length <= most:
-            raise self.fail(f"a name of {length} bytes")
-        start = self.skip(length)
-        try:
-            return self.data[start : self.at].decode()
-        except UnicodeDecodeError:
-            raise self.fail("a name that is not UTF-8") from None
-
-    def value_type(self) -> ValueType:
-        number = self.u32()
-        if number > ValueType.FLOAT64:
-            raise self.fail(f"unknown value type {number}")
-        return ValueType(number)
-
-    def skip_strings(self, count: int) -> None:
-        """Walk over length prefixes: the hot loop of large vocabularies, so it looks at nothing else."""
-        if self.at + 8 * count > self._limit:
-            raise self.fail(f"an array of {count} strings does not fit into the file")
-        unpack, at, left, most = _U64.unpack_from, self.at, count, MAX_STRING_BYTES
-        while left:
-            data = self.data
-            sure = len(data) - 8  # a length prefix that starts here or before is in memory
-            while left and at <= sure:
-                length = unpack(data, at)[0]
-                if length > most:
-                    self.at = at
-                    raise self.fail(f"a string of {length} bytes")
-                at += length + 8
-                left -= 1
-            if left:
-                self._have(at + 8)
-        self._have(at)
-        self.at = at
-
-
-def _read_start(reader: _Reader) -> tuple[int, int, int]:
+def _read_start(reader: Cursor) -> tuple[int, int, int]:
     """Returns: (version, number of tensors, number of metadata fields)."""
     path = reader.path
     if reader.size < 24:
         raise GgufError(f"{path} is not a GGUF: it has only {reader.size} bytes")
-    start = reader.skip(4)
-    if reader.data[start : start + 4] != MAGIC:
-        raise GgufError(f"{path} is not a GGUF: it begins with {bytes(reader.data[:4])!r}")
+    magic = reader.between(reader.skip(4), 4)
+    if magic != MAGIC:
+        raise GgufError(f"{path} is not a GGUF: it begins with {magic!r}")
     version = reader.u32()
     if version not in VERSIONS:
         hint = " (big-endian files are not supported)" if version in (2 << 24, 3 << 24) else ""
@@ -328,17 +212,19 @@ def _read_start(reader: _Reader) -> tuple[int, int, int]:
     return version, n_tensors, n_fields
 
 
-def _read_fields(reader: _Reader, n_fields: int) -> dict[str, GgufField]:
+def _read_fields(reader: Cursor, n_fields: int) -> dict[str, GgufField]:
     fields: dict[str, GgufField] = {}
+    kept = 0
     for _ in range(n_fields):
-        field = _read_field(reader)
+        field = _read_field(reader, min(INLINE_BYTES, INLINE_IN_ALL_BYTES - kept))
+        kept += len(field.inline or b"")
         if field.key in fields:
             raise reader.fail(f"metadata key {field.key!r} stands twice")
         fields[field.key] = field
     return fields
 
 
-def _read_field(reader: _Reader) -> GgufField:
+def _read_field(reader: Cursor, most_inline: int) -> GgufField:
     key = reader.name(MAX_KEY_BYTES)
     kind = reader.value_type()
     start, element, count = reader.at, None, 1
@@ -351,7 +237,7 @@ def _read_field(reader: _Reader) -> GgufField:
         element, count = reader.value_type(), reader.u64()
         if element == ValueType.ARRAY:
             raise reader.fail(f"an array of arrays for {key!r}")
-        if count > MAX_ARRAY:
+        if count > (MAX_STRINGS if element == ValueType.STRING else MAX_ARRAY):
             raise reader.fail(f"an array of {count} elements for {key!r}")
         if element == ValueType.STRING:
             reader.skip_strings(count)
@@ -359,11 +245,11 @@ def _read_field(reader: _Reader) -> GgufField:
             reader.skip(count * SCALARS[element].size)
     else:
         reader.skip(SCALARS[kind].size)
-    inline = bytes(reader.data[start : reader.at]) if reader.at - start <= INLINE_BYTES else None
+    inline = reader.between(start, reader.at) if reader.at - start <= most_inline else None
     return GgufField(key, kind, start, reader.at, element, count, reader.path, inline)
 
 
-def _alignment(fields: dict[str, GgufField], reader: _Reader) -> int:
+def _alignment(fields: dict[str, GgufField], reader: Cursor) -> int:
     field = fields.get("general.alignment")
     if field is None:
         return DEFAULT_ALIGNMENT
@@ -378,16 +264,16 @@ def _alignment(fields: dict[str, GgufField], reader: _Reader) -> int:
 Entry = tuple[str, tuple[int, ...], int, int]  # name, shape, type, offset
 
 
-def _read_tensor(reader: _Reader) -> Entry:
+def _read_tensor(reader: Cursor) -> Entry:
     name = reader.name(MAX_TENSOR_NAME_BYTES)
     n_dims = reader.u32()
     if not 1 <= n_dims <= MAX_DIMS:
         raise reader.fail(f"tensor {name!r} has {n_dims} dimensions")
-    shape = struct.unpack_from(f"<{n_dims}Q", reader.data, reader.skip(8 * n_dims))
+    shape = struct.unpack_from(f"<{n_dims}Q", *reader.take(8 * n_dims))
     return name, shape, reader.u32(), reader.u64()
 
 
-def _place_tensors(reader: _Reader, entries: list[Entry], alignment: int) -> tuple[GgufTensor, ...]:
+def _place_tensors(reader: Cursor, entries: list[Entry], alignment: int) -> tuple[GgufTensor, ...]:
     """Check that the tensors' data follow each other without gap or overlap, as llama.cpp demands, and end inside the file."""
     data_start = padded(reader.at, alignment)
     tensors: list[GgufTensor] = []
@@ -431,7 +317,7 @@ def _decode(field: GgufField, data: bytes) -> Any:
         return list(struct.unpack_from(f"<{field.count}{SCALARS[field.element].format[-1]}", data, _ARRAY_HEAD))
     strings, at = [], _ARRAY_HEAD
     for _ in range(field.count):
-        (length,) = _U64.unpack_from(data, at)
+        (length,) = U64.unpack_from(data, at)
         strings.append(data[at + 8 : at + 8 + length].decode(errors="replace"))
         at += 8 + length
     return strings

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from shardnet.errors import GgufError
 from shardnet.inference.gguf_file import GgufHeader, GgufTensor, read_gguf_header
+from shardnet.inference.gguf_types import FILE_TYPES
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 F16_BYTES = 2
 
-LLAMA_FTYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L",
-    14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS",
-    23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M",
-    32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
-}  # fmt: skip
-"""`general.file_type` -> name. Source: enum llama_ftype in llama.h."""
+FTYPE_GUESSED = 1024  # a flag that llama.cpp adds when it chose the type itself
+
+PURE_RECURRENT = frozenset(("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"))
+"""Architectures without any KV cache. Source: `llm_arch_is_recurrent`."""
+DEFAULT_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}
+"""`full_attention_interval` where the file does not say: every n-th layer is attention, the others are recurrent. Source: src/models/*.cpp."""
 
 
 def layer_of(name: str) -> int | None:
@@ -48,9 +48,8 @@ def read_model(path: Path) -> GgufHeader:
     paths = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
-        raise GgufError(
-            f"{path} is one of {count} parts, of which {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
-        )
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise GgufError(f"{path} is one of {count} parts, but {', '.join(missing[:3])}{more} cannot be found beside it")
     parts = [read_gguf_header(part) for part in paths]
     for number, part in enumerate(parts):
         if part.get("split.no") != number or part.get("split.count") != count:
@@ -68,14 +67,15 @@ def read_model(path: Path) -> GgufHeader:
 
 
 def _check_layers(header: GgufHeader) -> None:
-    """A layer number beyond the announced ones would be lost by a split without a word."""
-    if "general.architecture" not in header.fields or header.arch("block_count") is None:
+    """A layer beyond the announced ones, or one without tensors, would make a shard that is not what it says."""
+    if "general.architecture" not in header.fields or header.arch("block_count") is None or not header.tensors:
         return
-    beyond = {
-        layer for tensor in header.tensors if (layer := layer_of(tensor.name)) is not None and layer >= header.n_layers
-    }
-    if beyond:
-        raise GgufError(f"{header.path} announces {header.n_layers} layers but has tensors of layer {max(beyond)}")
+    found = {layer for tensor in header.tensors if (layer := layer_of(tensor.name)) is not None}
+    if found and max(found) >= header.n_layers:
+        raise GgufError(f"{header.path} announces {header.n_layers} layers but has tensors of layer {max(found)}")
+    needed = header.n_layers - _count(header, "nextn_predict_layers")  # converters may leave the MTP layers out
+    if missing := set(range(needed)) - found:
+        raise GgufError(f"{header.path} announces {header.n_layers} layers but has no tensors of layer {min(missing)}")
 
 
 @dataclass(frozen=True)
@@ -112,40 +112,56 @@ def layout_of(header: GgufHeader) -> Layout:
 
 
 def kv_bytes(header: GgufHeader, layer: int) -> int:
-    """Returns: bytes of f16 KV cache that one token takes in one layer; 0 for a recurrent layer, whose state does not grow.
+    """Returns: bytes of f16 KV cache that one token takes in one layer; 0 for a layer that keeps none or a state that does not grow.
 
-    Source: llama-hparams.cpp, `n_embd_k_gqa` and `n_embd_v_gqa`; MLA as in deepseek2 caches one latent row.
+    Source: llama-hparams.cpp, `n_embd_k_gqa`, `n_embd_v_gqa`, `has_kv`; with MLA one latent row stands for keys and values.
     """
-    if _is_recurrent_layer(header, layer):
+    if not _attends(header, layer) or layer >= header.n_layers - _count(header, "attention.shared_kv_layers"):
         return 0
-    n_head = _per_layer(header.arch("attention.head_count", 0), layer)
-    n_head_kv = _per_layer(header.arch("attention.head_count_kv", n_head), layer)
+    n_head = _count(header, "attention.head_count", layer)
+    n_head_kv = _count(header, "attention.head_count_kv", layer, n_head)
+    n_head_first = _count(header, "attention.head_count", 0)
+    width = _count(header, "embedding_length") // n_head_first if n_head_first else 0
+    key, value = (_count(header, f"attention.{part}_length", layer, width) for part in ("key", "value"))
+    if _is_windowed(header, layer):
+        key, value = (
+            _count(header, f"attention.{part}_length_swa", layer, size)
+            for part, size in (("key", key), ("value", value))
+        )
     if header.arch("attention.key_length_mla") is not None:
-        return F16_BYTES * int(header.arch("attention.key_length", 0))
-    n_embd = int(header.arch("embedding_length", 0))
-    default = n_embd // n_head if n_head else 0
-    key = int(header.arch("attention.key_length", default))
-    value = int(header.arch("attention.value_length", default))
+        value = 0
     return F16_BYTES * n_head_kv * (key + value)
 
 
-def _is_recurrent_layer(header: GgufHeader, layer: int) -> bool:
-    interval = header.arch("full_attention_interval")
-    if isinstance(interval, int) and interval > 0:
-        return (layer + 1) % interval != 0
-    return False
+def _attends(header: GgufHeader, layer: int) -> bool:
+    if header.architecture in PURE_RECURRENT:
+        return False
+    recurrent = header.arch("attention.recurrent_layers")
+    if isinstance(recurrent, list):
+        return layer < len(recurrent) and not recurrent[layer]
+    interval = header.arch("full_attention_interval", DEFAULT_INTERVAL.get(header.architecture, 0))
+    return not isinstance(interval, int) or interval <= 0 or (layer + 1) % interval == 0
 
 
-def _per_layer(value: object, layer: int) -> int:
+def _is_windowed(header: GgufHeader, layer: int) -> bool:
+    pattern = header.arch("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return layer < len(pattern) and bool(pattern[layer])
+    return isinstance(pattern, int) and pattern > 0 and layer % pattern < pattern - 1
+
+
+def _count(header: GgufHeader, suffix: str, layer: int = 0, default: int = 0) -> int:
+    """Returns: a number of the architecture's, one layer's where the file gives a list."""
+    value = header.arch(suffix, default)
     if isinstance(value, list):
-        return int(value[layer]) if layer < len(value) else 0
-    return int(value) if isinstance(value, int) else 0
+        value = value[layer] if layer < len(value) else 0
+    return value if isinstance(value, int) and value >= 0 else 0
 
 
 def quantisation_of(header: GgufHeader) -> str:
     """Returns: the file type as llama.cpp names it, else the type that holds most bytes."""
     kind = header.get("general.file_type")
-    if isinstance(kind, int) and (name := LLAMA_FTYPES.get(kind & 0x3FF)):
+    if isinstance(kind, int) and (name := FILE_TYPES.get(kind & ~FTYPE_GUESSED)):
         return name
     types: Counter[str] = Counter()
     for tensor in header.tensors:
