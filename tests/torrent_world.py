@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from contextlib import AsyncExitStack
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from shardnet.torrent.metainfo import make_torrent
+from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.session import OnRotten, TorrentSession
 from shardnet.torrent.settings import TorrentSettings
 from shardnet.torrent.tls import TlsMaterial
@@ -23,7 +25,8 @@ from shardnet.torrent.tls import TlsMaterial
 NO_WAIT: dict[str, Any] = {
     "stall_timeout_s": 2.0,
     "reconnect_interval_s": 0.3,
-    "progress_interval_s": 0.2,
+    "progress_interval_s": 0.1,
+    "flush_interval_s": 0.2,
     "keep_free_bytes": 0,
 }
 
@@ -89,10 +92,30 @@ def make_shard(folder: Path, size: int, root_cert_pem: bytes | None = None, *, s
     """Returns: `folder/shard-0.gguf` with `size` random bytes, and its torrent."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "shard-0.gguf"
-    content = random.Random(seed).randbytes(size)
+    generator = random.Random(seed)
+    content = b"".join(generator.randbytes(min(1 << 24, size - at)) for at in range(0, size, 1 << 24))
     path.write_bytes(content)
     torrent = make_torrent(path, name="shard-0.gguf", root_cert_pem=root_cert_pem)
     return Shard(path, hashlib.sha256(content).hexdigest(), size, torrent)
+
+
+class Reached:
+    """An `on_progress` that keeps all reports and lets a test wait for a share of the file."""
+
+    def __init__(self, fraction: float) -> None:
+        self.reports: list[TorrentStats] = []
+        self._fraction = fraction
+        self._event = asyncio.Event()
+
+    def __call__(self, stats: TorrentStats) -> None:
+        self.reports.append(stats)
+        if stats.fraction >= self._fraction:
+            self._event.set()
+
+    async def wait(self) -> TorrentStats:
+        """Returns: the latest report, once the share has been reached."""
+        await asyncio.wait_for(self._event.wait(), 30)
+        return self.reports[-1]
 
 
 @dataclass

@@ -52,6 +52,8 @@ class Status:
     download_bytes_per_s: int
     upload_bytes_per_s: int
     peers: int
+    downloaders: int
+    """Those of `peers` that lack pieces."""
     downloaded_bytes: int
     uploaded_bytes: int
     wasted_bytes: int
@@ -162,6 +164,7 @@ def _status(native: Any) -> Status:
         download_bytes_per_s=int(native.download_payload_rate),
         upload_bytes_per_s=int(native.upload_payload_rate),
         peers=int(native.num_peers),
+        downloaders=max(0, int(native.num_peers) - int(native.num_seeds)),
         downloaded_bytes=int(native.total_payload_download),
         uploaded_bytes=int(native.total_payload_upload),
         wasted_bytes=int(native.total_failed_bytes) + int(native.total_redundant_bytes),

@@ -40,6 +40,7 @@ from shardnet.torrent.metainfo import TorrentFacts
 from shardnet.torrent.native import open_native
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.settings import TorrentSettings
+from shardnet.torrent.slots import FIRST_SLOTS, SeedReading, UploadSlots
 from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
 
 ANSWER_TIMEOUT_S = 30.0
@@ -69,7 +70,10 @@ class Torrent:
     status: Status | None = None
     peers: dict[Address, None] = field(default_factory=dict)
     banned: set[Address] = field(default_factory=set)
+    bans: int = 0
     last_refusal: str = ""
+    has_first_slots: bool = False
+    """True for a torrent that was added as a seed: it begins with `FIRST_SLOTS` upload slots."""
     waiting: list[tuple[tuple[type[Event], ...], asyncio.Future[Any]]] = field(default_factory=list)
 
     @property
@@ -136,6 +140,7 @@ class TorrentCore:
         self._pipe: tuple[int, int] | None = None
         self._listening: asyncio.Future[Listening | ListenFailed] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._slots = UploadSlots(most=settings.max_uploads)
         self._removals: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -161,6 +166,7 @@ class TorrentCore:
             raise SettingsError(f"torrents cannot listen on {where}: {outcome.reason}")
         self.port = outcome.port
         self._ticker = asyncio.create_task(self._tick(), name="torrent-figures")
+        self._ticker.add_done_callback(_say_why_it_ended)
 
     async def close(self) -> None:
         """Let go of everything: when this returns, no thread, socket or file of libtorrent's is left."""
@@ -304,8 +310,10 @@ class TorrentCore:
     def _take_torrent_event(self, torrent: Torrent, event: TorrentEvent) -> None:
         match event:
             case PeerBanned():
-                torrent.banned.add((event.host, event.port))
-                log.warning("torrent_peer_banned", peer=f"{event.host}:{event.port}", shard_id=torrent.label)
+                torrent.bans += 1
+                if (event.host, event.port) not in torrent.banned:
+                    torrent.banned.add((event.host, event.port))
+                    log.warning("torrent_peer_banned", peer=f"{event.host}:{event.port}", shard_id=torrent.label)
             case PieceFailed() if torrent.is_seed:
                 self._rotten(torrent)
             case PieceFailed():
@@ -335,12 +343,30 @@ class TorrentCore:
         log.error("torrent_file_rotten", shard_id=torrent.label, path=str(torrent.path))
         self._on_rotten(torrent)
 
+    def _widen_slots(self) -> None:
+        # A seed that was downloaded here has as many slots as any other torrent: it is never the only holder.
+        seeds = {
+            info_hash: SeedReading(torrent.status.uploaded_bytes, torrent.status.downloaders)
+            for info_hash, torrent in self.torrents.items()
+            if torrent.has_first_slots and torrent.status is not None
+        }
+        wider = self._slots.observe(asyncio.get_running_loop().time(), seeds)
+        if wider is not None and (native := self.torrents[wider].native) is not None:
+            log.debug("torrent_slots", shard_id=self.torrents[wider].label, slots=self._slots.slots[wider])
+            native.set_max_uploads(self._slots.slots[wider])
+
     async def _tick(self) -> None:
         """Rates have no event of their own: libtorrent is asked for them at a fixed pace, and answers by an alert."""
         while True:
             if self.torrents:
                 self._native.post_torrent_updates()
+                self._widen_slots()
             await asyncio.sleep(self.settings.progress_interval_s / 2)
+
+
+def _say_why_it_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("torrent_figures_ended", exc_info=error)
 
 
 def _params(torrent: Torrent, resume: bytes | None, web_seeds: tuple[str, ...]) -> Any:
@@ -357,6 +383,8 @@ def _params(torrent: Torrent, resume: bytes | None, web_seeds: tuple[str, ...]) 
     if torrent.is_seed:
         # Upload mode: a seed whose file turns out to be rotten must never write into it.
         chosen |= flags.seed_mode | flags.upload_mode
+        params.max_uploads = FIRST_SLOTS
+        torrent.has_first_slots = True
     params.flags = chosen
     params.save_path = str(torrent.folder)
     params.renamed_files = {0: torrent.file_name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from shardnet.errors import DeadlineExceeded, NoRoomError, ShardCorrupt, ShardError, ShardNotFound
 from shardnet.log import get, human_bytes
@@ -17,6 +18,10 @@ from shardnet.torrent.watchdog import Remedy, StallWatchdog
 PARTIAL_SUFFIX = ".partial"
 BANNED_GRACE_S = 3.0
 """How long a download whose every known peer was banned waits for another before it says so."""
+
+PESTERING_BANS = 5
+FLUSH_TIMEOUT_S = 600.0
+"""A slow disk may have a lot of the system's dirty pages to write before ours."""
 
 OnProgress = Callable[[TorrentStats], None]
 log = get("torrent")
@@ -43,6 +48,8 @@ class Download:
         self._on_progress = on_progress
         self._resume_file = resume_file
         self._web_seeds = web_seeds
+        self._has_failed = False
+        self._flushing: asyncio.Future[Flushed | TorrentFailed] | None = None
         self._watchdog = StallWatchdog(core.settings.stall_timeout_s)
 
     async def run(self, *, deadline_s: float | None) -> None:
@@ -50,6 +57,13 @@ class Download:
 
         Raises: as `TorrentSession.fetch`.
         """
+        try:
+            await self._run(deadline_s)
+        except OSError as error:  # TimeoutError is one too
+            reason = error.strerror or "no answer from the disk in time"
+            raise ShardError(f"{self._torrent.label} cannot be put into {self._target.parent}: {reason}") from error
+
+    async def _run(self, deadline_s: float | None) -> None:
         partial, facts = self._torrent.path, self._torrent.facts
         started = asyncio.get_running_loop().time()
         is_here = await asyncio.to_thread(
@@ -67,9 +81,18 @@ class Download:
             outcome = self._torrent.expect(Finished, TorrentFailed)
             await self._core.add(self._torrent, resume=resume, web_seeds=self._web_seeds)
             await self._wait(outcome, started, deadline_s)
-            await self._put_in_place()
+            if not await self._put_in_place():
+                # The pieces are right by the torrent, the file is not by the manifest: hash what is really on the disk before blaming the torrent.
+                log.warning("torrent_file_differs", shard_id=self._torrent.label, remedy="hashing it again")
+                await self._core.remove(self._torrent)
+                self._flushing = None
+                outcome = self._torrent.expect(Finished, TorrentFailed)
+                await self._core.add(self._torrent, resume=None, web_seeds=self._web_seeds)
+                await self._wait(outcome, started, deadline_s)
+                if not await self._put_in_place():
+                    await self._discard()
         except BaseException:
-            await self._park_shielded()
+            await asyncio.shield(asyncio.ensure_future(self._park()))
             raise
         seconds = asyncio.get_running_loop().time() - started
         log.info("torrent_finished", shard_id=self._torrent.label, size=human_bytes(facts.file_bytes), seconds=seconds)
@@ -81,6 +104,7 @@ class Download:
         """Wait for the last piece, telling progress and curing stalls on the way."""
         loop = asyncio.get_running_loop()
         next_report = next_dial = started
+        next_flush = started + self._core.settings.flush_interval_s
         while not outcome.done():
             now = loop.time()
             if now >= next_report:
@@ -100,6 +124,10 @@ class Download:
             if stats.peers == 0 and now >= next_dial:
                 next_dial = now + self._core.settings.reconnect_interval_s
                 self._core.dial(self._torrent)
+            if now >= next_flush and not stats.is_checking and (self._flushing is None or self._flushing.done()):
+                # libtorrent keeps up to 32 MiB in memory; what the system has, a `kill -9` cannot take away.
+                next_flush = now + self._core.settings.flush_interval_s
+                self._flushing = self._flush()
             self._raise_if_hopeless(stats, now)
             if deadline is not None and now - started >= deadline:
                 raise self._too_late(stats, deadline)
@@ -121,17 +149,22 @@ class Download:
                 self._core.dial(torrent)
             case Remedy.READD:
                 await self._park()
+                self._flushing = None
                 outcome = torrent.expect(Finished, TorrentFailed)
                 resume = await asyncio.to_thread(disk.take_resume, self._resume_file, torrent.path)
                 await self._core.add(torrent, resume=resume, web_seeds=self._web_seeds)
         return outcome
 
-    async def _put_in_place(self) -> None:
-        """libtorrent's "finished" is not yet on disk: flush, compare with the manifest, make durable, then give the final name."""
+    async def _put_in_place(self) -> bool:
+        """libtorrent's "finished" is not yet on disk: flush, compare with the manifest, make durable, then give the final name.
+
+        Returns: False if the bytes are not the manifest's; the file then keeps its partial name.
+        """
         torrent = self._torrent
-        flushed = torrent.expect(Flushed, TorrentFailed)
-        torrent.native.flush_cache()
-        outcome = await flushed
+        async with asyncio.timeout(FLUSH_TIMEOUT_S):
+            if self._flushing is not None:
+                await self._flushing  # its answer must not be taken for that of the flush that counts
+            outcome = await self._flush()
         if isinstance(outcome, TorrentFailed):
             self._raise_failure(outcome)
         size = await asyncio.to_thread(lambda: torrent.path.stat().st_size)
@@ -139,13 +172,7 @@ class Download:
             size != torrent.facts.file_bytes
             or await asyncio.to_thread(disk.sha256_and_sync, torrent.path) != self._sha256
         ):
-            await self._core.remove(torrent)
-            await asyncio.to_thread(torrent.path.unlink, missing_ok=True)
-            raise ShardCorrupt(
-                f"{torrent.label}: the torrent's bytes are not those that the manifest promises; they were deleted. "
-                "Ask another holder for the torrent",
-                info_hash=torrent.facts.info_hash,
-            )
+            return False
         renamed = torrent.expect(Renamed)
         torrent.native.rename_file(0, self._target.name)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -154,23 +181,38 @@ class Download:
             raise ShardError(f"{torrent.path} cannot be renamed to {self._target.name}: {answer.reason}")
         torrent.file_name, torrent.is_seed = self._target.name, True
         await asyncio.to_thread(disk.sync_folder, torrent.folder)
+        return True
 
-    async def _park_shielded(self) -> None:
-        """Save and let go although we are being cancelled; a second cancellation does not wait any longer."""
-        await asyncio.shield(asyncio.ensure_future(self._park()))
+    def _flush(self) -> asyncio.Future[Flushed | TorrentFailed]:
+        future = self._torrent.expect(Flushed, TorrentFailed)
+        self._torrent.native.flush_cache()
+        return future
+
+    async def _discard(self) -> NoReturn:
+        torrent = self._torrent
+        await self._core.remove(torrent)
+        await asyncio.to_thread(torrent.path.unlink, missing_ok=True)
+        raise ShardCorrupt(
+            f"{torrent.label}: the torrent's bytes are not those that the manifest promises; they were deleted. "
+            "Ask another holder for the torrent",
+            info_hash=torrent.facts.info_hash,
+        )
 
     async def _park(self) -> None:
         """Write resume data for what is verified and take the torrent out of the session. Never raises but for cancellation."""
         torrent = self._torrent
         if torrent.native is None:
             return
+        resume: bytes | None = None
         try:
             torrent.native.pause()
-            resume: bytes | None = None
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 flushed = torrent.expect(Flushed)
                 torrent.native.flush_cache()
                 await flushed
+                # A disk that refused a write was seen to leave pieces in the resume data that are not in the file.
+                if self._has_failed:
+                    raise ShardError("the disk refused a write; the bytes will be hashed instead")
                 saved = torrent.expect(ResumeData)
                 torrent.native.save_resume_data()
                 resume = (await saved).resume
@@ -205,7 +247,9 @@ class Download:
         return bool(self._torrent.banned) and not unbanned and stats.peers == 0 and not self._web_seeds
 
     def _raise_if_hopeless(self, stats: TorrentStats, now: float) -> None:
-        if self._is_all_banned(stats) and self._watchdog.stalled_s(now) >= BANNED_GRACE_S:
+        # A banned peer that dials us comes from another port each time and gets in once more: count, and do not wait for it for ever.
+        is_pestered = self._torrent.bans >= PESTERING_BANS
+        if self._is_all_banned(stats) and (is_pestered or self._watchdog.stalled_s(now) >= BANNED_GRACE_S):
             raise ShardCorrupt(
                 f"{self._torrent.label}: every known peer ({len(self._torrent.banned)}) sent bad pieces and was banned; "
                 f"{100 * stats.fraction:.0f} % are here and kept. Give it another holder",
@@ -222,7 +266,8 @@ class Download:
             bytes_done=stats.bytes_done,
         )
 
-    def _raise_failure(self, failure: TorrentFailed) -> None:
+    def _raise_failure(self, failure: TorrentFailed) -> NoReturn:
+        self._has_failed = True
         stats = self._torrent.stats()
         if failure.is_disk_full:
             missing = stats.bytes_total - stats.bytes_done

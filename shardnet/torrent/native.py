@@ -57,8 +57,9 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             "max_failcount": 255,
             "peer_connect_timeout": 5,
             "handshake_timeout": 5,
+            "peer_timeout": 30,
             "tick_interval": 100,
-            "unchoke_interval": 3,
+            "unchoke_interval": 1,
             "stop_tracker_timeout": 0,
             "user_agent": "shardnet",
         }

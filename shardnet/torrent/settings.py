@@ -23,4 +23,7 @@ class TorrentSettings(Section):
     stall_timeout_s: float = Field(default=10.0, gt=0, description="no progress for so long is a stall: remedies begin")
     reconnect_interval_s: float = Field(default=2.0, gt=0, description="how often lost peers of a download are dialled")
     progress_interval_s: float = Field(default=1.0, gt=0, description="how often rates and progress are reported")
+    flush_interval_s: float = Field(
+        default=1.0, gt=0, description="how often a download's bytes leave libtorrent's memory"
+    )
     web_seeds_allowed: bool = Field(default=False, description="also download by HTTP from the torrent's web seeds")

@@ -15,7 +15,7 @@ import pytest
 from shardnet.errors import Busy, DeadlineExceeded, ManifestError, SettingsError, ShardCorrupt, ShardNotFound
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
-from tests.torrent_world import Authority, Shard, World, make_shard
+from tests.torrent_world import Authority, Reached, Shard, World, make_shard
 
 pytestmark = pytest.mark.integration
 MB = 1_000_000
@@ -74,9 +74,11 @@ async def test_another_swarms_torrent_is_refused_before_anything_is_dialled(worl
 async def test_peers_may_be_named_while_a_fetch_waits(world: World, shard: Shard) -> None:
     first, second = await world.session("first"), await world.session("second")
     await first.seed(shard.torrent, shard.path, label="0")
-    fetch = asyncio.create_task(second.fetch(shard.torrent, world.target("second"), **shard.wanted()))
-    while not second.stats():
-        await asyncio.sleep(0.01)
+    begun = Reached(0)
+    fetch = asyncio.create_task(
+        second.fetch(shard.torrent, world.target("second"), on_progress=begun, **shard.wanted())
+    )
+    await begun.wait()
     with pytest.raises(Busy):
         await second.fetch(shard.torrent, world.target("second"), **shard.wanted())
     odd = [("localhost", 1), ("127.0.0.1", 0), ("127.0.0.1", 70_000), ("::::", 5), ("127.0.0.1", second.port)]
@@ -118,16 +120,11 @@ async def test_a_cancelled_fetch_is_resumed_by_the_next_session_without_fetching
     target, holders = world.target("second"), [("127.0.0.1", first.port)]
     async with AsyncExitStack() as stack:
         second = await World(world.folder, stack).session("second")
-        half = asyncio.Event()
-
-        def watch(stats: TorrentStats) -> None:
-            if stats.fraction > 0.5:
-                half.set()
-
+        half = Reached(0.5)
         fetch = asyncio.create_task(
-            second.fetch(shard.torrent, target, peers=holders, on_progress=watch, **shard.wanted())
+            second.fetch(shard.torrent, target, peers=holders, on_progress=half, **shard.wanted())
         )
-        await asyncio.wait_for(half.wait(), 20)
+        await half.wait()
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
@@ -141,9 +138,11 @@ async def test_a_cancelled_fetch_is_resumed_by_the_next_session_without_fetching
 async def test_closing_the_session_ends_its_fetches(world: World, shard: Shard) -> None:
     async with AsyncExitStack() as stack:
         session = await World(world.folder, stack).session("x")
-        fetch = asyncio.create_task(session.fetch(shard.torrent, world.target("x"), **shard.wanted()))
-        while not session.stats():
-            await asyncio.sleep(0.01)
+        begun = Reached(0)
+        fetch = asyncio.create_task(
+            session.fetch(shard.torrent, world.target("x"), on_progress=begun, **shard.wanted())
+        )
+        await begun.wait()
     with pytest.raises(asyncio.CancelledError):
         await fetch
 
@@ -262,3 +261,23 @@ async def test_web_seeds_give_the_shard_where_they_are_allowed(
     allowed = await world.session("allowed", tls, web_seeds_allowed=True)
     await allowed.fetch(shard.torrent, world.target("a"), web_seeds=[url], deadline_s=30, **shard.wanted())
     assert world.target("a").read_bytes() == shard.path.read_bytes()
+
+
+async def test_the_first_holder_sends_little_more_than_one_copy_however_many_want_it(
+    world: World, shard: Shard
+) -> None:
+    holder = await world.session("holder", upload_limit_bytes_per_s=10 * MB)
+    nodes = [await world.session(f"node-{index}") for index in range(4)]
+    await holder.seed(shard.torrent, shard.path, label="0")
+    everybody = [("127.0.0.1", session.port) for session in (holder, *nodes)]
+    fetches = [
+        node.fetch(shard.torrent, world.target(f"node-{index}"), peers=everybody, deadline_s=30, **shard.wanted())
+        for index, node in enumerate(nodes)
+    ]
+    await asyncio.gather(*fetches)
+    for index in range(len(nodes)):
+        assert world.target(f"node-{index}").read_bytes() == shard.path.read_bytes()
+    async with asyncio.timeout(10):
+        while (sent := holder.stats()[info_hash(shard.torrent)].uploaded_bytes) < shard.size:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert sent < 1.4 * shard.size

@@ -53,7 +53,8 @@ def test_a_swarms_torrent_is_private_and_leads_back_to_the_open_one(tmp_path: Pa
     assert facts.open_info_hash == plain.info_hash
     assert file_root(inside) == file_root(shard.torrent) == facts.file_root
     assert facts.root_cert_pem == CA
-    assert lt.load_torrent_buffer(inside).ti.priv()
+    parsed: Any = lt.load_torrent_buffer(inside).ti
+    assert parsed.priv()
 
 
 def test_libtorrent_reads_the_same_info_hash(tmp_path: Path) -> None:
@@ -130,8 +131,8 @@ def test_a_torrent_must_be_the_one_that_is_wanted(tmp_path: Path) -> None:
         check_torrent(shard.torrent, expect_bytes=1, root_cert_pem=None)
     with pytest.raises(ManifestError, match="open torrent"):
         check_torrent(shard.torrent, expect_bytes=300_000, root_cert_pem=CA)
+    inside = make_torrent(shard.path, name="shard-0.gguf", root_cert_pem=CA)
     with pytest.raises(ManifestError, match="another swarm"):
-        inside = make_torrent(shard.path, name="shard-0.gguf", root_cert_pem=CA)
         check_torrent(inside, expect_bytes=300_000, root_cert_pem=b"other")
     with pytest.raises(ManifestError, match="info-hash"):
         check_torrent(shard.torrent, expect_bytes=300_000, root_cert_pem=None, expect_open_info_hash="0" * 64)

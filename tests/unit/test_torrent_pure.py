@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
 from shardnet.errors import NoRoomError
 from shardnet.torrent.eviction import StoredShard, plan_eviction
 from shardnet.torrent.progress import TorrentStats, human_seconds
+from shardnet.torrent.slots import FIRST_SLOTS, SeedReading, UploadSlots
 from shardnet.torrent.watchdog import Remedy, StallWatchdog
 
 STATS = TorrentStats(
@@ -104,3 +106,42 @@ def test_figures_become_the_line_that_people_see() -> None:
 )
 def test_durations_read_well(seconds: float | None, text: str) -> None:
     assert human_seconds(seconds) == text
+
+
+def run_slots(slots: UploadSlots, seconds: range, rate: Callable[[int], float], downloaders: int = 5) -> list[int]:
+    """Let time pass in steps of one second; `rate(count)` is what this many slots send per second."""
+    seen, sent = [], 0.0
+    for second in seconds:
+        slots.observe(float(second), {"seed": SeedReading(int(sent), downloaders)})
+        seen.append(slots.slots.get("seed", FIRST_SLOTS))
+        sent += rate(seen[-1])
+    return seen
+
+
+def test_one_slot_is_enough_where_it_fills_the_line() -> None:
+    assert set(run_slots(UploadSlots(most=8), range(200), lambda count: 10_000)) == {1}
+
+
+def test_a_peer_that_slows_down_gets_company() -> None:
+    slots = UploadSlots(most=8)
+    assert set(run_slots(slots, range(20), lambda count: 10_000)) == {1}
+    slower = run_slots(slots, range(20, 60), lambda count: min(10_000, count * 4_000))
+    assert slower[-1] == 2
+
+
+def test_a_dead_peer_in_the_only_slot_is_passed_quickly_and_bounds_hold() -> None:
+    seen = run_slots(UploadSlots(most=6), range(60), lambda count: 0)
+    assert seen[:12] == [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 4, 4]
+    assert seen[-1] == 6
+    assert set(run_slots(UploadSlots(most=6), range(60), lambda count: 0, downloaders=1)) == {1}
+
+
+def test_only_the_slowest_of_several_seeds_is_widened_and_a_removed_one_is_forgotten() -> None:
+    slots = UploadSlots(most=8, best_rate=1e9)
+    for second in range(6):
+        both = {"fast": SeedReading(second * 1000, 3), "slow": SeedReading(second, 3)}
+        widened = slots.observe(float(second), both)
+    assert widened == "slow"
+    assert slots.slots == {"slow": 2}
+    assert slots.observe(6.0, {"fast": SeedReading(6000, 3)}) is None
+    assert slots.slots == {}

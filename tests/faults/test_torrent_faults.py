@@ -1,0 +1,326 @@
+"""What goes wrong while shards travel: strangers, liars, full disks, killed processes, seeds that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+import pytest
+
+from shardnet.errors import NoRoomError, ShardCorrupt, ShardNotFound
+from shardnet.torrent.metainfo import info_hash
+from shardnet.torrent.progress import TorrentStats
+from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
+from tests.torrent_world import Authority, Reached, Shard, World, make_shard
+
+pytestmark = pytest.mark.integration
+MB = 1_000_000
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        yield World(tmp_path, stack)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Shard:
+    return make_shard(tmp_path / "origin", 20 * MB)
+
+
+@contextmanager
+def raw_session(
+    shard: Shard, folder: Path, *, tls: TlsMaterial | None = None, host: str = "127.0.0.1", seeding: bool
+) -> Iterator[tuple[int, Any]]:
+    """A BitTorrent client that follows none of our rules: it checks no hashes and takes any certificate it is told to show."""
+    native: Any = lt.session(
+        {
+            "listen_interfaces": f"{host}:0{'s' if b'ssl-cert' in shard.torrent else ''}",
+            "enable_dht": False,
+            "enable_lsd": False,
+            "enable_upnp": False,
+            "enable_natpmp": False,
+            "enable_outgoing_utp": False,
+            "enable_incoming_utp": False,
+            "disable_hash_checks": True,
+            "allow_multiple_connections_per_ip": True,
+            "min_reconnect_time": 1,
+            "alert_mask": int(lt.alert_category.status | lt.alert_category.error),
+        }
+    )
+    params: Any = lt.load_torrent_buffer(shard.torrent)
+    params.save_path = str(folder)
+    params.flags = lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused
+    if seeding:
+        params.flags |= lt.torrent_flags.seed_mode
+    handle: Any = native.add_torrent(params)
+    if tls is not None:
+        handle.set_ssl_certificate_buffer(tls.cert_pem.decode(), tls.key_pem.decode(), FFDHE2048_PEM)
+    port = 0
+    while port == 0:
+        native.wait_for_alert(1000)
+        port = next((a.port for a in native.pop_alerts() if isinstance(a, lt.listen_succeeded_alert)), 0)
+    try:
+        yield port, handle
+    finally:
+        del handle, native
+
+
+def liar_folder(world: World, shard: Shard, *, every: int) -> Path:
+    """Returns: a folder with the shard's file in which one byte of every `every` is flipped."""
+    folder = world.folder / "liar"
+    folder.mkdir()
+    content = bytearray(shard.path.read_bytes())
+    for position in range(every // 2, len(content), every):
+        content[position] ^= 0xFF
+    (folder / "shard-0.gguf").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("who", ["foreign authority", "no certificate"])
+async def test_strangers_get_not_a_byte(world: World, tmp_path: Path, who: str) -> None:
+    shard = make_shard(tmp_path / "origin", 2 * MB, world.authority.pem)
+    seed = await world.session("seed", world.authority.member())
+    await seed.seed(shard.torrent, shard.path, label="0")
+    stranger = Authority("other").member() if who == "foreign authority" else None
+    folder = world.folder / "stranger"
+    folder.mkdir()
+    with raw_session(shard, folder, tls=stranger, seeding=False) as (_, handle):
+        for _ in range(6):
+            handle.connect_peer(("127.0.0.1", seed.port))
+            await asyncio.sleep(0.5)
+        assert (await asyncio.to_thread(handle.status)).total_download == 0
+    assert seed.stats()[info_hash(shard.torrent)].uploaded_bytes == 0
+    member = await world.session("member", world.authority.member())
+    await member.fetch(
+        shard.torrent, world.target("m"), peers=[("127.0.0.1", seed.port)], deadline_s=20, **shard.wanted()
+    )
+
+
+async def test_a_stranger_cannot_give_anything_to_a_member(world: World, tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "origin", 2 * MB, world.authority.pem)
+    member = await world.session("member", world.authority.member(), stall_timeout_s=1.0)
+    with (
+        raw_session(shard, shard.path.parent, tls=Authority("other").member(), seeding=True) as (port, _),
+        pytest.raises(ShardNotFound),
+    ):
+        await member.fetch(
+            shard.torrent, world.target("m"), peers=[("127.0.0.1", port)], deadline_s=4, **shard.wanted()
+        )
+    assert not world.target("m").exists()
+
+
+async def test_when_one_of_two_seeds_leaves_the_other_finishes_the_job(world: World, shard: Shard) -> None:
+    async with AsyncExitStack() as stack:
+        leaving = await World(world.folder, stack).session("leaving", upload_limit_bytes_per_s=4 * MB)
+        staying = await world.session("staying", upload_limit_bytes_per_s=4 * MB)
+        for session in (leaving, staying):
+            await session.seed(shard.torrent, shard.path, label="0")
+        node = await world.session("node")
+        holders = [("127.0.0.1", leaving.port), ("127.0.0.1", staying.port)]
+        half = Reached(0.5)
+        fetch = asyncio.create_task(
+            node.fetch(
+                shard.torrent, world.target("node"), peers=holders, deadline_s=30, on_progress=half, **shard.wanted()
+            )
+        )
+        await half.wait()
+    await fetch
+    assert world.target("node").read_bytes() == shard.path.read_bytes()
+
+
+async def test_when_the_only_seed_leaves_the_fetch_says_so_and_goes_on_when_it_returns(
+    world: World, shard: Shard
+) -> None:
+    node = await world.session("node", stall_timeout_s=1.0)
+    async with AsyncExitStack() as stack:
+        seed = await World(world.folder, stack).session("seed", upload_limit_bytes_per_s=8 * MB)
+        port = seed.port
+        half = Reached(0.5)
+        await seed.seed(shard.torrent, shard.path, label="0")
+        fetch = asyncio.create_task(
+            node.fetch(
+                shard.torrent, world.target("node"), peers=[("127.0.0.1", port)], on_progress=half, **shard.wanted()
+            )
+        )
+        await half.wait()
+    await asyncio.sleep(4.5)  # long enough for every remedy, removing and adding again included
+    assert not fetch.done()
+    back = await world.session("seed", listen_port=port)
+    await back.seed(shard.torrent, shard.path, label="0")
+    await asyncio.wait_for(fetch, 20)
+    assert world.target("node").read_bytes() == shard.path.read_bytes()
+    assert back.stats()[info_hash(shard.torrent)].uploaded_bytes < 0.6 * shard.size
+
+
+async def test_a_lone_liar_ends_in_a_clear_error_and_no_file(world: World, shard: Shard) -> None:
+    node = await world.session("node")
+    with (
+        raw_session(shard, liar_folder(world, shard, every=100_000), seeding=True) as (port, _),
+        pytest.raises(ShardCorrupt, match=r"every known peer .* sent bad pieces and was banned"),
+    ):
+        await node.fetch(shard.torrent, world.target("n"), peers=[("127.0.0.1", port)], deadline_s=30, **shard.wanted())
+    assert not world.target("n").exists()
+
+
+@pytest.mark.parametrize("liars_host", ["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize("every", [100_000, 5_000_000])
+async def test_with_an_honest_seed_beside_the_liar_the_shard_arrives_whole(
+    world: World, shard: Shard, liars_host: str, every: int
+) -> None:
+    seed, node = await world.session("seed"), await world.session("node")
+    await seed.seed(shard.torrent, shard.path, label="0")
+    with raw_session(shard, liar_folder(world, shard, every=every), host=liars_host, seeding=True) as (port, _):
+        holders = [(liars_host, port), ("127.0.0.1", seed.port)]
+        await node.fetch(shard.torrent, world.target("n"), peers=holders, deadline_s=40, **shard.wanted())
+    assert world.target("n").read_bytes() == shard.path.read_bytes()
+
+
+async def test_a_seed_whose_file_rots_notices_stops_and_tells(world: World, shard: Shard) -> None:
+    rotten: list[tuple[str, Path]] = []
+    seed = await world.session("seed", on_rotten=lambda label, path: rotten.append((label, path)))
+    node = await world.session("node", stall_timeout_s=1.0)
+    with shard.path.open("r+b") as file:
+        file.seek(7 * MB)
+        file.write(b"rot")
+    damaged = shard.path.read_bytes()
+    await seed.seed(shard.torrent, shard.path, label="0")
+    with pytest.raises(ShardNotFound):
+        await node.fetch(
+            shard.torrent, world.target("n"), peers=[("127.0.0.1", seed.port)], deadline_s=5, **shard.wanted()
+        )
+    assert rotten == [("0", shard.path)]
+    assert seed.stats() == {}
+    assert shard.path.read_bytes() == damaged
+    assert not world.target("n").exists()
+
+
+def start_fetcher(world: World, shard: Shard, port: int) -> subprocess.Popen[str]:
+    job = {
+        "state": str(world.folder / "killed" / "state"),
+        "torrent": base64.b64encode(shard.torrent).decode(),
+        "target": str(world.target("killed")),
+        "sha256": shard.sha256,
+        "size": shard.size,
+        "port": port,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.torrent_fetcher", json.dumps(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+async def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 30)
+    facts: dict[str, Any] = json.loads(line) if line else {}
+    return facts
+
+
+async def test_kill_9_at_half_costs_next_to_nothing(world: World, tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "origin", 30 * MB)
+    seed = await world.session("seed", upload_limit_bytes_per_s=12 * MB)
+    await seed.seed(shard.torrent, shard.path, label="0")
+    process = start_fetcher(world, shard, seed.port)
+    try:
+        had = 0
+        while had < shard.size / 2:
+            had = (await report_of(process))["bytes_done"]
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+        assert process.stdout is not None
+        process.stdout.close()
+    assert not world.target("killed").exists()
+    node = await world.session("killed")
+    reports: list[TorrentStats] = []
+    await node.fetch(
+        shard.torrent,
+        world.target("killed"),
+        peers=[("127.0.0.1", seed.port)],
+        on_progress=reports.append,
+        **shard.wanted(),
+    )
+    fetched_again = reports[-1].downloaded_bytes - (shard.size - had)
+    assert world.target("killed").read_bytes() == shard.path.read_bytes()
+    assert fetched_again < 0.1 * shard.size
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 32 MB of its own."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_too_small_a_disk_is_refused_before_the_first_byte(
+    world: World, small_disk: Path, tmp_path: Path
+) -> None:
+    shard = make_shard(tmp_path / "origin", 40 * MB)
+    node = await world.session("node")
+    with pytest.raises(NoRoomError, match="are free") as caught:
+        await node.fetch(shard.torrent, small_disk / "shard-0.gguf", **shard.wanted())
+    assert caught.value.facts["needed_bytes"] == shard.size
+    assert os.listdir(small_disk) == []  # noqa: PTH208 - a folder of nothing
+
+
+async def test_a_disk_that_fills_up_on_the_way_is_a_clear_error_and_no_loss(
+    world: World, small_disk: Path, shard: Shard
+) -> None:
+    seed = await world.session("seed", upload_limit_bytes_per_s=8 * MB)
+    node = await world.session("node")
+    await seed.seed(shard.torrent, shard.path, label="0")
+    target, holders = small_disk / "shard-0.gguf", [("127.0.0.1", seed.port)]
+    begun = Reached(0.2)
+    fetch = asyncio.create_task(
+        node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=begun, **shard.wanted())
+    )
+    await begun.wait()
+    hog = small_disk / "hog"
+    with hog.open("wb") as file, suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(1 << 16))
+    with pytest.raises(NoRoomError, match="is full"):
+        await fetch
+    assert not target.exists()
+    assert node.stats() == {}
+    hog.unlink()
+    reports: list[TorrentStats] = []
+    await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=reports.append, **shard.wanted())
+    assert target.read_bytes() == shard.path.read_bytes()
+    assert reports[-1].downloaded_bytes < 0.9 * shard.size
+
+
+async def test_cancelling_at_any_moment_leaves_a_state_from_which_the_next_fetch_succeeds(
+    world: World, shard: Shard
+) -> None:
+    seed, node = await world.session("seed"), await world.session("node")
+    await seed.seed(shard.torrent, shard.path, label="0")
+    target, holders = world.target("node"), [("127.0.0.1", seed.port)]
+    chance = random.Random(7)
+    for _ in range(12):
+        fetch = asyncio.create_task(node.fetch(shard.torrent, target, peers=holders, **shard.wanted()))
+        await asyncio.sleep(chance.uniform(0, 0.3))
+        fetch.cancel()
+        with suppress(asyncio.CancelledError):
+            await fetch
+        assert not target.exists() or target.read_bytes() == shard.path.read_bytes()
+    await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, **shard.wanted())
+    assert target.read_bytes() == shard.path.read_bytes()
