@@ -70,11 +70,15 @@ def _check_layers(header: GgufHeader) -> None:
     """A layer beyond the announced ones, or one without tensors, would make a shard that is not what it says."""
     if "general.architecture" not in header.fields or header.arch("block_count") is None or not header.tensors:
         return
+    extra = header.arch("nextn_predict_layers", 0)
+    if not isinstance(extra, int) or not 0 <= extra < header.n_layers:
+        raise GgufError(
+            f"{header.path} announces {extra!r} layers for multi-token prediction of {header.n_layers} in all"
+        )
     found = {layer for tensor in header.tensors if (layer := layer_of(tensor.name)) is not None}
     if found and max(found) >= header.n_layers:
         raise GgufError(f"{header.path} announces {header.n_layers} layers but has tensors of layer {max(found)}")
-    needed = header.n_layers - _count(header, "nextn_predict_layers")  # converters may leave the MTP layers out
-    if missing := set(range(needed)) - found:
+    if missing := set(range(header.n_layers - extra)) - found:  # converters may leave those for prediction out
         raise GgufError(f"{header.path} announces {header.n_layers} layers but has no tensors of layer {min(missing)}")
 
 

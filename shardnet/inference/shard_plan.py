@@ -14,11 +14,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from shardnet.errors import FamilyRefused, UsageError
+from shardnet.errors import FamilyRefused, GgufError, UsageError
 from shardnet.inference import families
 from shardnet.inference.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
 from shardnet.inference.gguf_file import GgufField, GgufHeader, GgufTensor, GgufValue, ValueType
-from shardnet.inference.gguf_layout import Layout, layer_of, layout_of, read_model, tensors_by_name
+from shardnet.inference.gguf_layout import Layout, layer_of, layout_of, read_model, tensors_by_name, vocabulary_size
 from shardnet.inference.gguf_types import GGML_F32, GGML_TYPES
 from shardnet.inference.gguf_writer import OutTensor, header_bytes, string_value, total_bytes, u32_value
 from shardnet.manifest import BLANK_MODEL_ID
@@ -93,6 +93,12 @@ def plan_split(path: Path, request: CutRequest, name: str | None = None) -> Spli
     header = read_model(path)
     if MODEL_ID_KEY in header.fields:
         raise UsageError(f"{path} is a shard already; split the whole model")
+    for key in ("embedding_length", "context_length"):
+        value = header.arch(key)
+        if not isinstance(value, int) or value <= 0:
+            raise GgufError(f"{path} has no usable {header.architecture}.{key}: it cannot be split")
+    if vocabulary_size(header) <= 0:
+        raise GgufError(f"{path} has no vocabulary: it cannot be split")
     layout = layout_of(header)
     layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
     title = model_name(header, name)

@@ -189,9 +189,9 @@ def _content(plan: SplitPlan, written: Sequence[Written]) -> ModelContent:
     return ModelContent(
         architecture=header.architecture,
         n_layers=plan.layers[-1].end,
-        n_embd=int(header.arch("embedding_length", 0)),
+        n_embd=int(header.arch("embedding_length")),
         n_vocab=vocabulary_size(header),
-        n_ctx_train=int(header.arch("context_length", 0)),
+        n_ctx_train=int(header.arch("context_length")),
         n_params=plan.layout.n_params,
         quantisation=quantisation_of(header),
         shards=shards,
