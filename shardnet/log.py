@@ -46,6 +46,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     ),
     "request_failed": ("TASK", "{request_id} ✗ {reason}"),
     "node_joined": ("NODE", "✓ Joined coordinator {coordinator} as {name} ({node_id})"),
+    "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
     "node_listening": ("NODE", "Listening on {address}"),
     "node_draining": ("NODE", "Draining: {tasks} tasks to finish"),

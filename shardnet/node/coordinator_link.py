@@ -1,0 +1,111 @@
+"""The one connection that a node keeps to its coordinator: dialled, dialled again when it is lost, for as long as the node lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from shardnet.errors import PeerLost, ShardnetError
+from shardnet.ids import short
+from shardnet.lifecycle import Backoff
+from shardnet.log import get
+from shardnet.messages import Address, AnyMessage, Hello, Welcome
+from shardnet.swarm.identity import Identity
+from shardnet.transport import Connection, dial
+from shardnet.wire import Buffer, Frame
+
+LASTING_S = 2.0
+"""A connection that held for less was no success: the next attempt waits longer."""
+
+log = get("node")
+
+
+class CoordinatorLink:
+    """Dials, greets, hands frames over, and begins again.
+
+    Args:
+        find: tells where the coordinator is; asked before every dial, in a thread, since it may have moved.
+        hello: what we say, given the address that is dialled.
+        on_joined: called when the coordinator has welcomed us, before any of its frames are handled.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        find: Callable[[], Address],
+        hello: Callable[[Address], Hello],
+        on_joined: Callable[[Welcome], None],
+        on_frame: Callable[[Connection, Frame[AnyMessage]], None],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._identity = identity
+        self._find = find
+        self._hello = hello
+        self._on_joined = on_joined
+        self._on_frame = on_frame
+        self._timeout_s = timeout_s
+        self._connection: Connection | None = None
+
+    def tell(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
+        """Send to the coordinator; does nothing while there is none: it learns what it needs when we are back."""
+        if self._connection is None:
+            return
+        try:
+            self._connection.send(message, payloads)
+        except PeerLost as error:
+            log.debug("coordinator_not_told", reason=str(error))
+
+    async def run(self) -> None:
+        """Keep the connection until cancelled; then send what is queued and end it."""
+        backoff = Backoff()
+        told = ""
+        try:
+            while True:
+                try:
+                    address = await asyncio.to_thread(self._find)
+                    began_s = asyncio.get_running_loop().time()
+                    reason = await self._stay(address)
+                    log.warning("node_disconnected", reason=str(reason))
+                    told = ""
+                    if asyncio.get_running_loop().time() - began_s > LASTING_S:
+                        backoff.reset()
+                except ShardnetError as error:
+                    if str(error) != told:  # once for each reason, not once for each attempt
+                        told = str(error)
+                        log.warning("node_not_joined", reason=told)
+                await asyncio.sleep(backoff.next_delay_s())
+        finally:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
+
+    async def _stay(self, address: Address) -> ShardnetError:
+        """Returns: why the connection ended. Raises: UnreachableError, PeerRefused if there was none."""
+        connection = await dial(self._identity, address, self._hello(address), timeout_s=self._timeout_s)
+        ended: asyncio.Future[ShardnetError] = asyncio.get_running_loop().create_future()
+
+        def on_close(error: ShardnetError) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        welcome = connection.peer
+        if not isinstance(welcome, Welcome):
+            connection.abort()
+            raise PeerLost(f"the daemon at {address} gave no welcome")
+        self._connection = connection
+        try:
+            log.info(
+                "node_joined",
+                coordinator=str(address),
+                name=self._identity.name,
+                node_id=short(self._identity.node_id),
+                epoch=welcome.epoch,
+            )
+            self._on_joined(welcome)
+            connection.set_handler(lambda frame: self._on_frame(connection, frame), on_close)
+            reason = await ended
+        except BaseException:
+            raise  # `run` closes it in order
+        self._connection = None
+        return reason

@@ -1,0 +1,296 @@
+"""`shardnet node`: its parts, and its life from start to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from shardnet.errors import ShardnetError
+from shardnet.ids import ShardKey, short
+from shardnet.inference.engine import Engine
+from shardnet.inference.host import EngineProcess, Restored
+from shardnet.lifecycle import peer_guard
+from shardnet.log import get
+from shardnet.messages import (
+    PROTOCOL_VERSION,
+    Address,
+    Capabilities,
+    Hello,
+    Leaving,
+    ManifestOffer,
+    StageRef,
+    Welcome,
+)
+from shardnet.node.answering import Answering
+from shardnet.node.assignment import Assignment, parse_binding
+from shardnet.node.coordinator_link import CoordinatorLink
+from shardnet.node.events import DrainBegan, EngineCameBack, PreloadAsked, TaskGone, TaskWaits
+from shardnet.node.exchange import ShardExchange
+from shardnet.node.heartbeat import Pulse
+from shardnet.node.links import PeerLinks
+from shardnet.node.performing import Performer
+from shardnet.node.settings import NodeSettings
+from shardnet.node.state import NodeState
+from shardnet.node.store import ModelStore
+from shardnet.node.tasks import Flight, TaskRunner
+from shardnet.swarm.addresses import (
+    is_loopback,
+    is_wildcard,
+    own_address,
+    parse_address,
+    parse_host_port,
+    read_coordinator_addresses,
+)
+from shardnet.swarm.identity import Identity
+from shardnet.swarm.membership import follow_revocations
+from shardnet.transport import Connection, Listener, listen
+
+DEFAULT_COORDINATOR = Address(host="127.0.0.1", port=7700)
+
+log = get("node")
+
+
+class NodeDaemon:
+    """One node. `run()` is its life; `stop()` begins its end.
+
+    Args:
+        identity: claimed and released by the caller.
+        exchange: gets shards from other nodes; entered and left by the caller. None: this node has what its folder has.
+        make_engine: for tests; the engine process otherwise.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        identity: Identity,
+        *,
+        exchange: ShardExchange | None = None,
+        make_engine: Callable[[Callable[[Restored], None]], Engine] | None = None,
+    ) -> None:
+        node = settings.node
+        self._settings = settings
+        self._identity = identity
+        self._exchange = exchange
+        self._listen_at = parse_host_port(node.listen, what="--listen")
+        self._coordinator_at = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
+        self._stopping = asyncio.Event()
+        self._group: asyncio.TaskGroup
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._listener: Listener | None = None
+        self._epoch = 0
+
+        assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
+        self._assignment = assignment
+        self._state = NodeState(node.models_cache, assignment, can_fetch=exchange is not None)
+        self._store = ModelStore(node.models_cache)
+        self._engine = (
+            make_engine(self._engine_came_back)
+            if make_engine is not None
+            else EngineProcess(settings.inference, on_restart=self._engine_came_back)
+        )
+        self._links = PeerLinks(
+            identity,
+            lambda: self._hello(None),
+            lambda connection, frame: self._answering.from_peer(connection, frame),
+            lambda node_id, error: self._tasks.peer_lost(node_id, error),
+            self._spawn,
+            dial_timeout_s=node.dial_timeout_s,
+            redial_after_s=node.redial_after_s,
+        )
+        self._coordinator = CoordinatorLink(
+            identity,
+            self._find_coordinator,
+            self._hello,
+            self._joined,
+            lambda connection, frame: self._answering.from_coordinator(connection, frame),
+            timeout_s=node.join_timeout_s,
+        )
+        self._tasks = TaskRunner(
+            identity.node_id,
+            self._engine,
+            self._links,
+            self._coordinator.tell,
+            is_ready=self._state.chain_is_ready,
+            wait_for_shards=self._wait_for_shards,
+            forget_wait=lambda ticket: self._performer.post(TaskGone(ticket)),
+            max_tasks=node.max_tasks,
+        )
+        self._performer = Performer(
+            self._state,
+            self._store,
+            self._engine,
+            exchange,
+            tell=self._coordinator.tell,
+            run_task=self._tasks.run,
+            fail_task=self._tasks.fail,
+            spawn=self._spawn,
+        )
+        self._pulse = Pulse(
+            self._state,
+            self._tasks,
+            self._engine,
+            self._coordinator.tell,
+            self._spawn,
+            interval_s=node.heartbeat_interval_s,
+            memory_limit_bytes=settings.inference.memory_limit_bytes,
+        )
+        self._answering = Answering(
+            identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._spawn
+        )
+
+    def stop(self) -> None:
+        """Ask it to drain and end. Harmless when repeated."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until stop(); when this returns, no task, socket or child process of ours is left.
+
+        Raises: SettingsError if the port is taken; EngineError if the engine cannot be started.
+        """
+        with structlog.contextvars.bound_contextvars(role="node", node_id=short(self._identity.node_id)):
+            try:
+                await self._run()
+            except* ShardnetError as errors:
+                raise _first(errors) from None
+        log.info("node_stopped")
+
+    async def _run(self) -> None:
+        async with AsyncExitStack() as resources:
+            self._listener = await listen(self._identity, self._listen_at, self._greeted)
+            await resources.enter_async_context(self._listener)
+            log.info("node_listening", address=str(self._listener.address))
+            resources.push_async_callback(self._engine.close)
+            self._pulse.devices = (await self._engine.start()).devices
+            resources.callback(self._performer.close)
+            async with asyncio.TaskGroup() as self._group:
+                children = [
+                    self._group.create_task(self._live(), name="live"),
+                    self._group.create_task(follow_revocations(self._identity), name="revocations"),
+                ]
+                await self._stopping.wait()
+                await self._drain()
+                await self._listener.close()  # before the jobs that frames may start have nowhere to run
+                await self._links.close()
+                for task in (*children, *self._jobs):
+                    task.cancel()
+
+    async def _live(self) -> None:
+        """What is here goes into memory first; only then the node joins."""
+        node = self._settings.node
+        self._performer.post(await self._store.scan())
+        now_s = asyncio.get_running_loop().time()
+        self._performer.post(PreloadAsked(node.preload == "all", node.preload_options, now_s))
+        await self._performer.preloaded.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pulse.run(), name="heartbeat")
+            group.create_task(self._coordinator.run(), name="coordinator")
+
+    async def _drain(self) -> None:
+        """Nothing new; what runs is finished, in time or not at all."""
+        self._performer.post(DrainBegan())
+        self._coordinator.tell(Leaving(reason="asked to stop"))
+        if self._tasks.n_tasks or self._tasks.n_sequences:
+            log.info("node_draining", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
+        try:
+            async with asyncio.timeout(self._settings.node.drain_timeout_s):
+                await self._tasks.drain()
+        except TimeoutError:
+            log.warning("node_drain_timeout", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
+
+    # -- greetings -----------------------------------------------------------------------------------------------------------
+
+    def _find_coordinator(self) -> Address:
+        """Returns: where it is now; a coordinator on this machine writes that down when it starts."""
+        if self._coordinator_at is not None:
+            return self._coordinator_at
+        return read_coordinator_addresses(self._identity.home).nodes or DEFAULT_COORDINATOR
+
+    def _hello(self, coordinator: Address | None) -> Hello:
+        """Returns: what we say to the coordinator at that address; to another node, None, in a few words."""
+        if coordinator is None:
+            return Hello(
+                protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, name=self._identity.name, role="node"
+            )
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            node_id=self._identity.node_id,
+            name=self._identity.name,
+            role="node",
+            listen=self._listening_for(coordinator),
+            capabilities=Capabilities(
+                shard_loaded=self._state.loaded_before_join,
+                devices=self._pulse.devices,
+                memory_limit_bytes=self._settings.inference.memory_limit_bytes,
+                assigned=self._state.assigned(),
+                accepts_any=self._assignment.accepts_any,
+                torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
+            ),
+            held=self._pulse.held(),
+        )
+
+    def _listening_for(self, coordinator: Address) -> Address | None:
+        """Returns: where the coordinator's other nodes can dial us; None if they cannot, and go through the coordinator."""
+        assert self._listener is not None
+        address = self._listener.address
+        if is_wildcard(address.host):
+            host = "127.0.0.1" if is_loopback(coordinator.host) else own_address()
+            return Address(host=host, port=address.port) if host is not None else None
+        if is_loopback(address.host) and not is_loopback(coordinator.host):
+            return None
+        return address
+
+    def _joined(self, welcome: Welcome) -> None:
+        self._epoch = max(self._epoch, welcome.epoch)
+        self._tasks.follow_epoch(welcome.epoch)
+        if welcome.revoked or self._identity.revoked:
+            self._answering.revoke(frozenset(welcome.revoked))
+        for manifest in self._state.held_manifests():
+            self._coordinator.tell(ManifestOffer(manifest=manifest))
+        self._pulse.beat()
+
+    def _greeted(self, connection: Connection, hello: Hello) -> Welcome:
+        """Another member dialled us."""
+        self._links.adopt(connection)
+        return Welcome(protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, epoch=self._epoch)
+
+    # -- inside --------------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a job that ends with the daemon at the latest, and whose failure ends there."""
+
+        async def guarded() -> None:
+            async with peer_guard(name):
+                await work
+
+        task = self._group.create_task(guarded(), name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return task
+
+    def _wait_for_shards(self, flight: Flight, stage: StageRef) -> None:
+        task = flight.task
+        self._performer.post(TaskWaits(flight.ticket, task.model_id, stage.first_shard, stage.end_shard, task.options))
+
+    def _engine_came_back(self, restored: Restored) -> None:
+        self._performer.post(
+            EngineCameBack(
+                tuple(
+                    (ShardKey((shard.request.model_id, shard.request.shard_id)), shard.answer.memory_bytes)
+                    for shard in restored.shards
+                )
+            )
+        )
+        self._pulse.beat()
+
+
+def _first(errors: BaseExceptionGroup[ShardnetError]) -> ShardnetError:
+    """Returns: the first error of a group, which may hold groups."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ShardnetError)
+    return error

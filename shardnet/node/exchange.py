@@ -1,0 +1,59 @@
+"""How shards travel between nodes, as the node sees it. Composed in by the command line; without one a node has what its folder has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardSource
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """One look at a shard on its way here."""
+
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    peers: int
+
+
+OnFetchProgress = Callable[[FetchProgress], None]
+
+
+class ShardExchange(Protocol):
+    """Gets shards from other nodes, and gives them ours. Everything is called on the event loop; nothing may block it."""
+
+    @property
+    def torrent_port(self) -> int:
+        """Returns: where other nodes' transfers connect to; 0 if nowhere."""
+        ...
+
+    async def fetch(
+        self,
+        manifest: Manifest,
+        shard_id: int,
+        target: Path,
+        sources: tuple[ShardSource, ...],
+        on_progress: OnFetchProgress,
+    ) -> None:
+        """Bring a shard to `target`, whole. The node verifies it against the manifest afterwards. Cancelling may keep what is there.
+
+        Raises: ShardNotFound if nobody has it, NoRoomError, ShardCorrupt, DeadlineExceeded.
+        """
+        ...
+
+    async def offer(self, manifest: Manifest, shard_id: int, path: Path) -> None:
+        """A proved file is here: seed it and announce it. Repeating it is harmless."""
+        ...
+
+    async def withdraw(self, model_id: str, shard_id: int) -> None:
+        """The file is no longer good. Harmless when it was not offered."""
+        ...
+
+    async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
+        """Returns: the shard's torrent file. Raises: ShardNotFound if there is none here."""
+        ...

@@ -1,0 +1,121 @@
+"""What a node knows of one shard, and who waits for it. Plain data."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from shardnet.errors import ShardnetError
+from shardnet.ids import ShardKey
+from shardnet.messages import HeldShard, ShardOptions, ShardSource
+
+
+class Phase(StrEnum):
+    """What is being done about a shard; one thing at a time."""
+
+    IDLE = ""
+    VERIFYING = "verifying its hash"
+    FETCHING = "fetching it"
+    LOADING = "taking it into memory"
+    UNLOADING = "freeing its memory"
+
+
+class Kind(StrEnum):
+    """Why somebody waits for a shard."""
+
+    LOAD = "LOAD_SHARD"
+    KEEP = "LOAD_SHARD, file only"
+    UNLOAD = "UNLOAD_SHARD"
+    TASK = "EXECUTE_TASK"
+    PRELOAD = "start"
+
+
+@dataclass(slots=True)
+class Want:
+    """One waiter. `command_id` for LOAD, KEEP and UNLOAD; `ticket` for TASK."""
+
+    kind: Kind
+    options: ShardOptions
+    command_id: str = ""
+    ticket: int = -1
+    deadline_s: float = 0.0
+    sources: tuple[ShardSource, ...] = ()
+    source: Literal["memory", "local", "torrent"] = "memory"
+
+    @property
+    def may_fetch(self) -> bool:
+        """True if the shard may be fetched from other nodes for this."""
+        return self.kind in (Kind.LOAD, Kind.KEEP)
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """How a shard was loaded, and what that took."""
+
+    options: ShardOptions
+    memory_bytes: int
+
+    def covers(self, wanted: ShardOptions) -> bool:
+        """True if the loaded shard can do all that `wanted` asks for: context, sequences and batch at least as large."""
+        have = self.options
+        return have.n_ctx >= wanted.n_ctx and have.n_seq >= wanted.n_seq and have.n_batch >= wanted.n_batch
+
+
+@dataclass(slots=True)
+class ShardRecord:
+    """One shard of one model on this node.
+
+    Invariants (`check`): nobody waits while nothing is being done; what is in memory came from a proved file; a proved file exists.
+    """
+
+    key: ShardKey
+    paths: list[Path] = field(default_factory=list)
+    """Files that say they are this shard; the first is used."""
+    is_verified: bool = False
+    """The first file's bytes are proved."""
+    phase: Phase = Phase.IDLE
+    memory: InMemory | None = None
+    loading: ShardOptions | None = None
+    wants: deque[Want] = field(default_factory=deque)
+    progress: float | None = None
+    trouble: ShardnetError | None = None
+    """Why the last file was given up."""
+    is_fetch_stopped: bool = False
+
+    def satisfies(self, want: Want) -> bool:
+        """True if `want` can be answered now."""
+        match want.kind:
+            case Kind.KEEP:
+                return self.is_verified
+            case Kind.TASK | Kind.PRELOAD:
+                return self.memory is not None
+            case Kind.LOAD:
+                return self.memory is not None and self.memory.covers(want.options)
+            case Kind.UNLOAD:
+                return self.memory is None
+
+    def as_held(self, step_us: float | None) -> HeldShard | None:
+        """Returns: the shard as the coordinator is told of it; None if it is neither here nor on its way."""
+        if not self.paths and self.phase is not Phase.FETCHING:
+            return None
+        return HeldShard(
+            model_id=self.key[0],
+            shard_id=self.key[1],
+            loaded=self.memory is not None,
+            memory_bytes=self.memory.memory_bytes if self.memory else 0,
+            step_us=step_us if self.memory else None,
+            progress=self.progress if self.phase is not Phase.IDLE else None,
+            detail=self.phase.value,
+        )
+
+    def check(self) -> None:
+        """Raises: AssertionError where an invariant is broken: a bug of ours."""
+        assert not (self.wants and self.phase is Phase.IDLE), f"{self.key}: somebody waits for nothing"
+        assert self.memory is None or self.is_verified, f"{self.key}: loaded without proof"
+        assert not self.is_verified or self.paths, f"{self.key}: proved without a file"
+        assert (self.loading is not None) == (self.phase is Phase.LOADING), (
+            f"{self.key}: {self.phase} of {self.loading}"
+        )

@@ -1,0 +1,89 @@
+"""Everything a node's user may set. `configs/node.toml` shows every key with its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from shardnet.inference.settings import InferenceSettings
+from shardnet.log import LogFormat, LogLevel
+from shardnet.messages import ShardOptions
+from shardnet.settings import Section
+
+
+class NodeSection(Section):
+    """The daemon itself: who it is, where it listens, what it holds."""
+
+    name: str | None = Field(default=None, description="this node's name; not set: the first free of node, node-2, ...")
+    coordinator: str | None = Field(
+        default=None,
+        description="HOST:PORT of the coordinator; not set: the one last seen on this machine, else 127.0.0.1:7700",
+    )
+    listen: str = Field(
+        default="127.0.0.1:0", description="HOST:PORT for links of other nodes; port 0 takes any free one"
+    )
+    models_cache: Path = Field(default=Path("models_cache"), description="folder of the models' shards")
+    shards: tuple[str, ...] = Field(
+        default=(),
+        description='shards this node is bound to, each "MODEL:ID" or "ID"; empty: whatever the coordinator gives it',
+    )
+    preload: Literal["assigned", "all"] = Field(
+        default="assigned",
+        description='what is taken into memory before joining: the assigned shards, or "all" that are found',
+    )
+    preload_n_ctx: int = Field(
+        default=ShardOptions().n_ctx, ge=8, le=1 << 20, description="context of a preloaded shard, tokens per sequence"
+    )
+    preload_n_seq: int = Field(
+        default=ShardOptions().n_seq, ge=1, le=256, description="sequences at a time of a preloaded shard"
+    )
+    preload_n_batch: int = Field(
+        default=ShardOptions().n_batch, ge=1, le=8192, description="most tokens in one batch of a preloaded shard"
+    )
+    heartbeat_interval_s: float = Field(
+        default=1.0, gt=0, le=60, description="seconds between two heartbeats to the coordinator"
+    )
+    dial_timeout_s: float = Field(default=3.0, gt=0, description="seconds that another node may take to answer a dial")
+    join_timeout_s: float = Field(default=10.0, gt=0, description="seconds that the coordinator may take to answer")
+    redial_after_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="seconds that a node which could not be dialled is reached through the coordinator",
+    )
+    drain_timeout_s: float = Field(
+        default=10.0, ge=0, description="seconds that running tasks may take when the node is asked to stop"
+    )
+    max_tasks: int = Field(default=1024, ge=1, description="tasks here at the same time; more are refused as busy")
+
+    @field_validator("shards")
+    @classmethod
+    def _shards_name_a_shard(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        from shardnet.node.assignment import parse_binding
+
+        for text in texts:
+            parse_binding(text)
+        return texts
+
+    @property
+    def preload_options(self) -> ShardOptions:
+        """Returns: how shards are loaded before the coordinator has a say."""
+        return ShardOptions(n_ctx=self.preload_n_ctx, n_seq=self.preload_n_seq, n_batch=self.preload_n_batch)
+
+
+class LogSection(Section):
+    """What is written to stderr."""
+
+    format: LogFormat = Field(
+        default="auto", description='"pretty" sentences, "json" lines, or "auto": sentences on a terminal only'
+    )
+    level: LogLevel = Field(default="info", description="debug, info, warning or error")
+
+
+class NodeSettings(Section):
+    """A node's whole settings."""
+
+    node: NodeSection = Field(default=NodeSection(), description="the daemon")
+    inference: InferenceSettings = Field(default=InferenceSettings(), description="the engine")
+    log: LogSection = Field(default=LogSection(), description="logging")

@@ -1,0 +1,110 @@
+"""The models cache as the daemon uses it: every touch of the disk, in threads. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shardnet.errors import ShardError, ShardnetError
+from shardnet.ids import ShardKey
+from shardnet.inference.manifest_file import HashCache, check_shard, save_manifest, scan_cache
+from shardnet.log import get
+from shardnet.manifest import Manifest
+from shardnet.messages import MAX_FILE_PIECE
+from shardnet.node.events import CacheScanned, LocalModel, LocalShard
+
+HASHES_AT_ONCE = 2
+"""Files hashed side by side: more would only make one disk seek."""
+PROGRESS_INTERVAL_S = 0.25
+CORRUPT_SUFFIX = ".corrupt"
+
+OnDone = Callable[[int], None]
+"""Called on the event loop with the bytes done so far."""
+
+log = get("node")
+
+
+class ModelStore:
+    """One models cache folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._hashes: HashCache | None = None
+        self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
+
+    async def scan(self) -> CacheScanned:
+        """Find models and shards by their headers, and load the known hashes. Files that are no use are logged and left out."""
+        began_s = time.perf_counter()
+        found, self._hashes = await asyncio.to_thread(lambda: (scan_cache(self.root), HashCache(self.root)))
+        for path, reason in found.refused:
+            log.warning("shard_refused", path=str(path), reason=reason)
+        log.info(
+            "shards_scanned",
+            shards=len(found.shards),
+            models=len({shard.model_id for shard in found.shards}),
+            path=str(self.root),
+            seconds=time.perf_counter() - began_s,
+        )
+        return CacheScanned(
+            tuple(LocalModel(manifest, folder) for folder, manifest in found.manifests.values()),
+            tuple(
+                LocalShard(ShardKey((shard.model_id, shard.shard_id)), shard.path, shard.layers, shard.nbytes)
+                for shard in found.shards
+            ),
+        )
+
+    async def verify(self, path: Path, manifest: Manifest, shard_id: int, on_done: OnDone) -> None:
+        """Hold a file against its manifest; it is hashed only if it changed since it was hashed last.
+
+        Raises: ShardNotFound, ShardCorrupt, GgufError; ShardError if it cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        done, told_s = 0, time.monotonic()
+
+        def on_bytes(count: int) -> None:
+            nonlocal done, told_s
+            done += count
+            if time.monotonic() - told_s >= PROGRESS_INTERVAL_S:
+                told_s = time.monotonic()
+                loop.call_soon_threadsafe(on_done, done)
+
+        async with self._hashing:
+            try:
+                await asyncio.to_thread(check_shard, path, manifest, shard_id, self._known_hashes(), on_bytes)
+            except OSError as error:
+                raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    async def keep_manifest(self, folder: Path, manifest: Manifest) -> None:
+        """Write `folder/manifest.json`. Raises: ShardError if the folder cannot be written."""
+        try:
+            await asyncio.to_thread(save_manifest, folder, manifest)
+        except OSError as error:
+            raise ShardError(f"cannot write {folder / 'manifest.json'}: {error.strerror or error}") from error
+
+    async def quarantine(self, path: Path) -> None:
+        """Rename a damaged file, so that nothing takes it for a shard again, and its owner can look at it."""
+        try:
+            await asyncio.to_thread(path.replace, path.with_name(path.name + CORRUPT_SUFFIX))
+        except OSError as error:
+            log.warning("quarantine_failed", path=str(path), reason=error.strerror or str(error))
+
+    async def read_piece(self, path: Path, offset: int) -> tuple[int, bytes]:
+        """Returns: the file's length, and at most MAX_FILE_PIECE of its bytes from `offset`. Raises: ShardError if it cannot be read."""
+
+        def read() -> tuple[int, bytes]:
+            with path.open("rb") as file:
+                total = file.seek(0, 2)
+                file.seek(min(offset, total))
+                return total, file.read(MAX_FILE_PIECE)
+
+        try:
+            return await asyncio.to_thread(read)
+        except OSError as error:
+            raise ShardError(f"{path.name} cannot be read here: {error.strerror or error}") from error
+
+    def _known_hashes(self) -> HashCache:
+        if self._hashes is None:
+            raise ShardnetError("a shard is verified before the cache was scanned")
+        return self._hashes
