@@ -229,8 +229,10 @@ class HashCache:
         """Returns: the file's SHA-256, computed only if it is not known. Blocking: call it in a thread. Raises: OSError."""
         digest = self.known(path)
         if digest is None:
+            before = self._stamp(path)
             digest = file_sha256(path, on_bytes)
-            self.remember(path, digest)
+            if self._stamp(path) == before:  # else it changed under our hands, and nobody knows which bytes were hashed
+                self.remember(path, digest)
         return digest
 
 
