@@ -1,0 +1,71 @@
+"""`shardnet coordinator`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("coordinator")(coordinator)
+
+
+def coordinator(
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="TLS links of nodes. [default: 127.0.0.1:7700]")
+    ] = None,
+    api: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="HTTP API. [default: 127.0.0.1:8080]")] = None,
+    enrol: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Takes in machines with a join token. [default: 127.0.0.1:7701]"),
+    ] = None,
+    models_cache: Annotated[
+        Path | None, typer.Option(help="Folder whose models are served. [default: models_cache]")
+    ] = None,
+    stages: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Force pipelines of so many stages; 0: the quickest.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Whole pipelines to keep loaded for each model.")
+    ] = None,
+    n_ctx: Annotated[int | None, typer.Option(min=8, help="Tokens of context of each sequence.")] = None,
+    n_seq: Annotated[int | None, typer.Option(min=1, help="Sequences side by side in each pipeline.")] = None,
+    n_batch: Annotated[int | None, typer.Option(min=1, help="Tokens in one prompt chunk at most.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file, see configs/coordinator.toml.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, pretty or json.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
+    from shardnet import log
+    from shardnet.coordinator.daemon import Coordinator
+    from shardnet.coordinator.settings import CoordinatorSettings
+    from shardnet.lifecycle import run_loop, serve
+    from shardnet.settings import load_settings
+    from shardnet.swarm.home import Home
+
+    settings = load_settings(
+        CoordinatorSettings,
+        file=config,
+        flags={
+            "listen.nodes": listen,
+            "listen.api": api,
+            "listen.enrol": enrol,
+            "models.cache": models_cache,
+            "placement.stages": stages,
+            "placement.replicas": replicas,
+            "sequences.n_ctx": n_ctx,
+            "sequences.n_seq": n_seq,
+            "sequences.n_batch": n_batch,
+            "log.format": log_format,
+            "log.level": log_level,
+        },
+    )
+    log.configure(level=settings.log.level, form=settings.log.format)
+
+    async def main() -> None:
+        await serve(Coordinator(settings, Home()))
+
+    run_loop(main())

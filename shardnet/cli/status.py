@@ -1,0 +1,107 @@
+"""`shardnet status`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("status")(status)
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    api: Annotated[
+        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+    ] = None,
+) -> None:
+    """Show every node, every layer and who holds it, and what is being loaded."""
+    import json
+
+    from shardnet.coordinator.client import ApiClient, find_api
+
+    with ApiClient(find_api(api)) as client:
+        found = client.get("/status")
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for line in lines(found):
+        typer.echo(line)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Returns: the status as people read it."""
+    about, requests = found["coordinator"], found["requests"]
+    shown = [
+        f"Coordinator {about['node_id'][:12]} of swarm {about['swarm_id'][:12]}, up {_duration(about['uptime_s'])}, "
+        f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
+        f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
+    ]
+    for model in found["models"]:
+        shown += ["", *_model_lines(model)]
+    if not found["models"]:
+        shown += ["", "No model is known: put one into the models cache with `shardnet split`."]
+    shown += ["", *_node_lines(found["nodes"])]
+    return shown
+
+
+def _model_lines(model: dict[str, Any]) -> list[str]:
+    from shardnet.log import human_bytes
+
+    state = "ready" if model["ready"] else "NOT READY"
+    shown = [
+        f"Model {model['model']} ({model['model_id'][:12]}): {state}. {model['architecture']}, {model['quantisation']}, "
+        f"{model['n_layers']} layers in {model['n_shards']} shards, {human_bytes(model['total_bytes'])}"
+    ]
+    for row in model["layers"]:
+        shards = f"shard {row['first_shard']}"
+        if row["end_shard"] - row["first_shard"] > 1:
+            shards = f"shards {row['first_shard']}-{row['end_shard'] - 1}"
+        holders = ", ".join(_holder(one) for one in row["holders"]) or "nobody"
+        shown.append(f"  layers {row['first']:>3} to {row['end'] - 1:<3}  {shards:<14}  {holders}")
+    for pipeline in model["pipelines"]:
+        shown.append("  pipeline: " + " -> ".join(f"{stage['node']} {stage['layers']}" for stage in pipeline))
+    if model["reason"]:
+        shown.append(f"  {model['reason']}")
+    shown += [f"  note: {note}" for note in model["notes"]]
+    return shown
+
+
+def _holder(one: dict[str, Any]) -> str:
+    progress = f" {100 * one['progress']:.0f} %" if one["progress"] is not None else ""
+    return f"{one['node']} ({one['state']}{progress})"
+
+
+def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
+    from shardnet.log import human_bytes
+
+    if not nodes:
+        return ["No node is connected: start one with `shardnet node`."]
+    shown = [f"{'NODE':<20} {'ID':<12} {'STATE':<8} {'FREE':>9} {'BUSY':>5} {'SEQ':>4}  SHARDS"]
+    for node in nodes:
+        loaded = sum(1 for shard in node["held"] if shard["loaded"])
+        shards = f"{loaded} loaded of {len(node['held'])} held"
+        if node["loading"]:
+            shards += f", {len(node['loading'])} on the way"
+        shown.append(
+            f"{node['name'][:20]:<20} {node['node_id'][:12]:<12} {node['state']:<8} {human_bytes(node['memory_free_bytes']):>9} "
+            f"{100 * node['load']:>4.0f}% {node['sequences']:>4}  {shards}"
+        )
+        for load in node["loading"]:
+            rate = f", {human_bytes(load['bytes_per_s'])}/s" if load["bytes_per_s"] else ""
+            peers = f", {load['peers']} peers" if load["peers"] else ""
+            share = 100 * load["done_bytes"] / load["total_bytes"] if load["total_bytes"] else 0
+            shown.append(f"  {load['stage']} shard {load['shard_id']} of {load['model']}: {share:.0f} %{rate}{peers}")
+        shown += [f"  shard {one['shard_id']} failed: {one['reason']}" for one in node["failed"]]
+    return shown
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,271 @@
+"""The HTTP API: OpenAI's completions and chats, streamed or whole, beside `/healthz` and `/status`. Starlette routes over `Service`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from shardnet.coordinator.api_errors import error_body, error_response, usage_error
+from shardnet.coordinator.api_models import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.api_words import Wording, chat_wording, completion_wording, to_event
+from shardnet.coordinator.service import Answering, Service
+from shardnet.coordinator.settings import ApiSettings
+from shardnet.errors import ShardnetError, UsageError
+from shardnet.log import get
+
+KEEP_ALIVE_S = 15.0
+"""A comment line goes out so often while a long prompt is computed: proxies give up on silent connections."""
+PEEK_S = 0.3
+"""Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
+MAX_HEADER_WAIT_S = 30.0
+
+CLIENT_GONE = 499
+
+R = TypeVar("R", bound=CommonRequest)
+T = TypeVar("T")
+log = get("api")
+
+
+class Api:
+    """The routes."""
+
+    def __init__(self, service: Service, settings: ApiSettings) -> None:
+        self._service = service
+        self._settings = settings
+        self._started_s = int(time.time())
+        self.app = Starlette(
+            routes=[
+                Route("/v1/models", self._guarded(self._models), methods=["GET"]),
+                Route("/v1/models/{model}", self._guarded(self._model), methods=["GET"]),
+                Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
+                Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+                Route("/status", self._guarded(self._status), methods=["GET"]),
+                Route("/healthz", self._guarded(self._health, keyless=True), methods=["GET"]),
+            ],
+            exception_handlers={HTTPException: _http_error},
+        )
+
+    # -- what is common ------------------------------------------------------------------------------------------------------
+
+    def _guarded(
+        self, handler: Callable[[Request], Awaitable[Response]], *, keyless: bool = False
+    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The named edge of every request: who may ask, and what errors become."""
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                self._check_host(request)
+                if not keyless:
+                    self._check_key(request)
+                return await handler(request)
+            except ShardnetError as error:
+                return error_response(error)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            except Exception:
+                log.exception("api_request_failed", path=request.url.path)
+                return error_response(ShardnetError("an unexpected error in the coordinator; its log says more"))
+
+        return endpoint
+
+    def _check_host(self, request: Request) -> None:
+        """A page that rebinds its DNS name to this machine sends its own name here."""
+        allowed = self._settings.allowed_hosts
+        host = request.headers.get("host", "")
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if "*" not in allowed and name.lower() not in allowed:
+            raise UsageError(f"host {name[:100]!r} is not answered here: add it to api.allowed_hosts", http_status=403)
+
+    def _check_key(self, request: Request) -> None:
+        key = self._settings.key
+        if not key:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+            raise UsageError("this API wants a key: send the header 'Authorization: Bearer KEY'", http_status=401)
+
+    async def _body(self, request: Request, kind: type[R]) -> R:
+        """Raises: UsageError for a body that is too large, not declared as JSON (a browser could send it across sites), or not usable."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise UsageError("send the body as JSON, with the header 'Content-Type: application/json'")
+        most = self._service.settings.max_body_bytes
+        too_large = UsageError(f"the body is larger than {most} bytes", http_status=413)
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(MAX_HEADER_WAIT_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError:
+            raise UsageError("the body did not arrive in time", http_status=408) from None
+        try:
+            return kind.model_validate_json(bytes(body))
+        except ValidationError as error:
+            raise usage_error(error) from None
+
+    # -- models and state ----------------------------------------------------------------------------------------------------
+
+    async def _models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model_card(one) for one in self._health_models()]})
+
+    async def _model(self, request: Request) -> Response:
+        wanted = request.path_params["model"]
+        for one in self._health_models():
+            if wanted in (one["model"], one["model_id"]):
+                return JSONResponse(self._model_card(one))
+        raise UsageError(f"model {wanted[:100]!r} is not known here", unknown_model=wanted[:100])
+
+    def _health_models(self) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = self._service.health()["models"]
+        return models
+
+    def _model_card(self, one: dict[str, Any]) -> dict[str, Any]:
+        card = {"id": one["model"], "object": "model", "created": self._started_s, "owned_by": "shardnet"}
+        return card | {"shardnet": one}
+
+    async def _status(self, _request: Request) -> Response:
+        return JSONResponse(self._service.status())
+
+    async def _health(self, _request: Request) -> Response:
+        health = self._service.health()
+        return JSONResponse(health, status_code=200 if health["ready"] else 503)
+
+    # -- answers -------------------------------------------------------------------------------------------------------------
+
+    async def _completions(self, request: Request) -> Response:
+        asked = await self._body(request, CompletionRequest)
+        answering = await until_gone(request, self._service.complete(asked))
+        return await self._respond(request, asked, answering, completion_wording(answering, asked))
+
+    async def _chat(self, request: Request) -> Response:
+        asked = await self._body(request, ChatRequest)
+        answering = await until_gone(request, self._service.chat(asked))
+        return await self._respond(request, asked, answering, chat_wording(answering, asked))
+
+    async def _respond(
+        self, request: Request, asked: CommonRequest, answering: Answering, wording: Wording
+    ) -> Response:
+        running = answering.running
+        try:
+            if not asked.stream:
+                return JSONResponse(await until_gone(request, self._whole(answering, wording)))
+            if await until_gone(request, running.wait(PEEK_S)) and running.generation.error is not None:
+                raise running.generation.error
+            stream = EventStream(self._events(asked, answering, wording), running.close)
+        except BaseException:
+            running.close()
+            raise
+        return stream
+
+    async def _whole(self, answering: Answering, wording: Wording) -> dict[str, Any]:
+        while True:
+            await answering.running.wait()
+            piece = answering.running.take()
+            wording.add(piece)
+            if piece.finish_reason is not None:
+                return wording.whole(piece.finish_reason, self._stages(answering))
+
+    async def _events(self, asked: CommonRequest, answering: Answering, wording: Wording) -> AsyncIterator[bytes]:
+        """Yield the server-sent events of one answer."""
+        running = answering.running
+        yield to_event(wording.first())
+        while True:
+            if not await running.wait(KEEP_ALIVE_S):
+                yield b": computing\n\n"
+                continue
+            try:
+                piece = running.take()
+            except ShardnetError as error:
+                yield to_event(error_body(error))
+                return
+            if piece.text or (piece.tokens and wording.wants_every_token):
+                yield to_event(wording.part(piece))
+            else:
+                wording.add(piece)
+            if piece.finish_reason is not None:
+                break
+        yield to_event(wording.last(piece.finish_reason, self._stages(answering)))
+        if asked.stream_options is not None and asked.stream_options.include_usage:
+            yield to_event(wording.usage_event())
+        yield b"data: [DONE]\n\n"
+
+    def _stages(self, answering: Answering) -> list[dict[str, Any]]:
+        return answering.running.stages(self._service.describe_stage)
+
+
+class EventStream(Response):
+    """A stream of server-sent events that ends when the client goes, and then always calls `on_end`."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self._on_end = on_end
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end or until the client is gone, whichever is first."""
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._on_end()
+            await _cancel(sending, leaving)
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Returns: what `work` gives. Raises: ClientDisconnect, with `work` cancelled, if the client goes first."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        await _cancel(working, leaving)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the same shape as everything else."""
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}: this API has /v1/models, /v1/completions, /v1/chat/completions, /status, /healthz"
+    kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    return JSONResponse({"error": kind}, status_code=error.status_code)

@@ -1,0 +1,79 @@
+"""Our errors in the shape that OpenAI clients understand."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from shardnet.errors import (
+    Busy,
+    ContextExceeded,
+    DeadlineExceeded,
+    NoRoomError,
+    PlacementError,
+    ShardnetError,
+    UnreachableError,
+    UsageError,
+)
+
+RETRY_AFTER_S = 5.0
+
+
+def status_of(error: ShardnetError) -> int:
+    """Returns: the HTTP status for an error of ours."""
+    match error:
+        case UsageError() if "unknown_model" in error.facts:
+            return 404
+        case UsageError() if isinstance(status := error.facts.get("http_status"), int):
+            return status
+        case UsageError() | ContextExceeded():
+            return 400
+        case Busy() | PlacementError() | NoRoomError() | UnreachableError():
+            return 503
+        case DeadlineExceeded():
+            return 504
+        case _:
+            return 500
+
+
+def error_body(error: ShardnetError) -> dict[str, object]:
+    """Returns: the JSON of an error. `shardnet_code` is the error's own code, for `shardnet generate`."""
+    status = status_of(error)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    code = {"CONTEXT_EXCEEDED": "context_length_exceeded"}.get(error.code, error.code.lower())
+    if status == 404:
+        code = "model_not_found"
+    if status == 401:
+        code = "invalid_api_key"
+    return {
+        "error": {
+            "message": str(error),
+            "type": kind,
+            "param": error.facts.get("param"),
+            "code": code,
+            "shardnet_code": error.code,
+        }
+    }
+
+
+def error_response(error: ShardnetError) -> JSONResponse:
+    """Returns: the response for an error of ours."""
+    status = status_of(error)
+    headers = {}
+    if status == 503:
+        wait = error.facts.get("retry_after_s")
+        headers["Retry-After"] = str(math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(error), status_code=status, headers=headers)
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """Returns: what is wrong with a request's body, as one sentence."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return UsageError(
+        f"{where}: {first['msg']}" if where else f"the body is not usable: {first['msg']}", param=where or None
+    )

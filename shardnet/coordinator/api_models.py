@@ -1,0 +1,209 @@
+"""What clients may ask for: the OpenAI shapes, every number with a range. Fields that we do not know are ignored, as clients send many;
+fields that we know and cannot honour are refused by name."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shardnet.errors import UsageError
+from shardnet.messages import MAX_TOKEN_ID, Sampling
+
+MAX_STOPS = 16
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+JSON_GRAMMAR = r"""
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
+array  ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt/] | "u" [0-9a-fA-F]{4}) )* "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,3})? ws
+ws ::= | " " | "\n" [ \t]{0,20}
+"""
+"""Any JSON object. Source: llama.cpp's grammars/json.gbnf."""
+
+
+class Lenient(BaseModel):
+    """Base of all requests."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StreamOptions(Lenient):
+    """How a stream ends."""
+
+    include_usage: bool | None = None
+
+
+class ResponseFormat(Lenient):
+    """Shape of the answer."""
+
+    type: str = Field(max_length=64)
+
+
+class CommonRequest(Lenient):
+    """What completions and chats share."""
+
+    model: str | None = Field(default=None, max_length=256)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKEN_ID)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    presence_penalty: float | None = Field(default=None, ge=-10, le=10)
+    frequency_penalty: float | None = Field(default=None, ge=-10, le=10)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
+    repeat_last_n: int | None = Field(default=None, ge=-1, le=1 << 24)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
+    grammar: str | None = Field(default=None, max_length=65_536)
+    response_format: ResponseFormat | None = None
+    n: int | None = Field(default=None, ge=1, le=128)
+    ignore_eos: bool | None = None
+    return_token_ids: bool | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        """Returns: the stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def top_logprobs_wanted(self) -> int | None:
+        """Returns: how many log-probabilities to return for each token; None for none at all."""
+        return None
+
+    def check_supported(self) -> None:
+        """Raises: UsageError naming a field that cannot be honoured."""
+        if self.n is not None and self.n != 1:
+            raise UsageError("n: one answer a request is given here; send the request n times", param="n")
+        if self.response_format is not None and self.response_format.type not in ("text", "json_object"):
+            raise UsageError(
+                f"response_format: {self.response_format.type!r} is not supported; "
+                "use json_object, or a GBNF grammar in the field 'grammar'",
+                param="response_format",
+            )
+        if self.grammar and self.response_format is not None and self.response_format.type != "text":
+            raise UsageError("grammar and response_format exclude each other", param="grammar")
+
+    def sampling(self) -> Sampling:
+        """Returns: the same in our own words. Raises: UsageError for a logit_bias key that is no token id."""
+        grammar = self.grammar
+        if self.response_format is not None and self.response_format.type == "json_object":
+            grammar = JSON_GRAMMAR
+        seed = secrets.randbits(63) if self.seed is None or self.seed == -1 else self.seed & ((1 << 63) - 1)
+        return Sampling(
+            temperature=1.0 if self.temperature is None else float(self.temperature),
+            top_k=max(0, self.top_k or 0),
+            top_p=1.0 if self.top_p is None else float(self.top_p),
+            min_p=float(self.min_p or 0.0),
+            repeat_penalty=1.0 if self.repeat_penalty is None else float(self.repeat_penalty),
+            presence_penalty=float(self.presence_penalty or 0.0),
+            frequency_penalty=float(self.frequency_penalty or 0.0),
+            penalty_last_n=64 if self.repeat_last_n is None else self.repeat_last_n,
+            logit_bias=_token_bias(self.logit_bias or {}),
+            seed=seed,
+            grammar=grammar or None,
+            top_logprobs=self.top_logprobs_wanted(),
+        )
+
+
+def _token_bias(given: dict[str, float]) -> dict[int, float]:
+    bias = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdecimal() and int(key) <= MAX_TOKEN_ID):
+            raise UsageError(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
+        bias[int(key)] = float(value)
+    return bias
+
+
+class CompletionRequest(CommonRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(default="")
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = Field(default=None, max_length=1 << 20)
+    best_of: int | None = Field(default=None, ge=1, le=128)
+
+    def top_logprobs_wanted(self) -> int | None:
+        """Returns: as `logprobs` says."""
+        return self.logprobs
+
+    def check_supported(self) -> None:
+        """Raises: UsageError naming a field that cannot be honoured."""
+        super().check_supported()
+        if self.echo:
+            raise UsageError("echo: the prompt is not returned here", param="echo")
+        if self.suffix:
+            raise UsageError("suffix: filling in the middle is not supported", param="suffix")
+        if self.best_of is not None and self.best_of != 1:
+            raise UsageError("best_of: only one answer is made here", param="best_of")
+
+    def single_prompt(self) -> str | list[int]:
+        """Returns: the one prompt, as text or tokens. Raises: UsageError if there are several, or none."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return prompt
+        if prompt and isinstance(prompt[0], int):
+            return [token for token in prompt if isinstance(token, int)]
+        if len(prompt) != 1:
+            raise UsageError("prompt: one prompt a request is taken here; send a request for each", param="prompt")
+        first = prompt[0]
+        return first if isinstance(first, str) else [token for token in first if isinstance(token, int)]  # type: ignore[union-attr]
+
+
+class TextPart(Lenient):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message. Further keys go to the template as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    role: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_ -]*$")
+    content: str | list[TextPart] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Returns: what templates expect: the content as one text."""
+        message = dict(self.model_extra or {})
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+        return message | {"role": self.role, "content": text}
+
+
+class ChatRequest(CommonRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Any] | None = Field(default=None, max_length=1024)
+    functions: list[Any] | None = Field(default=None, max_length=1024)
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
+
+    def top_logprobs_wanted(self) -> int | None:
+        """Returns: as `logprobs` and `top_logprobs` say."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check_supported(self) -> None:
+        """Raises: UsageError naming a field that cannot be honoured."""
+        super().check_supported()
+        if self.tools:
+            raise UsageError("tools: calling tools is not supported", param="tools")
+        if self.functions:
+            raise UsageError("functions: calling functions is not supported", param="functions")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise UsageError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        reserved = {"messages", "add_generation_prompt"} & set(self.chat_template_kwargs or {})
+        if reserved:
+            raise UsageError(f"chat_template_kwargs: {sorted(reserved)} cannot be set", param="chat_template_kwargs")

@@ -1,0 +1,201 @@
+"""How answers are worded: OpenAI's objects for completions and chats, whole and in parts. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from shardnet.coordinator.api_models import ChatRequest, CompletionRequest
+from shardnet.coordinator.pipeline import Emitted
+from shardnet.coordinator.requests import Piece
+from shardnet.coordinator.service import Answering
+
+
+def to_event(data: dict[str, Any]) -> bytes:
+    """Returns: one server-sent event."""
+    return b"data: " + json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+
+
+class Wording:
+    """One answer in the making. Subclasses know their endpoint's shape."""
+
+    object_whole = ""
+    object_part = ""
+    id_prefix = ""
+
+    def __init__(self, answering: Answering, *, logprobs: bool, token_ids: bool) -> None:
+        self._answering = answering
+        self._logprobs = logprobs
+        self._token_ids = token_ids
+        self._text: list[str] = []
+        self._tokens: list[Emitted] = []
+        self._unsent: list[Emitted] = []
+        self._base: dict[str, Any] = {
+            "id": self.id_prefix + answering.running.request_id,
+            "created": int(time.time()),
+            "model": answering.manifest.name,
+        }
+
+    @property
+    def wants_every_token(self) -> bool:
+        """True if a part is worth sending although its text is held back."""
+        return self._logprobs or self._token_ids
+
+    # -- whole -----------------------------------------------------------------------------------------------------------------
+
+    def add(self, piece: Piece) -> None:
+        """Take in what came."""
+        self._text.append(piece.text)
+        self._tokens += piece.tokens
+        self._unsent += piece.tokens
+
+    def whole(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns: the whole answer."""
+        choice = self._whole_choice("".join(self._text)) | self._extras(self._tokens, finish_reason)
+        body = self._base | {"object": self.object_whole, "choices": [choice], "usage": self._usage()}
+        return body | self._prompt_ids() | self._stages(stages)
+
+    # -- in parts --------------------------------------------------------------------------------------------------------------
+
+    def first(self) -> dict[str, Any]:
+        """Returns: the event that opens the stream."""
+        return self._event(self._first_choice() | self._no_extras()) | self._prompt_ids()
+
+    def part(self, piece: Piece) -> dict[str, Any]:
+        """Returns: the event of one piece."""
+        self.add(piece)
+        tokens, self._unsent = self._unsent, []
+        return self._event(self._part_choice(piece.text) | self._extras(tokens, None))
+
+    def last(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns: the event that says why the answer ended."""
+        tokens, self._unsent = self._unsent, []
+        return self._event(self._last_choice() | self._extras(tokens, finish_reason)) | self._stages(stages)
+
+    def usage_event(self) -> dict[str, Any]:
+        """Returns: the event with the usage alone."""
+        return self._base | {"object": self.object_part, "choices": [], "usage": self._usage()}
+
+    # -- shapes ----------------------------------------------------------------------------------------------------------------
+
+    def _whole_choice(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _first_choice(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _part_choice(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _last_choice(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _event(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return self._base | {"object": self.object_part, "choices": [choice]}
+
+    def _no_extras(self) -> dict[str, Any]:
+        return {"index": 0, "logprobs": None, "finish_reason": None}
+
+    def _extras(self, tokens: list[Emitted], finish_reason: str | None) -> dict[str, Any]:
+        extras = self._no_extras() | {"finish_reason": finish_reason}
+        if self._logprobs and tokens:
+            extras["logprobs"] = self._logprob_object(tokens)
+        if self._token_ids:
+            extras["token_ids"] = [one.token for one in tokens]
+        return extras
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, completion = len(self._answering.prompt), self._answering.running.n_completion
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def _prompt_ids(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self._answering.prompt} if self._token_ids else {}
+
+    def _stages(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"shardnet": {"stages": stages}} if self._token_ids else {}
+
+    def _piece(self, token: int) -> bytes:
+        vocabulary = self._answering.words.vocabulary
+        return vocabulary.piece(token) or vocabulary.text_of(token).encode()
+
+
+class CompletionWording(Wording):
+    """`/v1/completions`."""
+
+    object_whole = object_part = "text_completion"
+    id_prefix = "cmpl-"
+    _offset = 0
+
+    def _whole_choice(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _first_choice(self) -> dict[str, Any]:
+        return {"text": ""}
+
+    def _part_choice(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def _last_choice(self) -> dict[str, Any]:
+        return {"text": ""}
+
+    def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
+        texts = [self._piece(one.token).decode(errors="replace") for one in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
+            self._offset += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprobs[0].logprob if one.logprobs else None for one in tokens],
+            "top_logprobs": [
+                {self._piece(top.token).decode(errors="replace"): top.logprob for top in one.logprobs[1:]}
+                for one in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+
+class ChatWording(Wording):
+    """`/v1/chat/completions`."""
+
+    object_whole = "chat.completion"
+    object_part = "chat.completion.chunk"
+    id_prefix = "chatcmpl-"
+
+    def _whole_choice(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
+
+    def _first_choice(self) -> dict[str, Any]:
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def _part_choice(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text}}
+
+    def _last_choice(self) -> dict[str, Any]:
+        return {"delta": {}}
+
+    def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
+        return {"content": [self._one(one) for one in tokens]}
+
+    def _one(self, one: Emitted) -> dict[str, Any]:
+        own = one.logprobs[0].logprob if one.logprobs else None
+        tops = [self._logprob(top.token, top.logprob) for top in one.logprobs[1:]]
+        return self._logprob(one.token, own) | {"top_logprobs": tops}
+
+    def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
+        piece = self._piece(token)
+        return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
+
+
+def completion_wording(answering: Answering, asked: CompletionRequest) -> Wording:
+    """Returns: the wording of a completion."""
+    return CompletionWording(answering, logprobs=asked.logprobs is not None, token_ids=bool(asked.return_token_ids))
+
+
+def chat_wording(answering: Answering, asked: ChatRequest) -> Wording:
+    """Returns: the wording of a chat turn."""
+    return ChatWording(answering, logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids))

@@ -1,0 +1,157 @@
+"""Every frame that a node sends up, each to whom it concerns. What a node may never say ends its connection."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.events import Event, HeartbeatCame, ManifestKnown, NodeDrains
+from shardnet.coordinator.peers import Connection, Peers
+from shardnet.coordinator.requests import Requests
+from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
+from shardnet.ids import short
+from shardnet.log import get
+from shardnet.manifest import Manifest
+from shardnet.messages import (
+    AnyMessage,
+    CommandFailed,
+    Done,
+    ErrorInfo,
+    ExecuteTask,
+    FileIs,
+    FreeSequence,
+    GetFile,
+    GetManifest,
+    Heartbeat,
+    Leaving,
+    LinkMeasured,
+    LoadProgress,
+    ManifestIs,
+    ManifestOffer,
+    Ping,
+    Pong,
+    ShardReady,
+    TaskResult,
+)
+from shardnet.shards import Dtype, TensorSpec
+from shardnet.wire import Frame
+
+log = get("coordinator")
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], None]
+
+
+class Frames:
+    """The dispatch. Synchronous: what takes long is spawned."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        peers: Peers,
+        requests: Requests,
+        apply: Callable[[Event], None],
+        now_s: Callable[[], float],
+        spawn: Spawn,
+        *,
+        accepts: Callable[[Manifest], bool],
+        tokenizer_piece: Callable[[Manifest, int], Awaitable[tuple[int, bytes]]],
+    ) -> None:
+        self._cluster = cluster
+        self._peers = peers
+        self._requests = requests
+        self._apply = apply
+        self._now_s = now_s
+        self._spawn = spawn
+        self._accepts = accepts
+        self._tokenizer_piece = tokenizer_piece
+        self.relayed = 0
+
+    def take(self, node_id: str, connection: Connection, frame: Frame[AnyMessage]) -> None:
+        """Handle one frame.
+
+        Raises: RemoteProtocolError for what a node never says to a coordinator.
+        """
+        if self._peers.connection(node_id) is not connection:
+            return  # the node dialled anew; this is what was under way on the old link
+        message = frame.message
+        match message:
+            case TaskResult():
+                self._requests.on_result(node_id, message)
+            case Heartbeat():
+                self._apply(HeartbeatCame(self._now_s(), node_id, message))
+            case CommandFailed():
+                if not self._peers.on_answer(node_id, frame, message.command_id):
+                    self._requests.on_failed(node_id, message)
+            case LoadProgress():
+                self._peers.on_progress(node_id, message)
+            case ShardReady() | Done() | LinkMeasured() | ManifestIs() | FileIs() | Pong():
+                self._peers.on_answer(node_id, frame, message.command_id)
+            case ExecuteTask():
+                self._relay(message, frame)
+            case ManifestOffer():
+                self._offered(node_id, message.manifest)
+            case Leaving():
+                log.info("node_leaving", node=short(node_id), reason=message.reason)
+                self._apply(NodeDrains(self._now_s(), node_id))
+            case Ping():
+                connection.send(Pong(command_id=message.command_id))
+            case GetManifest():
+                connection.send(self._manifest(message))
+            case GetFile():
+                self._spawn(self._file(connection, message), f"file for {short(node_id)}")
+            case FreeSequence():
+                pass
+            case _:
+                raise RemoteProtocolError(f"a node does not say {message.type} to a coordinator")
+
+    def _relay(self, message: ExecuteTask, frame: Frame[AnyMessage]) -> None:
+        """Two stages cannot reach each other: pass the step on as it is."""
+        try:
+            if message.stage >= len(message.route):
+                raise RemoteProtocolError(f"stage {message.stage} of a route of {len(message.route)}")
+            self._peers.send(message.route[message.stage].node_id, message, frame.payloads)
+            self.relayed += 1
+        except PeerLost as error:
+            failed = CommandFailed(command_id=message.command_id, error=ErrorInfo.of(error))
+            self._requests.on_failed(message.route[0].node_id, failed)
+
+    def _offered(self, node_id: str, manifest: Manifest) -> None:
+        if manifest.model_id in self._cluster.manifests:
+            return
+        if self._accepts(manifest):
+            self._apply(ManifestKnown(manifest))
+        else:
+            log.warning(
+                "manifest_not_signed",
+                model=manifest.name,
+                node=short(node_id),
+                reason="the swarm's owner did not sign it, and it is not in the coordinator's models cache",
+            )
+
+    def _manifest(self, question: GetManifest) -> ManifestIs | CommandFailed:
+        found = [one for one in self._cluster.manifests.values() if question.model in (one.model_id, one.name)]
+        if len(found) == 1:
+            return ManifestIs(command_id=question.command_id, manifest=found[0])
+        what = "is not known here" if not found else "is the name of several models: ask by id"
+        error = ShardNotFound(f"model {question.model} {what}")
+        return CommandFailed(command_id=question.command_id, error=ErrorInfo.of(error))
+
+    async def _file(self, connection: Connection, question: GetFile) -> None:
+        answer: AnyMessage
+        payloads: list[bytes] = []
+        try:
+            manifest = self._cluster.manifests.get(question.model_id)
+            if manifest is None or question.kind != "tokenizer":
+                raise ShardNotFound(f"the coordinator has no {question.kind} of model {short(question.model_id)}")
+            total, piece = await self._tokenizer_piece(manifest, question.offset)
+            padded = piece + bytes(-len(piece) % 4)
+            spec = TensorSpec(name="data", dtype=Dtype.INT32, shape=(len(padded) // 4,))
+            answer = FileIs(tensors=(spec,), command_id=question.command_id, total_bytes=total, piece_bytes=len(piece))
+            payloads = [padded]
+        except ShardnetError as error:
+            answer = CommandFailed(command_id=question.command_id, error=ErrorInfo.of(error))
+        try:
+            connection.send(answer, payloads)
+        except PeerLost:
+            log.debug("file_not_sent", reason="the node has gone")

@@ -1,0 +1,73 @@
+"""uvicorn inside the coordinator's own event loop: our socket, our signals, our logs."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from shardnet.messages import Address
+from shardnet.swarm.addresses import HostPort, bound_address, open_listening_socket
+
+GRACEFUL_S = 2
+MAX_CONNECTIONS = 1024
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the daemon's business."""
+        yield
+
+
+class HttpServer:
+    """Serves an ASGI app until `stop`. The socket is open from the start, so that the address is known."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._socket = listening
+        self._server: _Server | None = None
+        self._stopped = False
+
+    @classmethod
+    def listen(cls, address: HostPort) -> HttpServer:
+        """Raises: SettingsError if the port is taken; UnreachableError if the host is not one of this machine's."""
+        return cls(open_listening_socket(address))
+
+    @property
+    def address(self) -> Address:
+        """Returns: where it listens."""
+        return bound_address(self._socket)
+
+    async def run(self, app: ASGIApp) -> None:
+        """Serve; returns after `stop`, when every connection is closed."""
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=GRACEFUL_S,
+        )
+        self._server = _Server(config)
+        self._server.should_exit = self._stopped
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._stopped = True
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def close(self) -> None:
+        """Close the socket, if it never ran."""
+        self._socket.close()

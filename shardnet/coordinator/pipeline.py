@@ -1,0 +1,328 @@
+"""One request's way through the stages: which EXECUTE_TASK to send next, what to do with each answer, when to begin again. Sans-I/O.
+
+The machine deals in tokens alone. Its owner sends what `take_sends` gives, feeds answers in, and acts on `needs`: a new route, or a pause.
+Prompt chunks go ahead of their answers; a decode step goes out in the very call that took the last token in.
+
+A replay from the start uses a fresh sequence id: a step of the abandoned attempt that is still under way somewhere can then never touch the
+new one's KV.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from shardnet.coordinator.planning import Route
+from shardnet.errors import (
+    Busy,
+    DeadlineExceeded,
+    EngineCrashed,
+    SequenceGap,
+    ShardnetError,
+    ShardNotFound,
+    UnreachableError,
+)
+from shardnet.ids import new_id
+from shardnet.messages import (
+    CommandFailed,
+    ExecuteTask,
+    FreeSequence,
+    Sampling,
+    StageTiming,
+    TaskResult,
+    TokenLogprob,
+)
+from shardnet.shards import Dtype, TensorSpec
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 2.0
+MAX_CRASHES = 3
+"""A request whose every attempt takes the engine down is given up rather than repeated for ever."""
+
+
+class Need(Enum):
+    """What the machine waits for, other than answers."""
+
+    NOTHING = "nothing"
+    ROUTE = "route"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message for a node. `payload` holds the tokens, int32."""
+
+    node_id: str
+    message: ExecuteTask | FreeSequence
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """One token of the answer."""
+
+    token: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """What is asked for.
+
+    Attributes:
+        max_tokens: length of the answer at most; the context sets another bound.
+        is_end: tells end-of-text tokens; they are emitted, and end the answer unless `ignore_eos`.
+    """
+
+    model_id: str
+    prompt: Sequence[int]
+    sampling: Sampling
+    max_tokens: int
+    is_end: Callable[[int], bool]
+    ignore_eos: bool = False
+    step_deadline_s: float = 120.0
+    recovery_timeout_s: float = 30.0
+    epoch: int = 0
+
+
+@dataclass(slots=True)
+class StageStats:
+    """Clock readings of one stage, decode steps only, microseconds."""
+
+    queue_us: list[float] = field(default_factory=list)
+    compute_us: list[float] = field(default_factory=list)
+    engine_us: list[float] = field(default_factory=list)
+    batch_tokens: list[int] = field(default_factory=list)
+
+    def add(self, timing: StageTiming) -> None:
+        """Note one step."""
+        self.queue_us.append(timing.queue_us)
+        self.compute_us.append(timing.compute_us)
+        self.engine_us.append(timing.engine_us)
+        self.batch_tokens.append(timing.batch_tokens)
+
+
+class Generation:
+    """The request machine. Every method is synchronous; time is the argument `at_s`, seconds of one clock."""
+
+    def __init__(self, spec: GenerationSpec, *, make_id: Callable[[], str] = new_id) -> None:
+        self.spec = spec
+        self.route: Route | None = None
+        self.sequence_id = ""
+        self.tokens = array("i", spec.prompt)
+        self.emitted: list[Emitted] = []
+        self.finish_reason: str | None = None
+        self.error: ShardnetError | None = None
+        self.need = Need.ROUTE
+        self.pause_s = 0.0
+        self.attempts = 0
+        self.stats: list[StageStats] = []
+        self._make_id = make_id
+        self._sends: list[Send] = []
+        self._in_flight: dict[str, float] = {}
+        self._sent_to = 0  # tokens handed to the route so far: positions [0, sent_to)
+        self._failing_since_s: float | None = None
+        self._failures = 0  # since the last token
+        self._crashes = 0
+        self._resume_from = 0
+        self._limit = spec.max_tokens
+        self._last_error = ShardnetError("the request was never tried")
+
+    # -- what the owner does -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_done(self) -> bool:
+        """True once nothing more will be emitted."""
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def wants_route(self) -> bool:
+        """True while it cannot go on without another route."""
+        return self.need is Need.ROUTE and not self.is_done
+
+    @property
+    def n_generated(self) -> int:
+        """Returns: tokens of the answer so far."""
+        return len(self.tokens) - len(self.spec.prompt)
+
+    def take_sends(self) -> list[Send]:
+        """Returns: the messages to send now, in order."""
+        sends, self._sends = self._sends, []
+        return sends
+
+    def take_emitted(self) -> list[Emitted]:
+        """Returns: tokens emitted since the last call."""
+        emitted, self.emitted = self.emitted, []
+        return emitted
+
+    def owns(self, command_id: str) -> bool:
+        """True if an answer with this id is still wanted."""
+        return command_id in self._in_flight
+
+    def start(self, route: Route, at_s: float) -> None:
+        """Begin, or begin again, on a route: from the first token, with a sequence of its own."""
+        self._abandon()
+        self.route = route
+        self.sequence_id = self._make_id()
+        self.attempts += 1
+        self.need = Need.NOTHING
+        self._limit = min(self.spec.max_tokens, route.options.n_ctx - len(self.spec.prompt))
+        if len(self.stats) != len(route.stages):
+            self.stats = [StageStats() for _ in route.stages]
+        self._template = ExecuteTask(
+            command_id="0" * 16,
+            deadline_s=self.spec.step_deadline_s,
+            epoch=self.spec.epoch,
+            model_id=self.spec.model_id,
+            sequence_id=self.sequence_id,
+            position=0,
+            n_tokens=1,
+            route=route.stages,
+            stage=0,
+            options=route.options,
+            tensors=(TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(1,)),),
+            sample_from=0,
+            sampling=self.spec.sampling.model_copy(update={"prompt_tokens": len(self.spec.prompt)}),
+        )
+        self._sent_to = 0
+        self._send_chunks(at_s)
+
+    def resume(self, at_s: float) -> None:
+        """The pause is over: go on along the same route."""
+        if self.need is not Need.PAUSE or self.route is None:
+            return
+        self.need = Need.NOTHING
+        if self._resume_from == 0:
+            self.start(self.route, at_s)
+        else:
+            self._sent_to = self._resume_from
+            self._send_chunks(at_s)
+
+    def stop(self, reason: str = "stop") -> None:
+        """End the answer here, and free every stage."""
+        if not self.is_done:
+            self.finish_reason = reason
+            self._abandon()
+
+    def fail(self, error: ShardnetError) -> None:
+        """Give up, and free every stage."""
+        if not self.is_done:
+            self.error = error
+            self._abandon()
+
+    # -- answers -------------------------------------------------------------------------------------------------------------
+
+    def on_result(self, result: TaskResult, at_s: float) -> None:
+        """The last stage answered a step."""
+        if self._in_flight.pop(result.command_id, None) is None or self.is_done:
+            return
+        for token, logprobs in _with_logprobs(result):
+            self.tokens.append(token)
+            self.emitted.append(Emitted(token, logprobs))
+            if self.spec.is_end(token) and not self.spec.ignore_eos:
+                self.stop("stop")
+                return
+            if self.n_generated >= self._limit:
+                self.stop("length")
+                return
+        if result.tokens:
+            self._failing_since_s, self._failures, self._crashes = None, 0, 0
+        self._send_chunks(at_s)
+        if self.n_generated > 1:
+            for stats, timing in zip(self.stats, result.timings, strict=False):
+                stats.add(timing)
+
+    def on_failed(self, failed: CommandFailed, at_s: float) -> None:
+        """A stage could not do a step."""
+        if self._in_flight.pop(failed.command_id, None) is not None and not self.is_done:
+            self.on_error(failed.error.to_error(), at_s)
+
+    def on_node_lost(self, node_id: str, at_s: float) -> None:
+        """A node is gone. If it is on the route, another one is needed."""
+        if self.route is not None and not self.is_done and node_id in self.route.node_ids:
+            self.on_error(UnreachableError(f"node {node_id[:12]} was lost in the middle of the answer"), at_s)
+
+    def on_time(self, at_s: float) -> None:
+        """The clock moved: a step without an answer is overdue at its deadline, and so is a route that does not come."""
+        if self.is_done:
+            return
+        if self._failing_since_s is not None and at_s - self._failing_since_s > self.spec.recovery_timeout_s:
+            self.fail(self._last_error)
+        elif self._in_flight and at_s - next(iter(self._in_flight.values())) > self.spec.step_deadline_s:
+            self.on_error(DeadlineExceeded(f"a step had no answer for {self.spec.step_deadline_s:.0f} s"), at_s)
+
+    def on_error(self, error: ShardnetError, at_s: float) -> None:
+        """Decide whether and how to go on after an error of the attempt in progress."""
+        self._last_error = error
+        if self._failing_since_s is None:
+            self._failing_since_s = at_s
+        self._failures += 1
+        self._in_flight.clear()
+        self._resume_from = 0
+        match error:
+            case SequenceGap():
+                have = error.facts.get("have")
+                self._resume_from = have if isinstance(have, int) and 0 < have < len(self.tokens) else 0
+                self._wait_for(Need.PAUSE)
+            case EngineCrashed():
+                self._crashes += 1
+                if self._crashes >= MAX_CRASHES:
+                    self.fail(error)
+                else:
+                    self._wait_for(Need.PAUSE)
+            case Busy():
+                self._wait_for(Need.PAUSE)
+            case UnreachableError() | DeadlineExceeded() | ShardNotFound():
+                self._abandon()
+                self._wait_for(Need.ROUTE)
+            case _:
+                self.fail(error)
+
+    # -- inside --------------------------------------------------------------------------------------------------------------
+
+    def _wait_for(self, need: Need) -> None:
+        """The first new route is taken at once; what fails again and again waits longer each time."""
+        self.need = need
+        doublings = self._failures - (2 if need is Need.ROUTE else 1)
+        self.pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**doublings) if doublings >= 0 else 0.0
+
+    def _send_chunks(self, at_s: float) -> None:
+        """Hand over what is not handed over yet, as far as the window goes."""
+        assert self.route is not None
+        window = 2 * len(self.route.stages) + 2
+        total, chunk = len(self.tokens), self.route.options.n_batch
+        while self._sent_to < total and len(self._in_flight) < window:
+            end = min(total, self._sent_to + chunk)
+            count = end - self._sent_to
+            command_id = self._make_id()
+            update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}
+            if end < total:
+                update |= {"sample_from": None, "sampling": None}
+            elif count > 1:
+                update["sample_from"] = count - 1
+            if count > 1:
+                update |= {"n_tokens": count, "tensors": (_tokens_spec(count),)}
+            message = self._template.model_copy(update=update)
+            self._sends.append(Send(self.route.stages[0].node_id, message, self.tokens[self._sent_to : end].tobytes()))
+            self._in_flight[command_id] = at_s
+            self._sent_to = end
+
+    def _abandon(self) -> None:
+        """Nothing that is under way is wanted; free the sequence on every stage."""
+        self._in_flight.clear()
+        self._sends = []
+        if self.route is not None and self.sequence_id:
+            message = FreeSequence(sequence_id=self.sequence_id)
+            self._sends = [Send(node_id, message) for node_id in dict.fromkeys(self.route.node_ids)]
+            self.sequence_id = ""
+
+
+def _tokens_spec(count: int) -> TensorSpec:
+    return TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(count,))
+
+
+def _with_logprobs(result: TaskResult) -> list[tuple[int, tuple[TokenLogprob, ...]]]:
+    if len(result.logprobs) == len(result.tokens):
+        return list(zip(result.tokens, result.logprobs, strict=True))
+    return [(token, ()) for token in result.tokens]

@@ -1,0 +1,309 @@
+"""Which node runs which shards. A pure function of a manifest, what the nodes offer, and a policy; the planner and the router use the same law.
+
+Time per token = sum of stage compute + sum of hops, where a stage reads its weights once per token (bytes / measured bytes per second) and a
+hop costs one-way latency + bytes / bandwidth + a fixed part. Of chains that are nearly as quick the one that loads less, and is better balanced,
+is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from shardnet.coordinator.chain import Chain, HopCost, RunCost, find_chain
+from shardnet.errors import NoRoomError, PlacementError
+from shardnet.log import human_bytes
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardOptions
+from shardnet.shards import LayerRange
+
+KV_CELLS_MULTIPLE = 256
+"""llama.cpp rounds each sequence's context up to this."""
+COMPUTE_WIDTHS = 20
+"""Hidden states' worth of compute buffer for each row of a batch: 8 of the width, 3 of the feed-forward (about 4 widths each)."""
+GUESSED_BYTES_PER_S = 8e9
+"""Weights that an unmeasured node reads per second: a desktop's memory, one stream."""
+READ_BYTES_PER_S, FETCH_BYTES_PER_S = 1e9, 5e7
+AMORTISED_TOKENS = 20_000
+"""Loading is paid once: it counts as if spread over so many tokens."""
+BALANCE_WEIGHT = 1e-3
+"""Of chains with the same sum the one with the shorter longest stage keeps more requests moving."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOffer:
+    """What one node can do for one model.
+
+    Attributes:
+        free_bytes: memory it may still use for shards that are not loaded yet.
+        bytes_per_s: weights it reads per second in decode, as measured; None: not known.
+        allowed: shards it may be given; None: any.
+        loaded: in memory already: they cost no memory and no time.
+        on_disk: files it has.
+        can_fetch: it can get a file from another holder.
+    """
+
+    node_id: str
+    name: str
+    free_bytes: int
+    bytes_per_s: float | None = None
+    allowed: frozenset[int] | None = None
+    loaded: frozenset[int] = frozenset()
+    on_disk: frozenset[int] = frozenset()
+    can_fetch: bool = False
+
+    def may_hold(self, shard_id: int, seeded: frozenset[int]) -> bool:
+        """True if the node could have this shard in memory, room aside; `seeded` are the shards that someone can send."""
+        if shard_id in self.loaded:
+            return True
+        if self.allowed is not None and shard_id not in self.allowed:
+            return False
+        return shard_id in self.on_disk or (self.can_fetch and shard_id in seeded)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTime:
+    """One direction between two daemons."""
+
+    one_way_s: float = 100e-6
+    bytes_per_s: float = 100e6
+
+
+Links = Mapping[tuple[str, str], LinkTime]
+"""`(from node id, to node id)`; the coordinator is ""."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the coordinator's owner wants."""
+
+    stages: int = 0
+    headroom_share: float = 0.1
+    hop_fixed_s: float = 60e-6
+    default_link: LinkTime = LinkTime()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The contiguous shards `[first_shard, end_shard)` on one node."""
+
+    node_id: str
+    first_shard: int
+    end_shard: int
+
+    @property
+    def shards(self) -> range:
+        """Returns: the shard ids."""
+        return range(self.first_shard, self.end_shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One pipeline: its stages in order, the predicted time of one decode step, and sentences for people."""
+
+    stages: tuple[Stage, ...]
+    seconds_per_token: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def memory_needed(manifest: Manifest, shard_id: int, options: ShardOptions) -> int:
+    """Returns: bytes that a shard takes once loaded: weights, KV cache, compute buffers (estimated from above)."""
+    content = manifest.content
+    shard = content.shards[shard_id]
+    cells = -(-options.n_ctx // KV_CELLS_MULTIPLE) * KV_CELLS_MULTIPLE
+    has_head = shard_id == manifest.n_shards - 1
+    row = 4 * COMPUTE_WIDTHS * content.n_embd + 2 * cells + (4 * content.n_vocab if has_head else 0)
+    return shard.bytes + cells * options.n_seq * shard.kv_bytes_per_token + options.n_batch * row
+
+
+def layers_of(manifest: Manifest, first_shard: int, end_shard: int) -> LayerRange:
+    """Returns: the layers of the shards `[first_shard, end_shard)`."""
+    shards = manifest.content.shards
+    return LayerRange(first=shards[first_shard].layers.first, end=shards[end_shard - 1].layers.end)
+
+
+def compute_s(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> float:
+    """Returns: seconds that one decode step takes in the shards `[first, end)` on this node."""
+    nbytes = sum(shard.bytes for shard in manifest.content.shards[first:end])
+    return nbytes / (offer.bytes_per_s or GUESSED_BYTES_PER_S)
+
+
+def hop_s(manifest: Manifest, source: str, target: str, links: Links, policy: Policy) -> float:
+    """Returns: seconds of one hop with one hidden state; from and to the coordinator ("") only a token travels."""
+    link = links.get((source, target)) or policy.default_link
+    nbytes = 4 * manifest.content.n_embd if source and target else 4
+    return link.one_way_s + nbytes / link.bytes_per_s + policy.hop_fixed_s
+
+
+def place(
+    manifest: Manifest,
+    nodes: Sequence[NodeOffer],
+    options: ShardOptions,
+    policy: Policy = Policy(),
+    links: Links | None = None,
+) -> Placement:
+    """Assign every layer of a model to nodes, for the least time per token. Equal ones are decided by node id.
+
+    Raises: PlacementError if some layers are on no node that may run them, or the forced number of stages cannot be had;
+        NoRoomError, with the missing bytes, if they do not fit.
+    """
+    links = links or {}
+    nodes = sorted(nodes, key=lambda offer: offer.node_id)
+    seeded = frozenset(shard for offer in nodes for shard in offer.on_disk | offer.loaded)
+    _check_held(manifest, nodes, seeded)
+    needs = [memory_needed(manifest, shard.shard_id, options) for shard in manifest.content.shards]
+    room = [int(offer.free_bytes * (1 - policy.headroom_share)) for offer in nodes]
+
+    def need(node: int, first: int, end: int) -> int:
+        return sum(needs[shard] for shard in range(first, end) if shard not in nodes[node].loaded)
+
+    def run_cost(node: int, first: int, end: int) -> float | None:
+        offer = nodes[node]
+        if not offer.may_hold(end - 1, seeded) or need(node, first, end) > room[node]:
+            return None
+        if end - first > 1 and not all(offer.may_hold(shard, seeded) for shard in range(first, end)):
+            return None
+        return compute_s(manifest, offer, first, end) + _preferences(manifest, offer, first, end)
+
+    def hop(a: int | None, b: int | None) -> float:
+        return hop_s(
+            manifest, "" if a is None else nodes[a].node_id, "" if b is None else nodes[b].node_id, links, policy
+        )
+
+    n_shards = manifest.n_shards
+    chain = find_chain(n_shards, len(nodes), run_cost, hop, stages=policy.stages, repeats=True)
+    if chain is not None and any(
+        sum(need(*run) for run in chain.runs if run[0] == node) > room[node] for node in {run[0] for run in chain.runs}
+    ):
+        chain = None
+    if chain is None:
+        raise _why_not(manifest, nodes, needs, room, policy, seeded)
+    stages = tuple(Stage(nodes[node].node_id, first, end) for node, first, end in chain.runs)
+    seconds = _predicted(manifest, nodes, chain, hop)
+    return Placement(stages, seconds, _notes(manifest, nodes, stages, run_cost, hop, seconds, policy))
+
+
+def _preferences(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> float:
+    """Returns: seconds added to a run so that less is loaded and stages are balanced; small beside real differences."""
+    extra = BALANCE_WEIGHT * compute_s(manifest, offer, first, end) ** 2
+    for shard in manifest.content.shards[first:end]:
+        if shard.shard_id not in offer.loaded:
+            extra += shard.bytes / (READ_BYTES_PER_S * AMORTISED_TOKENS)
+            if shard.shard_id not in offer.on_disk:
+                extra += shard.bytes / (FETCH_BYTES_PER_S * AMORTISED_TOKENS)
+    return extra
+
+
+def _predicted(manifest: Manifest, nodes: Sequence[NodeOffer], chain: Chain, hop: HopCost) -> float:
+    stops: list[int | None] = [None, *(run[0] for run in chain.runs), None]
+    hops = sum(hop(a, b) for a, b in pairwise(stops))
+    return hops + sum(compute_s(manifest, nodes[node], first, end) for node, first, end in chain.runs)
+
+
+def _notes(
+    manifest: Manifest,
+    nodes: Sequence[NodeOffer],
+    stages: tuple[Stage, ...],
+    run_cost: RunCost,
+    hop: HopCost,
+    seconds: float,
+    policy: Policy,
+) -> tuple[str, ...]:
+    """Say what a split costs beside one node that could hold everything, whichever was taken."""
+    whole = {
+        index: _predicted(manifest, nodes, Chain(((index, 0, manifest.n_shards),), 0.0), hop)
+        for index in range(len(nodes))
+        if run_cost(index, 0, manifest.n_shards) is not None
+    }
+    if not whole:
+        return ()
+    best = min(whole, key=lambda index: (whole[index], nodes[index].node_id))
+    if len(stages) == 1:
+        return (f"{manifest.name} fits on {_named(nodes, stages[0].node_id)} whole: no split is quicker than that",)
+    if whole[best] <= seconds:
+        why = f"{policy.stages} stages were asked for" if policy.stages else "less has to be loaded this way"
+        return (
+            f"{manifest.name} would be quicker whole on {nodes[best].name} ({whole[best] * 1e3:.1f} instead of {seconds * 1e3:.1f} ms per token), "
+            f"but {why}",
+        )
+    return (
+        f"the split is quicker than {manifest.name} whole on {nodes[best].name}: {seconds * 1e3:.1f} instead of {whole[best] * 1e3:.1f} ms per token",
+    )
+
+
+def _named(nodes: Sequence[NodeOffer], node_id: str) -> str:
+    return next(offer.name for offer in nodes if offer.node_id == node_id)
+
+
+# -- when it cannot be done ------------------------------------------------------------------------------------------------------
+
+
+def layer_list(manifest: Manifest, shard_ids: Sequence[int]) -> str:
+    """Returns: `layers [0, 10) (shard 0), [20, 30) (shard 2)`, neighbours joined."""
+    parts: list[str] = []
+    run: list[int] = []
+    for shard_id in [*sorted(shard_ids), -2]:
+        if run and shard_id != run[-1] + 1:
+            which = f"shard {run[0]}" if len(run) == 1 else f"shards {run[0]} to {run[-1]}"
+            parts.append(f"{layers_of(manifest, run[0], run[-1] + 1)} ({which})")
+            run = []
+        run.append(shard_id)
+    return "layers " + ", ".join(parts)
+
+
+def _check_held(manifest: Manifest, nodes: Sequence[NodeOffer], seeded: frozenset[int]) -> None:
+    everything = range(manifest.n_shards)
+    unheld = [shard for shard in everything if shard not in seeded]
+    if unheld:
+        raise PlacementError(
+            f"model {manifest.name}: {layer_list(manifest, unheld)} are on no connected node; "
+            "start a node whose models cache holds them"
+        )
+    barred = [shard for shard in everything if not any(offer.may_hold(shard, seeded) for offer in nodes)]
+    if barred:
+        raise PlacementError(
+            f"model {manifest.name}: no connected node may run {layer_list(manifest, barred)}: "
+            "those that have the files are bound to other shards, are leaving, or failed to load them"
+        )
+
+
+def _why_not(
+    manifest: Manifest,
+    nodes: Sequence[NodeOffer],
+    needs: Sequence[int],
+    room: Sequence[int],
+    policy: Policy,
+    seeded: frozenset[int],
+) -> NoRoomError | PlacementError:
+    loaded = frozenset(shard for offer in nodes for shard in offer.loaded)
+    wanted = sum(need for shard, need in enumerate(needs) if shard not in loaded)
+    free = sum(room)
+    largest, most = max(needs), max(room)
+    per_shard = all(
+        any(
+            offer.may_hold(shard, seeded) and (shard in offer.loaded or needs[shard] <= space)
+            for offer, space in zip(nodes, room, strict=True)
+        )
+        for shard in range(manifest.n_shards)
+    )
+    if wanted > free or (not per_shard and largest > most):
+        missing = max(wanted - free, largest - most)
+        return NoRoomError(
+            f"model {manifest.name} needs {human_bytes(wanted)} of memory more, the nodes have {human_bytes(free)} free for it "
+            f"(headroom left out): {human_bytes(missing)} are missing; add a node, or lower sequences.n_ctx or sequences.n_seq",
+            needed_bytes=wanted,
+            free_bytes=free,
+            missing_bytes=missing,
+        )
+    if policy.stages and per_shard:
+        return PlacementError(
+            f"model {manifest.name} cannot be run in exactly {policy.stages} stages over {len(nodes)} "
+            f"node{'s' if len(nodes) != 1 else ''} with these shards: start more nodes, or change --stages"
+        )
+    return NoRoomError(
+        f"model {manifest.name} needs {human_bytes(wanted)} of memory more, and although the nodes have {human_bytes(free)} free together, "
+        f"no contiguous runs of its shards fit into what single nodes have: free memory on one of them, or split into more shards",
+        needed_bytes=wanted,
+        free_bytes=free,
+    )

@@ -1,0 +1,117 @@
+"""What the HTTP API asks of the coordinator, and how a request's words become a request in progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from shardnet.coordinator.api_models import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.catalogue import Words, resolve
+from shardnet.coordinator.pipeline import GenerationSpec
+from shardnet.coordinator.planning import Route
+from shardnet.coordinator.requests import Requests, Running
+from shardnet.coordinator.settings import RequestSettings
+from shardnet.coordinator.text import TextStream
+from shardnet.errors import ContextExceeded, UsageError
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A request in progress with what is needed to word its answer."""
+
+    running: Running
+    manifest: Manifest
+    words: Words
+    prompt: list[int]
+
+
+@dataclass(slots=True)
+class Service:
+    """The coordinator as its HTTP API sees it.
+
+    Attributes:
+        manifests: models that are served, ready or not.
+        status: everything that `shardnet status` shows.
+        health: short, for load balancers: `ready` and the models.
+        describe_stage: node, layers and bytes sent on, for the answer's statistics.
+    """
+
+    requests: Requests
+    settings: RequestSettings
+    epoch: int
+    manifests: Callable[[], list[Manifest]]
+    options: Callable[[Manifest], ShardOptions]
+    words: Callable[[Manifest], Awaitable[Words]]
+    status: Callable[[], dict[str, Any]]
+    health: Callable[[], dict[str, Any]]
+    describe_stage: Callable[[Route, int], dict[str, Any]]
+
+    async def complete(self, request: CompletionRequest) -> Answering:
+        """Begin a plain completion.
+
+        Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
+        """
+        request.check_supported()
+        manifest = self._ready_model(request)
+        words = await self.words(manifest)
+        prompt = request.single_prompt()
+        if isinstance(prompt, str):
+            text = prompt
+            # A user's text cannot spell control tokens; whoever wants them sends token ids.
+            prompt = await asyncio.to_thread(words.vocabulary.tokenize, text, add_special=True, parse_special=False)
+        if bad := next((token for token in prompt if token >= words.vocabulary.n_vocab), None):
+            raise UsageError(
+                f"prompt: token {bad} is outside the vocabulary of {words.vocabulary.n_vocab}", param="prompt"
+            )
+        return await self._begin(request, manifest, words, prompt, request.max_tokens)
+
+    async def chat(self, request: ChatRequest) -> Answering:
+        """Begin a chat turn with the model's own template. Raises: as `complete`."""
+        request.check_supported()
+        manifest = self._ready_model(request)
+        words = await self.words(manifest)
+        if words.template is None:
+            raise UsageError(words.template_error, param="messages")
+        parts = await words.template.render(
+            [message.for_template() for message in request.messages],
+            variables=request.chat_template_kwargs,
+            timeout_s=self.settings.template_timeout_s,
+        )
+        prompt = await asyncio.to_thread(words.vocabulary.tokenize_parts, parts)
+        return await self._begin(request, manifest, words, prompt, request.max_completion_tokens or request.max_tokens)
+
+    def _ready_model(self, request: CommonRequest) -> Manifest:
+        manifest = resolve(self.manifests(), request.model)
+        self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
+        return manifest
+
+    async def _begin(
+        self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int], max_tokens: int | None
+    ) -> Answering:
+        n_ctx = self.options(manifest).n_ctx
+        if not prompt:
+            raise UsageError("the prompt is empty: give at least one token", param="prompt")
+        if len(prompt) >= n_ctx:
+            raise ContextExceeded(
+                f"the prompt has {len(prompt)} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
+                "shorten the prompt, or start the coordinator with a larger sequences.n_ctx",
+                prompt_tokens=len(prompt),
+                n_ctx=n_ctx,
+            )
+        spec = GenerationSpec(
+            model_id=manifest.model_id,
+            prompt=prompt,
+            sampling=request.sampling(),
+            max_tokens=min(max_tokens or n_ctx, n_ctx - len(prompt)),
+            is_end=words.vocabulary.is_end,
+            ignore_eos=bool(request.ignore_eos),
+            step_deadline_s=self.settings.step_deadline_s,
+            recovery_timeout_s=self.settings.recovery_timeout_s,
+            epoch=self.epoch,
+        )
+        running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
+        return Answering(running, manifest, words, prompt)

@@ -1,0 +1,122 @@
+"""What the coordinator can be told. Every key stands in `configs/coordinator.toml` with its default; a test keeps the two in step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from shardnet.log import LogFormat, LogLevel
+from shardnet.messages import ShardOptions
+from shardnet.settings import Section
+
+
+class ListenSettings(Section):
+    """Where the coordinator listens. Beyond loopback only where it is told so."""
+
+    nodes: str = Field(default="127.0.0.1:7700", description="HOST:PORT for TLS links of nodes; port 0: any free one")
+    enrol: str = Field(
+        default="127.0.0.1:7701", description='HOST:PORT that takes in machines with a join token; "": nowhere'
+    )
+    api: str = Field(default="127.0.0.1:8080", description="HOST:PORT of the HTTP API (plain HTTP)")
+
+
+class ModelsSettings(Section):
+    """Which models are served."""
+
+    cache: Path = Field(
+        default=Path("models_cache"),
+        strict=False,
+        description="folder whose manifests the coordinator serves; tokenizers that it fetches are kept there too",
+    )
+    serve: tuple[str, ...] = Field(
+        default=(), strict=False, description="names or ids of the models to serve; empty: every known one"
+    )
+
+
+class PlacementSettings(Section):
+    """Where shards go."""
+
+    stages: int = Field(default=0, ge=0, le=256, description="force pipelines of so many stages; 0: the quickest")
+    replicas: int = Field(default=1, ge=1, le=256, description="whole pipelines to keep loaded for each model")
+    headroom_share: float = Field(
+        default=0.1, ge=0, lt=1, description="share of each node's free memory that is left alone"
+    )
+    debounce_s: float = Field(default=0.2, ge=0, le=60, description="seconds to wait for more nodes before planning")
+    dead_after_s: float = Field(
+        default=5.0, gt=0, le=600, description="seconds without a heartbeat until a node counts as dead"
+    )
+    load_deadline_s: float = Field(
+        default=3600.0, gt=0, le=86_400, description="seconds a node may take to fetch and load one shard"
+    )
+    measure_links: bool = Field(default=True, description="measure the links between nodes when they join")
+
+
+class SequenceSettings(Section):
+    """The context and KV cache that every shard is loaded with."""
+
+    n_ctx: int = Field(default=4096, ge=8, le=1 << 20, description="most tokens of context of each sequence")
+    n_seq: int = Field(default=4, ge=1, le=256, description="sequences with KV at the same time in each pipeline")
+    n_batch: int = Field(default=512, ge=1, le=8192, description="most tokens in one batch: prompts go in such chunks")
+
+    def to_options(self, n_ctx_train: int) -> ShardOptions:
+        """Returns: load options of a model, its context no longer than it was trained for."""
+        n_ctx = min(self.n_ctx, max(8, n_ctx_train))
+        return ShardOptions(n_ctx=n_ctx, n_seq=self.n_seq, n_batch=min(self.n_batch, n_ctx))
+
+
+class RequestSettings(Section):
+    """How requests are treated."""
+
+    max_queued: int = Field(
+        default=64, ge=0, le=100_000, description="requests that may wait for a free sequence; more are answered 503"
+    )
+    queue_timeout_s: float = Field(
+        default=60.0, gt=0, le=86_400, description="seconds a request may wait for a sequence"
+    )
+    step_deadline_s: float = Field(
+        default=120.0, gt=0, le=86_400, description="seconds one step may take through the whole pipeline"
+    )
+    recovery_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds a request waits for its lost stages to come back elsewhere"
+    )
+    template_timeout_s: float = Field(
+        default=2.0, gt=0, le=60, description="seconds a model's chat template may run for one request"
+    )
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="largest HTTP request body")
+
+
+class ApiSettings(Section):
+    """Who may use the HTTP API."""
+
+    key: str = Field(
+        default="", max_length=512, repr=False, description='clients must send it as "Authorization: Bearer"; "": none'
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=("localhost", "127.0.0.1", "::1"),
+        strict=False,
+        description='Host headers that are answered, against pages that rebind DNS names; ["*"]: all',
+    )
+
+
+class LogSettings(Section):
+    """What is written to standard error."""
+
+    level: LogLevel = Field(default="info", description="debug, info, warning or error")
+    format: LogFormat = Field(default="auto", description="auto: sentences on a terminal, JSON elsewhere; pretty; json")
+
+
+class CoordinatorSettings(Section):
+    """All of `configs/coordinator.toml`."""
+
+    name: str = Field(default="", max_length=63, description='which identity of the home folder to use; "": a free one')
+    drain_timeout_s: float = Field(
+        default=5.0, ge=0, le=3600, description="seconds that running requests may take to finish at a stop"
+    )
+    listen: ListenSettings = Field(default=ListenSettings(), description="where it listens")
+    models: ModelsSettings = Field(default=ModelsSettings(), description="what it serves")
+    placement: PlacementSettings = Field(default=PlacementSettings(), description="where shards go")
+    sequences: SequenceSettings = Field(default=SequenceSettings(), description="context and KV cache")
+    requests: RequestSettings = Field(default=RequestSettings(), description="queue, deadlines, limits")
+    api: ApiSettings = Field(default=ApiSettings(), description="access to the HTTP API")
+    log: LogSettings = Field(default=LogSettings(), description="log output")

@@ -1,0 +1,187 @@
+"""The coordinator's state as JSON: what `/status`, `/healthz` and `shardnet status` show. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardnet.coordinator.cluster import Cluster, NodeView, joined
+from shardnet.coordinator.placement import layers_of
+from shardnet.coordinator.planning import Route
+from shardnet.errors import ShardnetError
+from shardnet.manifest import Manifest
+
+
+def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
+    """Returns: one node."""
+    held = []
+    for (model_id, shard_id), shard in sorted(node.held.items()):
+        manifest = cluster.manifests.get(model_id)
+        known = manifest is not None and shard_id < manifest.n_shards
+        held.append(
+            {
+                "model": manifest.name if manifest else model_id,
+                "model_id": model_id,
+                "shard_id": shard_id,
+                "layers": str(manifest.content.shards[shard_id].layers) if manifest and known else "",
+                "loaded": shard.loaded,
+                "ready": (model_id, shard_id) in node.ready,
+                "memory_bytes": shard.memory_bytes,
+                "step_us": shard.step_us,
+                "progress": shard.progress,
+                "detail": shard.detail,
+            }
+        )
+    return {
+        "node_id": node.node_id,
+        "name": node.label,
+        "address": str(node.address) if node.address else None,
+        "state": "leaving" if node.draining else "up",
+        "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
+        "connected_s": round(at_s - node.joined_at_s, 1),
+        "memory_free_bytes": node.memory_free_bytes,
+        "load": node.load,
+        "sequences": node.sequences,
+        "devices": [device.model_dump(mode="json") for device in node.capabilities.devices],
+        "accepts_any": node.capabilities.accepts_any,
+        "held": held,
+        "loading": [_loading(cluster, node, key) for key in sorted(node.loads)],
+        "failed": [
+            {"model_id": key[0], "shard_id": key[1], "reason": str(refusal.error)}
+            for key, refusal in sorted(node.refusals.items())
+        ],
+    }
+
+
+def _loading(cluster: Cluster, node: NodeView, key: tuple[str, int]) -> dict[str, Any]:
+    progress = node.loads[key].progress
+    manifest = cluster.manifests.get(key[0])
+    return {
+        "model": manifest.name if manifest else key[0],
+        "model_id": key[0],
+        "shard_id": key[1],
+        "stage": progress.stage if progress else "asked",
+        "done_bytes": progress.done_bytes if progress else 0,
+        "total_bytes": progress.total_bytes if progress else 0,
+        "bytes_per_s": progress.bytes_per_s if progress else 0.0,
+        "peers": progress.peers if progress else 0,
+    }
+
+
+def layer_map(cluster: Cluster, manifest: Manifest) -> list[dict[str, Any]]:
+    """Returns: every layer and who holds it: one entry for each run of neighbouring shards with the same holders."""
+    rows: list[dict[str, Any]] = []
+    for shard in manifest.content.shards:
+        key = (manifest.model_id, shard.shard_id)
+        holders = []
+        for node in sorted(cluster.nodes.values(), key=lambda one: (one.label, one.node_id)):
+            if key in node.held or key in node.loads:
+                holders.append({"node": node.label, "node_id": node.node_id} | _holding(node, key))
+        if rows and rows[-1]["holders"] == holders:
+            rows[-1]["end"], rows[-1]["end_shard"] = shard.layers.end, shard.shard_id + 1
+        else:
+            rows.append(
+                {
+                    "first": shard.layers.first,
+                    "end": shard.layers.end,
+                    "first_shard": shard.shard_id,
+                    "end_shard": shard.shard_id + 1,
+                    "holders": holders,
+                }
+            )
+    return rows
+
+
+def _holding(node: NodeView, key: tuple[str, int]) -> dict[str, Any]:
+    shard, load = node.held.get(key), node.loads.get(key)
+    if key in node.ready:
+        return {"state": "ready", "progress": None}
+    if load is not None:
+        progress = load.progress
+        share = progress.done_bytes / progress.total_bytes if progress and progress.total_bytes else 0.0
+        return {"state": progress.stage if progress else "asked", "progress": round(min(1.0, share), 3)}
+    if shard is not None and shard.progress is not None and shard.progress < 1:
+        return {"state": "fetch", "progress": round(shard.progress, 3)}
+    return {"state": "on disk", "progress": None}
+
+
+def health_model(
+    cluster: Cluster, manifest: Manifest, routes: list[Route], problem: ShardnetError | None
+) -> dict[str, Any]:
+    """Returns: one model in short."""
+    missing = [] if routes else [str(layers) for layers in cluster.missing_layers(manifest.model_id)]
+    reason = None if routes else not_ready_sentence(cluster, manifest, problem)
+    return {
+        "model": manifest.name,
+        "model_id": manifest.model_id,
+        "ready": bool(routes),
+        "missing_layers": missing,
+        "reason": reason,
+    }
+
+
+def model_json(
+    cluster: Cluster, manifest: Manifest, routes: list[Route], problem: ShardnetError | None, notes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns: one model in full."""
+    content = manifest.content
+    return health_model(cluster, manifest, routes, problem) | {
+        "architecture": content.architecture,
+        "quantisation": content.quantisation,
+        "n_layers": content.n_layers,
+        "n_shards": manifest.n_shards,
+        "n_params": content.n_params,
+        "total_bytes": manifest.total_bytes,
+        "signed": manifest.signature is not None,
+        "pipelines": [route_json(cluster, manifest, route) for route in routes],
+        "layers": layer_map(cluster, manifest),
+        "notes": list(notes),
+    }
+
+
+def route_json(cluster: Cluster, manifest: Manifest, route: Route) -> list[dict[str, Any]]:
+    """Returns: the stages of a pipeline."""
+    return [stage_json(cluster, manifest, route, index) for index in range(len(route.stages))]
+
+
+def stage_json(cluster: Cluster, manifest: Manifest, route: Route, index: int) -> dict[str, Any]:
+    """Returns: one stage; `bytes_on` is what it sends on to the next for each token: a hidden state, or nothing from the last."""
+    stage = route.stages[index]
+    node = cluster.nodes.get(stage.node_id)
+    return {
+        "node": node.label if node else stage.node_id[:12],
+        "node_id": stage.node_id,
+        "first_shard": stage.first_shard,
+        "end_shard": stage.end_shard,
+        "layers": str(layers_of(manifest, stage.first_shard, stage.end_shard)),
+        "relayed": index > 0 and stage.address is None,
+        "bytes_on": 4 * manifest.content.n_embd if index + 1 < len(route.stages) else 0,
+    }
+
+
+def not_ready_sentence(cluster: Cluster, manifest: Manifest, problem: ShardnetError | None) -> str:
+    """Returns: why a model cannot be run now: which layers are missing, and what is being done or is to be done."""
+    missing = cluster.missing_layers(manifest.model_id)
+    layers = ", ".join(map(str, missing)) or "none"
+    loading = joined(
+        manifest.content.shards[shard].layers
+        for node in cluster.nodes.values()
+        for model, shard in node.loads
+        if model == manifest.model_id
+    )
+    start = (
+        f"model {manifest.name} is not ready: layers {layers} of {manifest.content.n_layers} are in no node's memory"
+    )
+    if not missing:
+        start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline"
+    if loading:
+        return f"{start}; {', '.join(map(str, loading))} are being loaded, try again soon"
+    if not cluster.nodes:
+        return f"{start}; no node is connected, start one with `shardnet node`"
+    if problem is not None:
+        return f"{start}; {problem}"
+    return start
+
+
+def stages_sentence(cluster: Cluster, manifest: Manifest, route: Route) -> str:
+    """Returns: `node-0 [0, 10), node-1 [10, 20)`."""
+    return ", ".join(f"{one['node']} {one['layers']}" for one in route_json(cluster, manifest, route))
