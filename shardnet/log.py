@@ -65,6 +65,8 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "member_enrolled": ("COORDINATOR", "✓ {name} ({node_id}) enrolled by invitation"),
     "dht_announced": ("DHT", "✓✓✓ ANNOUNCED SHARD {shard_id} TO DHT ✓✓✓"),
     "dht_withdrawn": ("DHT", "Withdrew shard {shard_id} from DHT"),
+    "dht_coordinator_announced": ("DHT", "✓ Announced this coordinator to DHT"),
+    "dht_manifest_announced": ("DHT", "✓ Announced manifest {model_id} to DHT"),
     "dht_listening": ("DHT", "Listening on {address} (UDP)"),
     "dht_joined": ("DHT", "✓ Joined with {peers} peers"),
     "dht_alone": ("DHT", "⚠️  No bootstrap peer answered; trying again"),

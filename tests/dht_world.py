@@ -54,9 +54,9 @@ class FakeClock:
 
 
 def quick_settings(bootstrap: Sequence[str] = (), **changes: object) -> DhtSettings:
-    """The defaults with waits that suit a test."""
+    """The defaults, but for what a test says."""
     changes = {name: value for name, value in changes.items() if name in DhtSettings.model_fields}
-    return DhtSettings.model_validate({"bootstrap": tuple(bootstrap), "call_retry_s": 0.1} | changes)
+    return DhtSettings.model_validate({"bootstrap": tuple(bootstrap)} | changes)
 
 
 class World:

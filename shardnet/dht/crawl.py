@@ -21,6 +21,8 @@ from shardnet.errors import RemoteProtocolError
 
 MAX_PAGES = 64
 """Pages read from one holder: a page has at least one record, and a key at most 64."""
+MAX_CALLS_AT_ONCE = 32
+"""Calls of one walk under way at once, however many peers are silent."""
 MAX_ADDRESSES_PER_ID = 3
 """Peers may disagree, honestly or not, about where a node lives: so many of their answers are tried."""
 
@@ -82,6 +84,7 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
         self._settings = settings
         self._newest = newest
         self._answers = _Answers()
+        self._unanswered = 0
         self._other_addresses: dict[bytes, list[Contact]] = {}
 
     async def find(self) -> list[Node]:
@@ -96,15 +99,17 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
         return answered[: self.ksize]
 
     async def _walk(self) -> None:
-        """Keep `alpha` calls under way; one that missed its first reply no longer counts, so a dead peer holds nobody up."""
+        """Keep `alpha` calls under way, and one more for each that missed its first reply: where many died at once, many are tried at once."""
         loop = asyncio.get_running_loop()
         patience_s = self._settings.call_retry_s
         calls: dict[asyncio.Task[None], float] = {}
         try:
             while True:
                 now = loop.time()
-                prompt = sum(now - started < patience_s for started in calls.values())
-                for node in self.nearest.get_uncontacted()[: max(0, self.alpha - prompt)]:
+                late = sum(now - started >= patience_s for started in calls.values())
+                self.nearest.maxsize = self.ksize + late  # those beyond the k nearest take the places of the late ones
+                free = min(MAX_CALLS_AT_ONCE, self.alpha + 2 * late + self._unanswered) - len(calls)
+                for node in self.nearest.get_uncontacted()[: max(0, free)]:
                     self.nearest.mark_contacted(node)
                     calls[loop.create_task(self._ask(node), name="dht find")] = now
                 if not calls:
@@ -122,6 +127,7 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
         find = Find(self.node.id, NOBODY, wants_contacts=True, wants_records=self._newest is not None)
         found = await self.protocol.call_find(node, find)
         if found is None:
+            self._unanswered += 1
             self._try_elsewhere(node)
             return
         self._answers.nodes[node.id] = node

@@ -10,13 +10,13 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from kademlia.node import Node
 
-from shardnet.dht.addresses import is_loopback, pack_host, unpack_host
+from shardnet.dht.addresses import is_loopback
+from shardnet.dht.announcer import Announcement, Announcer
 from shardnet.dht.directory import Address, DhtStats
 from shardnet.dht.peers import MAX_PEERS, PeersFile, RememberedPeer, read_peers, write_peers
 from shardnet.dht.records import (
@@ -30,46 +30,23 @@ from shardnet.dht.records import (
     coordinator_key,
     manifest_key,
     provider_key,
-    sign_record,
 )
 from shardnet.dht.refusals import Refusals
 from shardnet.dht.sealing import Sealer
 from shardnet.dht.server import SealedServer, resolve
 from shardnet.dht.settings import DhtSettings, split_host_port
 from shardnet.dht.storage import RecordStorage, StorageLimits
-from shardnet.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from shardnet.ids import short
+from shardnet.errors import LocalProtocolError, UsageError
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
 
 log = get("dht")
 
-PUBLISH_AT_ONCE = 8
-"""Announcements under way at once: a node with a hundred shards must not burst."""
 SWEEP_PINGS_AT_ONCE = 16
 
 
-@dataclass(slots=True)
-class _Announcement:
-    """What this node says under one key. `due_at`: loop time of the next renewal; `holders`: who keeps it, as far as known."""
-
-    key: bytes
-    kind: Kind
-    facts: dict[str, str | int]
-    address: Address
-    torrent_port: int = 0
-    memory_free_bytes: int = 0
-    due_at: float = 0
-    was_told: bool = False
-    retry: Backoff = field(default_factory=Backoff)
-    holders: list[Node] = field(default_factory=list)
-
-
 class KademliaDirectory:
-    """Use as an async context manager: inside it listens, renews and sweeps; on the way out it withdraws everything it announced.
-
-    Invariant: every announcement in `_announcements` has its newest record in our own storage too (unless that is full), so newcomers are handed it.
-    """
+    """Use as an async context manager: inside it listens, renews and sweeps; on the way out it withdraws everything it announced."""
 
     def __init__(
         self,
@@ -90,7 +67,6 @@ class KademliaDirectory:
         Raises: LocalProtocolError if the key or the identity is of the wrong kind.
         """
         self._settings = settings
-        self._signer = signer
         self._state_file = state_file
         self._clock = clock
         self._refusals = Refusals()
@@ -112,17 +88,15 @@ class KademliaDirectory:
             self._refusals,
             clock=clock,
             spawn=self._spawn,
-            on_contact=self._contact_added,
+            on_contacts=self._contacts_changed,
         )
+        self._announcer = Announcer(settings, signer, self._storage, self._server, self._refusals, clock=clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._announcements: dict[bytes, _Announcement] = {}
-        self._publishing = asyncio.Semaphore(PUBLISH_AT_ONCE)
-        self._renewal_wanted = asyncio.Event()
         self._has_contact = asyncio.Event()
+        self._is_alone = asyncio.Event()
         self._has_asked = asyncio.Event()
         self._entries: list[str] = list(settings.bootstrap)
         self._remembered = PeersFile()
-        self._sequence = 0
         self._address: Address | None = None
 
     # life
@@ -130,10 +104,10 @@ class KademliaDirectory:
     async def __aenter__(self) -> Self:
         """Listen, and begin to look for peers. Raises: SettingsError if the UDP port cannot be had."""
         self._remembered = await asyncio.to_thread(read_peers, self._state_file)
-        self._sequence = self._remembered.sequence
+        self._announcer.sequence = self._remembered.sequence
         self._address = await self._server.open()
         log.info("dht_listening", address=f"{self._address[0]}:{self._address[1]}")
-        for loop in (self._keep_joined(), self._keep_swept(), self._keep_renewed()):
+        for loop in (self._keep_joined(), self._keep_swept(), self._announcer.keep_renewed()):
             self._spawn(loop)
         return self
 
@@ -147,14 +121,15 @@ class KademliaDirectory:
         for task in self._tasks:
             task.cancel()
         try:
-            if leave and self._announcements:
+            if leave and len(self._announcer):
                 try:
                     async with asyncio.timeout(self._settings.leave_timeout_s):
-                        await asyncio.gather(*(self._withdraw(key) for key in list(self._announcements)))
+                        await self._announcer.withdraw_all()
                 except TimeoutError:
-                    log.info("dht_left_in_haste", announcements=len(self._announcements))
+                    log.info("dht_left_in_haste", announcements=len(self._announcer))
             if leave:
                 await self._remember_peers()
+                self._server.protocol.say_goodbye()  # last: whoever asks now must find nobody
         finally:
             self._address = None
             self._has_asked.set()
@@ -187,7 +162,7 @@ class KademliaDirectory:
             contacts=len(protocol.router),
             keys=len(self._storage.held_keys()),
             records=len(self._storage),
-            announcements=len(self._announcements),
+            announcements=len(self._announcer),
             datagrams_in=protocol.datagrams_in,
             datagrams_out=protocol.datagrams_out,
             bytes_in=protocol.bytes_in,
@@ -207,9 +182,8 @@ class KademliaDirectory:
 
     # the way in
 
-    def _contact_added(self) -> None:
-        if not self._has_contact.is_set():
-            self._has_contact.set()
+    def _contacts_changed(self) -> None:
+        (self._has_contact if len(self._server.protocol.router) else self._is_alone).set()
 
     async def _keep_joined(self) -> None:
         """Find peers, and again whenever alone; with peers, still look for bootstrap entries that are not among them, lest two islands form."""
@@ -220,21 +194,18 @@ class KademliaDirectory:
             self._has_asked.set()
             if len(self._server.protocol.router):
                 log.info("dht_joined", peers=len(self._server.protocol.router))
-                self._renew_all_now()
+                self._announcer.renew_all_now()
                 backoff.reset()
                 while len(self._server.protocol.router):
-                    await asyncio.sleep(self._settings.sweep_interval_s)
-                    await self._ask_missing()
+                    self._is_alone.clear()
+                    if not await _happens(self._is_alone, self._settings.sweep_interval_s):
+                        await self._ask_missing()
                 is_told = False
             self._has_contact.clear()
             if not is_told and (self._entries or self._remembered.peers):
                 is_told = True
                 log.warning("dht_alone", asked=len(self._entries) + len(self._remembered.peers))
-            try:
-                async with asyncio.timeout(backoff.next_delay_s()):
-                    await self._has_contact.wait()
-            except TimeoutError:
-                continue
+            await _happens(self._has_contact, backoff.next_delay_s())
 
     async def _ask_everybody(self) -> int:
         addresses = await self._bootstrap_addresses()
@@ -295,7 +266,7 @@ class KademliaDirectory:
         near = self._server.protocol.router.find_neighbors(self._server.node, MAX_PEERS)
         peers = tuple(RememberedPeer(node_id=n.id.hex(), host=n.ip, port=n.port) for n in near)
         peers = tuple(sorted(peers, key=lambda peer: peer.node_id)) or self._remembered.peers
-        content = PeersFile(sequence=self._sequence, peers=peers)
+        content = PeersFile(sequence=self._announcer.sequence, peers=peers)
         if content != self._remembered and await asyncio.to_thread(write_peers, self._state_file, content):
             self._remembered = content
 
@@ -306,11 +277,11 @@ class KademliaDirectory:
     ) -> int:
         """See `Directory`."""
         return await self._announce(
-            _Announcement(
+            Announcement(
                 provider_key(model_id, shard_id),
                 Kind.PROVIDER,
                 {"model_id": model_id, "shard_id": shard_id},
-                self._checked(address),
+                self._announcer.checked_address(address),
                 torrent_port,
                 memory_free_bytes,
             )
@@ -318,98 +289,20 @@ class KademliaDirectory:
 
     async def announce_coordinator(self, *, address: Address) -> int:
         """See `Directory`."""
-        return await self._announce(_Announcement(coordinator_key(), Kind.COORDINATOR, {}, self._checked(address)))
+        return await self._announce(
+            Announcement(coordinator_key(), Kind.COORDINATOR, {}, self._announcer.checked_address(address))
+        )
 
     async def announce_manifest(self, model_id: str, *, address: Address) -> int:
         """See `Directory`."""
         facts: dict[str, str | int] = {"model_id": model_id}
-        return await self._announce(_Announcement(manifest_key(model_id), Kind.MANIFEST, facts, self._checked(address)))
-
-    def _checked(self, address: Address) -> Address:
-        host, port = address
-        try:
-            plain = unpack_host(pack_host(host))
-        except (ValueError, RemoteProtocolError) as error:
-            raise UsageError(f"{host!r} cannot be announced: an IP address that others can reach is needed") from error
-        if not 1 <= port <= 65535:
-            raise UsageError(f"port {port} cannot be announced: it must be 1 to 65535")
-        if is_loopback(plain) and not is_loopback(self._settings.listen_host):
-            raise UsageError(
-                f"{host} cannot be announced beyond this machine: announce the address that others reach it by"
-            )
-        return plain, port
-
-    async def _announce(self, announcement: _Announcement) -> int:
-        await self._ready()
-        known = self._announcements.get(announcement.key)
-        if known is not None:
-            announcement.was_told, announcement.holders = known.was_told, known.holders
-        self._announcements[announcement.key] = announcement
-        await self._publish(announcement)
-        self._renewal_wanted.set()
-        return len(announcement.holders)
-
-    async def _publish(self, announcement: _Announcement) -> None:
-        """Have one announcement's newest record kept by the network. When nobody takes it, it is soon due again."""
-        interval_s = self._settings.renew_every_s
-        loop = asyncio.get_running_loop()
-        announcement.due_at = loop.time() + interval_s * random.uniform(0.9, 1.0)
-        async with self._publishing:
-            if self._announcements.get(announcement.key) is not announcement:
-                return  # replaced or withdrawn while it waited
-            record = self._sign_and_keep(announcement)
-            announcement.holders = await self._server.publish(announcement.key, record.raw)
-        if not announcement.holders:
-            announcement.due_at = min(announcement.due_at, loop.time() + announcement.retry.next_delay_s())
-            return
-        announcement.retry.reset()
-        if not announcement.was_told:
-            announcement.was_told = True
-            self._tell("announced", announcement)
-
-    def _sign_and_keep(self, announcement: _Announcement, *, withdrawn: bool = False) -> Record:
-        now = self._clock()
-        self._sequence = max(self._sequence + 1, int(now * 1000))
-        record = sign_record(
-            self._signer,
-            announcement.key,
-            announcement.kind,
-            address=announcement.address,
-            sequence=self._sequence,
-            expires_at=now + self._settings.record_ttl_s,
-            torrent_port=announcement.torrent_port,
-            memory_free_bytes=announcement.memory_free_bytes,
-            withdrawn=withdrawn,
+        return await self._announce(
+            Announcement(manifest_key(model_id), Kind.MANIFEST, facts, self._announcer.checked_address(address))
         )
-        try:
-            self._storage.merge(announcement.key, record.raw)
-        except RemoteProtocolError as error:
-            self._refusals.note("record", error, self._signer.node_id)  # our store is full; the others' may not be
-        return record
 
-    def _tell(self, what: str, announcement: _Announcement) -> None:
-        part = "" if announcement.kind is Kind.PROVIDER else f"{announcement.kind.name.lower()}_"
-        facts = {name: short(value) if isinstance(value, str) else value for name, value in announcement.facts.items()}
-        log.info(f"dht_{part}{what}", **facts, holders=len(announcement.holders))
-
-    def _renew_all_now(self) -> None:
-        for announcement in self._announcements.values():
-            announcement.due_at = 0
-        self._renewal_wanted.set()
-
-    async def _keep_renewed(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            self._renewal_wanted.clear()
-            now = loop.time()
-            due = [announcement for announcement in self._announcements.values() if announcement.due_at <= now]
-            await asyncio.gather(*(self._publish(announcement) for announcement in due))
-            upcoming = min((a.due_at for a in self._announcements.values()), default=now + 3600)
-            try:
-                async with asyncio.timeout(max(0, upcoming - loop.time())):
-                    await self._renewal_wanted.wait()
-            except TimeoutError:
-                continue
+    async def _announce(self, announcement: Announcement) -> int:
+        await self._ready()
+        return await self._announcer.announce(announcement)
 
     # withdrawing
 
@@ -426,16 +319,8 @@ class KademliaDirectory:
         await self._withdraw(manifest_key(model_id))
 
     async def _withdraw(self, key: bytes) -> None:
-        """Replace the record by a tombstone, at those who keep it and at those who should."""
         self._check_running()
-        announcement = self._announcements.pop(key, None)
-        if announcement is None:
-            return
-        async with self._publishing:
-            record = self._sign_and_keep(announcement, withdrawn=True)
-            announcement.holders = await self._server.publish(key, record.raw, announcement.holders)
-        if announcement.was_told:
-            self._tell("withdrawn", announcement)
+        await self._announcer.withdraw(key)
 
     # looking up
 
@@ -472,3 +357,11 @@ class KademliaDirectory:
     async def _lookup(self, key: bytes, kind: Kind) -> Iterable[Record]:
         await self._ready()
         return (record for record in await self._server.gather(key) if record.kind is kind)
+
+
+async def _happens(event: asyncio.Event, within_s: float) -> bool:
+    try:
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    except TimeoutError:
+        return False

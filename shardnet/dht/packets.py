@@ -1,8 +1,9 @@
-"""The six DHT messages as bytes, and back. Fixed layouts, every length checked: nothing is allocated that a peer merely claims.
+"""The seven DHT messages as bytes, and back. Fixed layouts, every length checked: nothing is allocated that a peer merely claims.
 
     PING  challenge                     -> PONG   public key and signature over the challenge: proves the node id
     FIND  key, after, what is wanted    -> FOUND  nearest contacts, one page of records, digest of all records held
     STORE key, records                  -> STORED how many were kept
+    LEAVE                               -> nothing: "I am going; see for yourself"
 
 Inside the seal, before each: operation, call id, sender, receiver. The receiver's id keeps a recorded datagram from being
 replayed to somebody else; it is zero only in a PING to an address whose id is not known yet.
@@ -47,7 +48,7 @@ def records_per_page(contacts: int) -> int:
 
 
 class Operation(IntEnum):
-    """The first byte. Odd ones are requests; the answer is the next number."""
+    """The first byte. Odd ones are requests; the answer, if there is one, is the next number."""
 
     PING = 1
     PONG = 2
@@ -55,6 +56,7 @@ class Operation(IntEnum):
     FOUND = 4
     STORE = 5
     STORED = 6
+    LEAVE = 7
 
 
 class Contact(NamedTuple):
@@ -122,7 +124,14 @@ class Stored:
     operation = Operation.STORED
 
 
-Body = Ping | Pong | Find | Found | Store | Stored
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The sender is about to close. Not believed: whoever hears it pings, and drops the contact when nobody answers."""
+
+    operation = Operation.LEAVE
+
+
+Body = Ping | Pong | Find | Found | Store | Stored | Leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +167,8 @@ def encode(packet: Packet) -> bytes:
             return b"".join((head, _STORE.pack(key, len(records)), *records))
         case Stored(kept, refused):
             return head + _STORED.pack(kept, refused)
+        case Leave():
+            return head
 
 
 def decode(payload: bytes) -> Packet:
@@ -201,6 +212,10 @@ def _decode_body(operation: int, rest: bytes) -> Body:
             return Store(key, tuple(records))
         case Operation.STORED:
             return Stored(*_STORED.unpack(rest))
+        case Operation.LEAVE:
+            if rest:
+                raise _malformed("a leave with something behind it")
+            return Leave()
         case _:
             raise _malformed(f"operation {operation} is unknown here")
 

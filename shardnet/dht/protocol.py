@@ -26,6 +26,7 @@ from shardnet.dht.packets import (
     Contact,
     Find,
     Found,
+    Leave,
     Packet,
     Ping,
     Pong,
@@ -50,6 +51,8 @@ Reply = TypeVar("Reply", Pong, Found, Stored)
 
 MAX_INTRODUCTIONS = 64
 """Strangers that are being asked who they are, at once; further ones will be met again."""
+MAX_STALLS = 3
+"""Attempts of one call that are forgiven because this process was held up itself."""
 HANDOVER_SLICE = 50
 """Keys looked at before other work gets its turn."""
 HANDOVER_SENDERS = 2
@@ -73,9 +76,9 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         sealer: Sealer,
         refusals: Refusals,
         spawn: Spawn,
-        on_contact: Callable[[], None],
+        on_contacts: Callable[[], None],
     ) -> None:
-        """`spawn` runs a coroutine as a task of the directory; `on_contact` is called after a contact was added."""
+        """`spawn` runs a coroutine as a task of the directory; `on_contacts` is called after a contact came or went."""
         super().__init__(node, storage, settings.ksize)
         self.router = ExactRoutingTable(self, settings.ksize, node)
         self._settings = settings
@@ -85,7 +88,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         self._sealer = sealer
         self._refusals = refusals
         self._spawn = spawn
-        self._on_contact = on_contact
+        self._on_contacts = on_contacts
         self._slots = asyncio.Semaphore(settings.max_calls_in_flight)
         self._calls: dict[bytes, tuple[asyncio.Future[Packet], Address, bytes, type[Body]]] = {}
         self._introductions: set[tuple[bytes, Address]] = set()
@@ -137,6 +140,8 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
                 self._meet(packet.source, sender)
             case Pong() | Found() | Stored():
                 self._take_reply(packet, sender)
+            case Leave():
+                self._doubt(packet.source, sender)
 
     def _check_ids(self, packet: Packet) -> None:
         if packet.source == self.source_node.id:
@@ -207,11 +212,15 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         async with self._slots:
             self._calls[call_id] = (future, address, target, answer)
             try:
-                for _ in range(self._settings.call_attempts):
+                attempts, stalls = self._settings.call_attempts, 0
+                while attempts and not future.done():
                     self._send(packet, address)
-                    done, _waiting = await asyncio.wait({future}, timeout=self._settings.call_retry_s)
-                    if done:
-                        break
+                    asked_at = time.monotonic()
+                    await asyncio.wait({future}, timeout=self._settings.call_retry_s)
+                    if time.monotonic() - asked_at > 2 * self._settings.call_retry_s and stalls < MAX_STALLS:
+                        stalls += 1  # it was our own loop that slept: the peer had no chance to be heard
+                    else:
+                        attempts -= 1
             finally:
                 del self._calls[call_id]
         if not future.done() or future.cancelled():
@@ -223,6 +232,9 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         call = self._calls.get(packet.call_id)
         if call is None:
             self._refusals.count("late_reply")
+            known = self.router.get(packet.source)
+            if known is not None and (known.ip, known.port) == sender:
+                self._heard(known)
             return
         future, address, target, answer = call
         if sender != address or target not in (packet.source, NOBODY) or not isinstance(packet.body, answer):
@@ -237,9 +249,10 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     async def call_ping(self, node: Node) -> bool:
         """Returns: True if the node proved its id at its address; else it is no contact any longer."""
+        asked_at = time.monotonic()
         if await self._prove((node.ip, node.port), node.id) is not None:
             return True
-        self._lost(node)
+        self._lost(node, asked_at)
         return False
 
     async def _prove(self, address: Address, expected: bytes) -> Node | None:
@@ -261,9 +274,10 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     async def call_find(self, node: Node, find: Find) -> Found | None:
         """Returns: the node's answer with unusable contacts left out, or None if it gave none."""
+        asked_at = time.monotonic()
         reply = await self._call((node.ip, node.port), node.id, find, Found)
         if reply is None:
-            self._lost(node)
+            self._lost(node, asked_at)
             return None
         self._meet(node.id, (node.ip, node.port))
         found = reply[0]
@@ -275,9 +289,10 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         records, kept = tuple(value), 0
         for at in range(0, len(records), RECORDS_PER_STORE):
             batch = records[at : at + RECORDS_PER_STORE]
+            asked_at = time.monotonic()
             reply = await self._call((node.ip, node.port), node.id, Store(key, batch), Stored)
             if reply is None:
-                self._lost(node)
+                self._lost(node, asked_at)
                 return kept
             kept += min(reply[0].kept, len(batch))
         self._meet(node.id, (node.ip, node.port))
@@ -292,12 +307,17 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         """Returns: True if the node let a call go by a short while ago, so that asking it again would only cost time."""
         return self._silent.get(node.id, 0) > time.monotonic()
 
-    def _lost(self, node: Node) -> None:
+    def _lost(self, node: Node, asked_at: float) -> None:
+        """A call went unanswered. Whoever was heard since it began is not dead, but overrun, or we are."""
+        if self._last_heard.get(node.id, 0) >= asked_at:
+            return
         known = self.router.get(node.id)
         if known is None or known.same_home_as(node):
             self._silent[node.id] = time.monotonic() + self._settings.sweep_interval_s
             self._last_heard.pop(node.id, None)
             self.router.remove_contact(node)
+            if known is not None:
+                self._on_contacts()
 
     def _meet(self, node_id: bytes, address: Address) -> None:
         """Somebody was heard. A contact becomes fresh again; a stranger, or a contact at a new address, is asked for a proof."""
@@ -309,6 +329,25 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         if stranger not in self._introductions and len(self._introductions) < MAX_INTRODUCTIONS:
             self._introductions.add(stranger)
             self._spawn(self._introduce(node_id, address))
+
+    def _doubt(self, node_id: bytes, address: Address) -> None:
+        """A contact says that it goes. Its id could be borrowed, so it is only asked; if it is gone, no lookup pays for finding that out."""
+        known = self.router.get(node_id)
+        if known is not None and (known.ip, known.port) == address and (node_id, address) not in self._introductions:
+            self._introductions.add((node_id, address))
+            self._spawn(self._check_on(known))
+
+    async def _check_on(self, node: Node) -> None:
+        try:
+            await self.call_ping(node)
+        finally:
+            self._introductions.discard((node.id, (node.ip, node.port)))
+
+    def say_goodbye(self) -> None:
+        """Tell every contact that we go; none answers."""
+        for node in self.router.contacts():
+            call_id = secrets.token_bytes(CALL_ID_BYTES)
+            self._send(Packet(call_id, self.source_node.id, node.id, Leave()), (node.ip, node.port))
 
     async def _introduce(self, node_id: bytes, address: Address) -> None:
         try:
@@ -332,7 +371,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
             self.router.remove_contact(known)
         self._heard(node)
         if is_new and self.router.get(node.id) is not None:
-            self._on_contact()
+            self._on_contacts()
             self._spawn(self._hand_over(node))
 
     async def _hand_over(self, newcomer: Node) -> None:

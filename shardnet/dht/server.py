@@ -34,7 +34,7 @@ class SealedServer(Server):  # type: ignore[misc]
         *,
         clock: Callable[[], float],
         spawn: Spawn,
-        on_contact: Callable[[], None],
+        on_contacts: Callable[[], None],
     ) -> None:
         super().__init__(settings.ksize, settings.alpha, bytes.fromhex(signer.node_id))
         self.storage = storage  # not through super(): it takes an empty storage for none
@@ -45,7 +45,7 @@ class SealedServer(Server):  # type: ignore[misc]
         self._refusals = refusals
         self._clock = clock
         self._spawn = spawn
-        self._on_contact = on_contact
+        self._on_contacts = on_contacts
 
     def _create_protocol(self) -> HardenedProtocol:
         return HardenedProtocol(
@@ -56,7 +56,7 @@ class SealedServer(Server):  # type: ignore[misc]
             sealer=self._sealer,
             refusals=self._refusals,
             spawn=self._spawn,
-            on_contact=self._on_contact,
+            on_contacts=self._on_contacts,
         )
 
     async def open(self) -> Address:

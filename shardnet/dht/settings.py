@@ -46,7 +46,13 @@ class DhtSettings(Section):
         default=2, ge=0, le=60, description="longest time spent on withdrawing announcements when leaving, seconds"
     )
     max_calls_in_flight: int = Field(
-        default=64, ge=1, le=1_024, description="calls under way at once, over all lookups"
+        default=32, ge=1, le=1_024, description="calls under way at once, over all lookups"
+    )
+    max_publications_at_once: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="announcements under way at once: a node with a hundred shards must not burst",
     )
     max_holders_per_key: int = Field(default=64, ge=1, le=1_024, description="records kept for one key")
     max_keys: int = Field(default=10_000, ge=1, le=1_000_000, description="keys kept for the network")

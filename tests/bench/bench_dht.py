@@ -67,7 +67,7 @@ async def lookup_round(net: World, owners: dict[int, str], what: str, chance: ra
 
 async def calm_network(net: World, count: int, chance: random.Random) -> None:
     """Joining, announcing, looking up, twenty providers of one key, a burst."""
-    took, _ = await timed(lambda: net.grow(count, call_retry_s=0.25))
+    took, _ = await timed(lambda: net.grow(count))
     tell("join_all", nodes=count, seconds=round(took, 2), contacts_min=min(n.stats().contacts for n in net.nodes))
     seconds = []
     for shard in range(100):
@@ -117,7 +117,7 @@ async def half_dies(net: World, count: int, chance: random.Random) -> None:
 async def dead_provider(folder: Path, ttl_s: float) -> None:
     """How long a provider is still returned: after a crash, and after a clean leave."""
     async with world(folder) as net:
-        nodes = await net.grow(12, record_ttl_s=ttl_s, call_retry_s=0.25)
+        nodes = await net.grow(12, record_ttl_s=ttl_s)
 
         async def is_gone(asking: KademliaDirectory, shard: int) -> bool:
             return await asking.lookup(MODEL, shard) == []

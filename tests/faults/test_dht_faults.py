@@ -21,6 +21,7 @@ from shardnet.dht.packets import (
     Contact,
     Find,
     Found,
+    Leave,
     Packet,
     Ping,
     Pong,
@@ -135,6 +136,7 @@ def real_datagrams(net: World, target: KademliaDirectory) -> list[bytes]:
         Found(bytes(8), False, (Contact(source, "127.0.0.1", 9),), ()),
         Store(KEY, (bytes(139),)),
         Stored(1, 0),
+        Leave(),
     ]
     return [sealer.seal(encode(Packet(bytes(8), source, own, body))) for body in bodies]
 
@@ -382,6 +384,21 @@ async def test_a_living_contact_is_not_moved_by_whoever_relays_its_proofs(tmp_pa
             assert (contact.ip, contact.port) == nodes[2].address
 
 
+async def test_a_goodbye_in_another_nodes_name_evicts_nobody(tmp_path: Path) -> None:
+    async with world(tmp_path, FakeClock()) as net:
+        nodes = await net.grow(3)
+        victim = nodes[2]._server.node.id
+        async with attacker(net) as member:
+            before = nodes[0].stats().datagrams_in
+            for _ in range(10):
+                member.ask(nodes[0], Leave(), source=victim)
+            await taken_in(nodes[0], before + 10)
+            assert member.received == []
+        nodes[0]._server.protocol._doubt(victim, nodes[2].address)  # as if the source address were forged too
+        await eventually(lambda: not nodes[0]._server.protocol._introductions)
+        assert nodes[0]._server.protocol.router.get(victim) is not None
+
+
 def malformed_answers() -> dict[str, Answer]:
     def raw(tail: bytes, operation: int) -> Answer:
         return lambda packet: bytes([operation]) + packet.call_id + packet.target + packet.source + tail
@@ -513,7 +530,7 @@ async def test_cancelling_an_announcement_or_a_lookup_leaves_everything_whole(tm
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 protocol = nodes[0]._server.protocol
-                assert protocol._slots._value == 64
+                assert protocol._slots._value == 32
         await nodes[0].announce(MODEL, 1, address=("127.0.0.1", 4000))
         assert len(await nodes[5].lookup(MODEL, 1)) == 1
         await still_serves(net)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,18 @@ async def test_twenty_providers_of_one_shard_are_all_returned_to_every_node(tmp_
     async with world(tmp_path) as net:
         nodes = await net.grow(24)
         providers = nodes[:20]
-        announced = await asyncio.gather(
+        await asyncio.gather(
             *(
                 node.announce(MODEL, 3, address=address(n), torrent_port=6881 + n, memory_free_bytes=n << 30)
                 for n, node in enumerate(providers)
             )
         )
-        assert all(count > 0 for count in announced)
         expected = {net.id_of(node) for node in providers}
-        for node in nodes:
-            assert await holders(node, 3) == expected
+
+        async def all_see_all() -> bool:
+            return all([await holders(node, 3) == expected for node in nodes])
+
+        await eventually(all_see_all)  # at once, but for a machine so busy that an announcement is repeated
         one = next(r for r in await nodes[23].lookup(MODEL, 3) if r.node_id == net.id_of(providers[5]))
         assert (one.address, one.torrent_port, one.memory_free_bytes) == (address(5), 6886, 5 << 30)
         assert (one.model_id, one.shard_id) == (MODEL, 3)
@@ -86,6 +89,21 @@ async def test_a_clean_leave_withdraws_everything(tmp_path: Path) -> None:
         assert await holders(nodes[3]) == set()
         assert await nodes[4].lookup_manifest(MODEL) == []
         assert await nodes[5].lookup_coordinators() == []
+
+
+async def test_nobody_waits_for_a_node_that_said_goodbye(tmp_path: Path) -> None:
+    async with world(tmp_path) as net:
+        nodes = await net.grow(6)
+        await nodes[1].announce(MODEL, 0, address=address(1))
+        leaving = nodes.pop()
+        net.nodes.remove(leaving)
+        await leaving.close()
+        gone = bytes.fromhex(net.id_of(leaving))
+        await eventually(lambda: all(node._server.protocol.router.get(gone) is None for node in nodes))
+        for node in nodes:
+            sent = node.stats().datagrams_out
+            assert len(await holders(node)) == 1
+            assert node.stats().datagrams_out - sent <= 4
 
 
 async def test_a_dead_provider_is_forgotten_when_its_record_expires(tmp_path: Path) -> None:
@@ -151,7 +169,7 @@ async def test_a_newcomer_far_from_a_key_is_not_burdened_with_it(tmp_path: Path)
         expected = {key for key in key_ids if should_hold(key)}
         await eventually(lambda: len(expected & set(newcomer._storage.held_keys())) >= len(expected) // 2)
         for node in nodes:  # a key's holders need not have met the newcomer yet: the next renewal reaches it
-            node._renew_all_now()
+            node._announcer.renew_all_now()
         await eventually(lambda: expected <= set(newcomer._storage.held_keys()))
         assert newcomer.stats().keys <= len(expected) + 10
 
@@ -234,6 +252,35 @@ async def test_all_at_once_is_a_good_order_too(tmp_path: Path) -> None:
         await eventually(all_found)
 
 
+async def test_whoever_lost_everybody_comes_back_as_soon_as_they_do(tmp_path: Path) -> None:
+    async with world(tmp_path) as net:
+        first = await net.start(net.make([]))
+        entry = entry_of(first)
+        lonely = await net.start(net.make([entry]))
+        await lonely.announce(MODEL, 0, address=address(0))
+        await net.kill(first)
+        assert await lonely.lookup(MODEL, 1) == []  # finds out that nobody is there
+        await eventually(lambda: any(line["event"] == "dht_alone" for line in net.logs))
+        again = await net.start(net.make([], listen_port=int(entry.rpartition(":")[2])))
+
+        async def is_found() -> bool:
+            return await holders(again) == {net.id_of(lonely)}
+
+        await eventually(is_found)
+        assert [line["peers"] for line in net.logs if line["event"] == "dht_joined"][-1] == 1
+
+
+async def test_a_process_that_was_held_up_does_not_blame_its_peers(tmp_path: Path) -> None:
+    async with world(tmp_path) as net:
+        nodes = await net.grow(6)
+        work = [asyncio.ensure_future(node.announce(MODEL, 0, address=address(0))) for node in nodes]
+        for _ in range(3):
+            await asyncio.sleep(0)
+            time.sleep(0.5)  # noqa: ASYNC251 - the event loop is to be blocked
+        assert min(await asyncio.gather(*work)) >= 1
+        assert [node.stats().contacts for node in nodes] == [5] * 6
+
+
 async def test_two_islands_with_a_common_bootstrap_entry_become_one(tmp_path: Path) -> None:
     async with world(tmp_path) as net:
         one, two = [await net.start(net.make([], sweep_interval_s=0.2)) for _ in range(2)]
@@ -276,12 +323,13 @@ async def test_a_swarm_changes_its_key_while_it_runs(tmp_path: Path) -> None:
 
 async def test_a_burst_of_announcements_loses_no_contact(tmp_path: Path) -> None:
     async with world(tmp_path) as net:
-        nodes = await net.grow(16, call_retry_s=0.25)
+        # Sixteen nodes share one event loop here, and maybe a busy machine: each keeps to one announcement at a time.
+        nodes = await net.grow(16, max_publications_at_once=1)
         before = [node.stats().contacts for node in nodes]
-        counts = await asyncio.gather(*(nodes[n % 16].announce(MODEL, n, address=address(n)) for n in range(200)))
+        counts = await asyncio.gather(*(nodes[n % 16].announce(MODEL, n, address=address(n)) for n in range(100)))
         assert min(counts) > 0
-        assert [node.stats().contacts for node in nodes] >= before
-        assert all(await asyncio.gather(*(holders(nodes[(n + 5) % 16], n) for n in range(200))))
+        assert all(node.stats().contacts >= count for node, count in zip(nodes, before, strict=True))
+        assert all(await asyncio.gather(*(holders(nodes[(n + 5) % 16], n) for n in range(100))))
 
 
 async def test_peers_can_be_added_while_running(tmp_path: Path) -> None:
@@ -298,6 +346,8 @@ async def test_an_address_that_nobody_could_reach_is_not_announced(tmp_path: Pat
         for bad in ("0.0.0.0", "example.org", "224.0.0.1", ""):
             with pytest.raises(UsageError, match="cannot be announced"):
                 await node.announce(MODEL, 0, address=(bad, 4000))
+        with pytest.raises(UsageError, match="torrent port"):
+            await node.announce(MODEL, 0, address=address(0), torrent_port=70_000)
         with pytest.raises(UsageError, match="1 to 65535"):
             await node.announce(MODEL, 0, address=("127.0.0.1", 0))
         wide = await net.start(net.make([], listen_host="0.0.0.0"))

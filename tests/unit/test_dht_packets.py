@@ -1,4 +1,4 @@
-"""The six messages, without a socket."""
+"""The seven messages, without a socket."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from shardnet.dht.packets import (
     Contact,
     Find,
     Found,
+    Leave,
     Packet,
     Ping,
     Pong,
@@ -43,6 +44,7 @@ BODIES: list[Body] = [
     Found(b"d" * 8, True, (Contact(ONE, "2001:db8::1", 65535),), (RECORD,) * records_per_page(1)),
     Store(KEY, (RECORD,) * RECORDS_PER_STORE),
     Stored(3, 1),
+    Leave(),
 ]
 
 
