@@ -8,7 +8,6 @@ Base32: one double click selects it, and upper and lower case are the same. The 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import secrets
 import struct
@@ -64,7 +63,7 @@ def parse_token(text: str) -> JoinToken:
     digits = compact.removeprefix(PREFIX)
     try:
         data = base64.b32decode(digits + "=" * (-len(digits) % 8))
-    except binascii.Error:
+    except ValueError:
         raise UsageError(_MISTYPED) from None
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if len(body) <= FIXED.size or checksum != _checksum(body):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-from shardnet.errors import Busy, PeerLost, PeerRefused, UnreachableError
+from shardnet.errors import Busy, PeerLost, PeerRefused, ShardnetError, UnreachableError
 from shardnet.ids import NodeId, short
 from shardnet.messages import Address, Hello
 from shardnet.swarm.identity import Identity
@@ -62,8 +62,12 @@ async def dial(
             return await _greet(identity, link, address, hello, expect)
     except (OSError, TimeoutError) as error:
         if link is not None:
-            link.abort()
+            await link.discard()
         raise _explained(identity, address, error) from error
+    except ShardnetError:
+        if link is not None:
+            await link.discard()
+        raise
     except BaseException:
         if link is not None:
             link.abort()
@@ -80,6 +84,7 @@ async def _greet(identity: Identity, link: Link, address: Address, hello: Hello,
         )
     try:
         check_not_revoked(identity, link.peer_id)
+        link.opens_at_welcome = True
         link.send(hello)
         async with asyncio.timeout(GREETING_TIMEOUT_S):
             frame = await link.first_frame()

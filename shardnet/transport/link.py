@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, cast
 from shardnet.errors import PeerLost, PeerRefused, ShardnetError
 from shardnet.ids import short
 from shardnet.log import get
-from shardnet.messages import MESSAGES, AnyMessage, ErrorInfo, Refusal
+from shardnet.messages import MESSAGES, AnyMessage, ErrorInfo, Refusal, Welcome
 from shardnet.swarm.tls import peer_node_id
 from shardnet.transport.limits import (
     CHECK_INTERVAL_S,
     CHUNK_BYTES,
     CLOSE_TIMEOUT_S,
-    JOIN_BYTES,
+    DRAINED_BYTES,
     MAX_KEPT_BYTES,
     MAX_KEPT_FRAMES,
     MAX_QUEUED_BYTES,
-    WRITE_HIGH_BYTES,
 )
+from shardnet.transport.outbox import Outbox
 from shardnet.transport.pace import ReceivingPace, SendingPace
 from shardnet.wire import GREETING, Buffer, Frame, FrameDecoder, Limits, encode
 
@@ -53,14 +53,17 @@ class Link(asyncio.BufferedProtocol):
         self._kept_bytes = 0
         self._reading_paused = False
         self._arrival: asyncio.Future[None] | None = None
+        self._outbox: Outbox
         self._drained: asyncio.Future[None] | None = None
+        self._closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._receiving = ReceivingPace()
         self._sending = SendingPace()
-        self._written_bytes = 0
         self._sink = memoryview(b"")
         self.peer_id = ""
         self.peername = "?"
+        self.opens_at_welcome = False
+        """Of the dialling side: what follows the peer's Welcome at once may be of any size."""
         self.error: ShardnetError | None = None
         """Why the link ended; None while it is up."""
         self.refusal: Refusal | None = None
@@ -74,7 +77,8 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The TLS handshake succeeded: the peer holds the key of a certificate of this swarm."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._outbox = Outbox(self._transport.write)
+        self._transport.set_write_buffer_limits(high=CHUNK_BYTES)
         tune(transport.get_extra_info("socket"))
         peer = transport.get_extra_info("peername")
         self.peername = f"{peer[0]}:{peer[1]}" if peer else "?"
@@ -118,16 +122,17 @@ class Link(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The peer reads more slowly than we send."""
-        if self._drained is None:
-            self._drained = self._loop.create_future()
+        self._outbox.block()
         if self._timer is None and self.error is None:
             self._watch()
 
     def resume_writing(self) -> None:
         """There is room again."""
-        if self._drained is not None:
-            self._drained.set_result(None)
-            self._drained = None
+        self._outbox.resume()
+        if self._outbox.queued_bytes <= DRAINED_BYTES:
+            self._wake_drain()
+        if self._closing and not self._outbox.queued_bytes:
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The link is gone."""
@@ -135,7 +140,10 @@ class Link(asyncio.BufferedProtocol):
         if self.error is None:
             how = f"broke ({getattr(exc, 'reason', None) or exc})" if exc else "was closed by the other end"
             self._finish(PeerLost(f"the connection to {self} {how}"))
-        self.resume_writing()
+        self._outbox.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -147,7 +155,7 @@ class Link(asyncio.BufferedProtocol):
     @property
     def queued_bytes(self) -> int:
         """Returns: bytes sent that the socket has not taken yet."""
-        return 0 if self.error is not None else self._transport.get_write_buffer_size()
+        return self._outbox.queued_bytes
 
     async def first_frame(self) -> Frame[AnyMessage]:
         """Returns: the next frame, while there is no handler. Raises: what ended the link."""
@@ -177,23 +185,15 @@ class Link(asyncio.BufferedProtocol):
         """
         if self.error is not None:
             raise PeerLost(f"the connection to {self} is closed: {self.error}")
-        queued = self._transport.get_write_buffer_size()
-        if queued > MAX_QUEUED_BYTES:
-            raise self._evict(f"it does not read: {queued} bytes wait for it")
-        buffers = encode(MESSAGES, message, payloads)
-        write = self._transport.write
-        total = sum(map(len, buffers))
-        self._written_bytes += total
-        if total <= JOIN_BYTES:
-            write(b"".join(buffers) if len(buffers) > 1 else buffers[0])
-            return
-        for buffer in buffers:
-            for start in range(0, len(buffer), CHUNK_BYTES):
-                write(memoryview(buffer)[start : start + CHUNK_BYTES])
+        if self._outbox.queued_bytes > MAX_QUEUED_BYTES:
+            raise self._evict(f"it does not read: {self._outbox.queued_bytes} bytes wait for it")
+        self._outbox.put(encode(MESSAGES, message, payloads))
 
     async def drain(self) -> None:
         """Wait until little is queued. Raises: PeerLost if the link has ended."""
-        if self._drained is not None:
+        if self._outbox.queued_bytes > DRAINED_BYTES and self.error is None:
+            if self._drained is None:
+                self._drained = self._loop.create_future()
             await asyncio.shield(self._drained)
         if self.error is not None:
             raise PeerLost(f"the connection to {self} is closed: {self.error}")
@@ -204,12 +204,12 @@ class Link(asyncio.BufferedProtocol):
             with contextlib.suppress(ShardnetError):
                 self.send(Refusal(error=ErrorInfo.of(error)))
             self._finish(error)
-            self._transport.close()
+            self._close_when_sent()
 
     async def close(self) -> None:
         """Send what is queued, then end the link; returns when it has ended."""
         self._finish(PeerLost(f"the connection to {self} was closed here"))
-        self._transport.close()
+        self._close_when_sent()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await asyncio.shield(self.closed)
@@ -219,9 +219,29 @@ class Link(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """End the link now; what is queued is lost."""
         self._finish(PeerLost(f"the connection to {self} was cut here"))
+        self._outbox.clear()
         self._transport.abort()
 
+    async def discard(self) -> None:
+        """As `abort`, and nothing is left of the link when this returns."""
+        self.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.shield(self.closed)
+
     # -- inside --------------------------------------------------------------------------------------------------------------
+
+    def _close_when_sent(self) -> None:
+        self._closing = True
+        if self._outbox.queued_bytes:
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+        else:
+            self._transport.close()
+
+    def _wake_drain(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
 
     def _deliver(self, frame: Frame[AnyMessage]) -> None:
         if isinstance(frame.message, Refusal):
@@ -231,6 +251,8 @@ class Link(asyncio.BufferedProtocol):
         elif self._on_frame is not None and not self._kept:
             self._on_frame(frame)
         else:
+            if self.opens_at_welcome and isinstance(frame.message, Welcome):
+                self.greeted()  # now, not when the dialling task has its turn: the next frame may be in the same packet
             self._kept.append(frame)
             self._kept_bytes += sum(map(len, frame.payloads))
             if len(self._kept) >= MAX_KEPT_FRAMES or self._kept_bytes >= MAX_KEPT_BYTES:
@@ -262,11 +284,12 @@ class Link(asyncio.BufferedProtocol):
         """The link has ended, whoever ended it; only the first reason counts."""
         if self.error is not None:
             return
-        self.error = error
+        # Whoever keeps the error must not keep this link and its buffers alive through the traceback's frames.
+        self.error = error.with_traceback(None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.resume_writing()
+        self._wake_drain()
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
         if self._on_close is not None:
@@ -285,24 +308,25 @@ class Link(asyncio.BufferedProtocol):
         log.warning("link_evicted", peer=self.peername, node_id=short(self.peer_id), reason=reason)
         error = PeerLost(f"the connection to {self} was cut: {reason}")
         self._finish(error)
+        self._outbox.clear()
         self._transport.abort()
         return error
 
     def _watch(self) -> None:
         now_s = self._loop.time()
-        queued = self._transport.get_write_buffer_size()
+        queued = self._outbox.queued_bytes + self._transport.get_write_buffer_size()
         reason = None
         if self._decoder.buffered and not self._reading_paused:
             reason = self._receiving.too_slow(
                 now_s, frame=self._decoder.frames, payload_bytes=self._decoder.payload_in_progress
             )
         if reason is None:
-            taken = self._written_bytes - queued
+            taken = self._outbox.put_bytes - queued
             reason = self._sending.stalled(now_s, taken_bytes=taken, queued_bytes=queued)
         if reason is not None:
             self._timer = None
             self._evict(reason)
-        elif self._decoder.buffered or self._drained is not None:
+        elif self._decoder.buffered or self._outbox.blocked:
             self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._watch)
         else:
             self._timer = None
