@@ -174,7 +174,8 @@ class Chains:
             raise EngineError(f"tokens of shape {task.tokens.shape}, where ({n_tokens},) is needed")
         model = chain.shards[0].model
         if step.first_shard == 0:
-            if int(task.tokens.min()) < 0 or int(task.tokens.max()) >= model.n_vocab:
+            ids = task.tokens.tolist()
+            if min(ids) < 0 or max(ids) >= model.n_vocab:
                 raise EngineError(f"a token id is outside the vocabulary of {model.n_vocab}")
         elif task.hidden is None or task.hidden.shape != (n_tokens, model.n_embd):
             shape = None if task.hidden is None else task.hidden.shape

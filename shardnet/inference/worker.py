@@ -16,8 +16,10 @@ import sys
 import time
 from collections import deque
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, RemoteProtocolError, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
@@ -49,6 +51,7 @@ from shardnet.shards import Dtype, TensorSpec
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
 RECEIVE_BYTES = 1 << 20
+TENSOR_TYPES = {"tokens": Dtype.INT32, "hidden": Dtype.FLOAT32}
 PR_SET_PDEATHSIG = 1
 STACK_BYTES = 64 << 20
 """llama.cpp parses grammars by recursion."""
@@ -128,24 +131,18 @@ class Worker:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _take_step(self, step: Step, frame: Frame[ToEngine]) -> None:
-        tokens, hidden = frame.payload("tokens"), frame.payload("hidden")
-        specs = {spec.name: spec for spec in step.tensors}
+        arrays: dict[str, NDArray[Any]] = {}
         try:
-            if tokens is None or specs["tokens"].dtype != Dtype.INT32:
+            for spec, data in zip(step.tensors, frame.payloads, strict=True):
+                if spec.dtype != TENSOR_TYPES.get(spec.name):
+                    raise EngineError(f"a tensor {spec.name} of type {spec.dtype} is no part of a step")
+                array = np.frombuffer(data, dtype=spec.dtype.value)
+                # A header may have any length, so that what follows it may stand at any address.
+                arrays[spec.name] = (array if array.flags.aligned else array.copy()).reshape(spec.shape)
+            tokens = arrays.get("tokens")
+            if tokens is None:
                 raise EngineError("a step without tokens")
-            task = Task(
-                ticket=self._tickets,
-                step=step,
-                tokens=np.frombuffer(tokens, dtype=np.int32).reshape(specs["tokens"].shape),
-                hidden=None,
-                arrived_s=time.perf_counter(),
-            )
-            if hidden is not None:
-                if specs["hidden"].dtype != Dtype.FLOAT32:
-                    raise EngineError(f"hidden states of type {specs['hidden'].dtype}, where float32 is needed")
-                # A header may have any length, so that the rows behind it may stand at any address.
-                rows = np.require(np.frombuffer(hidden, dtype=np.float32), requirements="A")
-                task.hidden = rows.reshape(specs["hidden"].shape)
+            task = Task(self._tickets, step, tokens, arrays.get("hidden"), arrived_s=time.perf_counter())
             max_rows = self._chains.check(task)
         except ShardnetError as error:
             self._fail(step.command_id, error)

@@ -40,7 +40,7 @@ from tests.engine_world import (
     plain_logits,
     split,
 )
-from tests.random_models import tiny_llama
+from tests.random_models import build_random_model, tiny_llama
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -231,6 +231,42 @@ async def test_one_bad_step_does_not_spoil_the_others(new_route: NewRoute, route
     good.forget()
     assert not isinstance(results[0], BaseException)
     assert isinstance(results[1], SequenceGap)
+
+
+# -- other families ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen3next", "gemma3", "gpt-oss", "qwen2vl", "deepseek2"])
+async def test_other_families_are_exact_and_keep_their_sequences_apart(
+    engine: EngineProcess, tmp_path: Path, family: str
+) -> None:
+    whole = build_random_model(tmp_path / "whole.gguf", family)
+    model = split(whole, 2, tmp_path)
+    stage = Stage(engine, model, (0, 2))
+    await stage.load()
+    try:
+        routes = [Route([stage]) for _ in range(2)]
+        other = asyncio.create_task(routes[1].generate(PROMPT[::-1], 12))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        tokens, _ = await routes[0].generate(PROMPT, 12)
+        await other
+        for route in routes:
+            route.forget()
+        alone = Route([stage])
+        tokens, logits = await alone.generate(PROMPT, 12)
+        expected_tokens, expected = plain_logits(whole, PROMPT, 12)
+        assert tokens == expected_tokens
+        assert max(np.abs(a - b).max() for a, b in zip(logits, expected, strict=True)) == 0
+        try:
+            again, _ = await alone.generate([tokens[3]], 4, start=len(PROMPT) + 3)
+        except SequenceGap:  # a recurrent state cannot be taken back: then from the start
+            again = (await alone.generate(PROMPT, 8))[0][4:]
+        assert again == tokens[4:8]
+        alone.forget()
+    finally:
+        for index in range(2):
+            await engine.unload(model.model_id, index)
 
 
 # -- drafts ---------------------------------------------------------------------------------------------------------------
