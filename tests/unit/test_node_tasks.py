@@ -1,0 +1,327 @@
+"""The path of a task through a node, with an engine and links that the test plays itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
+from shardnet.inference.engine import Engine
+from shardnet.inference.protocol import Step, StepDone
+from shardnet.messages import (
+    Address,
+    AnyMessage,
+    CommandFailed,
+    ExecuteTask,
+    Sampling,
+    StageRef,
+    TaskResult,
+)
+from shardnet.node.tasks import Flight, TaskRunner
+from shardnet.node.timings import StepTimes
+from shardnet.shards import Dtype, TensorSpec
+from shardnet.wire import Buffer, Frame
+
+US, NEXT, LAST = "a" * 40, "b" * 40, "c" * 40
+MODEL = "d" * 64
+SEQUENCE = "5" * 16
+TOKENS = TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(1,))
+HIDDEN = TensorSpec(name="hidden", dtype=Dtype.FLOAT32, shape=(1, 4))
+
+
+class FakeEngine:
+    """Answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Step, Sequence[Buffer], asyncio.Future[Frame[StepDone]]]] = []
+        self.forgotten: list[str] = []
+
+    def step(self, step: Step, payloads: Sequence[Buffer]) -> asyncio.Future[Frame[StepDone]]:
+        answer: asyncio.Future[Frame[StepDone]] = asyncio.get_running_loop().create_future()
+        self.steps.append((step, payloads, answer))
+        return answer
+
+    def forget(self, sequence_id: str) -> None:
+        self.forgotten.append(sequence_id)
+
+    async def finish(self, index: int = 0, *, last: bool = False) -> None:
+        step, _, answer = self.steps.pop(index)
+        done = StepDone(
+            command_id=step.command_id,
+            tensors=() if last else (HIDDEN,),
+            tokens=(9,) if last else (),
+            queue_us=1,
+            compute_us=100,
+            batch_tokens=1,
+        )
+        answer.set_result(Frame(done, () if last else (memoryview(bytes(16)),)))
+        await asyncio.sleep(0)
+
+    async def fail(self, error: ShardnetError) -> None:
+        self.steps.pop(0)[2].set_exception(error)
+        await asyncio.sleep(0)
+
+
+@dataclass
+class FakePeers:
+    sent: list[tuple[str, AnyMessage, Sequence[Buffer]]] = field(default_factory=list)
+    unreachable: bool = False
+
+    def send(
+        self,
+        node_id: str,
+        address: Address | None,
+        message: AnyMessage,
+        payloads: Sequence[Buffer],
+        on_unreachable: Callable[[ShardnetError], None],
+    ) -> None:
+        if self.unreachable or address is None:
+            on_unreachable(UnreachableError("no way"))
+        else:
+            self.sent.append((node_id, message, payloads))
+
+
+class World:
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.peers = FakePeers()
+        self.told: list[AnyMessage] = []
+        self.ready = True
+        self.waiting: list[Flight] = []
+        self.no_longer_waiting: list[int] = []
+        engine: Engine = self.engine  # type: ignore[assignment]
+        self.runner = TaskRunner(
+            US,
+            engine,
+            self.peers,
+            lambda message, _payloads: self.told.append(message),
+            is_ready=lambda _model, _first, _end: self.ready,
+            wait_for_shards=lambda flight, _stage: self.waiting.append(flight),
+            forget_wait=self.no_longer_waiting.append,
+            max_tasks=3,
+        )
+
+    def accept(self, number: int = 1, **more: object) -> ExecuteTask:
+        message = task(number, **more)
+        self.runner.accept(message, (bytes(4),) if len(message.tensors) == 1 else (bytes(4), bytes(16)))
+        return message
+
+    def failure(self) -> CommandFailed:
+        (message,) = self.told
+        assert isinstance(message, CommandFailed)
+        self.told.clear()
+        return message
+
+
+def stage(node_id: str, first: int, address: bool = True) -> StageRef:
+    where = Address(host="127.0.0.1", port=7) if address else None
+    return StageRef(node_id=node_id, address=where, first_shard=first, end_shard=first + 1)
+
+
+def task(number: int = 1, **more: object) -> ExecuteTask:
+    plain = ExecuteTask(
+        tensors=(TOKENS,),
+        command_id=f"{number:016x}",
+        deadline_s=30,
+        epoch=1,
+        model_id=MODEL,
+        sequence_id=SEQUENCE,
+        position=number,
+        n_tokens=1,
+        route=(stage(US, 0), stage(NEXT, 1), stage(LAST, 2)),
+        stage=0,
+        sample_from=0,
+        sampling=Sampling(),
+    )
+    return plain.model_copy(update=more)
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_a_step_goes_straight_to_the_next_node_with_tokens_and_hidden_states(world: World) -> None:
+    asked = world.accept()
+    step = world.engine.steps[0][0]
+    assert (step.first_shard, step.end_shard, step.position, step.sampling) == (0, 1, 1, None)
+    await world.engine.finish()
+    ((node_id, onward, payloads),) = world.peers.sent
+    assert node_id == NEXT
+    assert isinstance(onward, ExecuteTask)
+    assert (onward.stage, onward.command_id, onward.route) == (1, asked.command_id, asked.route)
+    assert onward.tensors == (TOKENS, HIDDEN)
+    assert [len(payload) for payload in payloads] == [4, 16]
+    assert 0 < onward.deadline_s <= 30
+    assert [(timing.queue_us, timing.compute_us) for timing in onward.timings] == [(1, 100)]
+    assert not world.told
+    assert world.runner.n_tasks == 0
+
+
+async def test_the_last_stage_samples_and_answers_the_coordinator_alone(world: World) -> None:
+    world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN))
+    assert world.engine.steps[0][0].sampling is not None
+    assert len(world.engine.steps[0][1]) == 2
+    await world.engine.finish(last=True)
+    (result,) = world.told
+    assert isinstance(result, TaskResult)
+    assert (result.tokens, result.position, len(result.timings)) == ((9,), 2, 1)
+    assert not world.peers.sent
+
+
+async def test_two_stages_in_a_row_on_this_node_need_no_link(world: World) -> None:
+    world.accept(route=(stage(US, 0), stage(US, 1)))
+    await world.engine.finish()
+    assert world.engine.steps[0][0].first_shard == 1
+    await world.engine.finish(last=True)
+    assert [type(message) for message in world.told] == [TaskResult]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"stage": 1}, "not this one"),
+        ({"stage": 7}, "route of 3"),
+        ({"epoch": 0}, "epoch 0"),
+        ({"route": (StageRef(node_id=US, address=None, first_shard=3, end_shard=3),)}, "no shards"),
+    ],
+)
+async def test_a_task_that_is_not_for_us_is_refused(world: World, more: dict[str, Any], words: str) -> None:
+    world.runner.follow_epoch(1)
+    world.accept(**more)
+    assert words in world.failure().error.message
+    assert not world.engine.steps
+
+
+async def test_what_the_engine_refuses_is_told_with_the_commands_id(world: World) -> None:
+    asked = world.accept()
+    await world.engine.fail(EngineCrashed("it died"))
+    failed = world.failure()
+    assert (failed.command_id, failed.error.code) == (asked.command_id, "ENGINE_CRASHED")
+
+
+async def test_a_node_that_cannot_be_reached_is_reached_through_the_coordinator(world: World) -> None:
+    world.peers.unreachable = True
+    world.accept()
+    await world.engine.finish()
+    (relayed,) = world.told
+    assert isinstance(relayed, ExecuteTask)
+    assert relayed.stage == 1
+    # and so is the rest of the sequence, so that no step overtakes another
+    world.peers.unreachable = False
+    world.accept(2)
+    await world.engine.finish()
+    assert len(world.told) == 2
+    assert not world.peers.sent
+
+
+async def test_a_task_waits_for_its_shard_and_then_runs(world: World) -> None:
+    world.ready = False
+    world.accept(1)
+    world.accept(2)
+    assert not world.engine.steps
+    for flight in world.waiting:
+        world.runner.run(flight.ticket)
+    assert [step.position for step, _, _ in world.engine.steps] == [1, 2]
+    world.accept(3)
+    world.runner.fail(world.waiting[-1].ticket, ShardNotFound("gone"))
+    assert world.failure().error.code == "SHARD_NOT_FOUND"
+
+
+async def test_a_repeated_step_is_simply_run_again(world: World) -> None:
+    world.accept()
+    await world.engine.finish()
+    world.accept()
+    await world.engine.finish()
+    assert world.peers.sent[0][1].command_id == world.peers.sent[1][1].command_id  # type: ignore[union-attr]
+
+
+async def test_too_many_tasks_are_refused_as_busy(world: World) -> None:
+    for number in range(4):
+        world.accept(number)
+    assert world.failure().error.code == "BUSY"
+
+
+async def test_a_cancelled_task_is_not_handed_on(world: World) -> None:
+    running = world.accept(1)
+    world.runner.cancel(running.command_id)
+    await world.engine.finish()
+    assert not world.peers.sent
+    world.ready = False
+    waiting = world.accept(2)
+    world.runner.cancel(waiting.command_id)
+    assert world.no_longer_waiting == [world.waiting[0].ticket]
+    assert world.runner.n_tasks == 0
+    assert not world.told
+
+
+async def test_an_overdue_task_is_answered_once(world: World) -> None:
+    world.accept(deadline_s=1e-9)
+    await asyncio.sleep(0.001)
+    world.runner.drop_overdue()
+    assert world.failure().error.code == "DEADLINE"
+    await world.engine.finish()
+    assert not world.peers.sent
+    assert not world.told
+
+
+async def test_a_new_coordinator_frees_what_the_old_one_began(world: World) -> None:
+    world.accept()
+    world.runner.follow_epoch(2)
+    assert world.engine.forgotten == [SEQUENCE]
+    world.accept(2, epoch=1)
+    assert "epoch" in world.failure().error.message
+
+
+async def test_a_late_step_cannot_bring_a_freed_sequence_back(world: World) -> None:
+    world.accept(1)
+    world.runner.free(SEQUENCE)
+    assert world.engine.forgotten == [SEQUENCE]
+    world.accept(2)
+    assert "freed" in world.failure().error.message
+    await world.engine.finish()
+    assert not world.peers.sent, "the step that was running is not wanted further on either"
+
+
+async def test_a_broken_link_is_told_for_the_steps_that_may_be_lost(world: World) -> None:
+    world.accept(1)
+    await world.engine.finish()
+    second = world.accept(2)  # the coordinator sends it when the first is answered
+    await world.engine.finish()
+    world.runner.peer_lost(LAST, PeerLost("broke"))
+    assert not world.told
+    world.runner.peer_lost(NEXT, PeerLost("broke"))
+    failed = world.failure()
+    assert (failed.command_id, failed.error.code) == (second.command_id, "PEER_LOST")
+    world.runner.peer_lost(NEXT, PeerLost("broke"))
+    assert not world.told
+
+
+async def test_a_leaving_node_finishes_its_sequences_and_begins_none(world: World) -> None:
+    world.accept(1)
+    draining = asyncio.create_task(world.runner.drain())
+    await asyncio.sleep(0)
+    world.accept(2)  # of the same sequence
+    world.accept(3, sequence_id="6" * 16)
+    assert world.failure().error.code == "UNREACHABLE"
+    await world.engine.finish()
+    await world.engine.finish()
+    assert not draining.done()
+    world.runner.free(SEQUENCE)
+    await draining
+
+
+async def test_an_idle_node_leaves_at_once(world: World) -> None:
+    await asyncio.wait_for(world.runner.drain(), 1)
+
+
+def test_a_chains_time_is_shared_out_by_layers() -> None:
+    times = StepTimes()
+    for compute_us in (90, 100, 500):
+        times.add((MODEL, 0, 2), compute_us)
+    found = times.per_shard({(MODEL, 0): 1, (MODEL, 1): 3})  # type: ignore[dict-item]
+    assert found == {(MODEL, 0): 25, (MODEL, 1): 75}
