@@ -36,10 +36,13 @@ async def test_a_real_model_over_three_nodes_gives_the_unsplit_models_logits_and
     _, two = split_model(plan_split(smollm2, CutRequest(n_shards=2), "two"), cache)
     _, three = split_model(plan_split(smollm2, CutRequest(n_shards=3), "three"), cache)
     assert whole.is_dir()
-    with LocalSwarm(tmp_path) as swarm, PlainLlama(smollm2, n_ctx=OPTIONS.n_ctx, n_batch=OPTIONS.n_batch) as plain:
+    with (
+        LocalSwarm(tmp_path) as swarm,
+        PlainLlama(smollm2, n_ctx=OPTIONS.n_ctx, n_batch=OPTIONS.n_batch, threads=1) as plain,
+    ):
         async with Driver(Home(swarm.home)) as driver:
             for index in range(3):
-                swarm.start_node(f"node-{index}", cache, "--coordinator", str(driver.address))
+                swarm.start_node(f"node-{index}", cache, "--coordinator", str(driver.address), "--threads", "1")
             await driver.wait_nodes(3)
             for manifest, route in (
                 (one, [("node-0", 0, 1)]),
