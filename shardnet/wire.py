@@ -12,7 +12,6 @@ Shape of the idea: sans-I/O protocols, as websockets' `protocol.py`.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,10 @@ MAX_UNTRUSTED_HEADER_BYTES = 16 << 10
 
 SCRATCH_BYTES = 32 << 10
 """Prefixes, small headers and small payloads are read here, many frames at a time: a decode step with its hidden state fits."""
-MAPPED_BYTES = 1 << 20
-"""Larger bodies get pages of their own from the system, which cost memory only as bytes arrive: a length alone takes nothing."""
+FIRST_BODY_BYTES = 1 << 20
+GROWTH = 8
+"""A larger body starts so small and grows by so much: what a peer makes us hold is at most that many times what it has really sent,
+and fresh pages from the system for each large tensor would cost twice the time that this copying does."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -184,20 +185,28 @@ class FrameDecoder(Generic[M]):
     def _take(self, size: int) -> memoryview | None:
         """Returns: the next `size` bytes, for keeps; None if they are not all here."""
         if self._body is not None:
-            if self._filled < size:
-                return None
-            whole, self._body, self._filled = self._body, None, 0
-            return whole
+            if self._filled == size:
+                whole, self._body, self._filled = self._body, None, 0
+                return whole
+            if self._filled == len(self._body):
+                self._grow(min(size, GROWTH * self._filled))
+            return None
         here = self._end - self._start
         if here >= size:
             self._start += size
             return memoryview(bytes(self._scratch[self._start - size : self._start]))
         if size > SCRATCH_BYTES - PREFIX.size:
-            self._body = memoryview(mmap.mmap(-1, size) if size > MAPPED_BYTES else bytearray(size))
-            self._body[:here] = self._scratch[self._start : self._end]
+            self._body = self._scratch[self._start : self._end]
             self._filled = here
+            self._grow(min(size, FIRST_BODY_BYTES))
             self._start = self._end = 0
         return None
+
+    def _grow(self, size: int) -> None:
+        grown = memoryview(bytearray(size))
+        if self._body is not None:
+            grown[: self._filled] = self._body[: self._filled]
+        self._body = grown
 
     def _check_prefix(self) -> tuple[int, int]:
         magic, version, flags, header_bytes, payload_bytes = PREFIX.unpack_from(self._scratch, self._start)
