@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,8 +35,11 @@ class Engine(Protocol):
         """Free a shard; nothing happens if it is not loaded."""
         ...
 
-    async def step(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
-        """Run one step. Raises: ShardNotFound (not loaded), SequenceGap, ContextExceeded, Busy (no KV place), EngineError, EngineCrashed."""
+    def step(self, step: Step, payloads: Sequence[Buffer]) -> Awaitable[Frame[StepDone]]:
+        """Run one step. Sent in this very call where the engine is up; a future then, so that no task stands between the engine and who waits.
+
+        Raises: ShardNotFound (not loaded), SequenceGap, ContextExceeded, Busy (no KV place), EngineError, EngineCrashed.
+        """
         ...
 
     def forget(self, sequence_id: str) -> None:

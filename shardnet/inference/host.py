@@ -8,7 +8,7 @@ given up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -270,11 +270,16 @@ class EngineProcess:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    async def step(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
+    def step(self, step: Step, payloads: Sequence[Buffer]) -> Awaitable[Frame[StepDone]]:
         """Run one step. Raises: ShardNotFound, SequenceGap, ContextExceeded, Busy, EngineError, EngineCrashed, UsageError (a bad grammar)."""
         child = self._child
         if child is None or child.is_dead:
-            child = await self._engine()
+            return self._step_when_back(step, payloads)
+        # Sent in this very call, and the child's own future: a task in between would cost each token two rounds of the event loop.
+        return cast("Awaitable[Frame[StepDone]]", child.request(step.command_id, step, payloads))
+
+    async def _step_when_back(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
+        child = await self._engine()
         return cast("Frame[StepDone]", await child.request(step.command_id, step, payloads))
 
     def forget(self, sequence_id: str) -> None:
