@@ -179,7 +179,7 @@ class Coordinator:
                     self._is_over = True
                     raise _Stopped
             except BaseExceptionGroup as group:
-                wrong = group.subgroup(lambda error: not isinstance(error, _Stopped))
+                _, wrong = group.split(_Stopped)
                 if wrong is not None:
                     raise _first(wrong) from None
 

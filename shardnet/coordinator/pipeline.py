@@ -226,8 +226,9 @@ class Generation:
             if self.n_generated >= self._limit:
                 self.stop("length")
                 return
+        self._failing_since_s = None  # a long replay is no failure, as long as its steps are answered
         if result.tokens:
-            self._failing_since_s, self._failures, self._crashes = None, 0, 0
+            self._failures, self._crashes = 0, 0
         self._send_chunks(at_s)
         if self.n_generated > 1:
             for stats, timing in zip(self.stats, result.timings, strict=False):
@@ -288,12 +289,16 @@ class Generation:
         self.pause_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2**doublings) if doublings >= 0 else 0.0
 
     def _send_chunks(self, at_s: float) -> None:
-        """Hand over what is not handed over yet, as far as the window goes."""
+        """Hand over what is not handed over yet, as far as the window goes.
+
+        The prompt goes in chunks. A replayed answer goes token by token, as it came into being (llama.cpp's numbers depend on how many rows a batch
+        has), but without waiting in between: the rebuilt sequence is the same to the bit.
+        """
         assert self.route is not None
         window = 2 * len(self.route.stages) + 2
-        total, chunk = len(self.tokens), self.route.options.n_batch
+        total, chunk, n_prompt = len(self.tokens), self.route.options.n_batch, len(self.spec.prompt)
         while self._sent_to < total and len(self._in_flight) < window:
-            end = min(total, self._sent_to + chunk)
+            end = min(n_prompt, self._sent_to + chunk) if self._sent_to < n_prompt else self._sent_to + 1
             count = end - self._sent_to
             command_id = self._make_id()
             update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}

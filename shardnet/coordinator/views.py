@@ -101,7 +101,7 @@ def _holding(node: NodeView, key: tuple[str, int]) -> dict[str, Any]:
         return {"state": progress.stage if progress else "asked", "progress": round(min(1.0, share), 3)}
     if shard is not None and shard.progress is not None and shard.progress < 1:
         return {"state": "fetch", "progress": round(shard.progress, 3)}
-    return {"state": "on disk", "progress": None}
+    return {"state": "loaded" if shard is not None and shard.loaded else "on disk", "progress": None}
 
 
 def health_model(
@@ -178,7 +178,10 @@ def not_ready_sentence(cluster: Cluster, manifest: Manifest, problem: ShardnetEr
     if not cluster.nodes:
         return f"{start}; no node is connected, start one with `shardnet node`"
     if problem is not None:
-        return f"{start}; {problem}"
+        rest = str(problem).removeprefix(f"model {manifest.name}")
+        if rest.startswith(": layers"):  # the same layers, and what is wrong with them
+            return f"model {manifest.name} is not ready{rest}"
+        return f"{start}; it{rest}" if rest != str(problem) else f"{start}; {rest}"
     return start
 
 

@@ -1,0 +1,498 @@
+"""The coordinator daemon over real TLS and HTTP, with scripted nodes: what clients get, and what happens when nodes fail."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shardnet.coordinator.daemon import Coordinator
+from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.vocabulary import Vocabulary
+from shardnet.errors import EngineCrashed, SettingsError, UsageError
+from shardnet.inference.manifest_file import save_manifest
+from shardnet.manifest import FileContent, Manifest
+from shardnet.messages import Address, ExecuteTask, ManifestOffer, Ping
+from shardnet.swarm.addresses import read_coordinator_addresses
+from shardnet.swarm.home import Home
+from shardnet.swarm.signing import sign_if_owner
+from tests.coordinator_world import held, make_manifest
+from tests.fake_node import FakeNode
+from tests.random_models import tiny_llama
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 4
+"""What the scripted model says, whatever it is asked."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tokenizer") / "tokenizer.gguf", n_layers=1)
+
+
+@pytest.fixture(scope="module")
+def words(tokenizer: Path) -> Sequence[int]:
+    vocabulary = Vocabulary(tokenizer)
+    tokens = vocabulary.tokenize(TEXT, add_special=False, parse_special=False)
+    vocabulary.close()
+    return tokens
+
+
+@pytest.fixture
+def manifest(tokenizer: Path) -> Manifest:
+    data = tokenizer.read_bytes()
+    file = FileContent(file="tokenizer.gguf", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return make_manifest(tokenizer=file)
+
+
+@dataclass
+class World:
+    """A running coordinator."""
+
+    coordinator: Coordinator
+    addresses: dict[str, Address | None]
+    client: httpx.AsyncClient
+    manifest: Manifest
+    words: Sequence[int]
+    tokenizer: Path
+
+    def node(self, name: str, *shard_ids: int, loaded: bool = True) -> FakeNode:
+        def next_token(task: ExecuteTask, tokens: Sequence[int]) -> int:
+            assert task.sampling is not None
+            return self.words[len(tokens) - task.sampling.prompt_tokens]
+
+        address = self.addresses["nodes"]
+        assert address is not None
+        node = FakeNode(name, address, [held(self.manifest, shard, loaded=loaded) for shard in shard_ids], next_token)
+        node.tokenizer = self.tokenizer
+        return node
+
+    async def health(self) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.client.get("/healthz")).json()
+        return found
+
+    async def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait until the status is like this."""
+        async with asyncio.timeout(15):
+            while True:
+                status: dict[str, Any] = (await self.client.get("/status")).json()
+                if condition(status):
+                    return status
+                await asyncio.sleep(0.02)
+
+    async def ready(self) -> None:
+        await self.until(lambda status: bool(status["models"]) and all(one["ready"] for one in status["models"]))
+
+    async def chat(self, **more: Any) -> httpx.Response:
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 20,
+            "temperature": 0,
+        } | more
+        return await self.client.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture
+def make_world(
+    home: Path, tmp_path: Path, manifest: Manifest, words: Sequence[int], tokenizer: Path
+) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def make(*, in_cache: bool = True, **sections: Any) -> AsyncIterator[World]:
+        cache = tmp_path / "cache"
+        if in_cache:
+            folder = cache / "shards" / "tiny"
+            save_manifest(folder, manifest)
+            shutil.copy(tokenizer, folder / "tokenizer.gguf")
+        defaults: dict[str, Any] = {
+            "listen": {"nodes": "127.0.0.1:0", "api": "127.0.0.1:0", "enrol": "127.0.0.1:0"},
+            "models": {"cache": cache},
+            "placement": {"debounce_s": 0.02, "dead_after_s": 1.5},
+            "drain_timeout_s": 0.5,
+        }
+        merged = defaults | {
+            name: defaults.get(name, {}) | given if isinstance(given, dict) else given
+            for name, given in sections.items()
+        }
+        coordinator = Coordinator(CoordinatorSettings.model_validate(merged), Home())
+        running = asyncio.create_task(coordinator.run())
+        started = asyncio.create_task(coordinator.started())
+        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            started.cancel()
+            running.result()
+        addresses = started.result()
+        try:
+            async with httpx.AsyncClient(base_url=f"http://{addresses['api']}", timeout=20, trust_env=False) as client:
+                yield World(coordinator, addresses, client, manifest, words, tokenizer)
+        finally:
+            coordinator.stop()
+            await running
+
+    return make
+
+
+def events_of(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------------------
+
+
+async def test_three_stages_answer_a_chat_relayed_by_the_coordinator(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0) as a, world.node("b", 1) as b, world.node("c", 2) as c:
+        await world.ready()
+        answer = (await world.chat(return_token_ids=True)).json()
+        choice = answer["choices"][0]
+        assert TEXT.startswith(choice["message"]["content"])
+        assert choice["token_ids"] == list(world.words[:20])
+        assert choice["finish_reason"] == "length"
+        assert answer["usage"] == {
+            "prompt_tokens": len(answer["prompt_token_ids"]),
+            "completion_tokens": 20,
+            "total_tokens": len(answer["prompt_token_ids"]) + 20,
+        }
+        assert [stage["node"] for stage in answer["shardnet"]["stages"]] == ["a", "b", "c"]
+        assert [stage["layers"] for stage in answer["shardnet"]["stages"]] == ["[0, 2)", "[2, 4)", "[4, 6)"]
+        assert answer["shardnet"]["stages"][0]["compute_us"] == 100
+        await world.until(lambda _: not (a.live_sequences | b.live_sequences | c.live_sequences))
+
+
+async def test_a_stream_gives_the_same_text_and_ends_with_usage(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        whole = (await world.chat()).json()["choices"][0]["message"]["content"]
+        events = events_of(await world.chat(stream=True, stream_options={"include_usage": True}))
+        assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"]) == whole
+        assert [event["choices"][0]["finish_reason"] for event in events if event["choices"]][-1] == "length"
+        assert events[-1]["usage"]["completion_tokens"] == 20
+
+
+async def test_a_stop_string_ends_the_answer_and_does_not_leak(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2) as a:
+        await world.ready()
+        for stream in (False, True):
+            response = await world.chat(stop=["brown"], max_tokens=100, stream=stream)
+            text = (
+                "".join(event["choices"][0]["delta"].get("content", "") for event in events_of(response))
+                if stream
+                else response.json()["choices"][0]["message"]["content"]
+            )
+            assert text == "The quick "
+        await world.until(lambda _: not a.live_sequences)
+
+
+async def test_completions_take_text_or_tokens(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        for prompt in ("hello", [72, 73], ["hello"], [[72, 73]]):
+            answer = (await world.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4})).json()
+            assert TEXT.startswith(answer["choices"][0]["text"])
+        bad = await world.client.post("/v1/completions", json={"prompt": [99_999], "max_tokens": 4})
+        assert (bad.status_code, bad.json()["error"]["param"]) == (400, "prompt")
+
+
+async def test_a_model_is_listed_and_found_by_name_id_and_default(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        [card] = (await world.client.get("/v1/models")).json()["data"]
+        assert (card["id"], card["shardnet"]["ready"]) == ("tiny", True)
+        assert (await world.client.get("/v1/models/tiny")).status_code == 200
+        for model in (None, "tiny", world.manifest.model_id, world.manifest.model_id[:12]):
+            assert (await world.chat(model=model, max_tokens=1)).status_code == 200
+        missing = await world.chat(model="nope")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "model_not_found"
+        assert "tiny" in missing.json()["error"]["message"]
+
+
+async def test_a_prompt_longer_than_the_context_names_both_numbers(make_world: Callable[..., Any]) -> None:
+    async with make_world(sequences={"n_ctx": 64, "n_batch": 16}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        response = await world.client.post("/v1/completions", json={"prompt": [72] * 70})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "70 tokens" in error["message"]
+        assert "64 tokens" in error["message"]
+        full = (await world.client.post("/v1/completions", json={"prompt": [72] * 60})).json()
+        assert full["choices"][0]["finish_reason"] == "length"
+        assert full["usage"]["completion_tokens"] == 4
+
+
+# -- readiness -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_missing_layers_are_named_until_a_node_brings_them(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1):
+        status = await world.until(lambda one: one["models"][0]["missing_layers"] == ["[4, 6)"])
+        assert status["models"][0]["layers"][-1]["holders"] == []
+        refused = await world.chat()
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert "layers [4, 6) (shard 2)" in refused.json()["error"]["message"]
+        assert (await world.client.get("/healthz")).status_code == 503
+        async with world.node("b", 2):
+            await world.ready()
+            assert (await world.client.get("/healthz")).status_code == 200
+            assert (await world.chat()).status_code == 200
+        await world.until(lambda one: not one["models"][0]["ready"])
+        assert (await world.chat()).status_code == 503
+
+
+async def test_shards_on_disk_are_loaded_with_one_set_of_options(make_world: Callable[..., Any]) -> None:
+    async with make_world(sequences={"n_ctx": 128, "n_seq": 3, "n_batch": 32}) as world, world.node("a", 0, 1, 2, loaded=False) as node:
+        await world.ready()
+        assert sorted(load.shard_id for load in node.loads) == [0, 1, 2]
+        assert {load.options for load in node.loads} == {node.loads[0].options}
+        assert (node.loads[0].options.n_ctx, node.loads[0].options.n_seq) == (128, 3)
+        assert node.loads[0].manifest is not None
+        assert node.loads[0].manifest.signature is not None
+
+
+async def test_a_silent_node_is_cut_off(make_world: Callable[..., Any]) -> None:
+    async with (
+        make_world(placement={"debounce_s": 0.02, "dead_after_s": 0.8}) as world,
+        world.node("a", 0, 1, 2) as node,
+    ):
+        await world.ready()
+        assert node._beating is not None
+        node._beating.cancel()
+        await world.until(lambda one: not one["nodes"])
+
+
+async def test_the_tokenizer_is_fetched_from_a_node_and_kept(make_world: Callable[..., Any], tmp_path: Path) -> None:
+    async with make_world(in_cache=False) as world, world.node("a", 0, 1, 2) as node:
+        assert (await world.health())["models"] == []
+        node.connection.send(ManifestOffer(manifest=world.manifest))  # nobody signed it
+        node.connection.send(ManifestOffer(manifest=sign_if_owner(world.manifest)))
+        await world.ready()
+        assert (await world.chat()).status_code == 200
+        [kept] = (tmp_path / "cache" / "tokenizers").iterdir()
+        assert kept.read_bytes() == world.tokenizer.read_bytes()
+
+
+async def test_an_unsigned_offer_is_not_served(make_world: Callable[..., Any]) -> None:
+    async with make_world(in_cache=False) as world, world.node("a", 0, 1, 2) as node:
+        node.connection.send(ManifestOffer(manifest=world.manifest))
+        node.connection.send(Ping(command_id="0" * 16))
+        await world.until(lambda one: len(one["nodes"]) == 1)
+        assert (await world.health())["models"] == []
+
+
+# -- failures --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_lost_in_the_middle_costs_a_pause_and_not_the_answer(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1) as a, world.node("b", 2) as b:
+        await world.ready()
+        entered = asyncio.Event()
+
+        def stop_at_ten(task: ExecuteTask) -> bool:
+            if task.sampling is not None and task.position >= task.sampling.prompt_tokens + 10:
+                entered.set()
+                return False
+            return True
+
+        b.on_task = stop_at_ten
+        asking = asyncio.create_task(world.chat(stream=True, return_token_ids=True, max_tokens=30))
+        await entered.wait()
+        await b.leave()
+        async with world.node("spare", 2):
+            events = events_of(await asking)
+        tokens = [token for event in events for token in event["choices"][0].get("token_ids", [])]
+        assert tokens == list(world.words[:30])
+        assert len({task.sequence_id for task in a.tasks}) == 2
+
+
+async def test_without_a_spare_the_stream_ends_with_the_reason(make_world: Callable[..., Any]) -> None:
+    async with (
+        make_world(requests={"recovery_timeout_s": 0.5}) as world,
+        world.node("a", 0, 1),
+        world.node("b", 2) as b,
+    ):
+        await world.ready()
+        entered = asyncio.Event()
+
+        def stop(task: ExecuteTask) -> bool:
+            entered.set()
+            return task.position == 0
+
+        b.on_task = stop
+        asking = asyncio.create_task(world.chat())
+        await entered.wait()
+        await b.leave()
+        response = await asking
+        assert response.status_code == 503
+        assert "was lost" in response.json()["error"]["message"]
+
+
+async def test_an_engine_crash_is_repeated_once_and_not_seen_by_the_client(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2) as node:
+        await world.ready()
+        crashes = iter([EngineCrashed("llama.cpp aborted")])
+
+        def crash_once(task: ExecuteTask) -> bool:
+            if task.position > 20 and (error := next(crashes, None)):
+                raise error
+            return True
+
+        node.on_task = crash_once
+        answer = (await world.chat(return_token_ids=True)).json()
+        assert answer["choices"][0]["token_ids"] == list(world.words[:20])
+        assert (await world.until(lambda one: one["requests"]["finished"] == 1))["requests"]["retried"] == 1
+
+
+async def test_an_error_of_the_engine_reaches_the_client_with_its_status(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2) as node:
+        await world.ready()
+
+        def refuse(_task: ExecuteTask) -> bool:
+            raise UsageError("llama.cpp does not take the grammar")
+
+        node.on_task = refuse
+        for stream in (False, True):
+            response = await world.chat(grammar="root ::= (", stream=stream)
+            assert (response.status_code, "grammar" in response.json()["error"]["message"]) == (400, True)
+
+
+async def test_a_vanished_client_frees_every_stage(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1) as a, world.node("b", 2) as b:
+        await world.ready()
+        entered = asyncio.Event()
+
+        def stall(task: ExecuteTask) -> bool:
+            if task.n_tokens == 1:
+                entered.set()
+                return False
+            return True
+
+        b.on_task = stall
+        for stream in (False, True):
+            entered.clear()
+            asking = asyncio.create_task(world.chat(stream=stream))
+            await entered.wait()
+            assert a.live_sequences
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await world.until(lambda one: one["requests"]["running"] == 0)
+            await world.until(lambda _: not (a.live_sequences | b.live_sequences))
+        assert (await world.until(lambda _: True))["requests"]["cancelled"] == 2
+
+
+async def test_requests_queue_when_all_sequences_are_in_use_and_are_refused_past_the_bound(
+    make_world: Callable[..., Any],
+) -> None:
+    limits = {"sequences": {"n_seq": 1}, "requests": {"max_queued": 1}}
+    async with make_world(**limits) as world, world.node("a", 0, 1, 2) as node:
+        await world.ready()
+        gate, entered = asyncio.Event(), asyncio.Event()
+        kept: list[ExecuteTask] = []
+
+        def hold_first(task: ExecuteTask) -> bool:
+            if not gate.is_set():
+                kept.append(task)
+                entered.set()
+                return False
+            return True
+
+        node.on_task = hold_first
+        first = asyncio.create_task(world.chat(max_tokens=3))
+        await entered.wait()
+        second = asyncio.create_task(world.chat(max_tokens=3))
+        await world.until(lambda one: one["requests"]["queued"] == 1)
+        third = await world.chat()
+        assert (third.status_code, third.headers["retry-after"]) == (503, "2")
+        gate.set()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert (await second).status_code == 200
+
+
+async def test_several_requests_are_in_flight_at_once(make_world: Callable[..., Any]) -> None:
+    async with make_world(sequences={"n_seq": 8}) as world, world.node("a", 0, 1) as a, world.node("b", 2):
+        await world.ready()
+        answers = await asyncio.gather(*(world.chat(return_token_ids=True) for _ in range(8)))
+        assert all(one.json()["choices"][0]["token_ids"] == list(world.words[:20]) for one in answers)
+        assert len({task.sequence_id for task in a.tasks}) == 8
+
+
+# -- limits, life ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_asked_for_where_there_is_one(make_world: Callable[..., Any]) -> None:
+    async with make_world(api={"key": "s3cret"}) as world:
+        assert (await world.client.get("/healthz")).status_code == 503
+        assert (await world.client.get("/v1/models")).status_code == 401
+        assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer no"})).status_code == 401
+        assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_hostile_bodies_are_refused_in_openais_shape(make_world: Callable[..., Any]) -> None:
+    async with make_world(requests={"max_body_bytes": 2048}) as world:
+        post, path = world.client.post, "/v1/chat/completions"
+        as_json = {"Content-Type": "application/json"}
+        for response, status in (
+            (await post(path, content=b"{", headers=as_json), 400),
+            (await post(path, content=b"[" * 2000, headers=as_json), 400),
+            (await post(path, content=b"x" * 4000, headers=as_json), 413),
+            (await post(path, content=b'{"messages":[]}', headers={"Content-Type": "text/plain"}), 400),
+            (await post(path, json={"messages": []}), 400),
+            (await post(path, json={"messages": [{"role": "user", "content": "x"}], "temperature": -1}), 400),
+            (await post(path, json={"messages": [{"role": "user", "content": "x"}], "tools": [{}]}), 400),
+            (await world.client.get("/v1/models", headers={"Host": "evil.example"}), 403),
+            (await world.client.get("/nothing"), 404),
+            (await world.client.get(path), 405),
+        ):
+            assert response.status_code == status, response.text
+            assert response.json()["error"]["message"]
+
+
+async def test_a_port_in_use_is_said_with_the_flag_that_changes_it(make_world: Callable[..., Any], home: Path) -> None:
+    async with make_world() as world:
+        taken = world.addresses["nodes"]
+        listen = {"nodes": str(taken), "api": "127.0.0.1:0", "enrol": ""}
+        other = Coordinator(CoordinatorSettings.model_validate({"listen": listen}), Home())
+        with pytest.raises(
+            SettingsError, match=rf"port {taken.port} on 127.0.0.1 is in use; choose another with --listen"
+        ):
+            await other.run()
+
+
+async def test_addresses_are_left_for_nodes_and_commands_and_the_epoch_grows(make_world: Callable[..., Any]) -> None:
+    epochs = []
+    for _ in range(2):
+        async with make_world() as world:
+            found = read_coordinator_addresses(Home())
+            assert (found.nodes, found.api, found.enrol) == tuple(
+                world.addresses[one] for one in ("nodes", "api", "enrol")
+            )
+            epochs.append((await world.until(lambda _: True))["coordinator"]["epoch"])
+    assert epochs == [1, 2]
+
+
+async def test_a_stop_lets_a_running_request_finish(make_world: Callable[..., Any]) -> None:
+    async with make_world(drain_timeout_s=5) as world, world.node("a", 0, 1, 2) as node:
+        await world.ready()
+        entered = asyncio.Event()
+
+        def tell(_task: ExecuteTask) -> bool:
+            entered.set()
+            return True
+
+        node.on_task = tell
+        asking = asyncio.create_task(world.chat(max_tokens=50))
+        await entered.wait()
+        world.coordinator.stop()
+        assert (await asking).status_code == 200
