@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,6 @@ def test_every_setting_has_a_description(daemon: str) -> None:
 @pytest.mark.parametrize("daemon", DAEMONS)
 def test_every_key_of_the_file_has_a_comment_before_it(daemon: str) -> None:
     lines = (ROOT / "configs" / f"{daemon}.toml").read_text(encoding="utf-8").splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if line and not line.startswith(("#", "[")):
             assert before.startswith("#"), f"{line!r} has no comment"

@@ -1,4 +1,4 @@
-"""The request machine: chunks ahead, a decode step per token, exact replays, bounded retries. And text that never leaks half a character or a stop."""
+"""The request machine: chunks ahead, a decode step per token, exact replays, bounded retries. And text without half characters or stops."""
 
 from __future__ import annotations
 

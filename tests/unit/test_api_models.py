@@ -1,0 +1,190 @@
+"""What clients send becomes our own sampling, or a sentence that names the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from shardnet.coordinator.api_errors import error_response, status_of, usage_error
+from shardnet.coordinator.api_models import JSON_GRAMMAR, ChatRequest, CompletionRequest
+from shardnet.coordinator.catalogue import resolve
+from shardnet.errors import (
+    Busy,
+    ContextExceeded,
+    DeadlineExceeded,
+    EngineError,
+    NoRoomError,
+    PlacementError,
+    ShardnetError,
+    UsageError,
+)
+from tests.coordinator_world import make_manifest
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def chat(**more: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"messages": MESSAGES} | more)
+
+
+def test_nothing_said_is_temperature_one_and_no_truncation() -> None:
+    sampling = chat(seed=7).sampling()
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (1.0, 0, 1.0, 0.0)
+    assert (sampling.seed, sampling.repeat_penalty, sampling.grammar, sampling.top_logprobs) == (7, 1.0, None, None)
+
+
+def test_every_field_arrives() -> None:
+    sampling = chat(
+        temperature=0,
+        top_p=0.5,
+        top_k=40,
+        min_p=0.05,
+        seed=1,
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        repeat_penalty=1.1,
+        repeat_last_n=-1,
+        logit_bias={"50": -100, "7": 1.5},
+        logprobs=True,
+        top_logprobs=3,
+        grammar="root ::= [a-z]+",
+    ).sampling()
+    assert sampling.model_dump(exclude={"prompt_tokens", "tensors"}) == {
+        "temperature": 0.0,
+        "top_k": 40,
+        "top_p": 0.5,
+        "min_p": 0.05,
+        "repeat_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1.0,
+        "penalty_last_n": -1,
+        "logit_bias": {50: -100.0, 7: 1.5},
+        "seed": 1,
+        "grammar": "root ::= [a-z]+",
+        "top_logprobs": 3,
+    }
+
+
+def test_no_seed_is_another_one_each_time_and_a_negative_one_is_taken() -> None:
+    assert chat().sampling().seed != chat().sampling().seed
+    assert 0 <= chat(seed=-5).sampling().seed < 1 << 63
+
+
+def test_logprobs_mean_what_each_endpoint_says() -> None:
+    assert chat(logprobs=True).top_logprobs_wanted() == 0
+    assert chat(logprobs=False).top_logprobs_wanted() is None
+    assert CompletionRequest(logprobs=2).top_logprobs_wanted() == 2
+    assert CompletionRequest().top_logprobs_wanted() is None
+
+
+def test_a_json_object_is_asked_for_by_grammar() -> None:
+    request = chat(response_format={"type": "json_object"})
+    request.check_supported()
+    assert request.sampling().grammar == JSON_GRAMMAR
+
+
+def test_fields_of_other_servers_are_ignored() -> None:
+    chat(user="me", store=True, metadata={"a": "b"}, parallel_tool_calls=True).check_supported()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("tools", [{"type": "function"}]),
+        ("functions", [{}]),
+        ("response_format", {"type": "json_schema"}),
+        ("top_logprobs", 3),
+        ("chat_template_kwargs", {"messages": []}),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field):
+        chat(**{field: value}).check_supported()
+
+
+@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3)])
+def test_what_a_completion_cannot_honour_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field):
+        CompletionRequest.model_validate({field: value}).check_supported()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 1e9),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("min_p", 2),
+        ("max_tokens", 0),
+        ("max_tokens", 1 << 40),
+        ("presence_penalty", 99),
+        ("repeat_penalty", 0),
+        ("stop", [""]),
+        ("stop", ["x"] * 17),
+        ("logit_bias", {"1": 101}),
+        ("top_logprobs", 21),
+        ("grammar", "x" * 65_537),
+        ("messages", [{"role": "../etc", "content": "x"}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
+    ],
+)
+def test_every_number_has_a_range(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate({"messages": MESSAGES} | {field: value})
+    error = usage_error(caught.value)
+    assert str(error.facts["param"]).startswith(field)
+    assert status_of(error) == 400
+
+
+def test_a_logit_bias_key_must_be_a_token() -> None:
+    with pytest.raises(UsageError, match="logit_bias"):
+        chat(logit_bias={"hello": 1}).sampling()
+
+
+def test_content_in_parts_becomes_one_text_and_other_keys_reach_the_template() -> None:
+    request = chat(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "me"}
+        ]
+    )
+    assert request.messages[0].for_template() == {"role": "user", "content": "ab", "name": "me"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("x"), 400),
+        (ContextExceeded("x"), 400),
+        (UsageError("x", unknown_model="m"), 404),
+        (PlacementError("x"), 503),
+        (NoRoomError("x"), 503),
+        (Busy("x", retry_after_s=1.2), 503),
+        (DeadlineExceeded("x"), 504),
+        (EngineError("x"), 500),
+    ],
+)
+def test_each_error_has_its_status(error: ShardnetError, status: int) -> None:
+    response = error_response(error)
+    assert response.status_code == status
+    assert ("retry-after" in response.headers) == (status == 503)
+    if isinstance(error, Busy):
+        assert response.headers["retry-after"] == "2"
+
+
+def test_a_model_is_meant_by_name_id_or_the_beginning_of_its_id() -> None:
+    one, two = make_manifest(name="one"), make_manifest((0, 3, 6), name="two")
+    assert resolve([one], None) is one
+    for wanted in ("two", two.model_id, two.model_id[:12]):
+        assert resolve([one, two], wanted) is two
+    for unclear in (None, "three", two.model_id[:4]):
+        with pytest.raises(UsageError, match="one"):
+            resolve([one, two], unclear)
+    twin = make_manifest((0, 6), name="two")
+    with pytest.raises(UsageError, match="several models"):
+        resolve([two, twin], "two")

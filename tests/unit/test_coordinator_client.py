@@ -1,0 +1,174 @@
+"""`shardnet generate` and `shardnet status`: where they look, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from shardnet.cli import app
+from shardnet.cli.status import lines
+from shardnet.coordinator.client import ApiClient, find_api
+from shardnet.errors import PlacementError, UnreachableError
+from shardnet.messages import Address
+from shardnet.swarm.addresses import write_coordinator_addresses
+from shardnet.swarm.home import Home
+
+ANSWERS: dict[str, tuple[int, str]] = {}
+
+
+class Canned(BaseHTTPRequestHandler):
+    """Answers each path with what the test put into ANSWERS."""
+
+    def do_GET(self) -> None:
+        status, body = ANSWERS[self.path]
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(status)
+        self.send_header("content-length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def api() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    ANSWERS.clear()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def stream_of(*events: dict[str, Any], done: bool = True) -> str:
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ("data: [DONE]\n\n" if done else "")
+
+
+def part(text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "choices": [{"delta": {"content": text}, "finish_reason": reason} | more]}
+
+
+def test_the_api_is_found_by_flag_environment_home_and_default(home: Path) -> None:
+    assert find_api(None, {}, home) == "http://127.0.0.1:8080"
+    write_coordinator_addresses(Home(), api=Address(host="127.0.0.1", port=1234))
+    assert find_api(None, {}) == "http://127.0.0.1:1234"
+    assert find_api(None, {"SHARDNET_API": "10.0.0.1:80/v1/"}) == "http://10.0.0.1:80"
+    assert find_api("https://x/v1", {"SHARDNET_API": "y"}) == "https://x"
+
+
+def test_generate_prints_the_answer(api: str) -> None:
+    ANSWERS["/v1/chat/completions"] = 200, ": computing\n\n" + stream_of(part("Hel"), part("lo", "stop"))
+    result = CliRunner().invoke(app, ["generate", "hi", "--api", api])
+    assert (result.exit_code, result.stdout) == (0, "Hello\n")
+
+
+def test_generate_as_json_tells_everything(api: str) -> None:
+    final = {"model": "tiny", "choices": [], "usage": {"completion_tokens": 2}}
+    ANSWERS["/v1/completions"] = (
+        200,
+        stream_of({"choices": [{"text": "ab", "token_ids": [1, 2]}]}, part("", "length"), final),
+    )
+    result = CliRunner().invoke(app, ["generate", "hi", "--raw", "--json", "--api", api])
+    found = json.loads(result.stdout)
+    assert (found["text"], found["token_ids"], found["finish_reason"]) == ("ab", [1, 2], "length")
+    assert found["usage"] == {"completion_tokens": 2}
+
+
+def test_the_coordinators_own_error_is_raised_with_its_class(api: str) -> None:
+    ANSWERS["/v1/x"] = (
+        503,
+        json.dumps({"error": {"message": "layers [0, 2) are missing", "shardnet_code": "NO_PLACEMENT"}}),
+    )
+    with ApiClient(api) as client, pytest.raises(PlacementError, match="layers"):
+        list(client.stream("/v1/x", {}))
+
+
+def test_an_error_in_the_middle_of_a_stream_is_raised(api: str) -> None:
+    ANSWERS["/v1/x"] = (
+        200,
+        stream_of(part("a"), {"error": {"message": "gone", "shardnet_code": "PEER_LOST"}}, done=False),
+    )
+    with ApiClient(api) as client, pytest.raises(UnreachableError, match="gone"):
+        list(client.stream("/v1/x", {}))
+
+
+def test_a_stream_that_breaks_off_is_no_whole_answer(api: str) -> None:
+    ANSWERS["/v1/x"] = 200, stream_of(part("a"), done=False)
+    with ApiClient(api) as client, pytest.raises(UnreachableError, match="went away"):
+        list(client.stream("/v1/x", {}))
+
+
+def test_no_coordinator_is_said_with_what_to_do() -> None:
+    result = CliRunner().invoke(app, ["status", "--api", "http://127.0.0.1:1"])
+    assert isinstance(result.exception, UnreachableError)
+    assert "shardnet coordinator" in str(result.exception)
+    assert result.exception.exit_code == 5
+
+
+def test_something_else_at_the_address_is_said_so(api: str) -> None:
+    ANSWERS["/status"] = 200, "<html>"
+    with ApiClient(api) as client, pytest.raises(UnreachableError, match="not a shardnet coordinator"):
+        client.get("/status")
+
+
+def test_status_shows_every_layer_and_who_holds_it() -> None:
+    found = {
+        "coordinator": {
+            "node_id": "ab" * 20,
+            "swarm_id": "cd" * 20,
+            "uptime_s": 5,
+            "addresses": {"nodes": "127.0.0.1:7700", "api": "127.0.0.1:8080"},
+        },
+        "requests": {"running": 1, "queued": 0, "finished": 2, "failed": 0},
+        "models": [
+            {
+                "model": "tiny",
+                "model_id": "ef" * 32,
+                "ready": False,
+                "reason": "layers are missing",
+                "architecture": "llama",
+                "quantisation": "F16",
+                "n_layers": 6,
+                "n_shards": 3,
+                "total_bytes": 3_000_000,
+                "layers": [
+                    {
+                        "first": 0,
+                        "end": 4,
+                        "first_shard": 0,
+                        "end_shard": 2,
+                        "holders": [
+                            {"node": "a", "state": "ready", "progress": None},
+                            {"node": "b", "state": "fetch", "progress": 0.42},
+                        ],
+                    },
+                    {"first": 4, "end": 6, "first_shard": 2, "end_shard": 3, "holders": []},
+                ],
+                "pipelines": [[{"node": "a", "layers": "[0, 4)"}, {"node": "b", "layers": "[4, 6)"}]],
+                "notes": ["a split is quicker"],
+            }
+        ],
+        "nodes": [],
+    }
+    text = "\n".join(lines(found))
+    for expected in (
+        "NOT READY",
+        "a (ready), b (fetch 42 %)",
+        "nobody",
+        "a [0, 4) -> b [4, 6)",
+        "No node is connected",
+        "a split is quicker",
+    ):
+        assert expected in text
