@@ -58,8 +58,8 @@ class Verify:
 class Quarantine:
     """Move a damaged file out of the way."""
 
+    key: ShardKey
     path: Path
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

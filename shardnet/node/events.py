@@ -99,6 +99,13 @@ class VerifyFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A damaged file is out of the way, or cannot be moved; in any case it is not used again."""
+
+    key: ShardKey
+
+
+@dataclass(frozen=True, slots=True)
 class ShardFetched:
     """Another holder's copy is here, whole, under `path`."""
 
@@ -178,6 +185,7 @@ Event = (
     | TaskGone
     | ShardVerified
     | VerifyFailed
+    | Quarantined
     | ShardFetched
     | FetchFailed
     | ShardLoaded

@@ -38,6 +38,7 @@ from shardnet.node.events import (
     FetchFailed,
     LoadFailed,
     Progressed,
+    Quarantined,
     ShardFetched,
     ShardLoaded,
     ShardUnloaded,
@@ -129,7 +130,7 @@ class Performer:
             case SaveManifest():
                 self._spawn(self._store.keep_manifest(effect.folder, effect.manifest), "keep manifest")
             case Quarantine():
-                self._spawn(self._store.quarantine(effect.path), "quarantine")
+                self._spawn(self._quarantine(effect), "quarantine")
             case Offer():
                 if self._exchange is not None:
                     offer = self._exchange.offer(effect.manifest, effect.key[1], effect.path)
@@ -179,6 +180,10 @@ class Performer:
 
         await self._store.verify(effect.path, effect.manifest, shard_id, on_done)
         return ShardVerified(effect.key)
+
+    async def _quarantine(self, effect: Quarantine) -> None:
+        await self._store.quarantine(effect.path)
+        self.post(Quarantined(effect.key))
 
     async def _load(self, effect: Load) -> Event:
         model_id, shard_id = effect.key

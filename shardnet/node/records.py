@@ -21,6 +21,7 @@ class Phase(StrEnum):
     FETCHING = "fetching it"
     LOADING = "taking it into memory"
     UNLOADING = "freeing its memory"
+    CLEARING = "putting a damaged file aside"
 
 
 class Kind(StrEnum):
@@ -84,6 +85,8 @@ class ShardRecord:
     trouble: ShardnetError | None = None
     """Why the last file was given up."""
     is_fetch_stopped: bool = False
+    is_fresh: bool = False
+    """The first file was just fetched, and is not proved yet."""
 
     def satisfies(self, want: Want) -> bool:
         """True if `want` can be answered now."""

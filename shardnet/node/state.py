@@ -67,6 +67,7 @@ from shardnet.node.events import (
     LoadFailed,
     PreloadAsked,
     Progressed,
+    Quarantined,
     ShardFetched,
     ShardLoaded,
     ShardUnloaded,
@@ -182,6 +183,8 @@ class NodeState:
                 return self._verified(self._records[event.key])
             case VerifyFailed():
                 return self._verify_failed(self._records[event.key], event.error)
+            case Quarantined():
+                return self._quarantined(self._records[event.key])
             case ShardFetched():
                 return self._fetched(self._records[event.key], event.path)
             case FetchFailed():
@@ -318,6 +321,7 @@ class NodeState:
     def _verified(self, record: ShardRecord) -> Effects:
         self._idle(record)
         record.is_verified = True
+        record.is_fresh = False
         record.trouble = None
         offer = Offer(record.key, record.paths[0], self.catalogue.models[record.key[0]].manifest)
         return [offer, *self._advance(record)]
@@ -328,17 +332,26 @@ class NodeState:
         path = record.paths[0]
         if isinstance(error, ShardCorrupt | GgufError):
             record.paths.pop(0)
-            refused = Note("shard_refused", "warning", {"path": str(path), "reason": str(error)})
-            return [refused, Withdraw(record.key), Quarantine(path, str(error)), *self._advance(record)]
+            effects: Effects = [Note("shard_refused", "warning", {"path": str(path), "reason": str(error)})]
+            if record.is_fresh:  # who sent this would send it again
+                record.is_fresh = False
+                effects += self._fail_front(record, error)
+            self._begin(record, Phase.CLEARING)
+            return [*effects, Withdraw(record.key), Quarantine(record.key, path)]
         if isinstance(error, ShardNotFound):
             record.paths.pop(0)
             return self._advance(record)
         return [*self._fail_front(record, error), *self._advance(record)]
 
+    def _quarantined(self, record: ShardRecord) -> Effects:
+        self._idle(record)
+        return self._advance(record)
+
     def _fetched(self, record: ShardRecord, path: Path) -> Effects:
         self._idle(record)
         record.paths.insert(0, path)
         record.is_verified = False
+        record.is_fresh = True
         for want in record.wants:
             want.source = "torrent"
         return self._advance(record)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from shardnet.cli import app
 from shardnet.errors import ShardnetError
 from shardnet.node.settings import NodeSettings
 from shardnet.settings import Section, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command sets logging up for a stderr that ends with it."""
+    yield
+    structlog.reset_defaults()
+
 
 FILE = Path(__file__).parents[2] / "configs" / "node.toml"
 

@@ -249,8 +249,9 @@ def test_a_damaged_file_is_put_aside_and_never_loaded(world: World) -> None:
     world.start(0)
     world.load(0)
     effects = world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged")))
-    assert of(effects, do.Quarantine) == [do.Quarantine(FOLDER / "shard-0.gguf", "damaged")]
+    assert of(effects, do.Quarantine) == [do.Quarantine(key(0), FOLDER / "shard-0.gguf")]
     assert "shard_refused" in facts(effects)
+    effects = world.state.handle(ev.Quarantined(key(0)))
     (failed,) = answers(effects, CommandFailed)
     assert failed.error.code == "SHARD_CORRUPT"
     assert not of(effects, do.Load)
@@ -262,10 +263,22 @@ def test_a_damaged_file_is_fetched_anew_where_somebody_can(world: World) -> None
     world.load(0)
     effects = world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged")))
     assert of(effects, do.Quarantine)
+    assert not of(effects, do.Fetch), "not before the damaged file is out of its way"
+    effects = world.state.handle(ev.Quarantined(key(0)))
     assert of(effects, do.Fetch)
     assert not answers(effects, CommandFailed)
     effects = world.state.handle(ev.FetchFailed(key(0), ShardNotFound("nobody has it")))
     assert [failed.error.code for failed in answers(effects, CommandFailed)] == ["SHARD_NOT_FOUND"]
+
+
+def test_a_fetched_file_that_is_damaged_is_not_fetched_again_and_again(world: World) -> None:
+    world.start(can_fetch=True)
+    (fetch,) = of(world.load(0), do.Fetch)
+    world.state.handle(ev.ShardFetched(key(0), fetch.target))
+    effects = world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged")))
+    assert [failed.error.code for failed in answers(effects, CommandFailed)] == ["SHARD_CORRUPT"]
+    assert of(world.state.handle(ev.Quarantined(key(0))), do.Fetch) == []
+    assert of(world.load(0), do.Fetch), "a new command tries anew"
 
 
 def test_a_second_copy_is_tried_when_the_first_is_damaged(world: World) -> None:
@@ -273,7 +286,8 @@ def test_a_second_copy_is_tried_when_the_first_is_damaged(world: World) -> None:
     other = ev.LocalShard(key(0), CACHE / "shards" / "copy" / "shard-0.gguf", LayerRange(first=0, end=1), 100)
     world.state.handle(ev.CacheScanned((), (other,)))
     world.load(0)
-    effects = world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged")))
+    world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged")))
+    effects = world.state.handle(ev.Quarantined(key(0)))
     assert [verify.path for verify in of(effects, do.Verify)] == [other.path]
 
 
@@ -342,7 +356,8 @@ def test_a_task_fails_with_the_shard_that_fails(world: World) -> None:
     world.start(0, 1)
     world.state.handle(ev.TaskWaits(1, MODEL, 0, 2, SMALL))
     world.state.handle(ev.ShardVerified(key(1)))
-    (failed,) = of(world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged"))), do.FailTask)
+    world.state.handle(ev.VerifyFailed(key(0), ShardCorrupt("damaged")))
+    (failed,) = of(world.state.handle(ev.Quarantined(key(0))), do.FailTask)
     assert failed.error.code == "SHARD_CORRUPT"
     assert not of(world.state.handle(ev.ShardLoaded(key(1), SMALL, 1)), do.RunTask)
 
@@ -436,7 +451,8 @@ def test_a_node_with_no_assignment_joins_at_once_and_loads_all_only_when_told(wo
     effects = preload(world, everything=True)
     assert len(of(effects, do.Verify)) == 2
     for shard_id in (0, 1):
-        effects = world.state.handle(ev.VerifyFailed(key(shard_id), ShardCorrupt("damaged")))
+        world.state.handle(ev.VerifyFailed(key(shard_id), ShardCorrupt("damaged")))
+        effects = world.state.handle(ev.Quarantined(key(shard_id)))
     assert "load_shard_failed" in facts(effects)
     assert of(effects, do.PreloadDone), "a damaged shard does not keep the node from joining"
 

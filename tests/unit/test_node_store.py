@@ -1,0 +1,86 @@
+"""The models cache as the daemon touches it: real files, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardnet.errors import ShardCorrupt, ShardError, ShardNotFound
+from shardnet.inference import manifest_file
+from shardnet.inference.gguf_writer import OnBytes, file_sha256
+from shardnet.inference.manifest_file import load_manifest
+from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.manifest import Manifest
+from shardnet.messages import MAX_FILE_PIECE
+from shardnet.node.store import ModelStore
+from tests.random_models import tiny_llama
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> tuple[Path, Path, Manifest]:
+    """Returns: the cache, the model's folder, its manifest."""
+    folder, manifest = split_model(
+        plan_split(tiny_llama(tmp_path / "tiny.gguf"), CutRequest(n_shards=2)), tmp_path / "cache"
+    )
+    return tmp_path / "cache", folder, manifest
+
+
+async def test_a_scan_finds_models_and_shards_and_leaves_bad_files_out(cache: tuple[Path, Path, Manifest]) -> None:
+    root, folder, manifest = cache
+    (folder / "shard-1.gguf").write_bytes(b"no GGUF")
+    found = await ModelStore(root).scan()
+    assert [model.manifest.model_id for model in found.models] == [manifest.model_id]
+    assert [shard.key for shard in found.shards] == [(manifest.model_id, 0)]
+
+
+async def test_a_file_is_hashed_once_and_again_only_when_it_changed(
+    cache: tuple[Path, Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder, manifest = cache
+    path = folder / "shard-0.gguf"
+    hashed: list[Path] = []
+
+    def count(file: Path, on_bytes: OnBytes) -> str:
+        hashed.append(file)
+        return file_sha256(file, on_bytes)
+
+    monkeypatch.setattr(manifest_file, "file_sha256", count)
+    for _ in range(2):  # two lives of a node
+        store = ModelStore(root)
+        await store.scan()
+        await store.verify(path, manifest, 0, lambda _done: None)
+        await store.verify(path, manifest, 0, lambda _done: None)
+    assert len(hashed) == 1
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ShardCorrupt, match="damaged"):
+        await store.verify(path, manifest, 0, lambda _done: None)
+    await store.quarantine(path)
+    assert sorted(file.name for file in folder.glob("shard-0*")) == ["shard-0.gguf.corrupt"]
+    with pytest.raises(ShardNotFound):
+        await store.verify(path, manifest, 0, lambda _done: None)
+    assert [shard.key[1] for shard in (await ModelStore(root).scan()).shards] == [1]
+
+
+async def test_a_file_is_read_in_pieces(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.gguf"
+    file.write_bytes(bytes(range(256)) * 5000)
+    store = ModelStore(tmp_path)
+    total, first = await store.read_piece(file, 0)
+    _, second = await store.read_piece(file, len(first))
+    assert (total, len(first)) == (1_280_000, MAX_FILE_PIECE)
+    assert first + second == file.read_bytes()
+    assert await store.read_piece(file, 9_999_999) == (total, b"")
+    with pytest.raises(ShardError, match="cannot be read"):
+        await store.read_piece(tmp_path / "none", 0)
+
+
+async def test_a_manifest_is_kept_whole(cache: tuple[Path, Path, Manifest], tmp_path: Path) -> None:
+    _, _, manifest = cache
+    await ModelStore(tmp_path).keep_manifest(tmp_path / "new", manifest)
+    assert load_manifest(tmp_path / "new") == manifest
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match="cannot write"):
+        await ModelStore(tmp_path).keep_manifest(tmp_path / "file" / "x", manifest)
