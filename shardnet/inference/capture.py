@@ -40,13 +40,23 @@ _tensor_write.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, cty
 INPUT_NODES = {
     "afmoe": "inp_embd_scaled",
     "bloom": "inp_norm-0",
+    "cogvlm": "embd",
     "gemma": "inp_scaled",
     "gemma2": "inp_scaled",
-    "minicpm3": "inp_scaled",
+    "glm4": "embd",
+    "glm4moe": "embd",
     "muse-glimmer": "embd_norm",
-    "talkie": "inp_norm",
 }
 """Architecture -> the node that holds the first layer's input after scaling or norm. Source: llama.cpp's src/models/*.cpp."""
+
+FED_AS_TOKENS = frozenset({"cogvlm", "glm4", "glm4moe"})
+"""Families that take hidden states for pictures, or refuse them: they are given token 0 for each row, and the row itself in `INPUT_NODES`."""
+
+OUTPUT_NODES = {
+    "nemotron_h": "nemotron_h_block_out",
+    "nemotron_h_moe": "nemotron_h_block_out",
+}
+"""Architecture -> what it calls a layer's output, where that is not `l_out`."""
 
 NEVER = b"\n"
 """A name that no node has."""
@@ -88,6 +98,11 @@ def _native_callback() -> Any | None:
 NATIVE_CALLBACK = _native_callback()
 
 
+def output_node(architecture: str, layer: int) -> bytes:
+    """Returns: the name of the node with a layer's raw output."""
+    return f"{OUTPUT_NODES.get(architecture, 'l_out')}-{layer}".encode()
+
+
 class OutputCapture:
     """Collects the rows of one named graph node and ends the graph there; puts rows in place of another.
 
@@ -96,11 +111,19 @@ class OutputCapture:
         n_embd: width of a hidden state.
         max_rows: most rows of one llama.cpp batch.
         native: use the compiled callback if there is one.
-        input_node: the node that `replace_input` overwrites.
+        architecture: `general.architecture`, since the names of nodes differ.
+        takes_input: there will be rows for `replace_input`.
     """
 
     def __init__(
-        self, layer: int | None, n_embd: int, max_rows: int, *, native: bool = True, input_node: str = ""
+        self,
+        layer: int | None,
+        n_embd: int,
+        max_rows: int,
+        *,
+        native: bool = True,
+        architecture: str = "",
+        takes_input: bool = False,
     ) -> None:
         self._rows: NDArray[np.float32] = np.empty((max_rows if layer is not None else 0, n_embd), dtype=np.float32)
         self._input: NDArray[np.float32] | None = None
@@ -111,10 +134,10 @@ class OutputCapture:
             rows=self._rows.ctypes.data,
             capacity=self._rows.nbytes,
             write=ctypes.cast(_tensor_write, ctypes.c_void_p),
-            wanted=NEVER if layer is None else f"l_out-{layer}".encode(),
-            input_node=input_node.encode() or NEVER,
+            wanted=NEVER if layer is None else output_node(architecture, layer),
+            input_node=INPUT_NODES[architecture].encode() if takes_input else NEVER,
         )
-        self.takes_input = bool(input_node)
+        self.takes_input = takes_input
         self.is_native = native and NATIVE_CALLBACK is not None
         self.callback = (
             NATIVE_CALLBACK if self.is_native else llama_cpp.ggml_backend_sched_eval_callback(self._in_python)
@@ -177,8 +200,8 @@ class OutputCapture:
 class LayerProbe:
     """Collects the outputs of several layers and lets the graph go on: for comparing a full model with its shards."""
 
-    def __init__(self, layers: set[int]) -> None:
-        self._wanted = {f"l_out-{layer}".encode(): layer for layer in layers}
+    def __init__(self, layers: set[int], architecture: str = "") -> None:
+        self._wanted = {output_node(architecture, layer): layer for layer in layers}
         self.outputs: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in layers}
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
         self.user_data = None

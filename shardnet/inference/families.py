@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import lcm, sqrt
+from math import lcm
 from struct import pack, unpack
+
+import numpy as np
 
 from shardnet.errors import FamilyRefused
 from shardnet.inference.family_table import PROVED, REFUSED, Family, Windows
 from shardnet.inference.gguf_file import GgufHeader, GgufValue, ValueType
+from shardnet.inference.gguf_layout import vocabulary_size
 from shardnet.shards import LayerRange
 
 Overrides = dict[str, GgufValue | None]
@@ -23,6 +26,10 @@ ENDLESS_WINDOW = 1 << 30
 
 COUNTED_FROM_ZERO = ("leading_dense_block_count", "hash_layer_count")
 """Keys that count the first so many layers: each shard gets its share of them."""
+
+SOFTMAX, SIGMOID = 1, 2  # llama_expert_gating_func_type
+GLM_VOCABULARY = 154_880
+"""How llama.cpp tells GLM 4.7 Flash from other models of DeepSeek's architecture."""
 
 NOT_PER_LAYER = ("rope.dimension_sections", "attention.layer_indices", "ple.layers")
 """Arrays that are no list of layers, however long they are."""
@@ -71,7 +78,7 @@ def rules_for(header: GgufHeader) -> CutRules:
             cuts.append(cut)
             before = cut
     reason = "" if cuts else f"{name}: {_why_no_cut(n_layers, period, family)}"
-    return CutRules(tuple(cuts), reason, family.sizes_by_count)
+    return CutRules(tuple(cuts), reason, _forbidden_lengths(header, family))
 
 
 def shard_metadata(header: GgufHeader, layers: LayerRange) -> Overrides:
@@ -81,7 +88,7 @@ def shard_metadata(header: GgufHeader, layers: LayerRange) -> Overrides:
     Raises: FamilyRefused if this very range cannot be made exact.
     """
     name, family = header.architecture, _family(header)
-    if len(layers) in family.sizes_by_count and len(layers) != layer_count(header):
+    if len(layers) in _forbidden_lengths(header, family) and len(layers) != layer_count(header):
         raise FamilyRefused(
             f"{name}: a shard of {len(layers)} layers would be taken for a smaller model by llama.cpp; cut so that no shard has as many"
         )
@@ -102,6 +109,8 @@ def shard_metadata(header: GgufHeader, layers: LayerRange) -> Overrides:
             put(suffix, _u32(0))
     if family.unscaled and layers.first > 0:
         put("embedding_scale", _f32(1.0))
+    if layers.first > 0 and header.arch("n_deepstack_layers") is not None:
+        put("n_deepstack_layers", _u32(0))  # pictures enter with the tokens, in the first shard
     if family.windows is not None and _has_windows(header, family.windows):
         _put_windows(header, family.windows, layers, put)
     if family.hybrid is not None and family.hybrid.interval and header.arch("full_attention_interval") is None:
@@ -131,6 +140,11 @@ def _family(header: GgufHeader) -> Family:
     return PROVED[name]
 
 
+def _forbidden_lengths(header: GgufHeader, family: Family) -> frozenset[int]:
+    is_harmless = header.architecture == "deepseek2" and _is_lite(header)
+    return frozenset() if is_harmless else family.sizes_by_count
+
+
 def _u32(value: int) -> GgufValue:
     return GgufValue(ValueType.UINT32, value)
 
@@ -147,7 +161,8 @@ def _range_test(header: GgufHeader, family: Family) -> Callable[[int, int], bool
     windows, hybrid = family.windows, family.hybrid
     if windows is not None and windows.without == "cut" and _has_windows(header, windows):
         windowed = windowed_layers(header, windows)
-        return lambda first, end: any(windowed[first:end])
+        wanted_flags = {True, False} if windows.needs_full else {True}
+        return lambda first, end: wanted_flags <= set(windowed[first:end])
     if hybrid is not None:
         kinds = layer_kinds(header, family)
         wanted = set(kinds) - {"ffn"}
@@ -227,19 +242,40 @@ def _flags(flags: list[bool]) -> GgufValue:
 
 
 def _refuse_special(header: GgufHeader) -> None:
-    """Models of a proved family that llama.cpp runs in a way of their own."""
+    """Models of a proved family that llama.cpp runs in a way of their own. Raises: FamilyRefused."""
+    name = header.architecture
+    if name == "gemma4" and (
+        header.arch("embedding_length_per_layer_input") or header.arch("attention.shared_kv_layers")
+    ):
+        raise FamilyRefused(
+            "gemma4 of this size cannot be split: its layers read the tokens themselves or the KV cache of earlier layers, "
+            "and a later stage has only hidden states"
+        )
+    if name == "llama4" and header.arch("attention.sliding_window") == 0:
+        raise FamilyRefused(
+            "llama4 without sliding windows cannot be split: llama.cpp treats the last layer of each file differently"
+        )
 
 
 def _put_special(header: GgufHeader, layers: LayerRange, put: Callable[[str, GgufValue | None], None]) -> None:
     """What one family alone needs."""
     match header.architecture:
         case "minicpm" if header.arch("residual_scale") is None:
-            put("residual_scale", _f32(1.4 / sqrt(header.n_layers)))  # llama.cpp's default, from the number of layers
-        case "deepseek2" if header.arch("attention.q_lora_rank") is None or _is_lite(header):
-            put("attention.q_lora_rank", _u32(0))  # the small ones have none and are known by their number of layers
+            put(
+                "residual_scale", _f32(float(np.float32(1.4) / np.sqrt(np.float32(header.n_layers))))
+            )  # llama.cpp's default, from the number of layers
+        case "deepseek2":
+            if _is_lite(header):
+                put(
+                    "attention.q_lora_rank", _u32(0)
+                )  # the small ones have none and are known by their number of layers
+            if header.arch("expert_gating_func") is None:
+                is_glm = header.n_layers in (47, 48) and vocabulary_size(header) == GLM_VOCABULARY
+                put("expert_gating_func", _u32(SIGMOID if is_glm else SOFTMAX))
         case _:
             pass
 
 
 def _is_lite(header: GgufHeader) -> bool:
+    """Returns: is it a DeepSeek-2 without a low-rank query?"""
     return any(tensor.name == "blk.0.attn_q.weight" for tensor in header.tensors)

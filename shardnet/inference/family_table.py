@@ -21,12 +21,14 @@ class Windows:
     Attributes:
         period: layers from one full layer to the next, where the file does not say.
         full_first: the full layer is the first of its period, not the last.
+        needs_full: a range without any full layer is no good either.
         optional: without a `sliding_window` key the model has no windows at all.
     """
 
     period: int
     without: WithoutWindow
     full_first: bool = False
+    needs_full: bool = False
     optional: bool = False
 
 
@@ -75,14 +77,14 @@ BY_HEADS = Family(hybrid=Hybrid())
 PROVED: dict[str, Family] = {
     **dict.fromkeys(
         (
-            "llama", "qwen", "qwen2", "qwen3", "mistral3", "arcee", "apertus", "bitnet", "chameleon", "chatglm", "codeshell", "cogvlm", "deci",
+            "llama", "qwen", "qwen2", "qwen3", "mistral3", "arcee", "apertus", "bitnet", "chatglm", "codeshell", "cogvlm", "deci",
             "exaone", "ernie4_5", "falcon", "gptneox", "hunyuan-dense", "internlm2", "jais", "jais2", "maincoder", "nemotron", "olmo", "openelm",
-            "orion", "pangu-embedded", "paddleocr", "phi2", "phi3", "plamo", "plm", "refact", "seed_oss", "stablelm", "starcoder2", "xverse",
+            "orion", "pangu-embedded", "paddleocr", "phi2", "phi3", "plamo", "refact", "seed_oss", "stablelm", "starcoder2", "xverse",
             "glm4", "qwen2vl", "qwen3vl", "qwen3vlmoe", "hunyuan_vl",
             "qwen2moe", "qwen3moe", "phimoe", "dbrx", "olmoe", "arctic", "deepseek", "dots1", "bailingmoe", "bailingmoe2", "hunyuan-moe",
             "grovemoe", "minimax-m2", "glm4moe", "mistral4",
             # Their raw input goes in behind the embedding's own step: capture.INPUT_NODES.
-            "bloom", "gemma", "minicpm3", "talkie",
+            "bloom", "gemma",
             # Every layer is recurrent, or every layer has both.
             "mamba", "mamba2", "falcon-h1",
         ),
@@ -98,10 +100,11 @@ PROVED: dict[str, Family] = {
     "grok": SCALED,
     "smollm3": Family(period=4),
     "llama4": Family(windows=Windows(4, "cut"), period=4, period_key="interleave_moe_layer_step"),
-    "smallthinker": Family(windows=Windows(4, "cut", full_first=True, optional=True), period=4),
+    "smallthinker": Family(windows=Windows(4, "cut", full_first=True, optional=True), period=4, sizes_by_count=frozenset({4})),
     "ernie4_5-moe": Family(period_key="interleave_moe_layer_step"),
     "deepseek2": Family(sizes_by_count=frozenset({26, 27})),
     "gemma2": Family(windows=Windows(2, "widen"), refused_counts=(46,)),
+    "gemma4": Family(windows=Windows(0, "cut", needs_full=True)),
     "gemma3": Family(windows=Windows(6, "drop", optional=True), refused_counts=(62,)),
     "gpt-oss": Family(windows=Windows(2, "widen")),
     "cohere2": Family(windows=Windows(4, "cut")),
@@ -113,7 +116,6 @@ PROVED: dict[str, Family] = {
     "mellum": Family(windows=Windows(4, "drop", optional=True)),
     "plamo3": Family(windows=Windows(8, "drop", optional=True)),
     "mimo2": Family(windows=Windows(0, "widen")),
-    "step35": Family(windows=Windows(0, "cut")),
     "granite_swa": Family(windows=Windows(0, "widen"), unscaled=True),
     "spark2_5": Family(windows=Windows(0, "widen")),
     "muse-glimmer": Family(windows=Windows(4, "cut")),
@@ -122,9 +124,7 @@ PROVED: dict[str, Family] = {
     "qwen3next": Family(hybrid=Hybrid(interval=4)),
     "qwen35": Family(hybrid=Hybrid(interval=4)),
     "qwen35moe": Family(hybrid=Hybrid(interval=4)),
-    "minimax-01": Family(hybrid=Hybrid(interval=8)),
     "jamba": BY_HEADS,
-    "plamo2": BY_HEADS,
     "lfm2": BY_HEADS,
     "lfm2moe": BY_HEADS,
     "kimi-linear": BY_HEADS,
@@ -134,6 +134,10 @@ PROVED: dict[str, Family] = {
 }  # fmt: skip
 
 ENCODER = "it is an encoder, which reads a whole text at once and has no next token to hand from stage to stage"
+BY_COUNT = "llama.cpp derives its arithmetic from the number of layers in the file, which a shard changes"
+FIRST_LAYER = "its later layers read a result of the first one, which is not part of the hidden state"
+PER_LAYER = "its layers read the tokens themselves, and a later stage has only hidden states"
+EMBEDDING_AGAIN = "every layer reads the embedding of the tokens again, and a later stage has only hidden states"
 DIFFUSION = "it is a diffusion model, which rewrites all tokens at once"
 
 REFUSED: dict[str, str] = dict.fromkeys(
@@ -142,4 +146,6 @@ REFUSED: dict[str, str] = dict.fromkeys(
         "t5encoder", "llama-embed",
     ),
     ENCODER,
-) | dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), DIFFUSION)  # fmt: skip
+) | dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), DIFFUSION) | dict.fromkeys(
+    ("minicpm3", "minimax-01", "baichuan"), BY_COUNT,
+) | dict.fromkeys(("rwkv7", "arwkv7"), FIRST_LAYER) | {"t5": ENCODER, "gemma3n": PER_LAYER, "talkie": EMBEDDING_AGAIN}  # fmt: skip

@@ -12,7 +12,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError
-from shardnet.inference.capture import INPUT_NODES, LayerProbe, OutputCapture
+from shardnet.inference.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
@@ -191,13 +191,17 @@ class LlamaContext:
         params.swa_full = True  # a windowed cache could not be rewound further than its window
         self._captures = capture
         # Only a later shard's file tells that it is fed hidden states; the whole model and its first shard read tokens as they are.
-        input_node = INPUT_NODES.get(model.architecture, "") if model.layer_first > 0 else ""
-        last = model.n_layer - 1 if capture else None
-        self._capture = (
-            OutputCapture(last, model.n_embd, n_batch, native=native_capture, input_node=input_node)
-            if capture or input_node
-            else None
-        )
+        takes_input = model.architecture in INPUT_NODES and model.layer_first > 0
+        self._capture: OutputCapture | None = None
+        if capture or takes_input:
+            self._capture = OutputCapture(
+                model.n_layer - 1 if capture else None,
+                model.n_embd,
+                n_batch,
+                native=native_capture,
+                architecture=model.architecture,
+                takes_input=takes_input,
+            )
         hook = self._capture or probe
         if hook is not None:
             params.cb_eval = hook.callback
@@ -234,11 +238,14 @@ class LlamaContext:
         """
         count = len(rows.positions)
         self._check(rows, count)
+        hidden = rows.hidden
+        if hidden is not None and self.model.architecture in FED_AS_TOKENS:
+            rows = replace(rows, tokens=np.zeros(count, dtype=np.int32), hidden=None)
         batch = self._batch.fill(rows, all_outputs=self._captures, sections=self._sections(rows))
         if self._capture is not None:
             self._capture.reset()
-            if self._capture.takes_input and rows.hidden is not None:
-                self._capture.replace_input(rows.hidden)
+            if self._capture.takes_input and hidden is not None:
+                self._capture.replace_input(hidden)
         code = llama_cpp.llama_decode(self.pointer, batch)
         if code == 1:
             raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
@@ -253,14 +260,16 @@ class LlamaContext:
     def _check(self, rows: Rows, count: int) -> None:
         if not 0 < count <= self.n_batch:
             raise EngineError(f"a batch of {count} rows, where 1 to {self.n_batch} fit")
-        if int(rows.positions.max()) >= self.n_ctx:
-            raise ContextExceeded(
-                f"position {int(rows.positions.max())} is beyond the context of {self.n_ctx} tokens", n_ctx=self.n_ctx
-            )
-        if int(rows.slots.min()) < 0 or int(rows.slots.max()) >= self.n_seq:
-            raise EngineError(f"sequence slots {rows.slots.tolist()} are not all within 0..{self.n_seq - 1}")
-        if rows.tokens is not None and (int(rows.tokens.min()) < 0 or int(rows.tokens.max()) >= self.model.n_vocab):
-            raise EngineError(f"a token id is outside the vocabulary of {self.model.n_vocab}")
+        last = max(rows.positions.tolist())  # of one row, as in decoding, a list is quicker than numpy's reductions
+        if last >= self.n_ctx:
+            raise ContextExceeded(f"position {last} is beyond the context of {self.n_ctx} tokens", n_ctx=self.n_ctx)
+        slots = rows.slots.tolist()
+        if min(slots) < 0 or max(slots) >= self.n_seq:
+            raise EngineError(f"sequence slots {slots} are not all within 0..{self.n_seq - 1}")
+        if rows.tokens is not None:
+            tokens = rows.tokens.tolist()
+            if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
+                raise EngineError(f"a token id is outside the vocabulary of {self.model.n_vocab}")
         if rows.hidden is not None and rows.hidden.shape != (count, self.model.n_embd):
             raise EngineError(
                 f"hidden states of shape {rows.hidden.shape}, where ({count}, {self.model.n_embd}) is needed"

@@ -110,7 +110,7 @@ def run_parity(
             on_phase("watched source")
             cuts = [stage.end - 1 for stage in stages[:-1]]
             wanted = {layer: _array(scratch / f"layer-{layer}", n_rows, model.n_embd) for layer in cuts}
-            probe = LayerProbe(set(cuts))
+            probe = LayerProbe(set(cuts), model.architecture)
             with LlamaContext(model, n_ctx=n_ctx, n_batch=N_BATCH, threads=threads, probe=probe) as context:
                 _watch(context, probe, steps, wanted, partial(progress.add, model.n_layer))
     boundaries: list[BoundaryReport] = []

@@ -22,7 +22,6 @@ from shardnet.errors import EngineError, FamilyRefused, ManifestError, ShardnetE
 from shardnet.inference import families
 from shardnet.inference.gguf_layout import quantisation_of, read_model, vocabulary_size
 from shardnet.inference.manifest_file import load_manifest, save_manifest
-from shardnet.log import get
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
 
 OnProgress = Callable[[float], None]
@@ -30,8 +29,6 @@ OnProgress = Callable[[float], None]
 
 LAST_WORDS_BYTES = 8192
 CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # llama.cpp would start a debugger when it aborts, which takes seconds
-
-log = get("verify")
 
 
 def verify_split(
@@ -76,7 +73,6 @@ def verify_split(
         "threads": threads,
     }
     certificate = _run_child(request, manifest.content, on_progress or (lambda _share: None))
-    log.debug("parity_checked", model=manifest.name, exact=certificate.is_exact)
     if save and manifest.signature is None:
         save_manifest(folder, manifest.model_copy(update={"certificate": certificate}))
     return certificate
