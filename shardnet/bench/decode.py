@@ -87,15 +87,15 @@ async def decode_speed(
     prompt = [(7 * index) % 1000 + 10 for index in range(PROMPT_TOKENS)]
     options = ShardOptions(n_ctx=1024, n_seq=1)
     cache = work / "models_cache"
+    pipelines = []
+    for count in stages:
+        _, manifest = split_model(plan_split(model, CutRequest(n_shards=count), f"bench-{count}"), cache)
+        pipelines.append(Pipeline(count, manifest))
     with LocalSwarm(work) as swarm, PlainLlama(model, threads=threads, n_ctx=options.n_ctx) as plain:
         async with Driver(Home(swarm.home)) as driver:
-            pipelines = []
             for index in range(max(stages)):
                 threads_flag = ("--threads", str(threads))
                 swarm.start_node(f"node-{index}", cache, "--coordinator", str(driver.address), *threads_flag)
-            for count in stages:
-                _, manifest = split_model(plan_split(model, CutRequest(n_shards=count), f"bench-{count}"), cache)
-                pipelines.append(Pipeline(count, manifest))
             await driver.wait_nodes(max(stages))
             for pipeline in pipelines:
                 for node, shard_id, _end in pipeline.route:

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import ShardnetError
+from shardnet.errors import DeadlineExceeded, ShardnetError
 from shardnet.ids import new_id
 from shardnet.manifest import Manifest
 from shardnet.messages import (
@@ -108,9 +108,12 @@ class Driver:
             self._joined.notify_all()
 
     async def wait_nodes(self, count: int, timeout_s: float = 60) -> None:
-        """Wait until `count` nodes have joined. Raises: TimeoutError."""
-        async with asyncio.timeout(timeout_s), self._joined:
-            await self._joined.wait_for(lambda: len(self.nodes) >= count)
+        """Wait until `count` nodes have joined. Raises: DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(timeout_s), self._joined:
+                await self._joined.wait_for(lambda: len(self.nodes) >= count)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{len(self.nodes)} of {count} nodes joined within {timeout_s:.0f} s") from None
 
     def _on_frame(self, frame: Frame[AnyMessage]) -> None:
         message = frame.message

@@ -42,12 +42,13 @@ async def table(model: Path, shards: list[int], n_nodes: int, n_tokens: int, wor
     options = ShardOptions(n_ctx=1024, n_seq=1, n_batch=256)
     prompt = [(13 * index) % 5000 + 50 for index in range(400)]
     exact = True
+    manifests = {n: split_model(plan_split(model, CutRequest(n_shards=n), f"p{n}"), work / "cache")[1] for n in shards}
     with LocalSwarm(work) as swarm, PlainLlama(model, n_ctx=options.n_ctx, n_batch=options.n_batch) as plain:
         async with Driver(Home(swarm.home)) as driver:
             for index in range(n_nodes):
                 swarm.start_node(f"node-{index}", work / "cache", "--coordinator", str(driver.address))
             for count in shards:
-                _, manifest = split_model(plan_split(model, CutRequest(n_shards=count), f"p{count}"), work / "cache")
+                manifest = manifests[count]
                 await driver.wait_nodes(n_nodes, 120)
                 route = spread(count, n_nodes)
                 for node, first, end in route:
