@@ -390,7 +390,8 @@ class Coordinator:
                 for note in self._notes.get(manifest.model_id, ()):
                     log.info("placement_note", model=manifest.name, note=note)
             else:
-                log.warning("pipeline_incomplete", model=manifest.name, reason=fact)
+                reason = fact.removeprefix(f"model {manifest.name} is not ready: ")
+                log.warning("pipeline_incomplete", model=manifest.name, reason=reason)
 
     # -- what requests need (requests.Swarm) ---------------------------------------------------------------------------------
 
