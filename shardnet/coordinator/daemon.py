@@ -318,7 +318,8 @@ class Coordinator:
 
     def _on_close(self, node_id: str, connection: Connection, error: ShardnetError) -> None:
         node = self._cluster.nodes.get(node_id)
-        if not self._peers.remove(node_id, connection, PeerLost(f"node {short(node_id)} is gone: {error}")):
+        is_known = self._peers.remove(node_id, connection, PeerLost(f"node {short(node_id)} is gone: {error}"))
+        if not is_known or self._is_over:
             return
         if node is not None:
             log.info("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
