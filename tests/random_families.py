@@ -241,6 +241,10 @@ RECIPES: dict[str, Recipe] = {
                         per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0)}, leave_out=("rope_f*",)),
     "nemotron_h": _r("nemotron_h", 8, ssm=SSM, per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0),
                                                                    "feed_forward_length": by_layer(n, 0, 96, 0, 96)}),
+    "nemotron_h_moe": _r(
+        "nemotron_h_moe", 8, ssm=SSM, moe=MOE, gated=GATED, shared=SHARED,
+        per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0), "feed_forward_length": by_layer(n, 0, 96, 0, 96)},
+    ),
     "lfm2": _r("lfm2", 8, a={"shortconv.l_cache": 3}, per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0)}),
     "lfm2moe": _r("lfm2moe", 8, moe=MOE, a={"shortconv.l_cache": 3, "leading_dense_block_count": 2, "expert_gating_func": 2},
                   per_layer=lambda n: {"attention.head_count_kv": by_layer(n, 0, 0, 2, 0)}),

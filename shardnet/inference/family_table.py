@@ -138,6 +138,7 @@ BY_COUNT = "llama.cpp derives its arithmetic from the number of layers in the fi
 FIRST_LAYER = "its later layers read a result of the first one, which is not part of the hidden state"
 PER_LAYER = "its layers read the tokens themselves, and a later stage has only hidden states"
 EMBEDDING_AGAIN = "every layer reads the embedding of the tokens again, and a later stage has only hidden states"
+ENCODER_DECODER = "its layers read the output of an encoder besides the hidden state"
 DIFFUSION = "it is a diffusion model, which rewrites all tokens at once"
 
 REFUSED: dict[str, str] = dict.fromkeys(
@@ -148,4 +149,4 @@ REFUSED: dict[str, str] = dict.fromkeys(
     ENCODER,
 ) | dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), DIFFUSION) | dict.fromkeys(
     ("minicpm3", "minimax-01", "baichuan"), BY_COUNT,
-) | dict.fromkeys(("rwkv7", "arwkv7"), FIRST_LAYER) | {"t5": ENCODER, "gemma3n": PER_LAYER, "talkie": EMBEDDING_AGAIN}  # fmt: skip
+) | dict.fromkeys(("rwkv7", "arwkv7"), FIRST_LAYER) | {"t5": ENCODER_DECODER, "gemma3n": PER_LAYER, "talkie": EMBEDDING_AGAIN}  # fmt: skip

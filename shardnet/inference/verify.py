@@ -21,11 +21,14 @@ from typing import IO, Any
 from shardnet.errors import EngineError, FamilyRefused, ManifestError, ShardnetError, UsageError, error_from_wire
 from shardnet.inference import families
 from shardnet.inference.gguf_layout import quantisation_of, read_model, vocabulary_size
+from shardnet.inference.gguf_writer import file_sha256
 from shardnet.inference.manifest_file import load_manifest, save_manifest
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
 
 OnProgress = Callable[[float], None]
 """Called with the share that is done, 0..1."""
+OnBytes = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
 
 LAST_WORDS_BYTES = 8192
 CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # llama.cpp would start a debugger when it aborts, which takes seconds
@@ -95,6 +98,37 @@ def fault_of(content: ModelContent, certificate: ParityCertificate) -> str:
         f"shard {last.shard_id} (layers {last.layers}) is at fault: every boundary before it is exact, and its logits differ "
         f"by up to {certificate.max_abs_logit_diff:g}"
     )
+
+
+def damaged_files(folder: Path, manifest: Manifest, on_bytes: OnBytes = lambda _done, _all: None) -> list[str]:
+    """Hash every file of a split model anew.
+
+    Args:
+        on_bytes: called with (bytes done, bytes in all).
+
+    Returns: one sentence for each file that is missing or not what the manifest promises; [] if all is well.
+    """
+    content = manifest.content
+    wanted = [(shard.file, file.sha256) for shard, file in zip(content.shards, manifest.files, strict=True)]
+    wanted.append((content.tokenizer.file, content.tokenizer.sha256))
+    total = manifest.total_bytes + content.tokenizer.bytes
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        on_bytes(done, total)
+
+    sentences = []
+    for name, digest in wanted:
+        path = folder / name
+        if not path.is_file():
+            sentences.append(f"{path} is missing")
+        elif file_sha256(path, advance) != digest:
+            sentences.append(
+                f"{path} is damaged: its SHA-256 is not the manifest's; split the model again or fetch it again"
+            )
+    return sentences
 
 
 def _check_source(manifest: Manifest, source: Path) -> None:
