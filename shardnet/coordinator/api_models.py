@@ -68,6 +68,7 @@ class CommonRequest(Lenient):
     n: int | None = Field(default=None, ge=1, le=128)
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
+    speculation: bool | None = None
 
     def stops(self) -> tuple[str, ...]:
         """Returns: the stop strings."""

@@ -116,7 +116,13 @@ class Wording:
         return {"prompt_token_ids": self._answering.prompt} if self._token_ids else {}
 
     def _stages(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"shardnet": {"stages": stages}} if self._token_ids else {}
+        if not self._token_ids:
+            return {}
+        found: dict[str, Any] = {"stages": stages}
+        speculator = self._answering.running.generation.speculator
+        if speculator is not None:
+            found["speculation"] = {"proposed": speculator.proposed, "accepted": speculator.accepted}
+        return {"shardnet": found}
 
     def _piece(self, token: int) -> bytes:
         vocabulary = self._answering.words.vocabulary

@@ -96,7 +96,10 @@ class Coordinator:
         self._cluster = Cluster(dead_after_s=placement.dead_after_s)
         self._peers = Peers()
         self._requests = Requests(
-            self, max_queued=settings.requests.max_queued, queue_timeout_s=settings.requests.queue_timeout_s
+            self,
+            max_queued=settings.requests.max_queued,
+            queue_timeout_s=settings.requests.queue_timeout_s,
+            make_speculation=settings.speculation.to_model if settings.speculation.enabled else None,
         )
         self._frames = Frames(
             self._cluster,
@@ -500,6 +503,8 @@ class Coordinator:
                 "relayed_steps": self._frames.relayed,
                 "prompt_tokens": totals.prompt_tokens,
                 "completion_tokens": totals.completion_tokens,
+                "tokens_proposed": totals.tokens_proposed,
+                "tokens_accepted": totals.tokens_accepted,
             },
         }
 

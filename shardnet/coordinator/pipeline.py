@@ -1,7 +1,8 @@
 """One request's way through the stages: which EXECUTE_TASK to send next, what to do with each answer, when to begin again. Sans-I/O.
 
 The machine deals in tokens alone. Its owner sends what `take_sends` gives, feeds answers in, and acts on `needs`: a new route, or a pause.
-Prompt chunks go ahead of their answers; a decode step goes out in the very call that took the last token in.
+Prompt chunks go ahead of their answers; a decode step goes out in the very call that took the last token in. It may propose more tokens than the one
+it brings (`speculation`): the last stage says how many of them it would have sampled itself.
 
 A replay from the start uses a fresh sequence id: a step of the abandoned attempt that is still under way somewhere can then never touch the
 new one's KV.
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from shardnet.coordinator.planning import Route
+from shardnet.coordinator.speculation import Speculator
 from shardnet.errors import (
     Busy,
     DeadlineExceeded,
@@ -72,6 +74,7 @@ class GenerationSpec:
 
     Attributes:
         max_tokens: length of the answer at most; the context sets another bound.
+        speculate: tokens may be proposed, if the coordinator does so at all.
         is_end: tells end-of-text tokens; they are emitted, and end the answer unless `ignore_eos`.
     """
 
@@ -84,6 +87,7 @@ class GenerationSpec:
     step_deadline_s: float = 120.0
     recovery_timeout_s: float = 30.0
     epoch: int = 0
+    speculate: bool = True
 
 
 @dataclass(slots=True)
@@ -106,8 +110,11 @@ class StageStats:
 class Generation:
     """The request machine. Every method is synchronous; time is the argument `at_s`, seconds of one clock."""
 
-    def __init__(self, spec: GenerationSpec, *, make_id: Callable[[], str] = new_id) -> None:
+    def __init__(
+        self, spec: GenerationSpec, *, make_id: Callable[[], str] = new_id, speculator: Speculator | None = None
+    ) -> None:
         self.spec = spec
+        self.speculator = speculator
         self.route: Route | None = None
         self.sequence_id = ""
         self.tokens = array("i", spec.prompt)
@@ -122,6 +129,8 @@ class Generation:
         self._sends: list[Send] = []
         self._in_flight: dict[str, float] = {}
         self._sent_to = 0  # tokens handed to the route so far: positions [0, sent_to)
+        self._lone: tuple[str, int] | None = None  # a decode step that alone is in flight, and how many tokens it proposes
+        self._rejected = False  # KV of a refuted proposal is to be dropped by the step in flight
         self._failing_since_s: float | None = None
         self._failures = 0  # since the last token
         self._crashes = 0
@@ -215,8 +224,10 @@ class Generation:
 
     def on_result(self, result: TaskResult, at_s: float) -> None:
         """The last stage answered a step."""
-        if self._in_flight.pop(result.command_id, None) is None or self.is_done:
+        sent_at_s = self._in_flight.pop(result.command_id, None)
+        if sent_at_s is None or self.is_done:
             return
+        self._check_draft(result, at_s - sent_at_s)
         for token, logprobs in _with_logprobs(result):
             self.tokens.append(token)
             self.emitted.append(Emitted(token, logprobs))
@@ -261,8 +272,12 @@ class Generation:
         self._failures += 1
         self._in_flight.clear()
         self._resume_from = 0
+        self._lone = None
+        rejected, self._rejected = self._rejected, False
         match error:
             case SequenceGap():
+                if rejected and self.speculator is not None:
+                    self.speculator.model.rewindable = False  # its state cannot be taken back
                 have = error.facts.get("have")
                 self._resume_from = have if isinstance(have, int) and 0 < have < len(self.tokens) else 0
                 self._wait_for(Need.PAUSE)
@@ -306,16 +321,44 @@ class Generation:
                 update |= {"sample_from": None, "sampling": None}
             elif count > 1:
                 update["sample_from"] = count - 1
+            rows = self.tokens[self._sent_to : end]
+            if self.speculator is not None and self._sent_to >= n_prompt and end == total and not self._in_flight:
+                rows.extend(self._draft())
+                count = len(rows)
+                self._lone = command_id, count - 1
             if count > 1:
                 update |= {"n_tokens": count, "tensors": (_tokens_spec(count),)}
             message = self._template.model_copy(update=update)
-            self._sends.append(Send(self.route.stages[0].node_id, message, self.tokens[self._sent_to : end].tobytes()))
+            self._sends.append(Send(self.route.stages[0].node_id, message, rows.tobytes()))
             self._in_flight[command_id] = at_s
             self._sent_to = end
+
+    def _draft(self) -> list[int]:
+        """Returns: tokens that the next step proposes. The step's own token stands before them; its answer must not pass the limit."""
+        assert self.route is not None and self.speculator is not None
+        most = min(self._limit - self.n_generated, self.route.options.n_batch) - 1
+        draft = self.speculator.propose(self.tokens, most)
+        if not self.spec.ignore_eos:
+            ends = (index for index, token in enumerate(draft, 1) if self.spec.is_end(token))
+            del draft[next(ends, len(draft)) :]
+        return draft
+
+    def _check_draft(self, result: TaskResult, seconds: float) -> None:
+        """Rows of a proposal that agreed are in the KV already; what stands behind them the next step drops."""
+        self._rejected = False
+        if self._lone is None or self._lone[0] != result.command_id or self.speculator is None:
+            return
+        n_drafts, self._lone = self._lone[1], None
+        self.speculator.answered(n_drafts, len(result.tokens), seconds)
+        if n_drafts and result.tokens:
+            agreed = min(n_drafts, len(result.tokens) - 1)
+            self._sent_to += agreed
+            self._rejected = agreed < n_drafts
 
     def _abandon(self) -> None:
         """Nothing that is under way is wanted; free the sequence on every stage."""
         self._in_flight.clear()
+        self._lone = None
         self._sends = []
         if self.route is not None and self.sequence_id:
             message = FreeSequence(sequence_id=self.sequence_id)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from shardnet.coordinator.pipeline import Emitted, Generation, GenerationSpec, Need, StageStats
 from shardnet.coordinator.planning import Route
+from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.text import TextStream
 from shardnet.errors import Busy, PlacementError, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.ids import new_id
@@ -96,6 +97,8 @@ class Running:
             text += self._text.push(emitted.token)
             if self._text.stopped:
                 self.generation.stop("stop")
+                if self.generation.finish_reason == "length":  # the tokens behind came in the same step
+                    self.generation.finish_reason = "stop"
                 break
         self._taken += len(tokens)
         if not self.generation.is_done:
@@ -154,6 +157,8 @@ class Totals:
     late_answers: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    tokens_proposed: int = 0
+    tokens_accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -163,6 +168,7 @@ class Requests:
     swarm: Swarm
     max_queued: int = 64
     queue_timeout_s: float = 60.0
+    make_speculation: Callable[[], ModelSpeculation] | None = None
     totals: Totals = field(default_factory=Totals)
     running: set[Running] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -171,6 +177,7 @@ class Requests:
     _used: Counter[tuple[str, str]] = field(default_factory=Counter)
     _queue: deque[_Waiting] = field(default_factory=deque)
     _closed: bool = False
+    _speculations: dict[str, ModelSpeculation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -198,11 +205,20 @@ class Requests:
         route = None if others else self._pick(routes)
         if route is None:
             route = await self._wait_in_queue(spec.model_id)
-        running = Running(self, Generation(spec), text, self.swarm.now_s())
+        model, speculator = self._speculation(spec.model_id), None
+        if model is not None:
+            model.streams += 1
+            speculator = Speculator(model) if spec.speculate else None
+        running = Running(self, Generation(spec, speculator=speculator), text, self.swarm.now_s())
         self.running.add(running)
         self.idle.clear()
         self._begin(running, route)
         return running
+
+    def _speculation(self, model_id: str) -> ModelSpeculation | None:
+        if model_id not in self._speculations and self.make_speculation is not None:
+            self._speculations[model_id] = self.make_speculation()
+        return self._speculations.get(model_id)
 
     async def _wait_in_queue(self, model_id: str) -> Route:
         if len(self._queue) >= self.max_queued:
@@ -342,6 +358,9 @@ class Requests:
         for command_id in running.command_ids:
             self._owners.pop(command_id, None)
         self.running.discard(running)
+        model = self._speculation(running.generation.spec.model_id)
+        if model is not None:
+            model.streams -= 1
         if not self.running:
             self.idle.set()
         self._account(running)
@@ -352,6 +371,9 @@ class Requests:
         self.totals.retried += max(0, generation.attempts - 1)
         self.totals.prompt_tokens += len(generation.spec.prompt)
         self.totals.completion_tokens += running.n_completion
+        if generation.speculator is not None:
+            self.totals.tokens_proposed += generation.speculator.proposed
+            self.totals.tokens_accepted += generation.speculator.accepted
         if generation.error is not None:
             self.totals.failed += 1
             log.warning("request_failed", request_id=running.request_id, reason=str(generation.error))

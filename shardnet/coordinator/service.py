@@ -112,6 +112,7 @@ class Service:
             step_deadline_s=self.settings.step_deadline_s,
             recovery_timeout_s=self.settings.recovery_timeout_s,
             epoch=self.epoch,
+            speculate=request.speculation is not False,
         )
         running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
         return Answering(running, manifest, words, prompt)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from shardnet.coordinator.speculation import ModelSpeculation
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
 from shardnet.settings import Section
@@ -86,6 +88,28 @@ class RequestSettings(Section):
     max_body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="largest HTTP request body")
 
 
+class SpeculationSettings(Section):
+    """Proposing tokens that stood in the prompt or the answer before, and checking several in one step."""
+
+    enabled: bool = Field(default=False, description="propose tokens; a request can turn it off for itself")
+    max_draft: int = Field(default=8, ge=1, le=64, description="most tokens proposed in one step")
+    min_ngram: int = Field(default=2, ge=1, le=16, description="shortest run of tokens that must have stood there before")
+    max_ngram: int = Field(default=4, ge=1, le=16, description="longest run of tokens that is looked up, and first")
+    max_streams: int = Field(
+        default=1, ge=1, le=256, description="propose only while a model has so many requests in progress or fewer"
+    )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.max_ngram < self.min_ngram:
+            raise ValueError("max_ngram is smaller than min_ngram")
+        return self
+
+    def to_model(self) -> ModelSpeculation:
+        """Returns: the state that requests of one model share."""
+        return ModelSpeculation(self.max_draft, self.min_ngram, self.max_ngram, self.max_streams)
+
+
 class ApiSettings(Section):
     """Who may use the HTTP API."""
 
@@ -118,5 +142,6 @@ class CoordinatorSettings(Section):
     placement: PlacementSettings = Field(default=PlacementSettings(), description="where shards go")
     sequences: SequenceSettings = Field(default=SequenceSettings(), description="context and KV cache")
     requests: RequestSettings = Field(default=RequestSettings(), description="queue, deadlines, limits")
+    speculation: SpeculationSettings = Field(default=SpeculationSettings(), description="proposing tokens")
     api: ApiSettings = Field(default=ApiSettings(), description="access to the HTTP API")
     log: LogSettings = Field(default=LogSettings(), description="log output")
