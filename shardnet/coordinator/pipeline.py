@@ -129,7 +129,9 @@ class Generation:
         self._sends: list[Send] = []
         self._in_flight: dict[str, float] = {}
         self._sent_to = 0  # tokens handed to the route so far: positions [0, sent_to)
-        self._lone: tuple[str, int] | None = None  # a decode step that alone is in flight, and how many tokens it proposes
+        self._lone: tuple[str, int] | None = (
+            None  # a decode step that alone is in flight, and how many tokens it proposes
+        )
         self._rejected = False  # KV of a refuted proposal is to be dropped by the step in flight
         self._failing_since_s: float | None = None
         self._failures = 0  # since the last token
@@ -335,7 +337,8 @@ class Generation:
 
     def _draft(self) -> list[int]:
         """Returns: tokens that the next step proposes. The step's own token stands before them; its answer must not pass the limit."""
-        assert self.route is not None and self.speculator is not None
+        assert self.route is not None
+        assert self.speculator is not None
         most = min(self._limit - self.n_generated, self.route.options.n_batch) - 1
         draft = self.speculator.propose(self.tokens, most)
         if not self.spec.ignore_eos:

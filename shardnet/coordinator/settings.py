@@ -93,7 +93,9 @@ class SpeculationSettings(Section):
 
     enabled: bool = Field(default=False, description="propose tokens; a request can turn it off for itself")
     max_draft: int = Field(default=8, ge=1, le=64, description="most tokens proposed in one step")
-    min_ngram: int = Field(default=2, ge=1, le=16, description="shortest run of tokens that must have stood there before")
+    min_ngram: int = Field(
+        default=2, ge=1, le=16, description="shortest run of tokens that must have stood there before"
+    )
     max_ngram: int = Field(default=4, ge=1, le=16, description="longest run of tokens that is looked up, and first")
     max_streams: int = Field(
         default=1, ge=1, le=256, description="propose only while a model has so many requests in progress or fewer"

@@ -4,8 +4,8 @@ A text that repeats itself foretells itself: where the last few tokens stood bef
 token and the proposal; the last stage samples row after row while they agree. Source: A. Saxena, "Prompt Lookup Decoding" (2023).
 
 The cost model: a step of one row takes `T`, each further row `e` seconds more (both measured where the answers arrive, links included). If a
-proposed token is right with probability `p` after one that was right, a step with `k` of them yields (1 - p^(k+1)) / (1 - p) tokens in T + k e seconds.
-The `k` with the most tokens per second is taken; if none beats k = 0 by `MARGIN`, nothing is proposed, but for a probe now and then.
+proposed token is right with probability `p` after one that was right, a step with `k` of them yields (1 - p^(k+1)) / (1 - p) tokens in T + k e
+seconds. The `k` with the most tokens per second is taken; if none beats k = 0 by `MARGIN`, nothing is proposed, but for a probe now and then.
 """
 
 from __future__ import annotations

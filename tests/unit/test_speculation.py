@@ -88,9 +88,7 @@ def run(
                     raise EngineCrashed("it fell")
                 machine.on_result(engine.answer(send.message, array("i", send.payload).tolist()), clock)
             except ShardnetError as error:
-                machine.on_failed(
-                    CommandFailed(command_id=send.message.command_id, error=ErrorInfo.of(error)), clock
-                )
+                machine.on_failed(CommandFailed(command_id=send.message.command_id, error=ErrorInfo.of(error)), clock)
             answer += [one.token for one in machine.take_emitted()]
         if machine.need is Need.PAUSE:
             machine.resume(clock)

@@ -1,0 +1,130 @@
+"""`shardnet plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from shardnet.coordinator.placement import LinkTime, NodeOffer
+    from shardnet.coordinator.prospects import Prospect
+    from shardnet.manifest import Manifest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("plan")(plan)
+
+
+def plan(
+    model: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
+    node: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:MEMORY:MS_PER_LAYER",
+            help="A machine to plan with, such as big:16GiB:2.5; may be repeated. [default: the coordinator's nodes]",
+        ),
+    ] = None,
+    rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip of links that were not measured.")] = 0.2,
+    mbit_s: Annotated[float, typer.Option(min=0.001, help="Bandwidth of links that were not measured.")] = 800.0,
+    n_ctx: Annotated[int, typer.Option("--ctx", min=8, max=1 << 20, help="Tokens of context of each sequence.")] = 4096,
+    n_seq: Annotated[int, typer.Option("--seq", min=1, max=256, help="Sequences at the same time.")] = 4,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt before the first token.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    api: Annotated[
+        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+    ] = None,
+) -> None:
+    """Predict what each layout of a model would do: one node, splits, replicas."""
+    import dataclasses
+    import json
+
+    from shardnet.coordinator.placement import LinkTime, Policy
+    from shardnet.coordinator.prospects import prospects
+    from shardnet.coordinator.settings import SequenceSettings
+    from shardnet.inference.manifest_file import load_manifest
+
+    manifest = load_manifest(model)
+    links: dict[tuple[str, str], LinkTime] = {}
+    if node:
+        offers = [offer_of(text, manifest) for text in node]
+    else:
+        offers, links = _from_coordinator(manifest, api)
+    policy = Policy(default_link=LinkTime(rtt_ms / 2e3, mbit_s * 1e6 / 8))
+    options = SequenceSettings(n_ctx=n_ctx, n_seq=n_seq).to_options(manifest.content.n_ctx_train)
+    found = prospects(manifest, offers, options, policy, links, prompt_tokens=prompt_tokens)
+    if as_json:
+        facts: dict[str, Any] = {"model": manifest.name, "model_id": manifest.model_id, "prompt_tokens": prompt_tokens}
+        typer.echo(json.dumps(facts | dataclasses.asdict(found)))
+        return
+    typer.echo(f"{manifest.name}: {manifest.content.n_layers} layers in {manifest.n_shards} shards")
+    typer.echo(f"{'layout':<10} {'ms/token':>9} {'first token':>12} {'tokens/s, full':>15}  stages")
+    for layout in found.layouts:
+        typer.echo(_line(layout))
+    for note in found.notes:
+        typer.echo(f"  {note}")
+
+
+def _line(layout: Prospect) -> str:
+    from shardnet.log import human_bytes
+
+    pipelines = " | ".join(
+        " -> ".join(f"{stage.node} {stage.layers} {human_bytes(stage.memory_bytes)}" for stage in stages)
+        for stages in layout.pipelines
+    )
+    return (
+        f"{layout.kind:<10} {layout.seconds_per_token * 1e3:>9.2f} {layout.first_token_s * 1e3:>9.0f} ms {layout.tokens_per_s:>15.1f}"
+        f"  {pipelines}"
+    )
+
+
+def offer_of(text: str, manifest: Manifest) -> NodeOffer:
+    """Returns: the machine that `NAME:MEMORY:MS_PER_LAYER` describes, with every shard on its disk. Raises: UsageError."""
+    from shardnet.coordinator.placement import NodeOffer
+    from shardnet.errors import ShardnetError, UsageError
+    from shardnet.inference.cuts import parse_size
+
+    try:
+        name, memory, per_layer = text.split(":")
+        free, milliseconds = parse_size(memory), float(per_layer)
+    except (ValueError, ShardnetError):
+        raise UsageError(
+            f"--node {text!r} is not NAME:MEMORY:MS_PER_LAYER: write it as in big:16GiB:2.5", param="node"
+        ) from None
+    if not name or not 0 < milliseconds < 1e6:
+        raise UsageError(f"--node {text!r}: give a name, and milliseconds above 0", param="node")
+    nbytes = sum(shard.bytes for shard in manifest.content.shards)
+    speed = nbytes / (manifest.content.n_layers * milliseconds * 1e-3)
+    return NodeOffer(name, name, free, speed, on_disk=frozenset(range(manifest.n_shards)))
+
+
+def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
+    from shardnet.coordinator.client import ApiClient, find_api
+
+    with ApiClient(find_api(api)) as client:
+        status = client.get("/status")
+    return offers_in(status, manifest)
+
+
+def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
+    """Returns: the nodes and links of `/status`, as if this model were on no node yet; any node could get the files."""
+    from shardnet.coordinator.placement import LinkTime, NodeOffer
+
+    offers = []
+    for node in status["nodes"]:
+        own = sum(one["memory_bytes"] for one in node["held"] if one["model_id"] == manifest.model_id and one["loaded"])
+        offers.append(
+            NodeOffer(
+                node_id=node["node_id"],
+                name=node["name"],
+                free_bytes=node["memory_free_bytes"] + own,
+                bytes_per_s=node.get("bytes_per_s"),
+                on_disk=frozenset(range(manifest.n_shards)),
+            )
+        )
+    links = {
+        (link["source"], link["target"]): LinkTime(link["one_way_s"], link["bytes_per_s"]) for link in status["links"]
+    }
+    return offers, links

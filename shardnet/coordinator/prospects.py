@@ -1,0 +1,180 @@
+"""What each way of running a model would cost: the planner's table, worked out by the functions that place shards. Pure.
+
+One decode step reads every weight of a stage once; a prompt of `n` tokens is taken to be bound by arithmetic, `PROMPT_GAIN` times quicker a token
+than decode. These are the numbers of `placement`; where no step was measured yet they rest on its guess of a machine's memory, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from shardnet.coordinator.placement import (
+    Links,
+    NodeOffer,
+    Placement,
+    Policy,
+    compute_s,
+    hop_s,
+    layers_of,
+    memory_needed,
+    place,
+)
+from shardnet.errors import PlacementError, ShardnetError
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardOptions
+
+PROMPT_GAIN = 4.0
+"""Rows of a prompt chunk share each weight that is read: rows a second against decode steps a second, an estimate for CPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageProspect:
+    """One stage: who, which layers, seconds of each decode step, bytes of memory."""
+
+    node: str
+    layers: str
+    compute_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """One layout.
+
+    Attributes:
+        kind: "one node", "split" or "replicas".
+        tokens_per_s: of as many streams as there are stages over all pipelines: the slowest stage sets the pace of each pipeline.
+        pipelines: the stages of each, in order; one unless `kind` is "replicas".
+        seconds_per_token, first_token_s: of the slowest pipeline, one stream.
+    """
+
+    kind: str
+    pipelines: tuple[tuple[StageProspect, ...], ...]
+    seconds_per_token: float
+    first_token_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prospects:
+    """All layouts, the quickest for one stream first, and sentences for people."""
+
+    layouts: tuple[Prospect, ...]
+    notes: tuple[str, ...]
+
+
+def prospects(
+    manifest: Manifest,
+    nodes: Sequence[NodeOffer],
+    options: ShardOptions,
+    policy: Policy | None = None,
+    links: Links | None = None,
+    *,
+    prompt_tokens: int = 128,
+) -> Prospects:
+    """Work out each node alone, the best split of each number of stages, and replicas on every node that can hold the model.
+
+    Raises: PlacementError, NoRoomError if there is no layout at all.
+    """
+    links, policy = links or {}, policy or Policy()
+    problem: ShardnetError = PlacementError("no node is known: start some, or name them with --node")
+    layouts: list[Prospect] = []
+    alone: list[Placement] = []
+    for offer in sorted(nodes, key=lambda one: one.node_id):
+        try:
+            found = place(manifest, [offer], options, _forced(policy, 1), links)
+        except ShardnetError as error:
+            problem = error
+            continue
+        alone.append(found)
+        layouts.append(_prospect("one node", manifest, nodes, [found], options, policy, links, prompt_tokens))
+    for stages in range(2, min(len(nodes), manifest.n_shards) + 1):
+        try:
+            found = place(manifest, nodes, options, _forced(policy, stages), links)
+        except ShardnetError as error:
+            problem = error
+            continue
+        layouts.append(_prospect("split", manifest, nodes, [found], options, policy, links, prompt_tokens))
+    if len(alone) > 1:
+        layouts.append(_prospect("replicas", manifest, nodes, alone, options, policy, links, prompt_tokens))
+    if not layouts:
+        raise problem
+    layouts.sort(key=lambda one: one.seconds_per_token)
+    return Prospects(tuple(layouts), _notes(manifest, nodes, layouts))
+
+
+def _forced(policy: Policy, stages: int) -> Policy:
+    return Policy(stages, policy.headroom_share, policy.hop_fixed_s, policy.default_link)
+
+
+def _prospect(
+    kind: str,
+    manifest: Manifest,
+    nodes: Sequence[NodeOffer],
+    placements: Sequence[Placement],
+    options: ShardOptions,
+    policy: Policy,
+    links: Links,
+    prompt_tokens: int,
+) -> Prospect:
+    offers = {offer.node_id: offer for offer in nodes}
+    pipelines, first, rate = [], 0.0, 0.0
+    for placement in placements:
+        stages = tuple(
+            StageProspect(
+                node=offers[stage.node_id].name,
+                layers=str(layers_of(manifest, stage.first_shard, stage.end_shard)),
+                compute_s=compute_s(manifest, offers[stage.node_id], stage.first_shard, stage.end_shard),
+                memory_bytes=sum(memory_needed(manifest, shard, options) for shard in stage.shards),
+            )
+            for stage in placement.stages
+        )
+        pipelines.append(stages)
+        first = max(first, _first_token_s(manifest, placement, stages, options, policy, links, prompt_tokens))
+        rate += min(1 / max(stage.compute_s for stage in stages), len(stages) / placement.seconds_per_token)
+    slowest = max(placement.seconds_per_token for placement in placements)
+    return Prospect(kind, tuple(pipelines), slowest, first, rate)
+
+
+def _first_token_s(
+    manifest: Manifest,
+    placement: Placement,
+    stages: Sequence[StageProspect],
+    options: ShardOptions,
+    policy: Policy,
+    links: Links,
+    prompt_tokens: int,
+) -> float:
+    """Chunks follow each other through the stages: one goes all the way, the others come behind at the pace of the slowest stage."""
+    chunk = min(prompt_tokens, options.n_batch)
+    chunks = -(-prompt_tokens // chunk)
+    per_stage = [max(stage.compute_s, stage.compute_s * chunk / PROMPT_GAIN) for stage in stages]
+    stops = ["", *(stage.node_id for stage in placement.stages), ""]
+    hops = 0.0
+    for a, b in pairwise(stops):
+        link = links.get((a, b)) or policy.default_link
+        more_bytes = 4 * manifest.content.n_embd * (chunk - 1) if a and b else 0
+        hops += hop_s(manifest, a, b, links, policy) + more_bytes / link.bytes_per_s
+    return sum(per_stage) + hops + (chunks - 1) * max(per_stage)
+
+
+def _notes(manifest: Manifest, nodes: Sequence[NodeOffer], layouts: Sequence[Prospect]) -> tuple[str, ...]:
+    notes = []
+    singles = [one for one in layouts if one.kind == "one node"]
+    splits = [one for one in layouts if one.kind == "split"]
+    if not singles:
+        notes.append(f"no single node can hold {manifest.name}: it has to be split")
+    elif splits:
+        single, split = singles[0], splits[0]
+        name = single.pipelines[0][0].node
+        times = f"{split.seconds_per_token * 1e3:.1f} instead of {single.seconds_per_token * 1e3:.1f} ms per token"
+        if split.seconds_per_token >= single.seconds_per_token:
+            notes.append(f"splitting is slower than {manifest.name} whole on {name}: {times}")
+        else:
+            notes.append(f"the best split is quicker than {manifest.name} whole on {name}: {times}")
+    guessed = sorted(offer.name for offer in nodes if not offer.bytes_per_s)
+    if guessed:
+        notes.append(f"not measured yet, guessed at a desktop's memory bandwidth: {', '.join(guessed)}")
+    return tuple(notes)
