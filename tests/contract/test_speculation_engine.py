@@ -11,6 +11,7 @@ from shardnet.coordinator.pipeline import Generation, GenerationSpec
 from shardnet.coordinator.planning import Route as Pipeline
 from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.inference.host import EngineProcess
+from shardnet.inference.settings import InferenceSettings
 from shardnet.messages import ExecuteTask, Sampling, StageRef, TaskResult
 from tests.coordinator_world import node_id
 from tests.engine_world import OPTIONS, Route, Stage, split
@@ -45,13 +46,16 @@ async def answer(route: Route, sampling: Sampling, model: ModelSpeculation | Non
                 clock,
             )
     assert machine.error is None
+    route.forget()
     return [one.token for one in machine.take_emitted()], steps
 
 
 @pytest.mark.timeout(60)
 async def test_the_engine_gives_the_same_tokens_in_fewer_steps(tmp_path: Path) -> None:
     model = split(tiny_llama(tmp_path / "tiny.gguf"), 2, tmp_path / "cache")
-    async with EngineProcess(threads=1) as engine:
+    engine = EngineProcess(InferenceSettings(threads=1))
+    try:
+        await engine.start()
         stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
         for stage in stages:
             await stage.load()
@@ -62,3 +66,5 @@ async def test_the_engine_gives_the_same_tokens_in_fewer_steps(tmp_path: Path) -
             assert found == plain
             assert speculation.proposed > 0
             assert steps == plain_steps - speculation.accepted
+    finally:
+        await engine.close()
