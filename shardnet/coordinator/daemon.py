@@ -15,6 +15,7 @@ from shardnet.coordinator import views
 from shardnet.coordinator.api import Api
 from shardnet.coordinator.catalogue import Catalogue
 from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.directory import open_directory
 from shardnet.coordinator.epoch import next_epoch
 from shardnet.coordinator.events import (
     Event,
@@ -35,6 +36,7 @@ from shardnet.coordinator.planning import Route, plan, routes
 from shardnet.coordinator.requests import Requests
 from shardnet.coordinator.service import Service
 from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import (
     Busy,
     PeerLost,
@@ -44,6 +46,7 @@ from shardnet.errors import (
     ShardCorrupt,
     ShardnetError,
     ShardNotFound,
+    UsageError,
 )
 from shardnet.ids import new_id, short
 from shardnet.log import get
@@ -65,6 +68,7 @@ from shardnet.swarm.addresses import (
     is_loopback,
     is_wildcard,
     parse_host_port,
+    reachable,
     write_coordinator_addresses,
 )
 from shardnet.swarm.enrol_service import EnrolmentServer
@@ -118,6 +122,7 @@ class Coordinator:
         self._tasks: asyncio.TaskGroup
         self._catalogue: Catalogue
         self._identity: Identity
+        self._directory: KademliaDirectory | None = None
         self._addresses: dict[str, Address | None] = {}
         self._epoch = 0
         self._is_over = False
@@ -131,7 +136,7 @@ class Coordinator:
         self._stopping.set()
 
     async def started(self) -> dict[str, Address | None]:
-        """Wait until it listens. Returns: the addresses `nodes`, `enrol`, `api`."""
+        """Wait until it listens. Returns: the addresses `nodes`, `enrol`, `api`, `dht`."""
         await self._ready.wait()
         return self._addresses
 
@@ -158,7 +163,13 @@ class Coordinator:
                     enrolment = await self._listen_enrol(resources, enrol_at)
                     http = await self._open_api(api_at)
                     resources.callback(http.close)
-                    self._addresses = {"nodes": listener.address, "enrol": enrolment, "api": http.address}
+                    dht = await self._meet(resources, listener.address)
+                    self._addresses = {
+                        "nodes": listener.address,
+                        "enrol": enrolment,
+                        "api": http.address,
+                        "dht": dht,
+                    }
                     await asyncio.to_thread(self._write_addresses)
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
@@ -197,6 +208,17 @@ class Coordinator:
             return await resources.enter_async_context(await listen(self._identity, address, self._on_hello))
         except SettingsError as error:
             raise _port_error(error, address, "--listen") from error
+
+    async def _meet(self, resources: AsyncExitStack, nodes_at: Address) -> Address | None:
+        """Take part in the DHT, and be found there."""
+        if not self._settings.dht.enabled:
+            return None
+        directory = await resources.enter_async_context(open_directory(self._identity, self._settings.dht, nodes_at))
+        self._directory = directory
+        if (where := reachable(nodes_at)) is not None:
+            self._spawn(_be_found(directory, where), "announce this coordinator")
+        host, port = directory.address
+        return Address(host=host, port=port)
 
     async def _listen_enrol(self, resources: AsyncExitStack, address: HostPort | None) -> Address | None:
         """Take in newcomers, where this machine can let them in."""
@@ -314,6 +336,7 @@ class Coordinator:
             node_id=self._identity.node_id,
             epoch=self._epoch,
             revoked=tuple(sorted(self._identity.revoked)),
+            dht=self._addresses.get("dht"),
         )
 
     def _on_close(self, node_id: str, connection: Connection, error: ShardnetError) -> None:
@@ -502,6 +525,13 @@ class Coordinator:
                 "completion_tokens": totals.completion_tokens,
             },
         }
+
+
+async def _be_found(directory: KademliaDirectory, where: Address) -> None:
+    try:
+        await directory.announce_coordinator(address=(where.host, where.port))
+    except UsageError as error:
+        log.warning("coordinator_not_announced", reason=str(error))
 
 
 class _Stopped(Exception):

@@ -146,7 +146,7 @@ def _offer(cluster: Cluster, node: NodeView, manifest: Manifest, result: Plan) -
     loaded = {shard for shard in here if node.held[model_id, shard].loaded}
     loaded |= {shard for model, shard in node.loads if model == model_id}
     on_disk = {shard for shard in here if is_whole(node.held[model_id, shard])}
-    allowed = node.allowed(model_id)
+    allowed = node.allowed(model_id, manifest.name)
     if waiting:
         allowed = frozenset(range(manifest.n_shards)) - waiting if allowed is None else allowed - waiting
     promised = sum(order.needed_bytes for order in result.orders if order.node_id == node.node_id)

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
+from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import (
     MAX_FILE_PIECE,
@@ -85,6 +86,10 @@ class Answering:
                 self._tasks.free(message.sequence_id)
             case CancelTask():
                 self._tasks.cancel(message.command_id)
+            case LoadShard() if (
+                message.manifest is None and self._exchange is not None and not self._state.knows(message.model_id)
+            ):
+                self._spawn(self._load_unknown(self._exchange, message), f"manifest for {message.command_id}")
             case LoadShard():
                 is_signed = message.manifest is not None and signature_is_valid(
                     message.manifest, self._identity.swarm.ca
@@ -125,6 +130,19 @@ class Answering:
                 self._ask(connection, message.command_id, self._file(message))
             case _:
                 raise RemoteProtocolError(f"a node does not take {message.type} from this peer")
+
+    async def _load_unknown(self, exchange: ShardExchange, command: LoadShard) -> None:
+        """A shard of a model that was never heard of: whoever has the manifest is asked for it first."""
+        try:
+            async with asyncio.timeout(command.deadline_s):
+                manifest = await exchange.manifest(command.model_id, command.sources)
+        except TimeoutError:
+            manifest = None
+        except ShardnetError as error:
+            log.warning("manifest_not_fetched", model=short(command.model_id), reason=str(error))
+            manifest = None
+        command = command.model_copy(update={"manifest": manifest})
+        self._performer.post(LoadAsked(command, manifest is not None, asyncio.get_running_loop().time()))
 
     # -- questions that take a while -----------------------------------------------------------------------------------------
 
