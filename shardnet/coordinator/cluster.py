@@ -22,6 +22,7 @@ from shardnet.coordinator.events import (
     NodeJoined,
     NodeLeft,
     PlanNeeded,
+    SeedersKnown,
     ShardIsReady,
     ShardsLost,
     TimePassed,
@@ -46,6 +47,7 @@ class Load:
 
     since_s: float
     reserved_bytes: int
+    keep_only: bool = False
     progress: LoadProgress | None = None
 
 
@@ -113,6 +115,8 @@ class Cluster:
     def __init__(self, *, dead_after_s: float = 5.0) -> None:
         self.nodes: dict[str, NodeView] = {}
         self.manifests: dict[str, Manifest] = {}
+        self.seeded: dict[str, frozenset[int]] = {}
+        """model_id -> shards that somebody who is not connected gives."""
         self.links: dict[tuple[str, str], LinkTime] = {}
         self.unreachable: set[tuple[str, str]] = set()
         self.version = 0
@@ -135,8 +139,9 @@ class Cluster:
             case NodeDrains():
                 return self._drains(event)
             case LoadSent():
-                self.nodes[event.node_id].loads[event.key] = Load(event.at_s, event.reserved_bytes)
-                self.nodes[event.node_id].ready.pop(event.key, None)
+                self.nodes[event.node_id].loads[event.key] = Load(event.at_s, event.reserved_bytes, event.keep_only)
+                if not event.keep_only:
+                    self.nodes[event.node_id].ready.pop(event.key, None)
                 return []
             case LoadMoved():
                 if (node := self.nodes.get(event.node_id)) and (load := node.loads.get(event.key)):
@@ -150,6 +155,11 @@ class Cluster:
                 return self._failed(event)
             case ManifestKnown():
                 return self._manifest(event)
+            case SeedersKnown():
+                if self.seeded.get(event.model_id, frozenset()) == event.shards:
+                    return []
+                self.seeded[event.model_id] = event.shards
+                return [PlanNeeded("others on the DHT have shards")]
             case LinkKnown():
                 return self._link(event)
             case TimePassed():

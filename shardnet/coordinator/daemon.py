@@ -24,6 +24,7 @@ from shardnet.coordinator.events import (
     NodeJoined,
     NodeLeft,
     PlanNeeded,
+    SeedersKnown,
     ShardsLost,
     TimePassed,
 )
@@ -34,8 +35,11 @@ from shardnet.coordinator.peers import Peers
 from shardnet.coordinator.placement import Policy
 from shardnet.coordinator.planning import Route, plan, routes
 from shardnet.coordinator.requests import Requests
+from shardnet.coordinator.seeders import LOOK_EVERY_S, Seeders
 from shardnet.coordinator.service import Service
 from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.spreading import spread
+from shardnet.dht.directory import Directory
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import (
     Busy,
@@ -180,6 +184,9 @@ class Coordinator:
                         self._tasks.create_task(self._keep_planned(), name="plan"),
                         self._tasks.create_task(self._follow_revocations(), name="revocations"),
                     ]
+                    if self._directory is not None:
+                        looking = self._keep_seeders_known(self._directory)
+                        children.append(self._tasks.create_task(looking, name="seeders"))
                     if self._settings.placement.measure_links:
                         children.append(self._tasks.create_task(self._keep_measured(), name="measure"))
                     self._ready.set()
@@ -266,13 +273,22 @@ class Coordinator:
             models = {manifest.model_id: self._options(manifest) for manifest in self._served()}
             found = plan(self._cluster, models, self._policy, replicas=self._settings.placement.replicas)
             self._problems, self._notes = found.problems, found.notes
-            for order in found.orders:
+            orders = [*found.orders, *spread(self._cluster, self._served(), self._settings.placement.copies)]
+            for order in orders:
                 deadline_s = self._settings.placement.load_deadline_s
                 work = self._loader.load(order, models[order.model_id], deadline_s)
                 self._spawn(work, f"load shard {order.shard_id} on {short(order.node_id)}")
             self._tell_readiness()
-            if found.orders:
+            if orders:
                 await asyncio.sleep(0)  # each load tells the cluster that it is under way before the next plan
+
+    async def _keep_seeders_known(self, directory: Directory) -> None:
+        """As long as shards are with no connected node, ask the DHT who else has them."""
+        seeders = Seeders(self._cluster, directory)
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for manifest in self._served():
+                self._apply(SeedersKnown(manifest.model_id, await seeders.of(manifest)))
 
     async def _keep_measured(self) -> None:
         """Measure each link once, and those that did not work again now and then."""
@@ -318,6 +334,9 @@ class Coordinator:
     def _on_hello(self, connection: Connection, hello: Hello) -> Welcome:
         if self._stopping.is_set():
             raise Busy("the coordinator is stopping", retry_after_s=5)
+        if hello.role == "client":
+            connection.set_handler(lambda frame: self._frames.take_of_client(connection, frame), lambda _error: None)
+            return self._welcome()
         if hello.role != "node":
             raise PeerRefused(f"this port takes nodes, not a {hello.role}: programs use the HTTP API")
         node_id = hello.node_id
@@ -331,6 +350,9 @@ class Coordinator:
         )
         self._apply(NodeJoined(self.now_s(), hello))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
+        return self._welcome()
+
+    def _welcome(self) -> Welcome:
         return Welcome(
             protocol=PROTOCOL_VERSION,
             node_id=self._identity.node_id,

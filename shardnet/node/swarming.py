@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ class SwarmExchange:
                     refused.add(facts.info_hash)
                     await asyncio.to_thread(torrent_files.forget, target.parent, manifest, shard_id, self._authority)
         await asyncio.to_thread(torrent_files.keep, target.parent, manifest, shard_id, self._authority, torrent)
-        self._spawn(self._bring_tokenizer(manifest, target.parent, holders), "tokenizer")
+        self._spawn(self.bring_tokenizer(manifest, target.parent, holders), "tokenizer")
 
     async def manifest(self, model_id: str, sources: tuple[ShardSource, ...] = ()) -> Manifest:
         """Returns: a model's manifest, signed by the swarm's owner. Raises: ManifestError if nobody has it."""
@@ -316,13 +316,14 @@ class SwarmExchange:
                 task.cancel()
             await asyncio.gather(fetching, watching, return_exceptions=True)
 
-    async def _bring_tokenizer(self, manifest: Manifest, folder: Path, holders: list[Holder]) -> None:
+    async def bring_tokenizer(self, manifest: Manifest, folder: Path, holders: Sequence[Holder] = ()) -> None:
         """Have the tokenizer beside the shards, so that this node can hand out all of the model. Failing is no harm: nodes run without it."""
         wanted = manifest.content.tokenizer
         path = folder / wanted.file
         if await asyncio.to_thread(path.exists):
             return
         try:
+            holders = holders or await self._holders.of_manifest(manifest.model_id)
             data = await self._holders.tokenizer(manifest, holders)
             if hashlib.sha256(data).hexdigest() != wanted.sha256:
                 raise ShardCorrupt(f"the tokenizer of {manifest.name} that was sent is damaged")
