@@ -89,6 +89,7 @@ def fetch(
     out: Annotated[
         Path | None, typer.Option(help="Models cache to put it into; models_cache if nothing is said.")
     ] = None,
+    stay: Annotated[bool, typer.Option("--stay", help="Give it to others afterwards, until stopped.")] = False,
     coordinator: CoordinatorOption = None,
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
@@ -130,7 +131,7 @@ def fetch(
     async def main() -> SharingDaemon:
         with claim_identity(Home(), settings.node.name, "client") as identity:
             with byte_bar(f"Fetching {model[:40]}") as on_bytes:
-                daemon = SharingDaemon(settings, identity, model=model, on_bytes=on_bytes)
+                daemon = SharingDaemon(settings, identity, model=model, stays=stay, on_bytes=on_bytes)
                 await serve(daemon)
             return daemon
 

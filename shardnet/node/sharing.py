@@ -49,6 +49,7 @@ class SharingDaemon:
         settings: `node.models_cache` is what is shared; `node.coordinator`, `node.listen`, `[torrent]` and `[dht]` count, the rest does not.
         identity: claimed and released by the caller.
         model: a name or id to fetch; None: seed until stopped.
+        stays: seed until stopped, also after a fetch.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class SharingDaemon:
         identity: Identity,
         *,
         model: str | None = None,
+        stays: bool = False,
         on_bytes: OnBytes = lambda _done, _total: None,
     ) -> None:
         node = settings.node
         self._settings = settings
         self._identity = identity
         self._model = model
+        self._stays = stays
         self._on_bytes = on_bytes
         self._stopping = asyncio.Event()
         self._group: asyncio.TaskGroup
@@ -147,8 +150,9 @@ class SharingDaemon:
         n_offered = await self._offer_what_is_here()
         if self._model is not None:
             await self._fetch(self._model)
-            return
-        if not n_offered:
+            if not self._stays:
+                return
+        elif not n_offered:
             raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache}")
         await asyncio.Event().wait()
 

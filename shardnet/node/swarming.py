@@ -101,6 +101,9 @@ class SwarmExchange:
             try:
                 yield
             finally:
+                stats = self.stats().values()
+                sent, taken = sum(one.uploaded_bytes for one in stats), sum(one.downloaded_bytes for one in stats)
+                log.info("exchange_ended", sent_bytes=sent, taken_bytes=taken)
                 self._session = self._directory = None
 
     @property
