@@ -64,6 +64,16 @@ class Holders:
         found.pop(self._own_id, None)
         return [found[node_id] for node_id in sorted(found)]
 
+    async def who_fetch(self, model_id: str, shard_id: int) -> list[Holder]:
+        """Returns: other nodes that are fetching the shard at the moment, and give what they have of it, by node id."""
+        directory = self._directory()
+        records = await directory.lookup_downloads(model_id, shard_id) if directory is not None else []
+        return [
+            Holder(record.node_id, Address(host=record.address[0], port=record.address[1]), record.torrent_port)
+            for record in records
+            if record.node_id != self._own_id
+        ]
+
     async def of_manifest(self, model_id: str) -> list[Holder]:
         """Returns: other nodes that hand out the model's manifest, by node id."""
         directory = self._directory()

@@ -35,8 +35,8 @@ from shardnet.torrent.tls import TlsMaterial
 
 ASK_AGAIN_S = 1.0
 """While nobody is known who has a shard."""
-LOOK_UP_EVERY_S = 3.0
-"""While a download runs: whoever came meanwhile helps."""
+FIRST_LOOK_S, MOST_LOOK_S = 0.25, 3.0
+"""While a download runs: whoever came meanwhile helps. Those who begin together should find each other soon."""
 LOCK_POLL_S = 0.5
 
 log = get("exchange")
@@ -144,6 +144,14 @@ class SwarmExchange:
             await self._directory.announce_manifest(manifest.model_id, address=where)
         except UsageError as error:
             log.warning("shard_not_announced", shard_id=shard_id, reason=str(error))
+
+    async def _announce_download(self, manifest: Manifest, shard_id: int) -> None:
+        if self._directory is not None and self._address is not None:
+            where = (self._address.host, self._address.port)
+            with suppress(UsageError):  # said when the shard is here
+                await self._directory.announce_download(
+                    manifest.model_id, shard_id, address=where, torrent_port=self.torrent_port
+                )
 
     async def withdraw(self, model_id: str, shard_id: int) -> None:
         """See `ShardExchange`."""
@@ -287,10 +295,14 @@ class SwarmExchange:
 
         async def watch() -> None:
             """Name whoever appears meanwhile, and give up where nothing comes for too long."""
+            wait_s = FIRST_LOOK_S
+            await self._announce_download(manifest, shard_id)
             while loop.time() - moved_s < self._settings.give_up_s:
-                await asyncio.sleep(LOOK_UP_EVERY_S)
-                found = await self._holders.of_shard(manifest.model_id, shard_id, sources)
+                found = await self._holders.who_fetch(manifest.model_id, shard_id)
+                found += await self._holders.of_shard(manifest.model_id, shard_id, sources)
                 session.add_peers(facts.info_hash, _peers(found))
+                await asyncio.sleep(wait_s)
+                wait_s = min(MOST_LOOK_S, 2 * wait_s)
             raise ShardNotFound(
                 f"shard {shard_id} of {manifest.name}: nothing came for {self._settings.give_up_s:g} s, its holders are gone; "
                 f"{max(0, most_bytes)} bytes are kept for when one is back",
@@ -318,6 +330,12 @@ class SwarmExchange:
             for task in (fetching, watching):
                 task.cancel()
             await asyncio.gather(fetching, watching, return_exceptions=True)
+            if self._directory is not None:
+                leaving = self._directory.withdraw_download(manifest.model_id, shard_id)
+                try:
+                    self._spawn(leaving, f"download {shard_id} is over")
+                except RuntimeError:  # the daemon is ending, and withdraws everything
+                    leaving.close()
 
     async def bring_tokenizer(self, manifest: Manifest, folder: Path, holders: Sequence[Holder] = ()) -> None:
         """Have the tokenizer beside the shards, so that this node can hand out all of the model. Failing is no harm: nodes run without it."""
