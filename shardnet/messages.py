@@ -100,7 +100,7 @@ class Capabilities(Frozen):
         default=(),
         max_length=1000,
         strict=False,
-        description='`MODEL:ID` or `ID`, as its user wrote it: `assigned`, also for models that the node does not know yet',
+        description="`MODEL:ID` or `ID`, as its user wrote it: `assigned`, also for models that the node does not know yet",
     )
     torrent_port: int = Field(default=0, ge=0, le=65_535)
 
