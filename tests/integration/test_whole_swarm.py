@@ -23,7 +23,7 @@ from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
-from tests.random_models import tiny_llama
+from tests.random_models import N_VOCAB, tiny_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
@@ -102,8 +102,8 @@ def free_port() -> int:
 def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     swarms = []
 
-    def make(n_shards: int = 3, **model: int) -> World:
-        whole = tiny_llama(tmp_path / "tiny.gguf", **({"n_layers": 6} | model))
+    def make(n_shards: int = 3, *, n_layers: int = 6, n_embd: int = 64, n_vocab: int = N_VOCAB) -> World:
+        whole = tiny_llama(tmp_path / "tiny.gguf", n_layers=n_layers, n_embd=n_embd, n_vocab=n_vocab)
         folder, manifest = split_model(plan_split(whole, CutRequest(n_shards=n_shards), MODEL), tmp_path / "split")
         swarm = LocalSwarm(tmp_path / "swarm", log_format="json")
         swarms.append(swarm)
