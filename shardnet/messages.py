@@ -96,6 +96,12 @@ class Capabilities(Frozen):
         default=(), max_length=10_000, strict=False, description="shards its user bound it to: it is given no others"
     )
     accepts_any: bool = Field(default=True, description="False: only `assigned` shards")
+    bound: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        max_length=1000,
+        strict=False,
+        description="`MODEL:ID` or `ID`, as its user wrote it: `assigned`, also for models that the node does not know yet",
+    )
     torrent_port: int = Field(default=0, ge=0, le=65_535)
 
 
@@ -123,6 +129,9 @@ class Welcome(Message):
     node_id: NodeId
     epoch: int = Field(default=0, ge=0, description="grows with each start of the coordinator; older tasks are refused")
     revoked: tuple[NodeId, ...] = Field(default=(), max_length=100_000, strict=False)
+    dht: Address | None = Field(
+        default=None, description="the coordinator's DHT (UDP): where to begin; host 0.0.0.0: the one that was dialled"
+    )
 
 
 class Refusal(Message):

@@ -51,7 +51,7 @@ HIDDEN = TensorSpec(name="hidden", dtype=Dtype.FLOAT32, shape=(2, 4))
 
 SAMPLES: tuple[m.AnyMessage, ...] = (
     m.Hello(protocol=1, node_id=NODE, name="node", role="node", listen=ADDRESS, held=(HELD,)),
-    m.Welcome(protocol=1, node_id=NODE, epoch=3, revoked=("d4" * 20,)),
+    m.Welcome(protocol=1, node_id=NODE, epoch=3, revoked=("d4" * 20,), dht=ADDRESS),
     m.Refusal(error=ERROR),
     m.Revoked(node_ids=("d4" * 20,)),
     m.Heartbeat(memory_free_bytes=1 << 30, load=0.25, devices=(DEVICE,), held=(HELD,), sequences=2),

@@ -22,6 +22,9 @@ def coordinator(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Takes in machines with a join token. [default: 127.0.0.1:7701]"),
     ] = None,
+    dht_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="UDP port where nodes meet. [default: 7702]")
+    ] = None,
     models_cache: Annotated[
         Path | None, typer.Option(help="Folder whose models are served. [default: models_cache]")
     ] = None,
@@ -31,6 +34,7 @@ def coordinator(
     replicas: Annotated[
         int | None, typer.Option(min=1, max=256, help="Whole pipelines to keep loaded for each model.")
     ] = None,
+    copies: Annotated[int | None, typer.Option(min=1, max=256, help="Nodes that shall have each shard's file.")] = None,
     n_ctx: Annotated[int | None, typer.Option(min=8, help="Tokens of context of each sequence.")] = None,
     n_seq: Annotated[int | None, typer.Option(min=1, help="Sequences side by side in each pipeline.")] = None,
     n_batch: Annotated[int | None, typer.Option(min=1, help="Tokens in one prompt chunk at most.")] = None,
@@ -53,9 +57,11 @@ def coordinator(
             "listen.nodes": listen,
             "listen.api": api,
             "listen.enrol": enrol,
+            "dht.listen_port": dht_port,
             "models.cache": models_cache,
             "placement.stages": stages,
             "placement.replicas": replicas,
+            "placement.copies": copies,
             "sequences.n_ctx": n_ctx,
             "sequences.n_seq": n_seq,
             "sequences.n_batch": n_batch,

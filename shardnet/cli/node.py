@@ -21,6 +21,13 @@ def node(
             help="The coordinator; if nothing is said, the one last seen here, else 127.0.0.1:7700.",
         ),
     ] = None,
+    bootstrap: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A member's DHT address: the coordinator is found there. May be given several times.",
+        ),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where other nodes reach this one; 127.0.0.1:0 if nothing is said."),
@@ -38,7 +45,8 @@ def node(
         typer.Option(metavar="SIZE", help="Most memory for shards: 8GB, 6GiB; all that is free if not given."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=0, max=1024, help="CPU threads for arithmetic; 0: one per physical core.")
+        int | None,
+        typer.Option(min=0, max=1024, help="CPU threads for arithmetic; 0: this engine's share of the physical cores."),
     ] = None,
     n_gpu_layers: Annotated[
         str | None, typer.Option(metavar="auto|N", help="Layers of each shard on the GPU; auto: as many as fit.")
@@ -74,6 +82,7 @@ def node(
         file=config,
         flags={
             "node.coordinator": coordinator,
+            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
             "node.listen": listen,
             "node.name": name,
             "node.models_cache": models_cache,

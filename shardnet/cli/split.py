@@ -70,7 +70,7 @@ def split(
         folder, manifest = split_model(plan, out, progress)
     certificate = manifest.certificate
     if verify and (certificate is None or not certificate.is_exact):
-        from shardnet.inference.verify import verify_split
+        from shardnet.inference.verify import fault_of, verify_split
 
         with byte_bar("Proving the shards") as progress:
             certificate = verify_split(folder, model, on_progress=lambda share: progress(int(share * 1000), 1000))
@@ -97,7 +97,7 @@ def split(
             typer.echo("  not proved (--no-verify): run `shardnet verify` before you rely on it")
     if certificate is not None and not certificate.is_exact:
         raise ParityError(
-            f"the shards in {folder} do not give the unsplit model's numbers (max |Δ logit| {certificate.max_abs_logit_diff:g})"
+            f"the shards in {folder} do not give the unsplit model's numbers: {fault_of(manifest.content, certificate)}"
         )
 
 

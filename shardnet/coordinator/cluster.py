@@ -22,6 +22,7 @@ from shardnet.coordinator.events import (
     NodeJoined,
     NodeLeft,
     PlanNeeded,
+    SeedersKnown,
     ShardIsReady,
     ShardsLost,
     TimePassed,
@@ -46,6 +47,7 @@ class Load:
 
     since_s: float
     reserved_bytes: int
+    keep_only: bool = False
     progress: LoadProgress | None = None
 
 
@@ -94,11 +96,12 @@ class NodeView:
         """Returns: memory for more shards, what is promised to loads under way left out."""
         return max(0, self.memory_free_bytes - sum(load.reserved_bytes for load in self.loads.values()))
 
-    def allowed(self, model_id: str) -> frozenset[int] | None:
+    def allowed(self, model_id: str, name: str) -> frozenset[int] | None:
         """Returns: shards of a model that this node may be given; None: any."""
         if self.capabilities.accepts_any:
             return None
-        return frozenset(shard for model, shard in self.capabilities.assigned if model == model_id)
+        known = {shard for model, shard in self.capabilities.assigned if model == model_id}
+        return frozenset(known.union(*(_meant(text, model_id, name) for text in self.capabilities.bound)))
 
     def check(self) -> None:
         """Raises: AssertionError if an invariant is broken."""
@@ -112,6 +115,8 @@ class Cluster:
     def __init__(self, *, dead_after_s: float = 5.0) -> None:
         self.nodes: dict[str, NodeView] = {}
         self.manifests: dict[str, Manifest] = {}
+        self.seeded: dict[str, frozenset[int]] = {}
+        """model_id -> shards that somebody who is not connected gives."""
         self.links: dict[tuple[str, str], LinkTime] = {}
         self.unreachable: set[tuple[str, str]] = set()
         self.version = 0
@@ -134,8 +139,9 @@ class Cluster:
             case NodeDrains():
                 return self._drains(event)
             case LoadSent():
-                self.nodes[event.node_id].loads[event.key] = Load(event.at_s, event.reserved_bytes)
-                self.nodes[event.node_id].ready.pop(event.key, None)
+                self.nodes[event.node_id].loads[event.key] = Load(event.at_s, event.reserved_bytes, event.keep_only)
+                if not event.keep_only:
+                    self.nodes[event.node_id].ready.pop(event.key, None)
                 return []
             case LoadMoved():
                 if (node := self.nodes.get(event.node_id)) and (load := node.loads.get(event.key)):
@@ -149,6 +155,11 @@ class Cluster:
                 return self._failed(event)
             case ManifestKnown():
                 return self._manifest(event)
+            case SeedersKnown():
+                if self.seeded.get(event.model_id, frozenset()) == event.shards:
+                    return []
+                self.seeded[event.model_id] = event.shards
+                return [PlanNeeded("others on the DHT have shards")]
             case LinkKnown():
                 return self._link(event)
             case TimePassed():
@@ -193,7 +204,7 @@ class Cluster:
                 continue
             del node.ready[key]
             self.version += 1
-        if _loaded(node.held) != _loaded(held_before):
+        if _states(node.held) != _states(held_before):
             for key in node.held.keys() - held_before.keys():
                 node.refusals.pop(key, None)
             effects.append(PlanNeeded("a node's shards changed"))
@@ -310,8 +321,18 @@ class Cluster:
         return joined(shard.layers for shard in shards if shard.shard_id not in ready)
 
 
-def _loaded(held: dict[Key, HeldShard]) -> dict[Key, bool]:
-    return {key: shard.loaded for key, shard in held.items()}
+def _meant(binding: str, model_id: str, name: str) -> set[int]:
+    """Returns: the shard of this model that a node's `--shard MODEL:ID` or `--shard ID` means, if it means one."""
+    model, _, number = binding.rpartition(":")
+    if not (number.isascii() and number.isdecimal()) or (
+        model not in ("", name) and not (len(model) >= 6 and model_id.startswith(model))
+    ):
+        return set()
+    return {int(number[:6])}
+
+
+def _states(held: dict[Key, HeldShard]) -> dict[Key, tuple[bool, bool]]:
+    return {key: (shard.loaded, is_whole(shard)) for key, shard in held.items()}
 
 
 def is_whole(held: HeldShard) -> bool:

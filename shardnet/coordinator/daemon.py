@@ -15,6 +15,7 @@ from shardnet.coordinator import views
 from shardnet.coordinator.api import Api
 from shardnet.coordinator.catalogue import Catalogue
 from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.directory import open_directory
 from shardnet.coordinator.epoch import next_epoch
 from shardnet.coordinator.events import (
     Event,
@@ -23,6 +24,7 @@ from shardnet.coordinator.events import (
     NodeJoined,
     NodeLeft,
     PlanNeeded,
+    SeedersKnown,
     ShardsLost,
     TimePassed,
 )
@@ -33,8 +35,12 @@ from shardnet.coordinator.peers import Peers
 from shardnet.coordinator.placement import Policy
 from shardnet.coordinator.planning import Route, plan, routes
 from shardnet.coordinator.requests import Requests
+from shardnet.coordinator.seeders import LOOK_EVERY_S, Seeders
 from shardnet.coordinator.service import Service
 from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.spreading import spread
+from shardnet.dht.directory import Directory
+from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import (
     Busy,
     PeerLost,
@@ -44,6 +50,7 @@ from shardnet.errors import (
     ShardCorrupt,
     ShardnetError,
     ShardNotFound,
+    UsageError,
 )
 from shardnet.ids import new_id, short
 from shardnet.log import get
@@ -65,6 +72,7 @@ from shardnet.swarm.addresses import (
     is_loopback,
     is_wildcard,
     parse_host_port,
+    reachable,
     write_coordinator_addresses,
 )
 from shardnet.swarm.enrol_service import EnrolmentServer
@@ -121,6 +129,7 @@ class Coordinator:
         self._tasks: asyncio.TaskGroup
         self._catalogue: Catalogue
         self._identity: Identity
+        self._directory: KademliaDirectory | None = None
         self._addresses: dict[str, Address | None] = {}
         self._epoch = 0
         self._is_over = False
@@ -134,7 +143,7 @@ class Coordinator:
         self._stopping.set()
 
     async def started(self) -> dict[str, Address | None]:
-        """Wait until it listens. Returns: the addresses `nodes`, `enrol`, `api`."""
+        """Wait until it listens. Returns: the addresses `nodes`, `enrol`, `api`, `dht`."""
         await self._ready.wait()
         return self._addresses
 
@@ -161,7 +170,13 @@ class Coordinator:
                     enrolment = await self._listen_enrol(resources, enrol_at)
                     http = await self._open_api(api_at)
                     resources.callback(http.close)
-                    self._addresses = {"nodes": listener.address, "enrol": enrolment, "api": http.address}
+                    dht = await self._meet(resources, listener.address)
+                    self._addresses = {
+                        "nodes": listener.address,
+                        "enrol": enrolment,
+                        "api": http.address,
+                        "dht": dht,
+                    }
                     await asyncio.to_thread(self._write_addresses)
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
@@ -172,6 +187,9 @@ class Coordinator:
                         self._tasks.create_task(self._keep_planned(), name="plan"),
                         self._tasks.create_task(self._follow_revocations(), name="revocations"),
                     ]
+                    if self._directory is not None:
+                        looking = self._keep_seeders_known(self._directory)
+                        children.append(self._tasks.create_task(looking, name="seeders"))
                     if self._settings.placement.measure_links:
                         children.append(self._tasks.create_task(self._keep_measured(), name="measure"))
                     self._ready.set()
@@ -200,6 +218,17 @@ class Coordinator:
             return await resources.enter_async_context(await listen(self._identity, address, self._on_hello))
         except SettingsError as error:
             raise _port_error(error, address, "--listen") from error
+
+    async def _meet(self, resources: AsyncExitStack, nodes_at: Address) -> Address | None:
+        """Take part in the DHT, and be found there."""
+        if not self._settings.dht.enabled:
+            return None
+        directory = await resources.enter_async_context(open_directory(self._identity, self._settings.dht, nodes_at))
+        self._directory = directory
+        if (where := reachable(nodes_at)) is not None:
+            self._spawn(_be_found(directory, where), "announce this coordinator")
+        host, port = directory.address
+        return Address(host=host, port=port)
 
     async def _listen_enrol(self, resources: AsyncExitStack, address: HostPort | None) -> Address | None:
         """Take in newcomers, where this machine can let them in."""
@@ -247,13 +276,22 @@ class Coordinator:
             models = {manifest.model_id: self._options(manifest) for manifest in self._served()}
             found = plan(self._cluster, models, self._policy, replicas=self._settings.placement.replicas)
             self._problems, self._notes = found.problems, found.notes
-            for order in found.orders:
+            orders = [*found.orders, *spread(self._cluster, self._served(), self._settings.placement.copies)]
+            for order in orders:
                 deadline_s = self._settings.placement.load_deadline_s
                 work = self._loader.load(order, models[order.model_id], deadline_s)
                 self._spawn(work, f"load shard {order.shard_id} on {short(order.node_id)}")
             self._tell_readiness()
-            if found.orders:
+            if orders:
                 await asyncio.sleep(0)  # each load tells the cluster that it is under way before the next plan
+
+    async def _keep_seeders_known(self, directory: Directory) -> None:
+        """As long as shards are with no connected node, ask the DHT who else has them."""
+        seeders = Seeders(self._cluster, directory)
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for manifest in self._served():
+                self._apply(SeedersKnown(manifest.model_id, await seeders.of(manifest)))
 
     async def _keep_measured(self) -> None:
         """Measure each link once, and those that did not work again now and then."""
@@ -299,6 +337,9 @@ class Coordinator:
     def _on_hello(self, connection: Connection, hello: Hello) -> Welcome:
         if self._stopping.is_set():
             raise Busy("the coordinator is stopping", retry_after_s=5)
+        if hello.role == "client":
+            connection.set_handler(lambda frame: self._frames.take_of_client(connection, frame), lambda _error: None)
+            return self._welcome()
         if hello.role != "node":
             raise PeerRefused(f"this port takes nodes, not a {hello.role}: programs use the HTTP API")
         node_id = hello.node_id
@@ -312,11 +353,15 @@ class Coordinator:
         )
         self._apply(NodeJoined(self.now_s(), hello))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
+        return self._welcome()
+
+    def _welcome(self) -> Welcome:
         return Welcome(
             protocol=PROTOCOL_VERSION,
             node_id=self._identity.node_id,
             epoch=self._epoch,
             revoked=tuple(sorted(self._identity.revoked)),
+            dht=self._addresses.get("dht"),
         )
 
     def _on_close(self, node_id: str, connection: Connection, error: ShardnetError) -> None:
@@ -507,6 +552,13 @@ class Coordinator:
                 "tokens_accepted": totals.tokens_accepted,
             },
         }
+
+
+async def _be_found(directory: KademliaDirectory, where: Address) -> None:
+    try:
+        await directory.announce_coordinator(address=(where.host, where.port))
+    except UsageError as error:
+        log.warning("coordinator_not_announced", reason=str(error))
 
 
 class _Stopped(Exception):

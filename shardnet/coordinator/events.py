@@ -51,6 +51,7 @@ class LoadSent:
     node_id: str
     key: tuple[str, int]
     reserved_bytes: int
+    keep_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,14 @@ class ManifestKnown:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedersKnown:
+    """Shards of a model that no connected node has, and others on the DHT do. Replaces what was known."""
+
+    model_id: str
+    shards: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class LinkKnown:
     """A link was measured; `link` None: the source cannot reach the target, the coordinator has to relay."""
 
@@ -123,6 +132,7 @@ Event = (
     | ShardsLost
     | LoadFailed
     | ManifestKnown
+    | SeedersKnown
     | LinkKnown
     | TimePassed
 )

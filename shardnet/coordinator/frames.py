@@ -105,6 +105,21 @@ class Frames:
             case _:
                 raise RemoteProtocolError(f"a node does not say {message.type} to a coordinator")
 
+    def take_of_client(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
+        """Handle one frame of a member that runs nothing: it may ask for what a node may ask for.
+
+        Raises: RemoteProtocolError for anything else.
+        """
+        match frame.message:
+            case Ping():
+                connection.send(Pong(command_id=frame.message.command_id))
+            case GetManifest():
+                connection.send(self._manifest(frame.message))
+            case GetFile():
+                self._spawn(self._file(connection, frame.message), "file for a client")
+            case _:
+                raise RemoteProtocolError(f"a client does not say {frame.message.type} to a coordinator")
+
     def _relay(self, message: ExecuteTask, frame: Frame[AnyMessage]) -> None:
         """Two stages cannot reach each other: pass the step on as it is."""
         try:

@@ -60,7 +60,7 @@ class Loader:
             return
         key = (order.model_id, order.shard_id)
         where = {"shard_id": order.shard_id, "model": manifest.name, "node": node.label}
-        self._apply(LoadSent(self._now_s(), order.node_id, key, order.needed_bytes))
+        self._apply(LoadSent(self._now_s(), order.node_id, key, order.needed_bytes, order.keep_only))
         logged_s = self._now_s()
 
         def on_progress(progress: LoadProgress) -> None:
@@ -78,6 +78,7 @@ class Loader:
             shard_id=order.shard_id,
             options=options,
             manifest=manifest,
+            keep_only=order.keep_only,
             sources=sources_of(self._cluster, order.model_id, order.shard_id, order.node_id),
         )
         try:

@@ -142,15 +142,18 @@ def place(
     options: ShardOptions,
     policy: Policy = Policy(),
     links: Links | None = None,
+    given: frozenset[int] = frozenset(),
 ) -> Placement:
     """Assign every layer of a model to nodes, for the least time per token. Equal ones are decided by node id.
 
+    Args:
+        given: shards that somebody else than `nodes` has and gives.
     Raises: PlacementError if some layers are on no node that may run them, or the forced number of stages cannot be had;
         NoRoomError, with the missing bytes, if they do not fit.
     """
     links = links or {}
     nodes = sorted(nodes, key=lambda offer: offer.node_id)
-    seeded = frozenset(shard for offer in nodes for shard in offer.on_disk | offer.loaded)
+    seeded = frozenset(shard for offer in nodes for shard in offer.on_disk | offer.loaded) | given
     _check_held(manifest, nodes, seeded)
     needs = [memory_needed(manifest, shard.shard_id, options) for shard in manifest.content.shards]
     room = [int(offer.free_bytes * (1 - policy.headroom_share)) for offer in nodes]

@@ -35,6 +35,8 @@ class LoadOrder:
     model_id: str
     shard_id: int
     needed_bytes: int
+    keep_only: bool = False
+    """Have the file, do not take it into memory."""
 
 
 @dataclass(slots=True)
@@ -94,15 +96,19 @@ def _plan_model(
     for node in usable:
         for (model, shard_id), held in node.held.items():
             key = (model, shard_id)
-            asked = key in node.ready or key in node.loads or _waits(node, key)
+            asked = key in node.ready or (key in node.loads and not node.loads[key].keep_only) or _waits(node, key)
             if model == model_id and held.loaded and not asked:
                 order(node, shard_id, 0)
+    given = frozenset(shard.shard_id for shard in manifest.content.shards if cluster.holders(model_id, shard.shard_id))
+    given |= cluster.seeded.get(model_id, frozenset())
     offers = {node.node_id: _offer(cluster, node, manifest, result) for node in usable}
     taken: set[str] = set()
     for replica in range(replicas):
         free = [offer for node_id, offer in offers.items() if node_id not in taken]
         try:
-            found = place(manifest, _only_present(free, manifest, policy) or free, options, policy, cluster.links)
+            found = place(
+                manifest, _only_present(free, manifest, policy) or free, options, policy, cluster.links, given
+            )
         except ShardnetError as error:
             if replica == 0:
                 result.problems[model_id] = error
@@ -144,9 +150,9 @@ def _offer(cluster: Cluster, node: NodeView, manifest: Manifest, result: Plan) -
     waiting = {shard for model, shard in node.refusals if model == model_id and _waits(node, (model, shard))}
     here = {shard for model, shard in node.held if model == model_id}
     loaded = {shard for shard in here if node.held[model_id, shard].loaded}
-    loaded |= {shard for model, shard in node.loads if model == model_id}
+    loaded |= {shard for (model, shard), load in node.loads.items() if model == model_id and not load.keep_only}
     on_disk = {shard for shard in here if is_whole(node.held[model_id, shard])}
-    allowed = node.allowed(model_id)
+    allowed = node.allowed(model_id, manifest.name)
     if waiting:
         allowed = frozenset(range(manifest.n_shards)) - waiting if allowed is None else allowed - waiting
     promised = sum(order.needed_bytes for order in result.orders if order.node_id == node.node_id)

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from shardnet.coordinator.speculation import ModelSpeculation
+from shardnet.dht.settings import DhtSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
 from shardnet.settings import Section
@@ -41,6 +42,12 @@ class PlacementSettings(Section):
 
     stages: int = Field(default=0, ge=0, le=256, description="force pipelines of so many stages; 0: the quickest")
     replicas: int = Field(default=1, ge=1, le=256, description="whole pipelines to keep loaded for each model")
+    copies: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="nodes that shall have each shard's file, in memory or not: idle ones fetch the rarest",
+    )
     headroom_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of each node's free memory that is left alone"
     )
@@ -125,6 +132,14 @@ class ApiSettings(Section):
     )
 
 
+class CoordinatorDhtSettings(DhtSettings):
+    """Where nodes meet."""
+
+    enabled: bool = Field(default=True, description="take part in the DHT, as the place where nodes begin")
+    listen_host: str = Field(default="", description="IP address of the UDP socket; empty: the host of listen.nodes")
+    listen_port: int = Field(default=7702, ge=0, le=65535, description="UDP port; 0: any free one")
+
+
 class LogSettings(Section):
     """What is written to standard error."""
 
@@ -146,4 +161,5 @@ class CoordinatorSettings(Section):
     requests: RequestSettings = Field(default=RequestSettings(), description="queue, deadlines, limits")
     speculation: SpeculationSettings = Field(default=SpeculationSettings(), description="proposing tokens")
     api: ApiSettings = Field(default=ApiSettings(), description="access to the HTTP API")
+    dht: CoordinatorDhtSettings = Field(default=CoordinatorDhtSettings(), description="where nodes meet")
     log: LogSettings = Field(default=LogSettings(), description="log output")

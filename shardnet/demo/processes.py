@@ -129,6 +129,7 @@ class LocalSwarm:
         Home(self.home).coordinator.unlink(missing_ok=True)
         free = [flag for flag in ("--listen", "--api", "--enrol") if flag not in arguments]
         ports = [part for flag in free for part in (flag, "127.0.0.1:0")]
+        ports += [] if "--dht-port" in arguments else ["--dht-port", "0"]
         process = self.start("coordinator", "coordinator", *ports, *arguments)
         self.wait_for(lambda: self._api_answers(), 30, "the coordinator's API")
         return process

@@ -49,8 +49,10 @@ def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_toke
         out.write(text + "\n")
         out.flush()
 
+    is_over = False
+
     def on_line(name: str, line: str) -> None:
-        if any(tag in line for tag in SHOWN_LOGS):
+        if not is_over and any(tag in line for tag in SHOWN_LOGS):
             say(f"  {name:<12} {line}")
 
     cache = folder / "models_cache"
@@ -59,13 +61,17 @@ def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_toke
     manifest_folder = next(cache.glob("shards/*/manifest.json")).parent
     manifest = load_manifest(manifest_folder)
 
-    say(f"\n2. Starting a coordinator and {n_nodes} nodes, each with one shard, as processes of their own")
+    say(
+        f"\n2. Starting a coordinator and {n_nodes} nodes as processes of their own: "
+        "node-0 is given the shards, the others fetch theirs from the swarm"
+    )
+    threads = max(1, (os.cpu_count() or 1) // n_nodes)
     with LocalSwarm(folder, on_line) as swarm:
         swarm.start_coordinator("--models-cache", str(cache), "--stages", str(n_nodes))
+        _give_shards(manifest_folder, folder / "node-0" / "shards" / manifest_folder.name)
         for index in range(n_nodes):
             own = folder / f"node-{index}"
-            _give_shard(manifest_folder, own / "shards" / manifest_folder.name, index)
-            swarm.start_node(f"node-{index}", own, "--shard", str(index))
+            swarm.start_node(f"node-{index}", own, "--shard", str(index), "--threads", str(threads))
         swarm.wait_ready(120)
         say(f"   API: {swarm.api}/v1")
 
@@ -77,8 +83,9 @@ def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_toke
             out.flush()
 
         answer = ask(swarm.api, "/v1/chat/completions", body | {"temperature": 0}, on_text)
-        say("\n\n4. Stopping every process")
-    return _compare(model, manifest.name, n_nodes, answer)
+        is_over = True
+        say("\n\n4. Stopping every process, and asking the unsplit model the same")
+    return _compare(model, manifest.name, n_nodes, threads, answer)
 
 
 def _split(model: Path, cache: Path, n_shards: int) -> None:
@@ -93,20 +100,21 @@ def _split(model: Path, cache: Path, n_shards: int) -> None:
         )
 
 
-def _give_shard(source: Path, target: Path, index: int) -> None:
-    """Give a node one shard and the manifest, as a user who copies files would; hard links spare the disk."""
+def _give_shards(source: Path, target: Path) -> None:
+    """Give a node all shards and the manifest, as a user who copies the folder would; hard links spare the disk."""
     target.mkdir(parents=True)
-    for name in (f"shard-{index}.gguf", "tokenizer.gguf", "manifest.json"):
-        os.link(source / name, target / name)
+    for file in source.glob("*.*"):
+        if file.is_file():
+            os.link(file, target / file.name)
 
 
-def _compare(model: Path, name: str, stages: int, answer: Answer) -> DemoResult:
+def _compare(model: Path, name: str, stages: int, threads: int, answer: Answer) -> DemoResult:
     """Run the same prompt through the unsplit model in this process."""
     from shardnet.bench.plain import PlainLlama
 
     if not answer.token_ids:
         raise ShardnetError("the answer holds no tokens")
-    with PlainLlama(model) as plain:
+    with PlainLlama(model, threads=threads) as plain:
         run = plain.generate(answer.prompt_token_ids, len(answer.token_ids))
     return DemoResult(
         model=name,

@@ -36,6 +36,8 @@ class Announcement:
     memory_free_bytes: int = 0
     due_at: float = 0
     was_told: bool = False
+    is_milestone: bool = True
+    """People are told of it."""
     retry: Backoff = field(default_factory=Backoff)
     holders: list[Node] = field(default_factory=list)
 
@@ -141,6 +143,8 @@ class Announcer:
 
     def _tell(self, what: str, announcement: Announcement) -> None:
         part = "" if announcement.kind is Kind.PROVIDER else f"{announcement.kind.name.lower()}_"
+        if not announcement.is_milestone:
+            return
         facts = {name: short(value) if isinstance(value, str) else value for name, value in announcement.facts.items()}
         log.info(f"dht_{part}{what}", **facts, holders=len(announcement.holders))
 

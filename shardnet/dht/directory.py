@@ -57,6 +57,18 @@ class Directory(Protocol):
         """Returns: every known holder of the shard, this node included, by node id."""
         ...
 
+    async def announce_download(self, model_id: str, shard_id: int, *, address: Address, torrent_port: int) -> int:
+        """Say that this node is fetching a shard, so that others who fetch it find each other. Raises: UsageError as `announce` does."""
+        ...
+
+    async def withdraw_download(self, model_id: str, shard_id: int) -> None:
+        """The download is over. Harmless when it was not announced."""
+        ...
+
+    async def lookup_downloads(self, model_id: str, shard_id: int) -> list[ProviderRecord]:
+        """Returns: every node that is fetching the shard, by node id."""
+        ...
+
     async def announce_coordinator(self, *, address: Address) -> int:
         """Say that nodes may join at `address`. Raises: UsageError as `announce` does."""
         ...

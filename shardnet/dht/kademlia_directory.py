@@ -28,6 +28,7 @@ from shardnet.dht.records import (
     RecordVerifier,
     Signer,
     coordinator_key,
+    download_key,
     manifest_key,
     provider_key,
 )
@@ -287,6 +288,19 @@ class KademliaDirectory:
             )
         )
 
+    async def announce_download(self, model_id: str, shard_id: int, *, address: Address, torrent_port: int) -> int:
+        """See `Directory`."""
+        return await self._announce(
+            Announcement(
+                download_key(model_id, shard_id),
+                Kind.PROVIDER,
+                {"model_id": model_id, "shard_id": shard_id},
+                self._announcer.checked_address(address),
+                torrent_port,
+                is_milestone=False,
+            )
+        )
+
     async def announce_coordinator(self, *, address: Address) -> int:
         """See `Directory`."""
         return await self._announce(
@@ -310,6 +324,10 @@ class KademliaDirectory:
         """See `Directory`."""
         await self._withdraw(provider_key(model_id, shard_id))
 
+    async def withdraw_download(self, model_id: str, shard_id: int) -> None:
+        """See `Directory`."""
+        await self._withdraw(download_key(model_id, shard_id))
+
     async def withdraw_coordinator(self) -> None:
         """See `Directory`."""
         await self._withdraw(coordinator_key())
@@ -326,6 +344,13 @@ class KademliaDirectory:
 
     async def lookup(self, model_id: str, shard_id: int) -> list[ProviderRecord]:
         """See `Directory`."""
+        return await self._providers(provider_key(model_id, shard_id), model_id, shard_id)
+
+    async def lookup_downloads(self, model_id: str, shard_id: int) -> list[ProviderRecord]:
+        """See `Directory`."""
+        return await self._providers(download_key(model_id, shard_id), model_id, shard_id)
+
+    async def _providers(self, key: bytes, model_id: str, shard_id: int) -> list[ProviderRecord]:
         return [
             ProviderRecord(
                 record.node_id,
@@ -337,7 +362,7 @@ class KademliaDirectory:
                 record.expires_at,
                 record.sequence,
             )
-            for record in await self._lookup(provider_key(model_id, shard_id), Kind.PROVIDER)
+            for record in await self._lookup(key, Kind.PROVIDER)
         ]
 
     async def lookup_coordinators(self) -> list[CoordinatorRecord]:

@@ -125,6 +125,11 @@ def provider_key(model_id: str, shard_id: int) -> bytes:
     return _key(b"shard", bytes.fromhex(model_id), shard_id.to_bytes(4, "big"))
 
 
+def download_key(model_id: str, shard_id: int) -> bytes:
+    """Returns: the 20-byte DHT key of everybody who is fetching one shard, and has a part of it to give."""
+    return _key(b"download", bytes.fromhex(model_id), shard_id.to_bytes(4, "big"))
+
+
 def manifest_key(model_id: str) -> bytes:
     """Returns: the 20-byte DHT key of everybody who holds the model's manifest."""
     return _key(b"manifest", bytes.fromhex(model_id))

@@ -141,6 +141,12 @@ class Chains:
         if not model.shards:
             del self._models[model_id]
 
+    def set_threads(self, threads: int) -> None:
+        """Use so many CPU threads from the next batch on, for every shard here."""
+        for model in self._models.values():
+            for shard in model.shards.values():
+                shard.context.set_threads(threads)
+
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence in every model."""
         for model in self._models.values():

@@ -69,7 +69,7 @@ def rules_for(header: GgufHeader) -> CutRules:
             f"{name} with {n_layers} layers cannot be split: llama.cpp derives its arithmetic from the number of layers, which a shard changes"
         )
     _refuse_special(header)
-    period = lcm(family.period, int(header.arch(family.period_key, 1)) or 1) if family.period_key else family.period
+    period = _period(header, family)
     fits = _range_test(header, family)
     cuts = []
     before = 0
@@ -140,9 +140,20 @@ def _family(header: GgufHeader) -> Family:
     return PROVED[name]
 
 
+def _period(header: GgufHeader, family: Family) -> int:
+    if _is_smallthinker_without_windows(header):
+        return 1
+    return lcm(family.period, int(header.arch(family.period_key, 1)) or 1) if family.period_key else family.period
+
+
 def _forbidden_lengths(header: GgufHeader, family: Family) -> frozenset[int]:
-    is_harmless = header.architecture == "deepseek2" and _is_lite(header)
-    return frozenset() if is_harmless else family.sizes_by_count
+    is_lite = header.architecture == "deepseek2" and _is_lite(header)
+    return frozenset() if is_lite or _is_smallthinker_without_windows(header) else family.sizes_by_count
+
+
+def _is_smallthinker_without_windows(header: GgufHeader) -> bool:
+    """Returns: is it the SmallThinker that uses rope in every layer, so that no layer differs from another?"""
+    return header.architecture == "smallthinker" and not header.arch("attention.sliding_window")
 
 
 def _u32(value: int) -> GgufValue:

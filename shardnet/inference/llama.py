@@ -102,6 +102,7 @@ class LlamaModel:
         _last_errors.clear()
         _buffers.clear()
         self.path = path
+        self.uses_gpu = n_gpu_layers != 0
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise EngineError(f"llama.cpp cannot load {path}: {_why('no reason given')}")
@@ -187,6 +188,9 @@ class LlamaContext:
         params.n_seq_max = n_seq
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = threads
+        if not model.uses_gpu:
+            # On the CPU its result depends on the number of threads, and it adds up in float16 (docs/decisions/0002-flash-attention.md).
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.kv_unified = False
         params.swa_full = True  # a windowed cache could not be rewound further than its window
         self._captures = capture
@@ -230,6 +234,10 @@ class LlamaContext:
         if self.pointer:
             llama_cpp.llama_free(self.pointer)
             self.pointer = None
+
+    def set_threads(self, threads: int) -> None:
+        """Use so many CPU threads from the next batch on. It changes no number."""
+        llama_cpp.llama_set_n_threads(self.pointer, threads, threads)
 
     def decode(self, rows: Rows) -> None:
         """Run one batch. Afterwards `hidden` or `logits` hold its results until the next call.

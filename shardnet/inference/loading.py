@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from shardnet.errors import EngineError, GgufError, ShardnetError
 from shardnet.inference.chains import Shard
-from shardnet.inference.devices import gpu_devices, main_memory, usable_threads
+from shardnet.inference.devices import gpu_devices, main_memory
 from shardnet.inference.llama import LlamaContext, LlamaModel
 from shardnet.inference.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
 from shardnet.inference.protocol import EngineSettings, Load
@@ -44,6 +44,7 @@ class Loader:
         settings: what the engine may use.
         report: called on the loader's thread with `Progress` and `Finished`.
         used_bytes: tells the bytes of all shards in memory, and those of them on GPUs.
+        threads: tells the CPU threads that a new shard is to use.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Loader:
         settings: EngineSettings,
         report: Callable[[Progress | Finished], None],
         used_bytes: Callable[[], tuple[int, int]],
+        threads: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._report = report
         self._used_bytes = used_bytes
+        self._threads = threads
         self._waiting: SimpleQueue[Load] = SimpleQueue()
         threading.Thread(target=self._run, name="loader", daemon=True).start()
 
@@ -106,7 +109,7 @@ class Loader:
                 n_ctx=options.n_ctx,
                 n_seq=options.n_seq,
                 n_batch=options.n_batch,
-                threads=settings.threads or usable_threads(),
+                threads=self._threads(),
                 capture=not has_head,
             )
         except ShardnetError as error:

@@ -9,6 +9,7 @@ of the largest model.
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,10 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import EngineError
+from shardnet.errors import EngineError, NoRoomError
 from shardnet.inference.capture import LayerProbe
 from shardnet.inference.llama import LLAMA_CPP_VERSION, LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.log import human_bytes
 from shardnet.manifest import BoundaryReport, ParityCertificate
 
 N_BATCH = 512
@@ -93,7 +95,7 @@ def run_parity(
         prompts: token ids; the built-in ones, in the model's own vocabulary, if None.
         decode_tokens: greedy tokens after each prompt; all stages are fed the unsplit model's.
 
-    Raises: EngineError if llama.cpp refuses a model or a step. llama.cpp may also end the process.
+    Raises: NoRoomError if `scratch` is too small; EngineError if llama.cpp refuses a model or a step. llama.cpp may also end the process.
     """
     on_phase("source")
     with LlamaModel(source) as model:
@@ -102,6 +104,7 @@ def run_parity(
         progress = _Progress(n_steps * model.n_layer * (3 if len(stages) > 1 else 2), on_progress)
         n_rows = sum(len(prompt) + decode_tokens for prompt in texts)
         n_ctx = max(len(prompt) for prompt in texts) + decode_tokens + 1
+        _check_room(scratch, 4 * (n_steps * model.n_vocab + 2 * (len(stages) - 1) * n_rows * model.n_embd))
         logits = _array(scratch / "logits", n_steps, model.n_vocab)
         with LlamaContext(model, n_ctx=n_ctx, n_batch=N_BATCH, threads=threads) as context:
             steps = _reference(context, texts, decode_tokens, logits, partial(progress.add, model.n_layer))
@@ -158,6 +161,18 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _check_room(scratch: Path, needed: int) -> None:
+    """A mapped file on a full disk would be a SIGBUS later."""
+    free = shutil.disk_usage(scratch).free
+    if needed > free:
+        raise NoRoomError(
+            f"comparing this model takes {human_bytes(needed)} in {scratch.parent}, which has {human_bytes(free)}; "
+            "set TMPDIR to a larger disk",
+            needed_bytes=needed,
+            free_bytes=free,
+        )
 
 
 def _array(path: Path, rows: int, width: int) -> NDArray[np.float32]:

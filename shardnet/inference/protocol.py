@@ -28,7 +28,9 @@ class EngineSettings(Message):
     """First message to a new engine: what it may use. Answered by `Ready`."""
 
     type: Literal["SETTINGS"] = "SETTINGS"
-    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for a batch; 0: one per physical core")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads for a batch; 0: this engine's share of the physical cores"
+    )
     n_gpu_layers: int | Literal["auto"] = Field(
         default="auto", description="layers to offload of each shard; auto: as many as fit, -1: all"
     )

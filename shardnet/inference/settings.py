@@ -13,7 +13,9 @@ from shardnet.settings import Section
 class InferenceSettings(Section):
     """The engine process: threads, devices, memory."""
 
-    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for arithmetic; 0: one per physical core")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads for arithmetic; 0: this engine's share of the physical cores"
+    )
     n_gpu_layers: int | Literal["auto"] = Field(
         default="auto", description='layers of each shard to keep on the GPU; "auto": as many as fit, -1: all'
     )

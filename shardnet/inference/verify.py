@@ -230,9 +230,12 @@ def _say(**message: Any) -> None:
 
 def _child_main() -> int:
     """Serve one request. A parent that is gone shows as a broken pipe at the next word."""
+    from shardnet.inference.census import EngineCensus, share_of_cores
+    from shardnet.inference.devices import usable_threads
     from shardnet.inference.parity import StageFile, run_parity
 
     request = json.loads(sys.stdin.buffer.read())
+    threads = request["threads"] or share_of_cores(usable_threads(), EngineCensus().count())
     try:
         with tempfile.TemporaryDirectory(prefix="shardnet-verify-") as scratch:
             certificate = run_parity(
@@ -241,7 +244,7 @@ def _child_main() -> int:
                 Path(scratch),
                 prompts=request["prompts"],
                 decode_tokens=request["decode_tokens"],
-                threads=request["threads"],
+                threads=threads,
                 on_progress=lambda share: _say(progress=round(share, 4)),
                 on_phase=lambda phase: _say(phase=phase),
             )

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, RemoteProtocolError, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.inference.census import EngineCensus, share_of_cores
 from shardnet.inference.chains import Chains, Outcome, Task
-from shardnet.inference.devices import all_devices
+from shardnet.inference.devices import all_devices, usable_threads
 from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
 from shardnet.inference.loading import Finished, Loader, Progress
 from shardnet.inference.protocol import (
@@ -60,8 +61,11 @@ STACK_BYTES = 64 << 20
 class Worker:
     """The engine process's state and loop."""
 
-    def __init__(self, connection: socket.socket, settings: EngineSettings) -> None:
+    def __init__(self, connection: socket.socket, settings: EngineSettings, census: EngineCensus) -> None:
         self._connection = connection
+        self._census = census
+        self._wanted_threads = settings.threads
+        self._threads = self._fair_threads()
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._buffer = bytearray(RECEIVE_BYTES)
         self._chains = Chains()
@@ -73,7 +77,8 @@ class Worker:
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
-        self._loader = Loader(settings, self._on_loader, lambda: (self._chains.memory_bytes, self._chains.gpu_bytes))
+        used = lambda: (self._chains.memory_bytes, self._chains.gpu_bytes)  # noqa: E731
+        self._loader = Loader(settings, self._on_loader, used, lambda: self._threads)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -117,6 +122,7 @@ class Worker:
             case Forget(sequence_id=sequence_id):
                 self._forget(sequence_id)
             case Query(command_id=command_id):
+                self._share_cores()
                 self._send(
                     Report(
                         command_id=command_id,
@@ -127,6 +133,16 @@ class Worker:
                 )
             case EngineSettings():
                 raise RemoteProtocolError("settings came twice")
+
+    def _fair_threads(self) -> int:
+        return self._wanted_threads or share_of_cores(usable_threads(), self._census.count())
+
+    def _share_cores(self) -> None:
+        """Engines come and go: each takes its share of the cores, unless its user named a number."""
+        threads = self._fair_threads()
+        if threads != self._threads:
+            self._threads = threads
+            self._chains.set_threads(threads)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -235,6 +251,7 @@ class Worker:
                 self._fail(request.command_id, event.result)
             else:
                 shard = event.result
+                shard.context.set_threads(self._threads)  # the share may have changed while it was loaded
                 self._chains.add(shard)
                 self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
             due, self._unloads = self._unloads, []
@@ -300,7 +317,8 @@ def main(descriptor: int) -> None:
         if settings is None:
             return
         start_backend()
-        worker = Worker(connection, settings)
+        census = EngineCensus()
+        worker = Worker(connection, settings, census)
         try:
             ready = Ready(pid=os.getpid(), llama_cpp=LLAMA_CPP_VERSION, devices=all_devices())
             send_all(connection, encode(FROM_ENGINE, ready))
@@ -308,6 +326,7 @@ def main(descriptor: int) -> None:
             worker.run()
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon is gone
+        census.close()
     os._exit(0)  # the kernel frees gigabytes faster than destructors, and a load under way cannot be stopped
 
 

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
-from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
+from shardnet.errors import RemoteProtocolError, ShardnetError
+from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import (
-    MAX_FILE_PIECE,
     AnyMessage,
     CancelTask,
-    CommandFailed,
-    ErrorInfo,
     ExecuteTask,
-    FileIs,
     FreeSequence,
-    GetFile,
-    GetManifest,
     LinkMeasured,
     LoadShard,
-    ManifestIs,
     MeasureLink,
-    Ping,
-    Pong,
     Revoked,
     UnloadShard,
 )
 from shardnet.node.events import LoadAsked, UnloadAsked
 from shardnet.node.exchange import ShardExchange
+from shardnet.node.file_answers import FileAnswers
 from shardnet.node.links import PeerLinks
 from shardnet.node.performing import Performer, Spawn
 from shardnet.node.state import NodeState
 from shardnet.node.store import ModelStore
 from shardnet.node.tasks import TaskRunner
-from shardnet.shards import Dtype, TensorSpec
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import remember_revoked
 from shardnet.swarm.signing import signature_is_valid
 from shardnet.transport import Connection
 from shardnet.wire import Frame
-
-MAX_QUESTIONS = 64
-"""Questions for files and manifests that are worked on side by side, over all links; the others wait."""
 
 log = get("node")
 
@@ -64,13 +51,12 @@ class Answering:
     ) -> None:
         self._identity = identity
         self._state = state
-        self._store = store
         self._performer = performer
         self._tasks = tasks
         self._links = links
         self._exchange = exchange
         self._spawn = spawn
-        self._questions = asyncio.Semaphore(MAX_QUESTIONS)
+        self._files = FileAnswers(state.catalogue.find, store, exchange, spawn)
 
     def from_coordinator(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
         """Handle one frame of the coordinator.
@@ -85,6 +71,10 @@ class Answering:
                 self._tasks.free(message.sequence_id)
             case CancelTask():
                 self._tasks.cancel(message.command_id)
+            case LoadShard() if (
+                message.manifest is None and self._exchange is not None and not self._state.knows(message.model_id)
+            ):
+                self._spawn(self._load_unknown(self._exchange, message), f"manifest for {message.command_id}")
             case LoadShard():
                 is_signed = message.manifest is not None and signature_is_valid(
                     message.manifest, self._identity.swarm.ca
@@ -93,7 +83,7 @@ class Answering:
             case UnloadShard():
                 self._performer.post(UnloadAsked(message, asyncio.get_running_loop().time()))
             case MeasureLink():
-                self._ask(connection, message.command_id, self._measure(message))
+                self._files.answer(connection, message.command_id, self._measure(message))
             case Revoked():
                 self.revoke(frozenset(message.node_ids))
             case _:
@@ -116,54 +106,21 @@ class Answering:
         self._spawn(asyncio.to_thread(remember_revoked, self._identity, node_ids), "remember revocations")
 
     def _from_anybody(self, connection: Connection, message: AnyMessage) -> None:
-        match message:
-            case Ping():
-                connection.send(Pong(command_id=message.command_id))
-            case GetManifest():
-                self._ask(connection, message.command_id, self._manifest(message))
-            case GetFile():
-                self._ask(connection, message.command_id, self._file(message))
-            case _:
-                raise RemoteProtocolError(f"a node does not take {message.type} from this peer")
+        if not self._files.take(connection, message):
+            raise RemoteProtocolError(f"a node does not take {message.type} from this peer")
 
-    # -- questions that take a while -----------------------------------------------------------------------------------------
-
-    def _ask(
-        self, connection: Connection, command_id: str, work: Coroutine[Any, Any, tuple[AnyMessage, list[bytes]]]
-    ) -> None:
-        async def answer() -> None:
-            message: AnyMessage
-            payloads: list[bytes] = []
-            try:
-                async with self._questions:
-                    message, payloads = await work
-            except ShardnetError as error:
-                message = CommandFailed(command_id=command_id, error=ErrorInfo.of(error))
-            try:
-                connection.send(message, payloads)
-            except PeerLost:
-                log.debug("question_not_answered", command_id=command_id)
-
-        self._spawn(answer(), f"answer {command_id}")
-
-    async def _manifest(self, question: GetManifest) -> tuple[AnyMessage, list[bytes]]:
-        manifest = self._state.catalogue.find(question.model).manifest
-        return ManifestIs(command_id=question.command_id, manifest=manifest), []
-
-    async def _file(self, question: GetFile) -> tuple[AnyMessage, list[bytes]]:
-        model = self._state.catalogue.find(question.model_id)
-        if question.kind == "tokenizer":
-            path = model.folder / model.manifest.content.tokenizer.file
-            total, piece = await self._store.read_piece(path, question.offset)
-        else:
-            if self._exchange is None:
-                raise ShardNotFound(f"this node has no torrent of shard {question.shard_id}")
-            torrent = await self._exchange.torrent(model.manifest, question.shard_id)
-            total, piece = len(torrent), torrent[question.offset :][:MAX_FILE_PIECE]
-        padded = piece + bytes(-len(piece) % 4)
-        spec = TensorSpec(name="data", dtype=Dtype.INT32, shape=(len(padded) // 4,))
-        answer = FileIs(tensors=(spec,), command_id=question.command_id, total_bytes=total, piece_bytes=len(piece))
-        return answer, [padded]
+    async def _load_unknown(self, exchange: ShardExchange, command: LoadShard) -> None:
+        """A shard of a model that was never heard of: whoever has the manifest is asked for it first."""
+        try:
+            async with asyncio.timeout(command.deadline_s):
+                manifest = await exchange.manifest(command.model_id, command.sources)
+        except TimeoutError:
+            manifest = None
+        except ShardnetError as error:
+            log.warning("manifest_not_fetched", model=short(command.model_id), reason=str(error))
+            manifest = None
+        command = command.model_copy(update={"manifest": manifest})
+        self._performer.post(LoadAsked(command, manifest is not None, asyncio.get_running_loop().time()))
 
     async def _measure(self, question: MeasureLink) -> tuple[AnyMessage, list[bytes]]:
         peer = question.peer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from shardnet.errors import PeerLost, ShardnetError
 from shardnet.ids import short
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
 from shardnet.messages import Address, AnyMessage, Hello, Welcome
+from shardnet.node.questions import Question, Questions
 from shardnet.swarm.identity import Identity
 from shardnet.transport import Connection, dial
 from shardnet.wire import Buffer, Frame
@@ -24,7 +25,7 @@ class CoordinatorLink:
     """Dials, greets, hands frames over, and begins again.
 
     Args:
-        find: tells where the coordinator is; asked before every dial, in a thread, since it may have moved.
+        find: tells where the coordinator is; asked before every dial, since it may have moved.
         hello: what we say, given the address that is dialled.
         on_joined: called when the coordinator has welcomed us, before any of its frames are handled.
     """
@@ -32,7 +33,7 @@ class CoordinatorLink:
     def __init__(
         self,
         identity: Identity,
-        find: Callable[[], Address],
+        find: Callable[[], Awaitable[Address]],
         hello: Callable[[Address], Hello],
         on_joined: Callable[[Welcome], None],
         on_frame: Callable[[Connection, Frame[AnyMessage]], None],
@@ -46,6 +47,7 @@ class CoordinatorLink:
         self._on_frame = on_frame
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
+        self._questions = Questions()
 
     def tell(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
         """Send to the coordinator; does nothing while there is none: it learns what it needs when we are back."""
@@ -56,6 +58,12 @@ class CoordinatorLink:
         except PeerLost as error:
             log.debug("coordinator_not_told", reason=str(error))
 
+    async def ask(self, question: Question, *, timeout_s: float) -> Frame[AnyMessage]:
+        """Returns: the coordinator's answer. Raises: its own error; PeerLost, also if there is no coordinator; DeadlineExceeded."""
+        if self._connection is None:
+            raise PeerLost("there is no coordinator at the moment")
+        return await self._questions.ask(self._connection, question, timeout_s=timeout_s)
+
     async def run(self) -> None:
         """Keep the connection until cancelled; then send what is queued and end it."""
         backoff = Backoff()
@@ -63,7 +71,7 @@ class CoordinatorLink:
         try:
             while True:
                 try:
-                    address = await asyncio.to_thread(self._find)
+                    address = await self._find()
                     began_s = asyncio.get_running_loop().time()
                     reason = await self._stay(address)
                     log.warning("node_disconnected", reason=str(reason))
@@ -86,6 +94,7 @@ class CoordinatorLink:
         ended: asyncio.Future[ShardnetError] = asyncio.get_running_loop().create_future()
 
         def on_close(error: ShardnetError) -> None:
+            self._questions.lost(connection, error)
             if not ended.done():
                 ended.set_result(error)
 
@@ -103,9 +112,13 @@ class CoordinatorLink:
                 epoch=welcome.epoch,
             )
             self._on_joined(welcome)
-            connection.set_handler(lambda frame: self._on_frame(connection, frame), on_close)
+            connection.set_handler(lambda frame: self._take(connection, frame), on_close)
             reason = await ended
         except BaseException:
             raise  # `run` closes it in order
         self._connection = None
         return reason
+
+    def _take(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
+        if not self._questions.take(connection, frame):
+            self._on_frame(connection, frame)

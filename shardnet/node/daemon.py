@@ -9,7 +9,8 @@ from typing import Any
 
 import structlog
 
-from shardnet.errors import ShardnetError
+from shardnet.dht.directory import Directory
+from shardnet.errors import ShardnetError, UnreachableError
 from shardnet.ids import ShardKey, short
 from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess, Restored
@@ -28,14 +29,17 @@ from shardnet.messages import (
 from shardnet.node.answering import Answering
 from shardnet.node.assignment import Assignment, parse_binding
 from shardnet.node.coordinator_link import CoordinatorLink
-from shardnet.node.events import DrainBegan, EngineCameBack, PreloadAsked, TaskGone, TaskWaits
+from shardnet.node.events import DrainBegan, EngineCameBack, PreloadAsked, ShareAsked, TaskGone, TaskWaits
 from shardnet.node.exchange import ShardExchange
 from shardnet.node.heartbeat import Pulse
+from shardnet.node.holders import Holders
 from shardnet.node.links import PeerLinks
+from shardnet.node.meeting import find_coordinators, open_directory
 from shardnet.node.performing import Performer
 from shardnet.node.settings import NodeSettings
 from shardnet.node.state import NodeState
 from shardnet.node.store import ModelStore
+from shardnet.node.swarming import SwarmExchange
 from shardnet.node.tasks import Flight, TaskRunner
 from shardnet.swarm.addresses import (
     is_loopback,
@@ -59,7 +63,7 @@ class NodeDaemon:
 
     Args:
         identity: claimed and released by the caller.
-        exchange: gets shards from other nodes; entered and left by the caller. None: this node has what its folder has.
+        exchange: gets shards from other nodes, in place of the swarm's torrents; entered and left by the caller.
         make_engine: for tests; the engine process otherwise.
     """
 
@@ -74,7 +78,7 @@ class NodeDaemon:
         node = settings.node
         self._settings = settings
         self._identity = identity
-        self._exchange = exchange
+        self._directory: Directory | None = None
         self._listen_at = parse_host_port(node.listen, what="--listen")
         self._coordinator_at = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
         self._stopping = asyncio.Event()
@@ -82,10 +86,14 @@ class NodeDaemon:
         self._jobs: set[asyncio.Task[None]] = set()
         self._listener: Listener | None = None
         self._epoch = 0
+        self._dialled: Address | None = None
+        self._dials = 0
 
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
-        self._state = NodeState(node.models_cache, assignment, can_fetch=exchange is not None)
+        self._state = NodeState(
+            node.models_cache, assignment, can_fetch=exchange is not None or settings.torrent.enabled
+        )
         self._store = ModelStore(node.models_cache)
         self._engine = (
             make_engine(self._engine_came_back)
@@ -109,6 +117,8 @@ class NodeDaemon:
             lambda connection, frame: self._answering.from_coordinator(connection, frame),
             timeout_s=node.join_timeout_s,
         )
+        self._swarming = self._make_swarming() if exchange is None and settings.torrent.enabled else None
+        self._exchange = exchange = exchange or self._swarming
         self._tasks = TaskRunner(
             identity.node_id,
             self._engine,
@@ -163,6 +173,7 @@ class NodeDaemon:
             self._listener = await listen(self._identity, self._listen_at, self._greeted)
             await resources.enter_async_context(self._listener)
             log.info("node_listening", address=str(self._listener.address))
+            await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
             resources.callback(self._performer.close)
@@ -178,6 +189,33 @@ class NodeDaemon:
                 for task in (*children, *self._jobs):
                     task.cancel()
 
+    def _make_swarming(self) -> SwarmExchange:
+        holders = Holders(
+            self._identity.node_id,
+            lambda node_id, address, question, timeout_s: self._links.ask(
+                node_id, address, question, timeout_s=timeout_s
+            ),
+            lambda question, timeout_s: self._coordinator.ask(question, timeout_s=timeout_s),
+            lambda: self._directory,
+        )
+        return SwarmExchange(
+            self._identity,
+            self._settings.torrent,
+            self._identity.key_path.parent / "torrents",
+            holders,
+            memory_free=lambda: self._pulse.memory_free(),
+            spawn=self._spawn,
+        )
+
+    async def _meet(self, resources: AsyncExitStack, listening: Address) -> None:
+        """Take part in the DHT and in transfers, as far as the settings want that."""
+        if self._settings.dht.enabled:
+            known = (await asyncio.to_thread(read_coordinator_addresses, self._identity.home)).dht
+            directory = open_directory(self._identity, self._settings.dht, listening, [known] if known else [])
+            self._directory = await resources.enter_async_context(directory)
+        if self._swarming is not None:
+            await resources.enter_async_context(self._swarming.serving(listening, self._directory))
+
     async def _live(self) -> None:
         """What is here goes into memory first; only then the node joins."""
         node = self._settings.node
@@ -185,6 +223,8 @@ class NodeDaemon:
         now_s = asyncio.get_running_loop().time()
         self._performer.post(PreloadAsked(node.preload == "all", node.preload_options, now_s))
         await self._performer.preloaded.wait()
+        if self._exchange is not None:
+            self._performer.post(ShareAsked())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pulse.run(), name="heartbeat")
             group.create_task(self._coordinator.run(), name="coordinator")
@@ -203,11 +243,27 @@ class NodeDaemon:
 
     # -- greetings -----------------------------------------------------------------------------------------------------------
 
-    def _find_coordinator(self) -> Address:
-        """Returns: where it is now; a coordinator on this machine writes that down when it starts."""
+    async def _find_coordinator(self) -> Address:
+        """Returns: where to dial next: the address that was given; else what a coordinator on this machine wrote down and what the DHT says, in turn.
+
+        Raises: UnreachableError if only the DHT can tell, and names none yet.
+        """
         if self._coordinator_at is not None:
+            self._dialled = self._coordinator_at
             return self._coordinator_at
-        return read_coordinator_addresses(self._identity.home).nodes or DEFAULT_COORDINATOR
+        here = (await asyncio.to_thread(read_coordinator_addresses, self._identity.home)).nodes
+        found = [here] if here is not None else []
+        if self._directory is not None and (here is None or self._dials):
+            found += [address for address in await find_coordinators(self._directory) if address != here]
+        if not found:
+            if self._settings.dht.bootstrap:
+                raise UnreachableError(
+                    f"the DHT at {', '.join(self._settings.dht.bootstrap)} names no coordinator of this swarm yet"
+                )
+            found = [DEFAULT_COORDINATOR]
+        self._dialled = found[self._dials % len(found)]
+        self._dials += 1
+        return self._dialled
 
     def _hello(self, coordinator: Address | None) -> Hello:
         """Returns: what we say to the coordinator at that address; to another node, None, in a few words."""
@@ -226,6 +282,7 @@ class NodeDaemon:
                 devices=self._pulse.devices,
                 memory_limit_bytes=self._settings.inference.memory_limit_bytes,
                 assigned=self._state.assigned(),
+                bound=tuple(str(binding) for binding in self._assignment.bindings),
                 accepts_any=self._assignment.accepts_any,
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
             ),
@@ -244,7 +301,11 @@ class NodeDaemon:
         return address
 
     def _joined(self, welcome: Welcome) -> None:
+        self._dials = 0
         self._epoch = max(self._epoch, welcome.epoch)
+        if self._directory is not None and welcome.dht is not None and self._dialled is not None:
+            host = self._dialled.host if is_wildcard(welcome.dht.host) else welcome.dht.host
+            self._spawn(_add_peer(self._directory, Address(host=host, port=welcome.dht.port)), "DHT of the coordinator")
         self._tasks.follow_epoch(welcome.epoch)
         if welcome.revoked or self._identity.revoked:
             self._answering.revoke(frozenset(welcome.revoked))
@@ -285,6 +346,10 @@ class NodeDaemon:
             )
         )
         self._pulse.beat()
+
+
+async def _add_peer(directory: Directory, address: Address) -> None:
+    await directory.add_peers([str(address)])
 
 
 def _first(errors: BaseExceptionGroup[ShardnetError]) -> ShardnetError:

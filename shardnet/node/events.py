@@ -49,6 +49,11 @@ class PreloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareAsked:
+    """Prove every file that is here and not proved yet, so that others may have it."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadAsked:
     """LOAD_SHARD. `manifest_is_signed`: the swarm's owner signed the manifest in the command."""
 
@@ -179,6 +184,7 @@ class DrainBegan:
 Event = (
     CacheScanned
     | PreloadAsked
+    | ShareAsked
     | LoadAsked
     | UnloadAsked
     | TaskWaits

@@ -54,6 +54,10 @@ class ShardExchange(Protocol):
         """The file is no longer good. Harmless when it was not offered."""
         ...
 
+    async def manifest(self, model_id: str, sources: tuple[ShardSource, ...]) -> Manifest:
+        """Returns: the manifest of a model that is not known here, signed by the swarm's owner. Raises: ManifestError if nobody has it."""
+        ...
+
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         """Returns: the shard's torrent file. Raises: ShardNotFound if there is none here."""
         ...

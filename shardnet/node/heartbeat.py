@@ -69,6 +69,10 @@ class Pulse:
         """Returns: every shard here, with the time of a decode step through it."""
         return self._state.held(self._tasks.times.per_shard(self._state.n_layers()))
 
+    def memory_free(self) -> int:
+        """Returns: bytes for more shards, by the engine's latest report."""
+        return self._memory_free(self.held())
+
     async def _ask(self) -> None:
         try:
             report = await self._engine.report()

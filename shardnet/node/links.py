@@ -15,7 +15,8 @@ from typing import Any
 from shardnet.errors import DeadlineExceeded, PeerLost, ShardnetError, UnreachableError
 from shardnet.ids import NodeId, new_id, short
 from shardnet.log import get
-from shardnet.messages import Address, AnyMessage, Hello, Ping, Pong
+from shardnet.messages import Address, AnyMessage, Hello, Ping
+from shardnet.node.questions import Question, Questions
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.swarm.identity import Identity
 from shardnet.transport import Connection, dial
@@ -80,7 +81,7 @@ class PeerLinks:
         self._dial_timeout_s = dial_timeout_s
         self._redial_after_s = redial_after_s
         self._peers: dict[NodeId, _Peer] = {}
-        self._pings: dict[str, asyncio.Future[None]] = {}
+        self._questions = Questions()
 
     def adopt(self, connection: Connection) -> None:
         """Handle a link that the other node dialled; send over it too, if there is no other."""
@@ -119,6 +120,16 @@ class PeerLinks:
             return
         peer.waiting.append(_Waiting(message, payloads, on_unreachable))
 
+    async def ask(
+        self, node_id: NodeId, address: Address, question: Question, *, timeout_s: float
+    ) -> Frame[AnyMessage]:
+        """Returns: another node's answer, dialling it first where that is needed.
+
+        Raises: its own error; UnreachableError, PeerRefused, PeerLost; DeadlineExceeded.
+        """
+        connection = await self._connect(node_id, address)
+        return await self._questions.ask(connection, question, timeout_s=timeout_s)
+
     async def measure(self, node_id: NodeId, address: Address, *, timeout_s: float) -> tuple[float, float]:
         """Returns: round trip of a small message (seconds, the quickest of a few), and bandwidth to the other node (bytes per second).
 
@@ -127,8 +138,8 @@ class PeerLinks:
         try:
             async with asyncio.timeout(timeout_s):
                 connection = await self._connect(node_id, address)
-                round_trip_s = min([await self._ping(connection, 0) for _ in range(SMALL_PINGS)])
-                large_s = await self._ping(connection, PADDING_BYTES)
+                round_trip_s = min([await self._ping(connection, 0, timeout_s) for _ in range(SMALL_PINGS)])
+                large_s = await self._ping(connection, PADDING_BYTES, timeout_s)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the link to node {short(node_id)} at {address} was not measured within {timeout_s:g} s"
@@ -199,21 +210,17 @@ class PeerLinks:
     # -- frames --------------------------------------------------------------------------------------------------------------
 
     def _take(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
-        message = frame.message
-        if isinstance(message, Pong):
-            answer = self._pings.pop(message.command_id, None)
-            if answer is not None and not answer.done():
-                answer.set_result(None)
-        else:
+        if not self._questions.take(connection, frame):
             self._on_frame(connection, frame)
 
     def _closed(self, connection: Connection, error: ShardnetError) -> None:
+        self._questions.lost(connection, error)
         peer = self._peers.get(connection.peer_id)
         if peer is not None and peer.connection is connection:
             peer.connection = None
             self._on_lost(connection.peer_id, error)
 
-    async def _ping(self, connection: Connection, padding_bytes: int) -> float:
+    async def _ping(self, connection: Connection, padding_bytes: int, timeout_s: float) -> float:
         """Returns: seconds until the answer. (The event loop's own clock counts in milliseconds.)"""
         ping = Ping(command_id=new_id())
         payloads: list[bytes] = []
@@ -221,12 +228,6 @@ class PeerLinks:
             spec = TensorSpec(name="padding", dtype=Dtype.INT32, shape=(padding_bytes // 4,))
             ping = ping.model_copy(update={"tensors": (spec,)})
             payloads.append(bytes(padding_bytes))
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pings[ping.command_id] = answer
         began_s = time.perf_counter()
-        try:
-            connection.send(ping, payloads)
-            await answer
-        finally:
-            self._pings.pop(ping.command_id, None)
+        await self._questions.ask(connection, ping, payloads, timeout_s=timeout_s)
         return time.perf_counter() - began_s

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     UNLOAD = "UNLOAD_SHARD"
     TASK = "EXECUTE_TASK"
     PRELOAD = "start"
+    SHARE = "sharing with others"
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ class ShardRecord:
     def satisfies(self, want: Want) -> bool:
         """True if `want` can be answered now."""
         match want.kind:
-            case Kind.KEEP:
+            case Kind.KEEP | Kind.SHARE:
                 return self.is_verified
             case Kind.TASK | Kind.PRELOAD:
                 return self.memory is not None

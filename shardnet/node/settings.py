@@ -7,10 +7,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from shardnet.dht.settings import DhtSettings
 from shardnet.inference.settings import InferenceSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
 from shardnet.settings import Section
+from shardnet.torrent.settings import TorrentSettings
 
 
 class NodeSection(Section):
@@ -72,6 +74,30 @@ class NodeSection(Section):
         return ShardOptions(n_ctx=self.preload_n_ctx, n_seq=self.preload_n_seq, n_batch=self.preload_n_batch)
 
 
+class NodeTorrentSettings(TorrentSettings):
+    """How this node takes and gives shards."""
+
+    enabled: bool = Field(default=True, description="take and give shards; false: this node has what its folder has")
+    listen_host: str = Field(
+        default="", description="IP address that other nodes' transfers connect to; empty: the host of node.listen"
+    )
+    find_holders_s: float = Field(
+        default=5.0, ge=0, description="seconds to look for a holder of a shard before saying that there is none"
+    )
+    give_up_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="seconds without a byte after which a download is given up; its pieces are kept",
+    )
+
+
+class NodeDhtSettings(DhtSettings):
+    """How this node meets others."""
+
+    enabled: bool = Field(default=True, description="take part in the DHT; false: only the coordinator tells of others")
+    listen_host: str = Field(default="", description="IP address of the UDP socket; empty: the host of node.listen")
+
+
 class LogSection(Section):
     """What is written to stderr."""
 
@@ -86,4 +112,6 @@ class NodeSettings(Section):
 
     node: NodeSection = Field(default=NodeSection(), description="the daemon")
     inference: InferenceSettings = Field(default=InferenceSettings(), description="the engine")
+    torrent: NodeTorrentSettings = Field(default=NodeTorrentSettings(), description="transfers")
+    dht: NodeDhtSettings = Field(default=NodeDhtSettings(), description="meeting others")
     log: LogSection = Field(default=LogSection(), description="logging")

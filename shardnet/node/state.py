@@ -72,6 +72,7 @@ from shardnet.node.events import (
     ShardLoaded,
     ShardUnloaded,
     ShardVerified,
+    ShareAsked,
     TaskGone,
     TaskWaits,
     UnloadAsked,
@@ -106,6 +107,10 @@ class NodeState:
         self.loaded_before_join = False
 
     # -- questions -----------------------------------------------------------------------------------------------------------
+
+    def knows(self, model_id: str) -> bool:
+        """True if the model's manifest is here."""
+        return model_id in self.catalogue.models
 
     def held_manifests(self) -> tuple[Manifest, ...]:
         """Returns: manifests of models of which at least one shard is here."""
@@ -171,6 +176,8 @@ class NodeState:
                 return self._scanned(event)
             case PreloadAsked():
                 return self._preload(event)
+            case ShareAsked():
+                return self._share()
             case LoadAsked():
                 return self._load_asked(event)
             case UnloadAsked():
@@ -244,6 +251,14 @@ class NodeState:
             record.wants.append(Want(Kind.PRELOAD, event.options))
             effects += self._advance(record)
         return effects if wanted else [*effects, PreloadDone()]
+
+    def _share(self) -> Effects:
+        effects: Effects = []
+        for record in [one for _, one in sorted(self._records.items()) if one.paths and not one.is_verified]:
+            if record.key[0] in self.catalogue.models:
+                record.wants.append(Want(Kind.SHARE, ShardOptions()))
+                effects += self._advance(record)
+        return effects
 
     def _load_asked(self, event: LoadAsked) -> Effects:
         command = event.command
@@ -496,6 +511,8 @@ class NodeState:
                     fact[source], facts={"shard_id": record.key[1], "model": self.catalogue.name_of(record.key)}
                 )
                 return [note, *self._answer(ShardReady(command_id=want.command_id, held=held, source=source))]
+            case Kind.SHARE:
+                return []
             case Kind.UNLOAD:
                 return self._answer(Done(command_id=want.command_id))
             case Kind.TASK:
@@ -533,6 +550,8 @@ class NodeState:
             case Kind.TASK:
                 self._task_gone(want.ticket)
                 return [FailTask(want.ticket, error)]
+            case Kind.SHARE:
+                return []  # the file was refused or is gone, and that was logged
             case Kind.PRELOAD:
                 note = Note("load_shard_failed", "warning", {"shard_id": record.key[1], "reason": str(error)})
                 return [note, *self._preloaded(record)]

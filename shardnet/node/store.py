@@ -9,7 +9,15 @@ from pathlib import Path
 
 from shardnet.errors import ShardError, ShardnetError
 from shardnet.ids import ShardKey
-from shardnet.inference.manifest_file import HashCache, check_shard, save_manifest, scan_cache
+from shardnet.inference.manifest_file import (
+    MANIFEST,
+    CacheScan,
+    HashCache,
+    check_shard,
+    save_manifest,
+    scan_cache,
+    scan_folder,
+)
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import MAX_FILE_PIECE
@@ -37,7 +45,7 @@ class ModelStore:
     async def scan(self) -> CacheScanned:
         """Find models and shards by their headers, and load the known hashes. Files that are no use are logged and left out."""
         began_s = time.perf_counter()
-        found, self._hashes = await asyncio.to_thread(lambda: (scan_cache(self.root), HashCache(self.root)))
+        found, self._hashes = await asyncio.to_thread(lambda: (_scan(self.root), HashCache(self.root)))
         for path, reason in found.refused:
             log.warning("shard_refused", path=str(path), reason=reason)
         log.info(
@@ -108,3 +116,12 @@ class ModelStore:
         if self._hashes is None:
             raise ShardnetError("a shard is verified before the cache was scanned")
         return self._hashes
+
+
+def _scan(root: Path) -> CacheScan:
+    """Returns: what a models cache holds, or the folder of a single model."""
+    if not (root / MANIFEST).is_file():
+        return scan_cache(root)
+    scan = CacheScan(root)
+    scan_folder(root, scan)
+    return scan

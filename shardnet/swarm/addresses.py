@@ -22,18 +22,24 @@ class CoordinatorAddresses(Frozen):
     nodes: Address | None = Field(default=None, description="TLS links of nodes")
     enrol: Address | None = Field(default=None, description="enrolment by join token")
     api: Address | None = Field(default=None, description="HTTP API")
+    dht: Address | None = Field(default=None, description="the coordinator's DHT (UDP)")
 
 
 _ADDRESSES: TypeAdapter[CoordinatorAddresses] = TypeAdapter(CoordinatorAddresses)
 
 
 def write_coordinator_addresses(
-    home: Home, *, nodes: Address | None = None, enrol: Address | None = None, api: Address | None = None
+    home: Home,
+    *,
+    nodes: Address | None = None,
+    enrol: Address | None = None,
+    api: Address | None = None,
+    dht: Address | None = None,
 ) -> None:
     """Remember where the coordinator listens, so that nodes and commands in this home need not be told."""
     with home.locked():
         make_folder(home.swarm)
-        write_records(home.coordinator, _ADDRESSES, CoordinatorAddresses(nodes=nodes, enrol=enrol, api=api))
+        write_records(home.coordinator, _ADDRESSES, CoordinatorAddresses(nodes=nodes, enrol=enrol, api=api, dht=dht))
 
 
 def read_coordinator_addresses(home: Home) -> CoordinatorAddresses:
@@ -77,6 +83,14 @@ def is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
+
+
+def reachable(listening: Address) -> Address | None:
+    """Returns: where others dial a daemon that listens there: the address itself, for a wildcard this machine's own; None without a network."""
+    if not is_wildcard(listening.host):
+        return listening
+    host = own_address()
+    return Address(host=host, port=listening.port) if host is not None else None
 
 
 def own_address() -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.errors import ShardNotFound
+from shardnet.errors import ManifestError, ShardNotFound
 from shardnet.ids import new_id
 from shardnet.inference.engine import Engine, LoadedShard, OnProgress
 from shardnet.inference.protocol import Load, Loaded, Ready, Report
@@ -100,6 +100,9 @@ class FakeExchange:
 
     async def withdraw(self, model_id: str, shard_id: int) -> None:
         self.withdrawn.append(shard_id)
+
+    async def manifest(self, model_id: str, sources: tuple[ShardSource, ...]) -> Manifest:
+        raise ManifestError(f"nobody has model {model_id}")
 
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         if shard_id:

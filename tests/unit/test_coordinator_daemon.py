@@ -252,7 +252,10 @@ async def test_missing_layers_are_named_until_a_node_brings_them(make_world: Cal
 
 
 async def test_shards_on_disk_are_loaded_with_one_set_of_options(make_world: Callable[..., Any]) -> None:
-    async with make_world(sequences={"n_ctx": 128, "n_seq": 3, "n_batch": 32}) as world, world.node("a", 0, 1, 2, loaded=False) as node:
+    async with (
+        make_world(sequences={"n_ctx": 128, "n_seq": 3, "n_batch": 32}) as world,
+        world.node("a", 0, 1, 2, loaded=False) as node,
+    ):
         await world.ready()
         assert sorted(load.shard_id for load in node.loads) == [0, 1, 2]
         assert {load.options for load in node.loads} == {node.loads[0].options}

@@ -1,0 +1,197 @@
+"""`shardnet seed`, `shardnet fetch` and `shardnet torrent`: for people who only want to give or take weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator", metavar="HOST:PORT", help="The coordinator; if nothing is said, the one last seen here."
+    ),
+]
+BootstrapOption = Annotated[
+    list[str] | None,
+    typer.Option("--bootstrap", metavar="HOST:PORT", help="A member's DHT address. May be given several times."),
+]
+ListenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--listen", metavar="HOST:PORT", help="Where others reach this machine; 127.0.0.1:0 if nothing is said."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (configs/node.toml shows every key).")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("seed")(seed)
+    app.command("fetch")(fetch)
+    app.command("torrent")(torrent)
+
+
+def seed(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A models cache, or the folder of one model.")],
+    coordinator: CoordinatorOption = None,
+    bootstrap: BootstrapOption = None,
+    listen: ListenOption = None,
+    upload_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most bytes sent per second, as in 10MB.")
+    ] = None,
+    config: ConfigOption = None,
+    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
+    ] = None,
+) -> None:
+    """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory."""
+    from shardnet import log
+    from shardnet.errors import UsageError
+    from shardnet.inference.cuts import parse_size
+    from shardnet.lifecycle import run_loop, serve
+    from shardnet.node.settings import NodeSettings
+    from shardnet.node.sharing import SharingDaemon
+    from shardnet.settings import load_settings
+    from shardnet.swarm.home import Home
+    from shardnet.swarm.identity import claim_identity
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    settings = load_settings(
+        NodeSettings,
+        file=config,
+        flags={
+            "node.models_cache": folder,
+            "node.coordinator": coordinator,
+            "node.listen": listen,
+            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
+            "torrent.upload_limit_bytes_per_s": parse_size(upload_limit) if upload_limit else None,
+            "log.format": log_format,
+            "log.level": log_level,
+        },
+    )
+    log.configure(level=settings.log.level, form=settings.log.format)
+
+    async def main() -> None:
+        with claim_identity(Home(), settings.node.name, "client") as identity:
+            await serve(SharingDaemon(settings, identity))
+
+    run_loop(main())
+
+
+def fetch(
+    model: Annotated[str, typer.Argument(help="Name or id of the model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Models cache to put it into; models_cache if nothing is said.")
+    ] = None,
+    stay: Annotated[bool, typer.Option("--stay", help="Give it to others afterwards, until stopped.")] = False,
+    coordinator: CoordinatorOption = None,
+    bootstrap: BootstrapOption = None,
+    listen: ListenOption = None,
+    config: ConfigOption = None,
+    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written; warning.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print what was fetched as JSON.")] = False,
+) -> None:
+    """Take all shards of a model from the swarm into a folder, verified. What is there already is not fetched again."""
+    import json
+
+    from shardnet import log
+    from shardnet.cli.progress import byte_bar
+    from shardnet.errors import ShardnetError
+    from shardnet.lifecycle import run_loop, serve
+    from shardnet.log import human_bytes
+    from shardnet.node.settings import NodeSettings
+    from shardnet.node.sharing import SharingDaemon
+    from shardnet.settings import load_settings
+    from shardnet.swarm.home import Home
+    from shardnet.swarm.identity import claim_identity
+
+    settings = load_settings(
+        NodeSettings,
+        file=config,
+        flags={
+            "node.models_cache": out,
+            "node.coordinator": coordinator,
+            "node.listen": listen,
+            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
+            "log.format": log_format,
+            "log.level": log_level,
+        },
+    )
+    log.configure(level=log_level or "warning", form=settings.log.format)  # type: ignore[arg-type]
+
+    async def main() -> SharingDaemon:
+        with claim_identity(Home(), settings.node.name, "client") as identity:
+            with byte_bar(f"Fetching {model[:40]}") as on_bytes:
+                daemon = SharingDaemon(settings, identity, model=model, stays=stay, on_bytes=on_bytes)
+                await serve(daemon)
+            return daemon
+
+    found = run_loop(main()).fetched
+    if found is None:
+        raise ShardnetError("stopped before everything was here; run it again, and it goes on from there")
+    folder, manifest = found
+    if json_output:
+        facts = {
+            "folder": str(folder),
+            "model_id": manifest.model_id,
+            "model": manifest.name,
+            "bytes": manifest.total_bytes,
+        }
+        typer.echo(json.dumps(facts))
+    else:
+        typer.echo(f"{manifest.name}: {manifest.n_shards} shards, {human_bytes(manifest.total_bytes)}, in {folder}")
+
+
+def torrent(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of one model: manifest and shards.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the .torrent files.")] = Path(),
+    web_seed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="HTTP folder that serves the shards too. May be given several times."),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write an ordinary .torrent file (BitTorrent v2) for each shard, to publish a model with any BitTorrent client.
+
+    These are open: anybody who has one can take the shard. Within a swarm none is needed: nodes hand theirs to each other.
+    """
+    import json
+
+    from shardnet.errors import UsageError
+    from shardnet.inference.manifest_file import HashCache, check_shard, load_manifest
+    from shardnet.swarm.home import PUBLIC, write_whole
+    from shardnet.torrent.metainfo import info_hash, make_torrent
+
+    manifest = load_manifest(folder)
+    hashes = HashCache(folder)
+    written = []
+    for shard in manifest.content.shards:
+        path = folder / shard.file
+        if not path.is_file():
+            continue
+        check_shard(path, manifest, shard.shard_id, hashes)
+        seeds = [f"{url.rstrip('/')}/{shard.file}" for url in web_seed or ()]
+        data = make_torrent(path, name=shard.file, root_cert_pem=None, web_seeds=seeds)
+        file = out / f"{manifest.name.replace(':', '_')}-{shard.file}.torrent"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(file, data, mode=PUBLIC)
+        except OSError as error:
+            raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        written.append({"shard_id": shard.shard_id, "file": str(file), "info_hash": info_hash(data)})
+    if not written:
+        raise UsageError(f"{folder} holds a manifest and none of its shards")
+    if json_output:
+        typer.echo(json.dumps(written))
+    else:
+        for one in written:
+            typer.echo(f"shard {one['shard_id']}  {one['file']}  info-hash {one['info_hash']}")

@@ -1,0 +1,235 @@
+"""A member that gives and takes weights and runs nothing: `shardnet seed` and `shardnet fetch`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from shardnet.dht.directory import Directory
+from shardnet.errors import RemoteProtocolError, ShardnetError, UnreachableError, UsageError
+from shardnet.ids import short
+from shardnet.inference.manifest_file import model_folder
+from shardnet.lifecycle import peer_guard
+from shardnet.log import get
+from shardnet.manifest import Manifest
+from shardnet.messages import PROTOCOL_VERSION, AnyMessage, Hello, Welcome
+from shardnet.node.assignment import Assignment
+from shardnet.node.catalogue import Catalogue
+from shardnet.node.events import LocalModel
+from shardnet.node.exchange import FetchProgress
+from shardnet.node.file_answers import FileAnswers
+from shardnet.node.holders import Holders
+from shardnet.node.links import PeerLinks
+from shardnet.node.meeting import open_directory
+from shardnet.node.settings import NodeSettings
+from shardnet.node.store import ModelStore
+from shardnet.node.swarming import SwarmExchange
+from shardnet.node.visiting import CoordinatorVisit
+from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
+from shardnet.swarm.identity import Identity
+from shardnet.swarm.signing import signature_is_valid
+from shardnet.transport import Connection, listen
+from shardnet.wire import Frame
+
+FETCHES_AT_ONCE = 3
+
+OnBytes = Callable[[int, int], None]
+"""`(bytes done, bytes in all)`."""
+
+log = get("sharing")
+
+
+class SharingDaemon:
+    """Seeds a models cache; with `model`, first fetches all of it, and then ends.
+
+    Args:
+        settings: `node.models_cache` is what is shared; `node.coordinator`, `node.listen`, `[torrent]` and `[dht]` count, the rest does not.
+        identity: claimed and released by the caller.
+        model: a name or id to fetch; None: seed until stopped.
+        stays: seed until stopped, also after a fetch.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        identity: Identity,
+        *,
+        model: str | None = None,
+        stays: bool = False,
+        on_bytes: OnBytes = lambda _done, _total: None,
+    ) -> None:
+        node = settings.node
+        self._settings = settings
+        self._identity = identity
+        self._model = model
+        self._stays = stays
+        self._on_bytes = on_bytes
+        self._stopping = asyncio.Event()
+        self._group: asyncio.TaskGroup
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._directory: Directory | None = None
+        self._store = ModelStore(node.models_cache)
+        self._catalogue = Catalogue(node.models_cache, Assignment())
+        self._coordinator = CoordinatorVisit(
+            identity, parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
+        )
+        self._links = PeerLinks(
+            identity,
+            lambda: Hello(protocol=PROTOCOL_VERSION, node_id=identity.node_id, name=identity.name, role="node"),
+            self._take,
+            lambda _node_id, _error: None,
+            self._spawn,
+            dial_timeout_s=node.dial_timeout_s,
+            redial_after_s=node.redial_after_s,
+        )
+        self._holders = Holders(
+            identity.node_id,
+            lambda node_id, address, question, timeout_s: self._links.ask(
+                node_id, address, question, timeout_s=timeout_s
+            ),
+            self._coordinator.ask,
+            lambda: self._directory,
+        )
+        self._exchange = SwarmExchange(
+            identity,
+            settings.torrent,
+            identity.key_path.parent / "torrents",
+            self._holders,
+            spawn=self._spawn,
+        )
+        self._answers = FileAnswers(self._catalogue.find, self._store, self._exchange, self._spawn)
+        self.fetched: tuple[Path, Manifest] | None = None
+        """Where the model is now, and its manifest."""
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Share until stop(), or until the model is here; when this returns, no task or socket of ours is left.
+
+        Raises: whatever the fetch failed with; UsageError if there is nothing to seed; SettingsError if a port is taken.
+        """
+        try:
+            await self._run()
+        except* ShardnetError as errors:
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+
+    async def _run(self) -> None:
+        at = parse_host_port(self._settings.node.listen, what="--listen")
+        async with AsyncExitStack() as resources:
+            listener = await resources.enter_async_context(await listen(self._identity, at, self._greeted))
+            if self._settings.dht.enabled:
+                known = (await asyncio.to_thread(read_coordinator_addresses, self._identity.home)).dht
+                directory = open_directory(
+                    self._identity, self._settings.dht, listener.address, [known] if known else []
+                )
+                self._directory = await resources.enter_async_context(directory)
+            await resources.enter_async_context(self._exchange.serving(listener.address, self._directory))
+            resources.push_async_callback(self._links.close)
+            resources.push_async_callback(self._coordinator.close)
+            async with asyncio.TaskGroup() as self._group:
+                stopping = self._group.create_task(self._stopping.wait(), name="stop")
+                working = self._group.create_task(self._work(), name="share")
+                await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+                await listener.close()
+                for task in (stopping, working, *self._jobs):
+                    task.cancel()
+
+    async def _work(self) -> None:
+        try:
+            await self._coordinator.meet(self._directory)
+        except UnreachableError as error:
+            log.info("no_coordinator_met", reason=str(error))
+        n_offered = await self._offer_what_is_here()
+        if self._model is not None:
+            await self._fetch(self._model)
+            if not self._stays:
+                return
+        elif not n_offered:
+            raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache}")
+        await asyncio.Event().wait()
+
+    async def _offer_what_is_here(self) -> int:
+        """Prove every file, and offer it. Returns: how many are offered."""
+        found = await self._store.scan()
+        for model in found.models:
+            self._catalogue.models[model.manifest.model_id] = model
+        count = 0
+        for shard in found.shards:
+            model_here = self._catalogue.models.get(shard.key[0])
+            if model_here is None:
+                log.warning("shard_refused", path=str(shard.path), reason="there is no manifest.json to prove it")
+                continue
+            try:
+                await self._store.verify(shard.path, model_here.manifest, shard.key[1], lambda _done: None)
+                await self._exchange.offer(model_here.manifest, shard.key[1], shard.path)
+                count += 1
+            except ShardnetError as error:
+                log.warning("shard_refused", path=str(shard.path), reason=str(error))
+        return count
+
+    async def _fetch(self, wanted: str) -> None:
+        model = await self._find(wanted)
+        manifest, folder = model.manifest, model.folder
+        done = [0] * manifest.n_shards
+        some = asyncio.Semaphore(FETCHES_AT_ONCE)
+
+        async def fetch(shard_id: int) -> None:
+            def on_progress(seen: FetchProgress) -> None:
+                done[shard_id] = seen.done_bytes
+                self._on_bytes(sum(done), manifest.total_bytes)
+
+            path = folder / manifest.content.shards[shard_id].file
+            async with some:
+                await self._exchange.fetch(manifest, shard_id, path, (), on_progress)
+                await self._exchange.offer(manifest, shard_id, path)
+            done[shard_id] = manifest.content.shards[shard_id].bytes
+            self._on_bytes(sum(done), manifest.total_bytes)
+
+        async with asyncio.TaskGroup() as group:
+            for shard_id in range(manifest.n_shards):
+                group.create_task(fetch(shard_id))
+        await self._exchange.bring_tokenizer(manifest, folder)
+        self.fetched = (folder, manifest)
+
+    async def _find(self, wanted: str) -> LocalModel:
+        """Returns: the model, its manifest kept here. Raises: ManifestError if nobody knows it."""
+        known = [m for m in self._catalogue.models.values() if wanted in (m.manifest.model_id, m.manifest.name)]
+        if len(known) == 1:
+            return known[0]
+
+        def is_wanted(manifest: Manifest) -> bool:
+            return signature_is_valid(manifest, self._identity.swarm.ca)
+
+        manifest = await self._holders.manifest(
+            wanted, (), is_wanted, f"the owner of swarm {short(self._identity.swarm.swarm_id)} did not sign it"
+        )
+        model = LocalModel(manifest, model_folder(self._settings.node.models_cache, manifest))
+        await self._store.keep_manifest(model.folder, manifest)
+        self._catalogue.models[manifest.model_id] = model
+        return model
+
+    def _greeted(self, connection: Connection, _hello: Hello) -> Welcome:
+        self._links.adopt(connection)
+        return Welcome(protocol=PROTOCOL_VERSION, node_id=self._identity.node_id)
+
+    def _take(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
+        if not self._answers.take(connection, frame.message):
+            raise RemoteProtocolError(f"a node that only shares does not take {frame.message.type}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            async with peer_guard(name):
+                await work
+
+        task = self._group.create_task(guarded(), name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return task

@@ -1,0 +1,63 @@
+"""Torrents of shard files, kept beside them in `.torrents/`, so that no file is hashed twice. Blocking: every function is called in a thread.
+
+A torrent follows from the file's bytes, its name and the swarm's authority; so it is kept under the file's SHA-256 and the swarm,
+and can never be out of date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from shardnet.errors import ManifestError, ShardError
+from shardnet.manifest import Manifest
+from shardnet.swarm.home import PUBLIC, write_whole
+from shardnet.torrent.metainfo import check_torrent, make_torrent
+
+FOLDER = ".torrents"
+
+
+def torrent_file(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> Path:
+    """Returns: where the torrent of a shard of the model in `folder` is kept. Touches no disk."""
+    swarm = hashlib.sha256(authority_pem).hexdigest()[:12]
+    return folder / FOLDER / f"{manifest.files[shard_id].sha256[:24]}-{swarm}.torrent"
+
+
+def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> bytes | None:
+    """Returns: the kept torrent; None if there is none that is of use."""
+    try:
+        torrent = torrent_file(folder, manifest, shard_id, authority_pem).read_bytes()
+        expect = manifest.content.shards[shard_id].bytes
+        check_torrent(torrent, expect_bytes=expect, root_cert_pem=authority_pem)
+    except (OSError, ManifestError):
+        return None
+    return torrent
+
+
+def keep(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes, torrent: bytes) -> None:
+    """Keep a torrent for the next start. Raises: ShardError if it cannot be written."""
+    file = torrent_file(folder, manifest, shard_id, authority_pem)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, torrent, mode=PUBLIC)
+    except OSError as error:
+        raise ShardError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+def forget(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> None:
+    """The kept torrent was no good."""
+    torrent_file(folder, manifest, shard_id, authority_pem).unlink(missing_ok=True)
+
+
+def read_or_make(path: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> bytes:
+    """Returns: the torrent of a proved file, hashed only if it was not before.
+
+    Raises: ShardCorrupt if the file cannot be read; ShardError if the torrent cannot be kept.
+    """
+    kept = read_kept(path.parent, manifest, shard_id, authority_pem)
+    if kept is not None:
+        return kept
+    name = manifest.content.shards[shard_id].file
+    torrent = make_torrent(path, name=name, root_cert_pem=authority_pem)
+    keep(path.parent, manifest, shard_id, authority_pem, torrent)
+    return torrent
