@@ -85,6 +85,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "torrent_finished": ("TORRENT", "✓ Shard {shard_id} downloaded and verified ({size} in {seconds:.1f} s)"),
     "torrent_seeding": ("TORRENT", "Seeding shard {shard_id} ({size})"),
     "torrent_peer_banned": ("TORRENT", "⚠️  Banned {peer}: it sent bad pieces"),
+    "shard_evicted": ("SHARD", "Deleted {path} to make room: {holders} others have it"),
     "exchange_ended": ("TORRENT", "{sent_bytes} bytes given, {taken_bytes} bytes taken"),
     "shard_has_no_holder_yet": ("TORRENT", "Nobody gives shard {shard_id} of {model} yet: {reason}"),
     "shard_rotten": ("SHARD", "⚠️  {path} is damaged: {advice}"),

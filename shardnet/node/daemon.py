@@ -29,7 +29,7 @@ from shardnet.messages import (
 from shardnet.node.answering import Answering
 from shardnet.node.assignment import Assignment, parse_binding
 from shardnet.node.coordinator_link import CoordinatorLink
-from shardnet.node.events import DrainBegan, EngineCameBack, PreloadAsked, ShareAsked, TaskGone, TaskWaits
+from shardnet.node.events import DrainBegan, EngineCameBack, FileGivenUp, PreloadAsked, ShareAsked, TaskGone, TaskWaits
 from shardnet.node.exchange import ShardExchange
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.holders import Holders
@@ -205,6 +205,9 @@ class NodeDaemon:
             holders,
             memory_free=lambda: self._pulse.memory_free(),
             spawn=self._spawn,
+            may_go=lambda key: not self._state.in_use(key),
+            given_up=lambda key: self._performer.post(FileGivenUp(key)),
+            is_assigned=lambda key: key in self._state.assigned(),
         )
 
     async def _meet(self, resources: AsyncExitStack, listening: Address) -> None:

@@ -54,6 +54,13 @@ class ShareAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class FileGivenUp:
+    """The shard's file makes room for another one, and is deleted now."""
+
+    key: ShardKey
+
+
+@dataclass(frozen=True, slots=True)
 class LoadAsked:
     """LOAD_SHARD. `manifest_is_signed`: the swarm's owner signed the manifest in the command."""
 
@@ -185,6 +192,7 @@ Event = (
     CacheScanned
     | PreloadAsked
     | ShareAsked
+    | FileGivenUp
     | LoadAsked
     | UnloadAsked
     | TaskWaits

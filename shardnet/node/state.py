@@ -63,6 +63,7 @@ from shardnet.node.events import (
     EngineCameBack,
     Event,
     FetchFailed,
+    FileGivenUp,
     LoadAsked,
     LoadFailed,
     PreloadAsked,
@@ -111,6 +112,11 @@ class NodeState:
     def knows(self, model_id: str) -> bool:
         """True if the model's manifest is here."""
         return model_id in self.catalogue.models
+
+    def in_use(self, key: ShardKey) -> bool:
+        """True if something is being done with the shard, or it is in memory: its file may not go."""
+        record = self._records.get(key)
+        return record is not None and (record.memory is not None or record.phase is not Phase.IDLE)
 
     def held_manifests(self) -> tuple[Manifest, ...]:
         """Returns: manifests of models of which at least one shard is here."""
@@ -178,6 +184,11 @@ class NodeState:
                 return self._preload(event)
             case ShareAsked():
                 return self._share()
+            case FileGivenUp():
+                record = self._records[event.key]
+                record.paths.clear()
+                record.is_verified = False
+                return []
             case LoadAsked():
                 return self._load_asked(event)
             case UnloadAsked():

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from shardnet.swarm.home import PUBLIC, hold_lock, write_whole
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.signing import signature_is_valid
 from shardnet.torrent import disk
+from shardnet.torrent.eviction import StoredShard, plan_eviction
 from shardnet.torrent.metainfo import MAX_TORRENT_BYTES, TorrentFacts, check_torrent
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.session import TorrentSession
@@ -42,6 +44,16 @@ LOCK_POLL_S = 0.5
 log = get("exchange")
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A file that others may have."""
+
+    info_hash: str
+    path: Path
+    file_bytes: int
+    since_s: float
+
+
 class SwarmExchange:
     """Use within `serving`. Everything belongs to one event loop.
 
@@ -49,7 +61,8 @@ class SwarmExchange:
         state_dir: a folder of this node's own, for resume data.
         memory_free: bytes for more shards, told on the DHT.
         spawn: starts a job that lives no longer than the daemon.
-        on_rotten: a file that was offered turned out to be damaged.
+        may_go, given_up: whether an offered file may be deleted to make room for another (False: it is in use), and that it is. None: nothing is.
+        is_assigned: whether the node's user bound it to a shard.
     """
 
     def __init__(
@@ -61,7 +74,9 @@ class SwarmExchange:
         *,
         memory_free: Callable[[], int] = lambda: 0,
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
-        on_rotten: Callable[[ShardKey], None] = lambda _key: None,
+        may_go: Callable[[ShardKey], bool] = lambda _key: False,
+        given_up: Callable[[ShardKey], None] = lambda _key: None,
+        is_assigned: Callable[[ShardKey], bool] = lambda _key: False,
     ) -> None:
         self._identity = identity
         self._authority = identity.swarm.ca_pem
@@ -70,11 +85,13 @@ class SwarmExchange:
         self._holders = holders
         self._memory_free = memory_free
         self._spawn = spawn
-        self._on_rotten = on_rotten
+        self._may_go = may_go
+        self._given_up = given_up
+        self._is_assigned = is_assigned
         self._session: TorrentSession | None = None
         self._directory: Directory | None = None
         self._address: Address | None = None
-        self._offered: dict[ShardKey, tuple[str, Path]] = {}
+        self._offered: dict[ShardKey, _Offer] = {}
         self._hashing = asyncio.Semaphore(1)
 
     @asynccontextmanager
@@ -126,7 +143,7 @@ class SwarmExchange:
             torrent, expect_bytes=manifest.content.shards[shard_id].bytes, root_cert_pem=self._authority
         )
         await session.seed(torrent, path, label=str(shard_id))
-        self._offered[key] = (facts.info_hash, path)
+        self._offered[key] = _Offer(facts.info_hash, path, facts.file_bytes, asyncio.get_running_loop().time())
         await self._announce(manifest, shard_id)
 
     async def _announce(self, manifest: Manifest, shard_id: int) -> None:
@@ -158,7 +175,7 @@ class SwarmExchange:
         offered = self._offered.pop(ShardKey((model_id, shard_id)), None)
         if offered is None or self._session is None:
             return
-        await self._session.remove(offered[0])
+        await self._session.remove(offered.info_hash)
         if self._directory is not None:
             await self._directory.withdraw(model_id, shard_id)
             if not any(key[0] == model_id for key in self._offered):
@@ -169,14 +186,13 @@ class SwarmExchange:
         offered = self._offered.get(ShardKey((manifest.model_id, shard_id)))
         if offered is None:
             raise ShardNotFound(f"shard {shard_id} of {manifest.name} is not offered by this node")
-        return await asyncio.to_thread(torrent_files.read_or_make, offered[1], manifest, shard_id, self._authority)
+        return await asyncio.to_thread(torrent_files.read_or_make, offered.path, manifest, shard_id, self._authority)
 
     def _rotten(self, _label: str, path: Path) -> None:
-        for key, (_, offered) in tuple(self._offered.items()):
-            if disk.absolute(offered) == disk.absolute(path):
+        for key, offered in tuple(self._offered.items()):
+            if disk.absolute(offered.path) == disk.absolute(path):
                 log.warning("shard_rotten", shard_id=key[1], path=str(path), advice="it is no longer given to others")
                 self._spawn(self.withdraw(*key), f"withdraw {key[1]}")
-                self._on_rotten(key)
 
     # -- taking --------------------------------------------------------------------------------------------------------------
 
@@ -191,6 +207,7 @@ class SwarmExchange:
         """See `ShardExchange`. Two nodes that share a models cache take turns."""
         target = disk.absolute(target)
         async with self._alone_with(target):
+            await self._make_room(ShardKey((manifest.model_id, shard_id)), manifest.content.shards[shard_id].bytes)
             refused: set[str] = set()
             trouble: ShardCorrupt | None = None
             while True:
@@ -206,6 +223,36 @@ class SwarmExchange:
                     await asyncio.to_thread(torrent_files.forget, target.parent, manifest, shard_id, self._authority)
         await asyncio.to_thread(torrent_files.keep, target.parent, manifest, shard_id, self._authority, torrent)
         self._spawn(self.bring_tokenizer(manifest, target.parent, holders), "tokenizer")
+
+    async def _make_room(self, wanted: ShardKey, needed_bytes: int) -> None:
+        """Delete the least needed files where the disk budget asks for it. Raises: NoRoomError if those that may go are not enough."""
+        budget = self._settings.disk_budget_bytes
+        if not budget:
+            return
+        others = {key: offer for key, offer in self._offered.items() if key != wanted}
+        total = sum(offer.file_bytes for offer in others.values())
+        expendable = [key for key in others if self._may_go(key)] if total + needed_bytes > budget else []
+        holders = {key: len(await self._holders.of_shard(*key, ())) for key in expendable}
+        stored = [
+            StoredShard(
+                *key,
+                file_bytes=offer.file_bytes,
+                is_loaded=key not in holders,
+                is_assigned=self._is_assigned(key),
+                other_holders=holders.get(key, 0),
+                last_used_s=offer.since_s,
+            )
+            for key, offer in others.items()
+        ]
+        for shard in plan_eviction(stored, needed_bytes, budget):
+            key = ShardKey((shard.model_id, shard.shard_id))
+            if key not in self._offered or not self._may_go(key):
+                continue  # it came into use meanwhile
+            path = self._offered[key].path
+            self._given_up(key)
+            await self.withdraw(*key)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            log.info("shard_evicted", shard_id=shard.shard_id, path=str(path), holders=shard.other_holders)
 
     async def manifest(self, model_id: str, sources: tuple[ShardSource, ...] = ()) -> Manifest:
         """Returns: a model's manifest, signed by the swarm's owner. Raises: ManifestError if nobody has it."""

@@ -265,3 +265,23 @@ def test_a_download_waits_for_its_only_seed_and_goes_on_when_it_is_back(make_wor
     world.check_answer()
     shares = [float(str(line["percent"])) for line in world.facts("node-1", "torrent_progress")]
     assert min(shares[shares.index(before) :]) >= before - 1, "pieces were kept"
+
+
+def test_a_disk_budget_makes_room_by_deleting_what_others_have_and_never_the_last_copy(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(2)
+    budget = max(shard.bytes for shard in world.manifest.content.shards) * 5 // 4
+    world.start_coordinator("--stages", "2")
+    world.swarm.start("seed", "seed", str(world.folder))
+    world.wait_for_fact("seed", "dht_announced")
+    world.give("node-0", [0])
+    world.give("node-1", [0])
+    small = {"SHARDNET_TORRENT__DISK_BUDGET_BYTES": str(budget)}
+    world.start_node("node-1", "--shard", "1", env=small)
+    world.start_node("node-0", "--shard", "0")
+    world.swarm.wait_ready(60)
+    world.check_answer()
+    files = sorted(path.name for path in (world.root / "node-1").glob("shards/*/shard-*.gguf"))
+    assert files == ["shard-1.gguf"]
+    assert world.facts("node-1", "shard_evicted")

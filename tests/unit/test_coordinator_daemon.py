@@ -114,6 +114,7 @@ def make_world(
             shutil.copy(tokenizer, folder / "tokenizer.gguf")
         defaults: dict[str, Any] = {
             "listen": {"nodes": "127.0.0.1:0", "api": "127.0.0.1:0", "enrol": "127.0.0.1:0"},
+            "dht": {"listen_port": 0},
             "models": {"cache": cache},
             "placement": {"debounce_s": 0.02, "dead_after_s": 1.5},
             "drain_timeout_s": 0.5,
