@@ -84,6 +84,10 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "torrent_progress": ("TORRENT", "shard {shard_id} {percent:.0f} % {rate} {peers} peers ETA {eta}"),
     "torrent_finished": ("TORRENT", "✓ Shard {shard_id} downloaded and verified ({size} in {seconds:.1f} s)"),
     "torrent_seeding": ("TORRENT", "Seeding shard {shard_id} ({size})"),
+    "open_seed_listening": (
+        "TORRENT",
+        "⚠️  Anybody who has the torrents and reaches {host} port {port} (TCP) can take these shards",
+    ),
     "torrent_peer_banned": ("TORRENT", "⚠️  Banned {peer}: it sent bad pieces"),
     "shard_evicted": ("SHARD", "Deleted {path} to make room: {holders} others have it"),
     "exchange_ended": ("TORRENT", "{sent_bytes} bytes given, {taken_bytes} bytes taken"),

@@ -43,17 +43,28 @@ def seed(
     upload_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most bytes sent per second, as in 10MB.")
     ] = None,
+    is_open: Annotated[
+        bool,
+        typer.Option(
+            "--open", help="Give them to anybody who has their ordinary torrents (shardnet torrent), no swarm."
+        ),
+    ] = False,
     config: ConfigOption = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
     ] = None,
 ) -> None:
-    """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory."""
+    """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory.
+
+    With --open there is no swarm: any BitTorrent v2 client can take the shards by the files that `shardnet torrent` writes. --listen is then
+    the TCP address that clients connect to.
+    """
     from shardnet import log
     from shardnet.errors import UsageError
     from shardnet.inference.cuts import parse_size
     from shardnet.lifecycle import run_loop, serve
+    from shardnet.node.publishing import OpenSeed
     from shardnet.node.settings import NodeSettings
     from shardnet.node.sharing import SharingDaemon
     from shardnet.settings import load_settings
@@ -62,6 +73,8 @@ def seed(
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
+    if is_open and (coordinator or bootstrap):
+        raise UsageError("--open seeds outside of any swarm: leave out --coordinator and --bootstrap")
     settings = load_settings(
         NodeSettings,
         file=config,
@@ -78,6 +91,9 @@ def seed(
     log.configure(level=settings.log.level, form=settings.log.format)
 
     async def main() -> None:
+        if is_open:
+            await serve(OpenSeed(settings, Home().path / "open-torrents"))
+            return
         with claim_identity(Home(), settings.node.name, "client") as identity:
             await serve(SharingDaemon(settings, identity))
 
@@ -162,7 +178,8 @@ def torrent(
 ) -> None:
     """Write an ordinary .torrent file (BitTorrent v2) for each shard, to publish a model with any BitTorrent client.
 
-    These are open: anybody who has one can take the shard. Within a swarm none is needed: nodes hand theirs to each other.
+    These are open: anybody who has one can take the shard from whoever seeds it, by `shardnet seed DIR --open` or with any client.
+    Within a swarm none is needed: nodes hand theirs to each other.
     """
     import json
 

@@ -17,13 +17,13 @@ from shardnet.torrent.metainfo import check_torrent, make_torrent
 FOLDER = ".torrents"
 
 
-def torrent_file(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> Path:
-    """Returns: where the torrent of a shard of the model in `folder` is kept. Touches no disk."""
-    swarm = hashlib.sha256(authority_pem).hexdigest()[:12]
+def torrent_file(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None) -> Path:
+    """Returns: where the torrent of a shard of the model in `folder` is kept; without an authority, the open one. Touches no disk."""
+    swarm = hashlib.sha256(authority_pem).hexdigest()[:12] if authority_pem is not None else "open"
     return folder / FOLDER / f"{manifest.files[shard_id].sha256[:24]}-{swarm}.torrent"
 
 
-def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> bytes | None:
+def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None) -> bytes | None:
     """Returns: the kept torrent; None if there is none that is of use."""
     try:
         torrent = torrent_file(folder, manifest, shard_id, authority_pem).read_bytes()
@@ -34,7 +34,7 @@ def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: by
     return torrent
 
 
-def keep(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes, torrent: bytes) -> None:
+def keep(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None, torrent: bytes) -> None:
     """Keep a torrent for the next start. Raises: ShardError if it cannot be written."""
     file = torrent_file(folder, manifest, shard_id, authority_pem)
     try:
@@ -49,7 +49,7 @@ def forget(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes
     torrent_file(folder, manifest, shard_id, authority_pem).unlink(missing_ok=True)
 
 
-def read_or_make(path: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> bytes:
+def read_or_make(path: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None) -> bytes:
     """Returns: the torrent of a proved file, hashed only if it was not before.
 
     Raises: ShardCorrupt if the file cannot be read; ShardError if the torrent cannot be kept.
