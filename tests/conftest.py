@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,13 @@ def _no_process_left() -> Iterator[None]:
     for child in left:
         child.kill()
     assert not left, f"processes left behind: {names}"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets up logging on the stream it was given, which is closed when the test ends."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

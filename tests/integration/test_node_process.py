@@ -432,7 +432,7 @@ async def test_a_node_keeps_its_shards_through_its_coordinators_restart(
             assert "epoch" in refused.error.message
             after, _, _ = await generate(model, a, a, (a.stage(0, 2),), 4, epoch=2)
             assert after == before
-            assert await stop(one, signal.SIGINT) == 0
+            assert await stop(one, signal.SIGINT) == 130
         assert "node_disconnected" in one.facts()
 
 
@@ -446,7 +446,8 @@ async def test_a_damaged_file_is_put_aside_and_never_loaded(model: Model, home: 
         a = await swarm.node("a")
         refused = await a.ask(load_command(model, 0))
         assert isinstance(refused, CommandFailed)
-        assert refused.error.code == "SHARD_CORRUPT"
+        # Corrupt if it was asked for while it was being proved; else it was put aside before, and nobody has another.
+        assert refused.error.code in {"SHARD_CORRUPT", "SHARD_NOT_FOUND"}
         await a.load(model, 1)
         assert damaged.with_name("shard-0.gguf.corrupt").exists()
         assert not damaged.exists()
