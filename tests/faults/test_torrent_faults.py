@@ -229,21 +229,24 @@ async def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     return facts
 
 
-async def test_kill_9_at_half_costs_next_to_nothing(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+async def test_kill_9_at_any_share_costs_next_to_nothing(world: World, tmp_path: Path, share: float) -> None:
     shard = make_shard(tmp_path / "origin", 30 * MB)
     seed = await world.session("seed", upload_limit_bytes_per_s=12 * MB)
     await seed.seed(shard.torrent, shard.path, label="0")
     process = start_fetcher(world, shard, seed.port)
     try:
         had = 0
-        while had < shard.size / 2:
+        while had < shard.size * share:
             had = (await report_of(process))["bytes_done"]
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)
         assert process.stdout is not None
         process.stdout.close()
-    assert not world.target("killed").exists()
+    if world.target("killed").exists():  # killed a moment after the end: then it must be whole
+        assert share > 0.9
+        assert world.target("killed").read_bytes() == shard.path.read_bytes()
     node = await world.session("killed")
     reports: list[TorrentStats] = []
     await node.fetch(
@@ -253,7 +256,8 @@ async def test_kill_9_at_half_costs_next_to_nothing(world: World, tmp_path: Path
         on_progress=reports.append,
         **shard.wanted(),
     )
-    fetched_again = reports[-1].downloaded_bytes - (shard.size - had)
+    fetched_again = (reports[-1].downloaded_bytes if reports else 0) - (shard.size - had)
+    print(f"killed at {had} of {shard.size} bytes, {fetched_again} fetched again")  # noqa: T201 - a figure of table B
     assert world.target("killed").read_bytes() == shard.path.read_bytes()
     assert fetched_again < 0.1 * shard.size
 
