@@ -21,7 +21,7 @@
       EngineError                        exit 1   llama.cpp said no
         EngineCrashed                             llama.cpp took its process with it; the step may be repeated
         SequenceGap                               a step starts beyond what the stage has seen
-        ContextExceeded                           the sequence outgrew its context
+        ContextExceeded              exit 2       the sequence outgrew its context: a shorter prompt is needed
       PlacementError                     exit 1   nobody to run some layers
       DeadlineExceeded                   exit 1
       Busy                               exit 1   try again later
@@ -178,6 +178,7 @@ class ContextExceeded(EngineError):
     """The sequence does not fit into the context it was given."""
 
     code = "CONTEXT_EXCEEDED"
+    exit_code: ClassVar[int] = 2
 
 
 class PlacementError(ShardnetError):

@@ -41,13 +41,16 @@ class Component(Protocol):
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end on uvloop (asyncio's own loop where uvloop does not exist)."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if sys.platform != "win32":
-        import uvloop
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+        if sys.platform != "win32":
+            import uvloop
 
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+            factory = uvloop.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main)
+    finally:
+        main.close()  # Ctrl-C may come before it began, which Python would warn of
 
 
 def die_with_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -60,16 +63,18 @@ def die_with_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) ->
 
 
 async def serve(component: Component) -> None:
-    """Run a daemon until it ends or a signal stops it; when this returns, nothing of it is left."""
+    """Run a daemon until it ends or a signal stops it; when this returns, nothing of it is left.
+
+    Raises: KeyboardInterrupt once everything is down, if it was Ctrl-C that stopped it.
+    """
     if parent := os.environ.get(EXIT_WITH_PARENT):
         die_with_parent(int(parent), signal.SIGTERM)
     loop = asyncio.get_running_loop()
-    asked = 0
+    asked: list[int] = []
 
     def on_signal(number: int) -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
+        asked.append(number)
+        if len(asked) > 1:
             os._exit(128 + number)
         component.stop()
 
@@ -80,6 +85,8 @@ async def serve(component: Component) -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    if asked == [signal.SIGINT]:
+        raise KeyboardInterrupt
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import hashlib
 import json
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from shardnet.errors import ManifestError
 from shardnet.ids import ModelId, Sha256
@@ -176,6 +176,14 @@ def parse_manifest(text: str | bytes, *, source: str) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValueError as error:
-        first = str(error).splitlines()
-        reason = "; ".join(line.strip() for line in first[1:3]) if len(first) > 1 else str(error)
-        raise ManifestError(f"{source} is not a usable manifest: {reason}") from error
+        raise ManifestError(f"{source} is not a usable manifest: {_what_is_wrong(error)}") from error
+
+
+def _what_is_wrong(error: ValueError) -> str:
+    """Returns: the first fault in a person's words: none of the input, which may be binary and long."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    what = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -29,6 +29,9 @@ KEEP_ALIVE_S = 15.0
 PEEK_S = 0.3
 """Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 MAX_HEADER_WAIT_S = 30.0
+MAX_DISCARDED_BYTES = 16 << 20
+"""How much of a body that is too large is read and thrown away: a connection closed under a client that still sends is reset, and the client
+never sees why."""
 
 CLIENT_GONE = 499
 
@@ -102,17 +105,23 @@ class Api:
         most = self._service.settings.max_body_bytes
         too_large = UsageError(f"the body is larger than {most} bytes", http_status=413)
         declared = request.headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > most:
-            raise too_large
-        body = bytearray()
+        fits = not (declared.isdecimal() and int(declared) > most)
+        body, received = bytearray(), 0
         try:
             async with asyncio.timeout(MAX_HEADER_WAIT_S):
                 async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
+                    received += len(chunk)
+                    fits = fits and received <= most
+                    if fits:
+                        body += chunk
+                        continue
+                    body.clear()
+                    if received > most + MAX_DISCARDED_BYTES:
                         raise too_large
         except TimeoutError:
             raise UsageError("the body did not arrive in time", http_status=408) from None
+        if not fits:
+            raise too_large
         try:
             return kind.model_validate_json(bytes(body))
         except ValidationError as error:

@@ -95,7 +95,7 @@ class Cursor:
         if start + count > self._limit:
             if start + count <= self.size:
                 raise self.fail(f"its header is larger than {MAX_HEADER_BYTES >> 20} MiB")
-            raise self.fail("its header is cut off or damaged")
+            raise self.fail("its header is cut off or damaged; fetch the file again")
         self.at = start + count
         return start
 

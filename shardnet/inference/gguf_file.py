@@ -198,10 +198,10 @@ def _read_start(reader: Cursor) -> tuple[int, int, int]:
     """Returns: (version, number of tensors, number of metadata fields)."""
     path = reader.path
     if reader.size < 24:
-        raise GgufError(f"{path} is not a GGUF: it has only {reader.size} bytes")
+        raise GgufError(f"{path} is not a GGUF: it has only {reader.size} bytes; fetch it again")
     magic = reader.between(reader.skip(4), 4)
     if magic != MAGIC:
-        raise GgufError(f"{path} is not a GGUF: it begins with {magic!r}")
+        raise GgufError(f"{path} is not a GGUF: it begins with {magic!r}, not with {MAGIC!r}")
     version = reader.u32()
     if version not in VERSIONS:
         hint = " (big-endian files are not supported)" if version in (2 << 24, 3 << 24) else ""

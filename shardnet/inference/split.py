@@ -214,8 +214,8 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + DISK_RESERVE_BYTES > free:
         raise NoRoomError(
-            f"the shards take {human_bytes(needed)}, but the disk of {folder} has {human_bytes(free)} free; "
-            "free some space or choose another folder with --out",
+            f"the shards take {human_bytes(needed)} and {human_bytes(DISK_RESERVE_BYTES)} have to stay free, "
+            f"but the disk of {folder} has {human_bytes(free)} free; free some space or choose another folder with --out",
             needed_bytes=needed,
             free_bytes=free,
         )

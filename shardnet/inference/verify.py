@@ -1,7 +1,7 @@
 """`verify`: prove that a split model gives the unsplit model's numbers, and write that down in its manifest.
 
-The arithmetic runs in a child process (`python -m shardnet.inference.verify`, one JSON request on stdin, JSON lines on stdout): llama.cpp answers
-some files with abort(), which must become a sentence that names the family and the shard.
+The arithmetic runs in a child process (`python -m shardnet.inference.verify`, one JSON line on stdin, which then stays open, JSON lines on stdout):
+llama.cpp answers some files with abort(), which must become a sentence that names the family and the shard.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +33,7 @@ OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 LAST_WORDS_BYTES = 8192
+LEAVE_S = 5.0
 CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # llama.cpp would start a debugger when it aborts, which takes seconds
 
 
@@ -170,8 +173,9 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         try:
             assert child.stdin is not None
             assert child.stdout is not None
-            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-                stdin.write(json.dumps(request).encode())
+            with contextlib.suppress(BrokenPipeError):  # stays open: its end tells the child that we are gone
+                child.stdin.write(json.dumps(request).encode() + b"\n")
+                child.stdin.flush()
             for line in child.stdout:
                 message = json.loads(line)
                 if "progress" in message:
@@ -183,8 +187,10 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         finally:
             child.kill()
             child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
         words = _last_words(last_words)
     if result is not None:
         return ParityCertificate.model_validate_json(json.dumps(result))
@@ -228,13 +234,23 @@ def _say(**message: Any) -> None:
     sys.stdout.flush()
 
 
+def _leave_with_parent() -> None:
+    """Interrupt this process when its parent is gone, so that the scratch folder goes too; what llama.cpp holds up for long is cut off."""
+    # Nothing is ever written after the request. Not through sys.stdin, whose lock would hold up a normal end.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(LEAVE_S)
+    os._exit(1)
+
+
 def _child_main() -> int:
-    """Serve one request. A parent that is gone shows as a broken pipe at the next word."""
+    """Serve one request. A parent that is gone shows as a broken pipe at the next word, which may be long in coming."""
     from shardnet.inference.census import EngineCensus, share_of_cores
     from shardnet.inference.devices import usable_threads
     from shardnet.inference.parity import StageFile, run_parity
 
-    request = json.loads(sys.stdin.buffer.read())
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_leave_with_parent, name="parent watch", daemon=True).start()
     threads = request["threads"] or share_of_cores(usable_threads(), EngineCensus().count())
     try:
         with tempfile.TemporaryDirectory(prefix="shardnet-verify-") as scratch:
