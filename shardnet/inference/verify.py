@@ -1,7 +1,7 @@
 """`verify`: prove that a split model gives the unsplit model's numbers, and write that down in its manifest.
 
-The arithmetic runs in a child process (`python -m shardnet.inference.verify`, one JSON line on stdin, which then stays open, JSON lines on stdout):
-llama.cpp answers some files with abort(), which must become a sentence that names the family and the shard.
+The arithmetic runs in a child process (`python -m shardnet.inference.verify`; one JSON line on stdin, which then stays open, and JSON lines on
+stdout): llama.cpp answers some files with abort(), which must become a sentence that names the family and the shard.
 """
 
 from __future__ import annotations
