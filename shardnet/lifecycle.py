@@ -19,8 +19,6 @@ from typing import Any, Protocol, TypeVar
 from shardnet.errors import ShardnetError
 from shardnet.log import get
 
-EXIT_INTERRUPTED = 130
-
 EXIT_WITH_PARENT = "SHARDNET_EXIT_WITH_PARENT"
 """Environment variable: pid of the parent whose death ends this process too."""
 

