@@ -80,11 +80,17 @@ class ModelContent(Frozen):
 
 
 class ShardFile(Frozen):
-    """How the finished file of one shard is recognised: derived from its content and the model id."""
+    """How the finished file of one shard is recognised: derived from its content and the model id. And what running it takes."""
 
     sha256: Sha256
     info_hash: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="BitTorrent v2 info-hash of its open torrent"
+    )
+    step_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="bytes of weights that one decode step of one token reads: no embedding table, and of experts those in use",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,31 @@ def layout_of(header: GgufHeader) -> Layout:
     kv = tuple(kv_bytes(header, layer) for layer in range(header.n_layers))
     n_params = sum(tensor.n_elements for tensor in header.tensors)
     return Layout(tuple(layer_bytes), global_bytes, dict(types.most_common()), kv, n_params)
+
+
+LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
+"""Tables of which a token reads one row."""
+
+
+def step_bytes(header: GgufHeader, tensors: Iterable[tuple[str, int]], *, has_head: bool) -> int:
+    """How much of a shard one decode step of one token reads.
+
+    Args:
+        header: of the whole model.
+        tensors: (name, bytes) of what the shard holds.
+        has_head: it is the last one. Where it has no head of its own, the embedding table is the head.
+
+    Returns: bytes of weights: all but the tables that are only looked up, and of a layer's experts those that a token is sent to.
+    """
+    used, count = _count(header, "expert_used_count"), _count(header, "expert_count")
+    sizes = dict(tensors)
+    total = 0
+    for name, nbytes in sizes.items():
+        is_tied_head = has_head and name == "token_embd.weight" and "output.weight" not in sizes
+        if name in LOOKED_UP and not is_tied_head:
+            continue
+        total += nbytes * used // count if "_exps." in name and 0 < used <= count else nbytes
+    return total
 
 
 def kv_bytes(header: GgufHeader, layer: int) -> int:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardnet.errors import NoRoomError, ShardnetError, UsageError
-from shardnet.inference.gguf_layout import quantisation_of, vocabulary_size
+from shardnet.inference.gguf_layout import quantisation_of, step_bytes, vocabulary_size
 from shardnet.inference.gguf_writer import Written, file_sha256, write_gguf
 from shardnet.inference.manifest_file import (
     MANIFEST,
@@ -119,7 +119,11 @@ def _write(plan: SplitPlan, folder: Path, progress: _Progress) -> Manifest:
         hashes = list(pool.map(lambda path: file_sha256(path, progress.add), paths))
     for path in (*paths, folder / plan.tokenizer.name):
         _sync(path)
-    files = tuple(ShardFile(sha256=digest) for digest in hashes)
+    reads = [
+        step_bytes(plan.header, [(one.name, one.nbytes) for one in file.tensors], has_head=file is plan.shards[-1])
+        for file in plan.shards
+    ]
+    files = tuple(ShardFile(sha256=digest, step_bytes=read) for digest, read in zip(hashes, reads, strict=True))
     manifest = Manifest(model_id=model_id, name=plan.name, content=content, files=files)
     write_whole(folder / SOURCE_NOTE, json.dumps(note))
     save_manifest(folder, manifest)

@@ -10,7 +10,15 @@ import pytest
 
 from shardnet.errors import GgufError
 from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
-from shardnet.inference.gguf_layout import kv_bytes, layer_of, layout_of, quantisation_of, read_model, vocabulary_size
+from shardnet.inference.gguf_layout import (
+    kv_bytes,
+    layer_of,
+    layout_of,
+    quantisation_of,
+    read_model,
+    step_bytes,
+    vocabulary_size,
+)
 from tests.gguf_parts import parts_of
 from tests.random_models import add_value, tiny_llama
 
@@ -30,6 +38,15 @@ def test_bytes_by_layer_and_type_add_up_to_all_tensors(tmp_path: Path) -> None:
     assert list(layout.type_bytes) == ["Q8_0", "F32"]
     assert (quantisation_of(header), vocabulary_size(header)) == ("Q8_0", 288)
     assert layout.kv_bytes_per_token == 3 * 2 * 2 * 16 * 2  # layers, K and V, heads, width, f16
+
+
+def test_a_step_reads_all_but_tables_and_idle_experts(tmp_path: Path) -> None:
+    header = header_of(tmp_path / "e.gguf", "llama", **BASE, expert_count=8, expert_used_count=2)
+    layer = [("blk.0.attn_q.weight", 100), ("blk.0.ffn_up_exps.weight", 800)]
+    first, tied = [("token_embd.weight", 5000), *layer], [*layer, ("token_embd.weight", 5000)]
+    assert step_bytes(header, first, has_head=False) == 300
+    assert step_bytes(header, tied, has_head=True) == 5300, "the table is the head"
+    assert step_bytes(header, [*first, ("output.weight", 7000)], has_head=True) == 7300
 
 
 def header_of(path: Path, architecture: str, **facts: Any) -> GgufHeader:

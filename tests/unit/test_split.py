@@ -98,6 +98,14 @@ def test_shards_hold_their_own_layers_renumbered_and_say_what_they_are(model: Pa
     assert sum(shard.kv_bytes_per_token for shard in manifest.content.shards) == manifest.kv_bytes_per_token == 768
 
 
+def test_the_manifest_tells_what_a_step_reads(model: Path, cache: Path) -> None:
+    _, whole = split_model(plan_split(model, CutRequest(n_shards=1), "one"), cache)
+    _, cut = split_model(plan_split(model, CutRequest(n_shards=3), "three"), cache)
+    reads = [file.step_bytes or 0 for file in cut.files]
+    assert sum(reads) == pytest.approx(whole.files[0].step_bytes, rel=0.01), "however it is cut, the same is read"
+    assert all(0 < read < shard.bytes for read, shard in zip(reads, cut.content.shards, strict=True))
+
+
 def test_only_the_ends_carry_the_vocabulary(model: Path, cache: Path) -> None:
     folder, _ = three(model, cache)
     first, middle, last = headers(folder)
