@@ -1,7 +1,9 @@
 """Every message that travels between daemons, and the one union that tells them apart.
 
-Rules: a command has an id, a deadline and exactly one final answer, and is harmless when repeated. Tensors travel beside the JSON, described by
-`tensors`. Unknown fields are refused. Who may send what: a *node* dials its coordinator, says `Hello` and then only answers commands, sends
+Rules: a command has an id, a deadline and exactly one final answer, and is harmless when repeated. Tensors travel beside the header, described by
+`tensors`. Headers are JSON but for the two messages of `steps`, which travel with every token. Unknown fields are refused.
+
+Who may send what: a *node* dials its coordinator, says `Hello` and then only answers commands, sends
 heartbeats and reports; nodes dial each other to forward `ExecuteTask`.
 """
 
@@ -15,13 +17,10 @@ from shardnet.errors import Fact, ShardnetError, error_from_wire
 from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
 from shardnet.manifest import Manifest
 from shardnet.shards import Frozen, TensorSpec
+from shardnet.steps import MAX_POSITION, MAX_STAGES, MAX_STEP_TOKENS, MAX_TOKEN_ID, NextStep, StageTiming, TaskResult
+from shardnet.wire import Codec
 
 PROTOCOL_VERSION = 1
-
-MAX_STAGES = 256
-MAX_STEP_TOKENS = 8192
-MAX_TOKEN_ID = 10_000_000
-MAX_POSITION = 1 << 24
 
 DeadlineSeconds = Annotated[float, Field(gt=0, le=86_400, description="seconds, counted from receipt")]
 ShardIndex = Annotated[int, Field(ge=0, lt=10_000)]
@@ -314,6 +313,10 @@ class ExecuteTask(Message):
     Tensors: `tokens` int32 (n_tokens,), always; `hidden` float32 (n_tokens, n_embd), for every stage but the first.
     A stage first drops KV at and after `position`, then runs. The last stage answers `TaskResult` to the coordinator; whichever stage fails
     answers `CommandFailed`. Repeating a step gives the same answer.
+
+    With `ahead`, a run: the last stage sends the token that it sampled to the first stage as the next step, and its result to the coordinator
+    beside that, until `ahead` further steps are done, the sequence is freed, or the command is cancelled. A stage may end a run sooner: the
+    result that says `ahead` 0 is the last.
     """
 
     type: Literal["EXECUTE_TASK"] = "EXECUTE_TASK"
@@ -334,38 +337,13 @@ class ExecuteTask(Message):
     return_logits: bool = Field(
         default=False, description="also return the logits of the sampled rows, for parity checks"
     )
-    timings: tuple[StageTiming, ...] = Field(default=(), max_length=MAX_STAGES, strict=False)
-
-
-class StageTiming(Frozen):
-    """What one stage spent on a step, microseconds."""
-
-    queue_us: float = Field(ge=0, description="waiting for the engine")
-    compute_us: float = Field(ge=0, description="inside llama.cpp, the callback included")
-    engine_us: float = Field(default=0, ge=0, description="daemon to engine and back, without queue and compute")
-    batch_tokens: int = Field(default=1, ge=0, description="rows in the llama.cpp batch that carried the step")
-
-
-class TokenLogprob(Frozen):
-    """A token and the natural logarithm of its probability before penalties and truncation."""
-
-    token: TokenId
-    logprob: float
-
-
-class TaskResult(Message):
-    """Final answer of `ExecuteTask` from the last stage. Tensor: `logits` float32 (n_rows, n_vocab), when they were asked for."""
-
-    type: Literal["TASK_RESULT"] = "TASK_RESULT"
-    command_id: CommandId
-    sequence_id: SequenceId
-    position: Position = Field(description="position of the first of `tokens`")
-    tokens: tuple[TokenId, ...] = Field(
-        max_length=MAX_STEP_TOKENS, strict=False, description="sampled; several when a draft agreed"
+    ahead: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_POSITION,
+        description="the last stage may go on with the token it sampled, so many times, unasked (`NextStep`)",
     )
-    logprobs: tuple[tuple[TokenLogprob, ...], ...] = Field(
-        default=(), strict=False, description="per token: itself, then the most likely"
-    )
+    ahead_deadline_s: DeadlineSeconds = Field(default=120.0, description="of each further step")
     timings: tuple[StageTiming, ...] = Field(default=(), max_length=MAX_STAGES, strict=False)
 
 
@@ -444,9 +422,7 @@ class FileIs(Message):
     piece_bytes: int = Field(ge=0)
 
 
-ExecuteTask.model_rebuild()
-
-AnyMessage = Annotated[
+JsonMessage = (
     Hello
     | Welcome
     | Refusal
@@ -459,7 +435,6 @@ AnyMessage = Annotated[
     | ShardReady
     | UnloadShard
     | ExecuteTask
-    | TaskResult
     | FreeSequence
     | CancelTask
     | Done
@@ -471,9 +446,11 @@ AnyMessage = Annotated[
     | GetManifest
     | ManifestIs
     | GetFile
-    | FileIs,
-    Field(discriminator="type"),
-]
-MESSAGES: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
+    | FileIs
+)
+AnyMessage = JsonMessage | NextStep | TaskResult
+MESSAGES: Codec[AnyMessage] = Codec(
+    TypeAdapter(Annotated[JsonMessage, Field(discriminator="type")]), {1: NextStep, 2: TaskResult}
+)
 
 MAX_FILE_PIECE = 1 << 20

@@ -2,9 +2,9 @@
 
 A frame is
 
-    magic b"SN"  u8 version  u8 flags (0)  u32 header_bytes  u64 payload_bytes     little endian, 16 bytes
-    header   JSON of one message
-    payload  the tensors that the header lists, one after the other
+    magic b"SN"  u8 version  u8 kind  u32 header_bytes  u64 payload_bytes     little endian, 16 bytes
+    header   kind 0: JSON of one message; another kind: the fixed binary form of the one message that the codec knows by this number
+    payload  the message's tensors, one after the other
 
 The same framing serves the network (`messages.MESSAGES`) and the pipe to the engine process (`inference.protocol`).
 Shape of the idea: sans-I/O protocols, as websockets' `protocol.py`.
@@ -13,9 +13,9 @@ Shape of the idea: sans-I/O protocols, as websockets' `protocol.py`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -50,7 +50,56 @@ class CarriesTensors(Protocol):
     def tensors(self) -> tuple[TensorSpec, ...]: ...
 
 
+class Compact(CarriesTensors, Protocol):
+    """A message with a fixed binary form, for what travels with every token."""
+
+    def pack(self) -> bytes:
+        """Returns: the header."""
+        ...
+
+    @classmethod
+    def unpack(cls, header: memoryview) -> Self:
+        """Raises: ValueError or struct.error for what is no such header."""
+        ...
+
+
 M = TypeVar("M", bound=CarriesTensors)
+JSON = 0
+
+
+class Codec(Generic[M]):
+    """Headers: JSON for all messages but those that have a compact form.
+
+    Args:
+        adapter: the union of the messages in JSON.
+        compact: kind, 1 to 255, to the message's class.
+    """
+
+    def __init__(self, adapter: TypeAdapter[Any], compact: Mapping[int, type[Compact]]) -> None:
+        self.adapter = adapter
+        self.compact = dict(compact)
+        self._kinds: dict[type, int] = {message: kind for kind, message in self.compact.items()}
+
+    def dump(self, message: M) -> tuple[int, bytes]:
+        """Returns: kind and header."""
+        kind = self._kinds.get(type(message), JSON)
+        if kind:
+            return kind, cast("Compact", message).pack()
+        return JSON, self.adapter.dump_json(message)
+
+    def load(self, kind: int, header: memoryview) -> M:
+        """Raises: RemoteProtocolError."""
+        try:
+            if kind:
+                return cast("M", self.compact[kind].unpack(header))
+            return cast("M", self.adapter.validate_json(bytes(header)))
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:3]
+            )
+            raise RemoteProtocolError(f"malformed message: {problems}"[:500]) from None
+        except (ValueError, struct.error) as error:
+            raise RemoteProtocolError(f"malformed message of kind {kind}: {error}"[:500]) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +130,7 @@ class Frame(Generic[M]):
         return None
 
 
-def encode(adapter: TypeAdapter[M], message: M, payloads: Sequence[Buffer] = ()) -> list[Buffer]:
+def encode(codec: Codec[M], message: M, payloads: Sequence[Buffer] = ()) -> list[Buffer]:
     """Returns: the buffers of one frame, to be written in order.
 
     Raises: LocalProtocolError if the payloads are not what `message.tensors` describes.
@@ -89,11 +138,11 @@ def encode(adapter: TypeAdapter[M], message: M, payloads: Sequence[Buffer] = ())
     sizes = [memoryview(data).nbytes for data in payloads]
     if sizes != [spec.nbytes for spec in message.tensors]:
         raise LocalProtocolError(f"payloads of {sizes} bytes for tensors {message.tensors}")
-    header = adapter.dump_json(message, exclude_defaults=False)
+    kind, header = codec.dump(message)
     total = sum(sizes)
     if len(header) > MAX_HEADER_BYTES or total > MAX_PAYLOAD_BYTES:
         raise LocalProtocolError(f"frame too large: header {len(header)}, payload {total} bytes")
-    prefix = PREFIX.pack(MAGIC, VERSION, 0, len(header), total)
+    prefix = PREFIX.pack(MAGIC, VERSION, kind, len(header), total)
     return [prefix + header, *(memoryview(data).cast("B") for data in payloads if memoryview(data).nbytes)]
 
 
@@ -103,8 +152,8 @@ class FrameDecoder(Generic[M]):
     Either `feed` it bytes, or read straight into `get_buffer()` and tell `advance` how many there are: then a large payload is never copied.
     """
 
-    def __init__(self, adapter: TypeAdapter[M], limits: Limits = Limits()) -> None:
-        self._adapter = adapter
+    def __init__(self, codec: Codec[M], limits: Limits = Limits()) -> None:
+        self._codec = codec
         self.limits = limits
         self.frames = 0
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
@@ -113,6 +162,7 @@ class FrameDecoder(Generic[M]):
         self._body: memoryview | None = None  # a header or payload that does not fit there: body[:filled] was received
         self._filled = 0
         self._sizes: tuple[int, int] | None = None  # of the frame in progress, once its prefix is here
+        self._kind = JSON
         self._message: M | None = None  # of the frame in progress, once its header is here
 
     @property
@@ -209,10 +259,10 @@ class FrameDecoder(Generic[M]):
         self._body = grown
 
     def _check_prefix(self) -> tuple[int, int]:
-        magic, version, flags, header_bytes, payload_bytes = PREFIX.unpack_from(self._scratch, self._start)
+        magic, version, kind, header_bytes, payload_bytes = PREFIX.unpack_from(self._scratch, self._start)
         if magic != MAGIC:
             raise RemoteProtocolError("the peer does not speak shardnet's protocol")
-        if version != VERSION or flags:
+        if version != VERSION or (kind and kind not in self._codec.compact):
             raise RemoteProtocolError(
                 f"the peer frames its messages by version {version}, this is version {VERSION}: update the older one"
             )
@@ -222,16 +272,11 @@ class FrameDecoder(Generic[M]):
                 f"{self.limits.header_bytes} + {self.limits.payload_bytes}",
                 header=header_bytes,
             )
+        self._kind = kind
         return header_bytes, payload_bytes
 
     def _parse(self, header: memoryview, payload_bytes: int) -> M:
-        try:
-            message = self._adapter.validate_json(bytes(header))
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:3]
-            )
-            raise RemoteProtocolError(f"malformed message: {problems}"[:500]) from None
+        message = self._codec.load(self._kind, header)
         if sum(spec.nbytes for spec in message.tensors) != payload_bytes:
             raise RemoteProtocolError("tensors do not add up to the payload")
         return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shardnet.errors import ShardnetError
 from shardnet.ids import new_id
+from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
-from shardnet.inference.protocol import Load, Step, StepDone
+from shardnet.inference.protocol import Load
 from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
-from shardnet.shards import Dtype, TensorSpec
-from shardnet.wire import Frame
+from shardnet.wire import Buffer, Frame
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=4, n_batch=64)
 PROMPT = list(range(40, 57))
@@ -68,13 +71,12 @@ def make_step(
     sample_from: int | None = None,
     sampling: Sampling | None = None,
     return_logits: bool = False,
+    ahead: int = 0,
 ) -> tuple[Step, list[memoryview]]:
     """Returns: a step and its payloads, as a node would send them."""
     ids = np.asarray(tokens, dtype=np.int32)
-    specs = [TensorSpec(name="tokens", dtype=Dtype.INT32, shape=ids.shape)]
     payloads = [ids.data]
     if hidden is not None:
-        specs.append(TensorSpec(name="hidden", dtype=Dtype.FLOAT32, shape=hidden.shape))
         payloads.append(np.ascontiguousarray(hidden).data)
     step = Step(
         command_id=new_id(),
@@ -85,11 +87,28 @@ def make_step(
         position=position,
         n_tokens=len(ids),
         sample_from=sample_from,
-        sampling=sampling,
+        sampling=b"" if sampling is None else sampling.model_dump_json().encode(),
         return_logits=return_logits,
-        tensors=tuple(specs),
+        n_embd=0 if hidden is None else hidden.shape[1],
+        ahead=ahead,
     )
     return step, payloads
+
+
+def answer_of(engine: Engine, step: Step, payloads: Sequence[Buffer]) -> asyncio.Future[Frame[StepDone]]:
+    """Returns: the one answer of a step that is no run."""
+    future: asyncio.Future[Frame[StepDone]] = asyncio.get_running_loop().create_future()
+
+    def take(answer: Frame[StepDone] | ShardnetError) -> None:
+        if future.done():
+            return
+        if isinstance(answer, ShardnetError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    engine.step(step, payloads, take)
+    return future
 
 
 @dataclass
@@ -144,7 +163,7 @@ class Route:
                 sampling=sampling,
                 return_logits=return_logits,
             )
-            frame = await stage.engine.step(step, payloads)
+            frame = await answer_of(stage.engine, step, payloads)
             hidden = hidden_of(frame)
         assert frame is not None
         return frame

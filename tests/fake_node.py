@@ -28,10 +28,9 @@ from shardnet.messages import (
     Ping,
     Pong,
     ShardReady,
-    StageTiming,
-    TaskResult,
 )
 from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import StageTiming, TaskResult
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.transport import Connection, dial

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shardnet import messages as m
 from shardnet.manifest import FileContent, Manifest, ModelContent, ShardContent, ShardFile
 from shardnet.shards import Dtype, LayerRange, TensorSpec
+from shardnet.steps import NextStep, StageTiming, TaskResult, TokenLogprob
 
 NODE = "a1" * 20
 MODEL = "b2" * 32
@@ -80,15 +81,29 @@ SAMPLES: tuple[m.AnyMessage, ...] = (
         stage=1,
         sample_from=1,
         sampling=m.Sampling(temperature=0.7, top_k=40, logit_bias={5: -1.5}, seed=42, top_logprobs=3),
-        timings=(m.StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2),),
+        ahead=5,
+        timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2),),
         tensors=(TOKENS, HIDDEN),
     ),
-    m.TaskResult(
+    NextStep(
+        command_id=COMMAND,
+        sequence_id=SEQUENCE,
+        stage=1,
+        position=9,
+        ahead=4,
+        deadline_s=30.0,
+        n_embd=4,
+        timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2),),
+    ),
+    TaskResult(
         command_id=COMMAND,
         sequence_id=SEQUENCE,
         position=9,
         tokens=(11,),
-        logprobs=((m.TokenLogprob(token=11, logprob=-0.5),),),
+        logprobs=((TokenLogprob(token=11, logprob=-0.5),),),
+        ahead=4,
+        n_vocab=3,
+        timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2), StageTiming(0.0, 7.0)),
     ),
     m.FreeSequence(sequence_id=SEQUENCE),
     m.CancelTask(command_id=COMMAND),

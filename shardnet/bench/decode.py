@@ -19,7 +19,8 @@ from shardnet.demo.processes import LocalSwarm
 from shardnet.errors import ParityError
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
-from shardnet.messages import ShardOptions, StageTiming
+from shardnet.messages import ShardOptions
+from shardnet.steps import StageTiming
 from shardnet.swarm.home import Home
 
 PROMPT_TOKENS = 64

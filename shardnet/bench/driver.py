@@ -33,11 +33,9 @@ from shardnet.messages import (
     ShardOptions,
     ShardReady,
     StageRef,
-    StageTiming,
-    TaskResult,
     Welcome,
 )
-from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import StageTiming, TaskResult, row_tensors
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import claim_identity
 from shardnet.transport import Connection, Listener, listen
@@ -57,6 +55,9 @@ class DrivenRun:
     step_s: list[float] = field(default_factory=list)
     """Wall time of each decode step, seconds."""
     timings: list[tuple[StageTiming, ...]] = field(default_factory=list)
+    started_at_s: float = 0.0
+    at_s: float = 0.0
+    """When the last token came."""
 
 
 class Driver:
@@ -73,6 +74,7 @@ class Driver:
         """node name -> its greeting and its link"""
         self._joined = asyncio.Condition()
         self._answers: dict[str, asyncio.Future[tuple[Frame[AnyMessage], float]]] = {}
+        self._runs: dict[str, tuple[DrivenRun, asyncio.Future[None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -119,7 +121,12 @@ class Driver:
         message = frame.message
         if isinstance(message, Heartbeat | LoadProgress):
             return
-        answer = self._answers.pop(getattr(message, "command_id", ""), None)
+        command_id = getattr(message, "command_id", "")
+        running = self._runs.get(command_id)
+        if running is not None:
+            self._take(frame, *running)
+            return
+        answer = self._answers.pop(command_id, None)
         if answer is None or answer.done():
             return
         if isinstance(message, CommandFailed):
@@ -172,9 +179,9 @@ class Driver:
         first = self.nodes[stages[0][0]][1]
         run = DrivenRun()
 
-        def send(
-            position: int, tokens: Sequence[int], *, last: bool
-        ) -> asyncio.Future[tuple[Frame[AnyMessage], float]]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def send(position: int, tokens: Sequence[int], *, ahead: int | None) -> str:
             task = ExecuteTask(
                 command_id=new_id(),
                 deadline_s=DEADLINE_S,
@@ -186,40 +193,55 @@ class Driver:
                 route=route,
                 stage=0,
                 options=options,
-                sample_from=len(tokens) - 1 if last else None,
+                sample_from=len(tokens) - 1 if ahead is not None else None,
                 sampling=sampling,
-                return_logits=keep_logits and last,
-                tensors=(TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(len(tokens),)),),
+                return_logits=keep_logits and ahead is not None,
+                ahead=ahead or 0,
+                ahead_deadline_s=DEADLINE_S,
+                tensors=row_tensors(len(tokens), 0),
             )
             payload: list[Buffer] = [np.asarray(tokens, dtype=np.int32).tobytes()]
-            answer = self._expect(task.command_id)
+            self._runs[task.command_id] = run, done
             first.send(task, payload)
-            return answer
+            return task.command_id
 
-        begin = time.perf_counter()
+        run.started_at_s = time.perf_counter()
         chunks = [prompt[start : start + options.n_batch] for start in range(0, len(prompt), options.n_batch)]
-        waiting = [
-            send(index * options.n_batch, chunk, last=index == len(chunks) - 1) for index, chunk in enumerate(chunks)
+        command_ids = [
+            send(index * options.n_batch, chunk, ahead=n_tokens - 1 if index == len(chunks) - 1 else None)
+            for index, chunk in enumerate(chunks)
         ]
-        frame, at = (await asyncio.gather(*waiting))[-1]
-        run.first_token_s = at - begin
-        self._take(frame, run)
-        while len(run.tokens) < n_tokens:
-            begin = time.perf_counter()
-            frame, at = await send(len(prompt) + len(run.tokens) - 1, run.tokens[-1:], last=True)
-            run.step_s.append(at - begin)
-            self._take(frame, run)
-        for node, _first, _end in stages:
-            self.nodes[node][1].send(FreeSequence(sequence_id=sequence))
+        try:
+            await done
+        finally:
+            for command_id in command_ids:
+                del self._runs[command_id]
+            for node, _first, _end in stages:
+                self.nodes[node][1].send(FreeSequence(sequence_id=sequence))
+        if len(run.tokens) != n_tokens:
+            raise ShardnetError(f"a run of {n_tokens} tokens ended after {len(run.tokens)}")
         return run
 
     @staticmethod
-    def _take(frame: Frame[AnyMessage], run: DrivenRun) -> None:
-        result = frame.message
-        if not isinstance(result, TaskResult) or len(result.tokens) != 1:
-            raise ShardnetError(f"a node answered {type(result).__name__} where one token was expected")
-        run.tokens.append(result.tokens[0])
-        run.timings.append(result.timings)
-        logits = frame.payload("logits")
-        if logits is not None:
-            run.logits.append(np.frombuffer(logits, dtype=np.float32).copy())
+    def _take(frame: Frame[AnyMessage], run: DrivenRun, done: asyncio.Future[None]) -> None:
+        at_s, result = time.perf_counter(), frame.message
+        if done.done():
+            return
+        if isinstance(result, CommandFailed):
+            done.set_exception(result.error.to_error())
+        elif not isinstance(result, TaskResult):
+            done.set_exception(ShardnetError(f"a node answered {type(result).__name__} where a result was expected"))
+        elif result.tokens:
+            (token,) = result.tokens
+            if run.tokens:
+                run.step_s.append(at_s - run.at_s)
+            else:
+                run.first_token_s = at_s - run.started_at_s
+            run.at_s = at_s
+            run.tokens.append(token)
+            run.timings.append(result.timings)
+            logits = frame.payload("logits")
+            if logits is not None:
+                run.logits.append(np.frombuffer(logits, dtype=np.float32).copy())
+            if not result.ahead:
+                done.set_result(None)

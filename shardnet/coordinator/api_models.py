@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shardnet.errors import UsageError
-from shardnet.messages import MAX_TOKEN_ID, Sampling
+from shardnet.messages import Sampling
+from shardnet.steps import MAX_TOKEN_ID
 
 MAX_STOPS = 16
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]

@@ -32,9 +32,9 @@ from shardnet.messages import (
     Ping,
     Pong,
     ShardReady,
-    TaskResult,
 )
 from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import NextStep, TaskResult
 from shardnet.wire import Frame
 
 log = get("coordinator")
@@ -88,7 +88,13 @@ class Frames:
             case ShardReady() | Done() | LinkMeasured() | ManifestIs() | FileIs() | Pong():
                 self._peers.on_answer(node_id, frame, message.command_id)
             case ExecuteTask():
-                self._relay(message, frame)
+                if message.stage >= len(message.route):
+                    raise RemoteProtocolError(f"stage {message.stage} of a route of {len(message.route)}")
+                self._relay(node_id, message.route[message.stage].node_id, message, frame)
+            case NextStep():
+                next_id = self._requests.node_of_stage(message.command_id, message.stage)
+                if next_id is not None:
+                    self._relay(node_id, next_id, message, frame)
             case ManifestOffer():
                 self._offered(node_id, message.manifest)
             case Leaving():
@@ -120,16 +126,14 @@ class Frames:
             case _:
                 raise RemoteProtocolError(f"a client does not say {frame.message.type} to a coordinator")
 
-    def _relay(self, message: ExecuteTask, frame: Frame[AnyMessage]) -> None:
+    def _relay(self, node_id: str, next_id: str, message: ExecuteTask | NextStep, frame: Frame[AnyMessage]) -> None:
         """Two stages cannot reach each other: pass the step on as it is."""
         try:
-            if message.stage >= len(message.route):
-                raise RemoteProtocolError(f"stage {message.stage} of a route of {len(message.route)}")
-            self._peers.send(message.route[message.stage].node_id, message, frame.payloads)
+            self._peers.send(next_id, message, frame.payloads)
             self.relayed += 1
         except PeerLost as error:
             failed = CommandFailed(command_id=message.command_id, error=ErrorInfo.of(error))
-            self._requests.on_failed(message.route[0].node_id, failed)
+            self._requests.on_failed(node_id, failed)
 
     def _offered(self, node_id: str, manifest: Manifest) -> None:
         if manifest.model_id in self._cluster.manifests:

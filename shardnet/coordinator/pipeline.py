@@ -1,8 +1,9 @@
 """One request's way through the stages: which EXECUTE_TASK to send next, what to do with each answer, when to begin again. Sans-I/O.
 
 The machine deals in tokens alone. Its owner sends what `take_sends` gives, feeds answers in, and acts on `needs`: a new route, or a pause.
-Prompt chunks go ahead of their answers; a decode step goes out in the very call that took the last token in. It may propose more tokens than the one
-it brings (`speculation`): the last stage says how many of them it would have sampled itself.
+Prompt chunks go ahead of their answers. The last chunk, and each decode step, offers the stages to go on by themselves until the answer is long
+enough (`ExecuteTask.ahead`); where they do not, the next step goes out in the very call that took the last token in. With speculation each step is
+our own: it may propose more tokens than the one it brings, and the last stage says how many of them it would have sampled itself.
 
 A replay from the start uses a fresh sequence id: a step of the abandoned attempt that is still under way somewhere can then never touch the
 new one's KV.
@@ -21,6 +22,7 @@ from shardnet.errors import (
     Busy,
     DeadlineExceeded,
     EngineCrashed,
+    RemoteProtocolError,
     SequenceGap,
     ShardnetError,
     ShardNotFound,
@@ -32,11 +34,8 @@ from shardnet.messages import (
     ExecuteTask,
     FreeSequence,
     Sampling,
-    StageTiming,
-    TaskResult,
-    TokenLogprob,
 )
-from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import StageTiming, TaskResult, TokenLogprob, row_tensors
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.05, 2.0
 MAX_CRASHES = 3
@@ -192,8 +191,9 @@ class Generation:
             route=route.stages,
             stage=0,
             options=route.options,
-            tensors=(TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(1,)),),
+            tensors=row_tensors(1, 0),
             sample_from=0,
+            ahead_deadline_s=self.spec.step_deadline_s,
             sampling=self.spec.sampling.model_copy(update={"prompt_tokens": len(self.spec.prompt)}),
         )
         self._sent_to = 0
@@ -229,6 +229,13 @@ class Generation:
         sent_at_s = self._in_flight.pop(result.command_id, None)
         if sent_at_s is None or self.is_done:
             return
+        if result.tokens and result.position != len(self.tokens):
+            self.fail(
+                RemoteProtocolError(f"a stage sampled position {result.position}, where {len(self.tokens)} was next")
+            )
+            return
+        if result.ahead:
+            self._in_flight[result.command_id] = at_s
         self._check_draft(result, at_s - sent_at_s)
         for token, logprobs in _with_logprobs(result):
             self.tokens.append(token)
@@ -242,7 +249,10 @@ class Generation:
         self._failing_since_s = None  # a long replay is no failure, as long as its steps are answered
         if result.tokens:
             self._failures, self._crashes = 0, 0
-        self._send_chunks(at_s)
+        if result.ahead:
+            self._sent_to = len(self.tokens)  # the stages have it already
+        else:
+            self._send_chunks(at_s)
         if self.n_generated > 1:
             for stats, timing in zip(self.stats, result.timings, strict=False):
                 stats.add(timing)
@@ -321,15 +331,17 @@ class Generation:
             update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}
             if end < total:
                 update |= {"sample_from": None, "sampling": None}
-            elif count > 1:
+            else:
                 update["sample_from"] = count - 1
+                if self.speculator is None:
+                    update["ahead"] = self._limit - self.n_generated - 1
             rows = self.tokens[self._sent_to : end]
             if self.speculator is not None and self._sent_to >= n_prompt and end == total and not self._in_flight:
                 rows.extend(self._draft())
                 count = len(rows)
                 self._lone = command_id, count - 1
             if count > 1:
-                update |= {"n_tokens": count, "tensors": (_tokens_spec(count),)}
+                update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
             message = self._template.model_copy(update=update)
             self._sends.append(Send(self.route.stages[0].node_id, message, rows.tobytes()))
             self._in_flight[command_id] = at_s
@@ -367,10 +379,6 @@ class Generation:
             message = FreeSequence(sequence_id=self.sequence_id)
             self._sends = [Send(node_id, message) for node_id in dict.fromkeys(self.route.node_ids)]
             self.sequence_id = ""
-
-
-def _tokens_spec(count: int) -> TensorSpec:
-    return TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(count,))
 
 
 def _with_logprobs(result: TaskResult) -> list[tuple[int, tuple[TokenLogprob, ...]]]:

@@ -20,7 +20,8 @@ from shardnet.coordinator.text import TextStream
 from shardnet.errors import Busy, PlacementError, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.ids import new_id
 from shardnet.log import get
-from shardnet.messages import CommandFailed, ExecuteTask, FreeSequence, TaskResult
+from shardnet.messages import CommandFailed, ExecuteTask, FreeSequence
+from shardnet.steps import TaskResult
 from shardnet.wire import Buffer
 
 RETRY_AFTER_S = 2.0
@@ -397,11 +398,13 @@ class Requests:
 
     def on_result(self, node_id: str, result: TaskResult) -> None:
         """A last stage answered."""
-        running = self._owners.pop(result.command_id, None)
+        running = self._owners.get(result.command_id)
         if running is None or not self._is_from_route(running, node_id):
             self.totals.late_answers += 1
             return
-        running.command_ids.discard(result.command_id)
+        if not result.ahead:
+            del self._owners[result.command_id]
+            running.command_ids.discard(result.command_id)
         generation = running.generation
         generation.on_result(result, self.swarm.now_s())
         self._go_on(running)
@@ -427,6 +430,12 @@ class Requests:
                 self.swarm.stage_failed(node_id, generation.route, error)
         generation.on_failed(failed, self.swarm.now_s())
         self._go_on(running)
+
+    def node_of_stage(self, command_id: str, stage: int) -> str | None:
+        """Returns: the node that a step of this command goes to at a stage of its route; None if nobody wants it any more."""
+        running = self._owners.get(command_id)
+        route = None if running is None else running.generation.route
+        return route.stages[stage].node_id if route is not None and stage < len(route.stages) else None
 
     def _is_from_route(self, running: Running, node_id: str) -> bool:
         route = running.generation.route

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
 from shardnet.inference.grammar import Grammar
 from shardnet.inference.llama import LlamaContext, LlamaModel, Rows
-from shardnet.inference.protocol import Load, Step
+from shardnet.inference.protocol import Load
 from shardnet.inference.sampling import lookback, pick, top_logprobs
 from shardnet.inference.sequences import SequenceState, SequenceTable
-from shardnet.messages import Sampling, TokenLogprob
-
-GREEDY = Sampling()
+from shardnet.inference.steps import Step, parse_sampling
+from shardnet.steps import TokenLogprob
 
 
 @dataclass(slots=True)
@@ -188,6 +187,16 @@ class Chains:
             raise EngineError(f"hidden states of shape {shape}, where ({n_tokens}, {model.n_embd}) is needed")
         return chain.n_batch
 
+    def room(self, step: Step, position: int) -> int:
+        """Returns: how many tokens of a sequence find room from `position` on; 0 where this step's shards are not a whole model."""
+        if step.first_shard:
+            return 0
+        try:
+            chain = self._chain(step)
+        except ShardnetError:
+            return 0
+        return chain.n_ctx - position if chain.has_head else 0
+
     def _chain(self, step: Step) -> _Chain:
         key = (step.model_id, step.first_shard, step.end_shard)
         chain = self._chains.get(key)
@@ -304,7 +313,7 @@ class Chains:
     def _sample(self, chain: _Chain, task: Task, state: SequenceState, first_row: int, outcome: Outcome) -> None:
         """Sample rows from `sample_from` on, going on while the step's own next token agrees: the rule by which drafts are verified."""
         step = task.step
-        sampling = step.sampling or GREEDY
+        sampling = parse_sampling(step.sampling)
         context = chain.shards[-1].context
         kept: list[NDArray[np.float32]] = []
         try:

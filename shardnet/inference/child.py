@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Self, cast
 
 from shardnet.errors import EngineCrashed, EngineError, ShardnetError
+from shardnet.inference.engine import OnStep
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -23,6 +24,7 @@ from shardnet.inference.protocol import (
     Ready,
     ToEngine,
 )
+from shardnet.inference.steps import Step, StepDone
 from shardnet.log import get
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
@@ -39,7 +41,7 @@ CHILD_ENVIRONMENT = {
 }
 
 
-class Child(asyncio.Protocol):
+class Child(asyncio.BufferedProtocol):
     """A running engine process. Make one with `start`; `wait` is its life."""
 
     def __init__(self, process: Process, last_words: IO[bytes]) -> None:
@@ -49,6 +51,7 @@ class Child(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answers: dict[str, asyncio.Future[Frame[FromEngine]]] = {}
         self._listeners: dict[str, Callable[[float], None]] = {}
+        self._steps: dict[str, list[OnStep]] = {}
         self._disconnected = asyncio.Event()
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._death: EngineCrashed | None = None
@@ -142,14 +145,34 @@ class Child(asyncio.Protocol):
             raise
         return answer
 
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+        """Send a step; each answer goes to `on_answer` at once, also those of the same command that is still under way."""
+        if self._death is not None:
+            on_answer(EngineCrashed(self._death.message))
+            return
+        waiting = self._steps.get(step.command_id)
+        if waiting is not None:
+            waiting.append(on_answer)
+            return
+        self._steps[step.command_id] = [on_answer]
+        try:
+            self.send(step, payloads)
+        except ShardnetError as error:
+            del self._steps[step.command_id]
+            on_answer(error)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """asyncio's: where the next bytes go, a large tensor's straight into its place."""
+        return self._decoder.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         """asyncio's."""
         try:
-            for frame in self._decoder.feed(data):
+            for frame in self._decoder.advance(nbytes):
                 self._take(frame)
         except ShardnetError as error:
             log.error("engine_spoke_nonsense", reason=error.message)
@@ -157,6 +180,13 @@ class Child(asyncio.Protocol):
 
     def _take(self, frame: Frame[FromEngine]) -> None:
         message = frame.message
+        if isinstance(message, StepDone):
+            waiting = self._steps.get(message.command_id, ())
+            if not message.ahead:
+                self._steps.pop(message.command_id, None)
+            for on_answer in waiting:
+                on_answer(cast("Frame[StepDone]", frame))
+            return
         if isinstance(message, Loading):
             listener = self._listeners.get(message.command_id)
             if listener is not None:
@@ -168,6 +198,9 @@ class Child(asyncio.Protocol):
             return
         self._listeners.pop(message.command_id, None)
         answer = self._answers.pop(message.command_id, None)
+        if answer is None and isinstance(message, Failed):
+            for on_answer in self._steps.pop(message.command_id, ()):
+                on_answer(message.error.to_error())
         if answer is None or answer.done():
             return  # whoever asked has gone
         if isinstance(message, Failed):
@@ -199,6 +232,10 @@ class Child(asyncio.Protocol):
                 answer.set_exception(EngineCrashed(self._death.message))
         self._answers.clear()
         self._listeners.clear()
+        steps, self._steps = self._steps, {}
+        for waiting in steps.values():
+            for on_answer in waiting:
+                on_answer(EngineCrashed(self._death.message))
         return self._death
 
     def close(self) -> None:

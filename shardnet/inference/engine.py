@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shardnet.inference.protocol import Load, Loaded, Ready, Report, Step, StepDone
+from shardnet.errors import ShardnetError
+from shardnet.inference.protocol import Load, Loaded, Ready, Report
+from shardnet.inference.steps import Step, StepDone
 from shardnet.wire import Buffer, Frame
 
 OnProgress = Callable[[float], None]
+OnStep = Callable[[Frame[StepDone] | ShardnetError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,18 @@ class Engine(Protocol):
         """Free a shard; nothing happens if it is not loaded."""
         ...
 
-    def step(self, step: Step, payloads: Sequence[Buffer]) -> Awaitable[Frame[StepDone]]:
-        """Run one step. Sent in this very call where the engine is up; a future then, so that no task stands between the engine and who waits.
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+        """Run one step, or a run of them. Sent in this very call where the engine is up.
 
-        Raises: ShardNotFound (not loaded), SequenceGap, ContextExceeded, Busy (no KV place), EngineError, EngineCrashed.
+        Args:
+            on_answer: called on the event loop with each answer, the moment it is here: no task stands between the engine and who waits. The last
+                one has `ahead` 0, or is an error: ShardNotFound (not loaded), SequenceGap, ContextExceeded, Busy (no KV place), EngineError,
+                EngineCrashed.
         """
+        ...
+
+    def halt(self, command_id: str) -> None:
+        """End a run after the step under way; that step's answer is its last."""
         ...
 
     def forget(self, sequence_id: str) -> None:

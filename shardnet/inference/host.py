@@ -8,7 +8,7 @@ given up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -16,12 +16,13 @@ from typing import cast
 from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, ShardnetError
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.child import Child
-from shardnet.inference.engine import LoadedShard, OnProgress
-from shardnet.inference.protocol import Forget, Load, Loaded, Query, Ready, Report, Step, StepDone, Unload
+from shardnet.inference.engine import LoadedShard, OnProgress, OnStep
+from shardnet.inference.protocol import Forget, Halt, Load, Loaded, Query, Ready, Report, Unload
 from shardnet.inference.settings import InferenceSettings
+from shardnet.inference.steps import Step
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
-from shardnet.wire import Buffer, Frame
+from shardnet.wire import Buffer
 
 log = get("engine")
 
@@ -62,6 +63,7 @@ class EngineProcess:
         self._child: Child | None = None  # set while it is up, with its shards
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
+        self._late_steps: set[asyncio.Task[None]] = set()
 
     @property
     def shards(self) -> tuple[LoadedShard, ...]:
@@ -178,6 +180,7 @@ class EngineProcess:
         tasks: list[asyncio.Task[LoadedShard] | asyncio.Task[None]] = [task for _, _, task in self._loading.values()]
         if self._supervisor is not None:
             tasks.append(self._supervisor)
+        tasks += self._late_steps
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -270,17 +273,28 @@ class EngineProcess:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def step(self, step: Step, payloads: Sequence[Buffer]) -> Awaitable[Frame[StepDone]]:
-        """Run one step. Raises: ShardNotFound, SequenceGap, ContextExceeded, Busy, EngineError, EngineCrashed, UsageError (a bad grammar)."""
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+        """Run one step or a run; answers as `Engine.step` says, and UsageError for a bad grammar."""
         child = self._child
-        if child is None or child.is_dead:
-            return self._step_when_back(step, payloads)
-        # Sent in this very call, and the child's own future: a task in between would cost each token two rounds of the event loop.
-        return cast("Awaitable[Frame[StepDone]]", child.request(step.command_id, step, payloads))
+        if child is not None and not child.is_dead:
+            child.step(step, payloads, on_answer)
+            return
+        task = asyncio.create_task(self._step_when_back(step, payloads, on_answer), name="step-when-back")
+        self._late_steps.add(task)
+        task.add_done_callback(self._late_steps.discard)
 
-    async def _step_when_back(self, step: Step, payloads: Sequence[Buffer]) -> Frame[StepDone]:
-        child = await self._engine()
-        return cast("Frame[StepDone]", await child.request(step.command_id, step, payloads))
+    async def _step_when_back(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+        try:
+            child = await self._engine()
+        except EngineCrashed as error:
+            on_answer(error)
+            return
+        child.step(step, payloads, on_answer)
+
+    def halt(self, command_id: str) -> None:
+        """End a run after the step under way."""
+        if self._child is not None:
+            self._child.send(Halt(command_id=command_id))
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence's KV and state; steps of it that still wait are answered with EngineError."""

@@ -1,7 +1,7 @@
 """What the daemon and its engine process say to each other, framed by `shardnet.wire` over a socket pair.
 
 The engine is one process with llama.cpp and nothing else. It takes all waiting `Step`s, merges what can be merged into llama.cpp batches, and answers
-each with one `StepDone` or `Failed`, in order for each sequence.
+each with one `StepDone` or `Failed`, in order for each sequence; a step that may go `ahead` with one for each step of its run.
 """
 
 from __future__ import annotations
@@ -11,17 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from shardnet.ids import CommandId, ModelId, SequenceId
-from shardnet.messages import (
-    DeviceInfo,
-    ErrorInfo,
-    Message,
-    Position,
-    Sampling,
-    ShardIndex,
-    ShardOptions,
-    TokenId,
-    TokenLogprob,
-)
+from shardnet.inference.steps import Step, StepDone
+from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
+from shardnet.wire import Codec
+
+__all__ = ["Step", "StepDone"]
 
 
 class EngineSettings(Message):
@@ -95,49 +89,18 @@ class Unloaded(Message):
     command_id: CommandId
 
 
-class Step(Message):
-    """Run rows `[position, position + n_tokens)` of a sequence through the loaded shards `[first_shard, end_shard)`.
-
-    Answered by `StepDone` or `Failed`.
-
-    KV at and after `position` is dropped first.
-    Tensors: `tokens` int32 (n_tokens,); `hidden` float32 (n_tokens, n_embd) unless `first_shard` is 0.
-    """
-
-    type: Literal["STEP"] = "STEP"
-    command_id: CommandId
-    model_id: ModelId
-    first_shard: ShardIndex
-    end_shard: int = Field(ge=1, le=10_000)
-    sequence_id: SequenceId
-    position: Position
-    n_tokens: int = Field(ge=1)
-    sample_from: int | None = Field(default=None, ge=0)
-    sampling: Sampling | None = None
-    return_logits: bool = False
-
-
-class StepDone(Message):
-    """Answer to `Step`. Tensors: `hidden` float32 (n_tokens, n_embd) from a stage without the head; `logits` float32 (rows, n_vocab) when asked for.
-
-    `tokens`: sampled at rows sample_from, sample_from + 1, ... A row past the first is sampled only while the step's own next token agreed
-    (the rule by which a draft is verified), so there is one token, or as many as agreed plus one.
-    """
-
-    type: Literal["STEP_DONE"] = "STEP_DONE"
-    command_id: CommandId
-    tokens: tuple[TokenId, ...] = Field(default=(), strict=False)
-    logprobs: tuple[tuple[TokenLogprob, ...], ...] = Field(default=(), strict=False)
-    queue_us: float = Field(default=0, ge=0, description="from the frame's arrival to the start of its batch")
-    compute_us: float = Field(default=0, ge=0, description="the batch in llama.cpp, and sampling this step's rows")
-    batch_tokens: int = Field(default=0, ge=0, description="rows of the batch that carried it")
-
-
 class Forget(Message):
     """Drop a sequence on every shard. No answer."""
 
     type: Literal["FORGET"] = "FORGET"
     sequence_id: SequenceId
+
+
+class Halt(Message):
+    """End the run of a command after the step under way; its sequence stays. No answer of its own."""
+
+    type: Literal["HALT"] = "HALT"
+    command_id: CommandId
 
 
 class Query(Message):
@@ -165,7 +128,11 @@ class Failed(Message):
     error: ErrorInfo
 
 
-ToEngine = Annotated[EngineSettings | Load | Unload | Step | Forget | Query, Field(discriminator="type")]
-FromEngine = Annotated[Ready | Loading | Loaded | Unloaded | StepDone | Report | Failed, Field(discriminator="type")]
-TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(ToEngine)
-FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(FromEngine)
+_ToEngineJson = EngineSettings | Load | Unload | Forget | Halt | Query
+_FromEngineJson = Ready | Loading | Loaded | Unloaded | Report | Failed
+ToEngine = _ToEngineJson | Step
+FromEngine = _FromEngineJson | StepDone
+TO_ENGINE: Codec[ToEngine] = Codec(TypeAdapter(Annotated[_ToEngineJson, Field(discriminator="type")]), {1: Step})
+FROM_ENGINE: Codec[FromEngine] = Codec(
+    TypeAdapter(Annotated[_FromEngineJson, Field(discriminator="type")]), {1: StepDone}
+)

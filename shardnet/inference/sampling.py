@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError
-from shardnet.messages import Sampling, TokenLogprob
+from shardnet.messages import Sampling
+from shardnet.steps import TokenLogprob
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot carry."""

@@ -35,24 +35,21 @@ from shardnet.inference.protocol import (
     Failed,
     Forget,
     FromEngine,
+    Halt,
     Load,
     Loaded,
     Loading,
     Query,
     Ready,
     Report,
-    Step,
-    StepDone,
     ToEngine,
     Unload,
     Unloaded,
 )
+from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import ErrorInfo
-from shardnet.shards import Dtype, TensorSpec
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
-RECEIVE_BYTES = 1 << 20
-TENSOR_TYPES = {"tokens": Dtype.INT32, "hidden": Dtype.FLOAT32}
 PR_SET_PDEATHSIG = 1
 STACK_BYTES = 64 << 20
 """llama.cpp parses grammars by recursion."""
@@ -67,7 +64,6 @@ class Worker:
         self._wanted_threads = settings.threads
         self._threads = self._fair_threads()
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
-        self._buffer = bytearray(RECEIVE_BYTES)
         self._chains = Chains()
         self._waiting: dict[int, tuple[Waiting, Task]] = {}
         self._tickets = 0
@@ -98,17 +94,18 @@ class Worker:
     def _receive(self) -> bool:
         """Take in all that has arrived. Returns: False when the daemon has closed."""
         while True:
+            space = self._decoder.get_buffer()
             try:
-                count = self._connection.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+                count = self._connection.recv_into(space, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return True
             except ConnectionError:
                 return False
             if count == 0:
                 return False
-            for frame in self._decoder.feed(memoryview(self._buffer)[:count]):
+            for frame in self._decoder.advance(count):
                 self._take(frame)
-            if count < RECEIVE_BYTES:
+            if count < len(space):
                 return True  # whatever came since wakes the next select
 
     def _take(self, frame: Frame[ToEngine]) -> None:
@@ -121,6 +118,10 @@ class Worker:
                 self._take_unload(unload)
             case Forget(sequence_id=sequence_id):
                 self._forget(sequence_id)
+            case Halt(command_id=command_id):
+                for _, task in self._waiting.values():
+                    if task.step.command_id == command_id:
+                        task.step = task.step._replace(ahead=0)
             case Query(command_id=command_id):
                 self._share_cores()
                 self._send(
@@ -147,18 +148,16 @@ class Worker:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _take_step(self, step: Step, frame: Frame[ToEngine]) -> None:
-        arrays: dict[str, NDArray[Any]] = {}
+        tokens: NDArray[np.int32] = _array(frame.payloads[0], np.int32)
+        hidden: NDArray[np.float32] | None = None
+        if step.n_embd:
+            hidden = _array(frame.payloads[1], np.float32).reshape(step.n_tokens, step.n_embd)
+        self._queue(Task(self._tickets, step, tokens, hidden, arrived_s=time.perf_counter()))
+
+    def _queue(self, task: Task) -> None:
+        """Have a step wait for its batch; one that cannot be is answered now."""
+        step = task.step
         try:
-            for spec, data in zip(step.tensors, frame.payloads, strict=True):
-                if spec.dtype != TENSOR_TYPES.get(spec.name):
-                    raise EngineError(f"a tensor {spec.name} of type {spec.dtype} is no part of a step")
-                array = np.frombuffer(data, dtype=spec.dtype.value)
-                # A header may have any length, so that what follows it may stand at any address.
-                arrays[spec.name] = (array if array.flags.aligned else array.copy()).reshape(spec.shape)
-            tokens = arrays.get("tokens")
-            if tokens is None:
-                raise EngineError("a step without tokens")
-            task = Task(self._tickets, step, tokens, arrays.get("hidden"), arrived_s=time.perf_counter())
             max_rows = self._chains.check(task)
         except ShardnetError as error:
             self._fail(step.command_id, error)
@@ -186,24 +185,36 @@ class Worker:
         if outcome.error is not None:
             self._fail(step.command_id, outcome.error)
             return
-        tensors: list[TensorSpec] = []
-        payloads: list[Buffer] = []
-        for name, rows in (("hidden", outcome.hidden), ("logits", outcome.logits)):
-            if rows is not None:
-                tensors.append(TensorSpec(name=name, dtype=Dtype.FLOAT32, shape=rows.shape))
-                payloads.append(rows.data)
+        payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
         self._send(
             StepDone(
                 command_id=step.command_id,
-                tensors=tuple(tensors),
+                position=step.position + (0 if step.sample_from is None else step.sample_from + 1),
                 tokens=tuple(outcome.tokens),
                 logprobs=tuple(outcome.logprobs),
+                ahead=self._go_ahead(step, outcome.tokens),
                 queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
                 compute_us=outcome.compute_s * 1e6,
                 batch_tokens=outcome.batch_rows,
+                rows=0 if outcome.hidden is None else len(outcome.hidden),
+                n_embd=0 if outcome.hidden is None else outcome.hidden.shape[1],
+                n_vocab=0 if outcome.logits is None else outcome.logits.shape[1],
             ),
             payloads,
         )
+
+    def _go_ahead(self, step: Step, tokens: list[int]) -> int:
+        """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
+        position = step.position + step.n_tokens
+        room = self._chains.room(step, position)
+        if not step.ahead or len(tokens) != 1 or step.sample_from != step.n_tokens - 1 or not room:
+            return 0
+        following = step._replace(
+            position=position, n_tokens=1, sample_from=0, ahead=min(step.ahead, room) - 1, n_embd=0
+        )
+        token = np.array(tokens, dtype=np.int32)
+        self._queue(Task(self._tickets, following, token, None, arrived_s=time.perf_counter()))
+        return following.ahead + 1
 
     def _forget(self, sequence_id: str) -> None:
         stale = [t for t, (_, task) in self._waiting.items() if task.step.sequence_id == sequence_id]
@@ -270,6 +281,12 @@ class Worker:
 
     def _send(self, message: FromEngine, payloads: list[Buffer] | None = None) -> None:
         send_all(self._connection, encode(FROM_ENGINE, message, payloads or ()))
+
+
+def _array(data: memoryview, dtype: Any) -> NDArray[Any]:
+    """Returns: a tensor's numbers. A header may have any length, so that what follows it may stand at any address."""
+    array = np.frombuffer(data, dtype=dtype)
+    return array if array.flags.aligned else array.copy()
 
 
 def send_all(connection: socket.socket, buffers: list[Buffer]) -> None:

@@ -26,6 +26,7 @@ from shardnet.node.performing import Performer, Spawn
 from shardnet.node.state import NodeState
 from shardnet.node.store import ModelStore
 from shardnet.node.tasks import TaskRunner
+from shardnet.steps import NextStep
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import remember_revoked
 from shardnet.swarm.signing import signature_is_valid
@@ -65,6 +66,8 @@ class Answering:
         """
         message = frame.message
         match message:
+            case NextStep():
+                self._tasks.accept_next(message, frame.payloads)
             case ExecuteTask():
                 self._tasks.accept(message, frame.payloads)
             case FreeSequence():
@@ -95,7 +98,9 @@ class Answering:
         Raises: RemoteProtocolError for what only a coordinator may say.
         """
         message = frame.message
-        if isinstance(message, ExecuteTask):
+        if isinstance(message, NextStep):
+            self._tasks.accept_next(message, frame.payloads)
+        elif isinstance(message, ExecuteTask):
             self._tasks.accept(message, frame.payloads)
         else:
             self._from_anybody(connection, message)

@@ -36,6 +36,7 @@ class CoordinatorLink:
         find: Callable[[], Awaitable[Address]],
         hello: Callable[[Address], Hello],
         on_joined: Callable[[Welcome], None],
+        on_left: Callable[[], None],
         on_frame: Callable[[Connection, Frame[AnyMessage]], None],
         *,
         timeout_s: float,
@@ -44,6 +45,7 @@ class CoordinatorLink:
         self._find = find
         self._hello = hello
         self._on_joined = on_joined
+        self._on_left = on_left
         self._on_frame = on_frame
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
@@ -117,6 +119,7 @@ class CoordinatorLink:
         except BaseException:
             raise  # `run` closes it in order
         self._connection = None
+        self._on_left()
         return reason
 
     def _take(self, connection: Connection, frame: Frame[AnyMessage]) -> None:

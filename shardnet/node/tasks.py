@@ -2,11 +2,15 @@
 
 It is synchronous from the frame to the engine, and from the engine's answer to the next node: the only waits are the engine's own. Steps of one
 sequence keep their order, because links, engine and the queues here do. Whatever goes wrong is told to the coordinator, with the command's id.
+
+A task with `ahead` begins a run (docs/decisions/0003-runs.md): where one node has the whole model, its engine goes on by itself; else the last stage
+sends each token that it sampled to the first stage, as a `NextStep`. The coordinator gets every result, and need not be waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,12 +24,13 @@ from shardnet.errors import (
     PeerLost,
     RefusedError,
     RemoteProtocolError,
+    SequenceGap,
     ShardnetError,
     UnreachableError,
 )
 from shardnet.ids import NodeId, short
 from shardnet.inference.engine import Engine
-from shardnet.inference.protocol import Step, StepDone
+from shardnet.inference.steps import Step, StepDone
 from shardnet.log import get
 from shardnet.messages import (
     Address,
@@ -34,18 +39,19 @@ from shardnet.messages import (
     ErrorInfo,
     ExecuteTask,
     StageRef,
-    StageTiming,
-    TaskResult,
 )
 from shardnet.node.timings import StepTimes
+from shardnet.steps import NextStep, StageTiming, TaskResult, columns, row_tensors
 from shardnet.wire import Buffer, Frame
 
 MAX_SEQUENCES = 4096
 MAX_FREED = 4096
-"""Freed sequences that are remembered, so that a step that was under way cannot bring one back."""
+"""Freed sequences and cancelled commands that are remembered, so that a step that was under way cannot bring one back."""
 MIN_DEADLINE_S = 1e-3
 QUIET_S = 1.5
 """A draining node whose sequences see no task for so long has no one to wait for."""
+
+_TOKEN = struct.Struct("<i")
 
 log = get("node")
 clock = time.perf_counter
@@ -72,14 +78,34 @@ Tell = Callable[[AnyMessage, Sequence[Buffer]], None]
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One task while it is here."""
+    """One step while it is here; a run, while one node does all of it.
+
+    Attributes:
+        task: the command, as it was when it began; of a `NextStep`, the one that began its run.
+        following: the `NextStep` that this is, None for the task itself.
+        ahead: further steps that may follow unasked.
+        deadline_at_s: `clock` time.
+        sent_s: `clock` time when the engine got it, or gave the run's last answer; 0 before.
+    """
 
     ticket: int
     task: ExecuteTask
+    following: NextStep | None
     payloads: Sequence[Buffer]
+    ahead: int
     deadline_at_s: float
     is_dropped: bool = False
     sent_s: float = 0.0
+
+    @property
+    def now(self) -> ExecuteTask | NextStep:
+        """Returns: what says stage, position and timings of this step."""
+        return self.following or self.task
+
+    @property
+    def rows(self) -> tuple[int, int | None]:
+        """Returns: number of rows, and the first that is sampled."""
+        return (1, 0) if self.following is not None else (self.task.n_tokens, self.task.sample_from)
 
 
 @dataclass(slots=True)
@@ -87,11 +113,14 @@ class _Sequence:
     """One sequence that has KV here.
 
     Attributes:
+        task: the latest command.
+        sampling: JSON of its sampling, for the engine.
         relayed: nodes that its tasks go to through the coordinator; once so, always, to keep their order.
         handed: (node, command) of tasks that were sent on and may not be answered yet.
     """
 
-    epoch: int
+    task: ExecuteTask
+    sampling: bytes
     relayed: set[NodeId] = field(default_factory=set)
     handed: list[tuple[NodeId, str]] = field(default_factory=list)
 
@@ -130,6 +159,7 @@ class TaskRunner:
         self._tickets = 0
         self._sequences: OrderedDict[str, _Sequence] = OrderedDict()
         self._freed: OrderedDict[str, None] = OrderedDict()
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._epoch = 0
         self._is_draining = False
         self._idle = asyncio.Event()
@@ -151,33 +181,37 @@ class TaskRunner:
     def follow_epoch(self, epoch: int) -> None:
         """The coordinator is of this epoch: what an earlier one began is dropped, and its late tasks are refused."""
         self._epoch = max(self._epoch, epoch)
-        for sequence_id in [s for s, known in self._sequences.items() if known.epoch < self._epoch]:
+        for sequence_id in [s for s, known in self._sequences.items() if known.task.epoch < self._epoch]:
             self.free(sequence_id)
 
     def free(self, sequence_id: str) -> None:
         """Drop a sequence's KV; steps of it that are still under way are refused from now on."""
         self._sequences.pop(sequence_id, None)
-        self._freed[sequence_id] = None
-        if len(self._freed) > MAX_FREED:
-            self._freed.popitem(last=False)
+        _remember(self._freed, sequence_id)
         self._engine.forget(sequence_id)
         self._look_idle()
 
     def cancel(self, command_id: str) -> None:
-        """A task's answer is no longer wanted: it is dropped if it waits; if it runs, it is not handed on."""
+        """A task's answer is no longer wanted: it is dropped if it waits; if it runs, it is not handed on; a run ends."""
+        _remember(self._cancelled, command_id)
         for flight in [flight for flight in self._flights.values() if flight.task.command_id == command_id]:
-            flight.is_dropped = True
+            self._drop(flight)
             if not flight.sent_s:
-                self._forget_wait(flight.ticket)
                 self._done(flight)
+
+    def end_runs(self) -> None:
+        """The coordinator is gone: what it began goes no further by itself."""
+        for sequence in self._sequences.values():
+            _remember(self._cancelled, sequence.task.command_id)
+        for flight in [flight for flight in self._flights.values() if flight.ahead]:
+            flight.ahead = 0
+            self._engine.halt(flight.task.command_id)
 
     def drop_overdue(self) -> None:
         """Answer tasks whose deadline has passed. Called now and then."""
         now_s = clock()
         for flight in [flight for flight in self._flights.values() if flight.deadline_at_s < now_s]:
-            flight.is_dropped = True
-            if not flight.sent_s:
-                self._forget_wait(flight.ticket)
+            self._drop(flight)
             where = "the engine was still at it" if flight.sent_s else "its shard was not in memory yet"
             error = DeadlineExceeded(f"a task was not done within its deadline: {where}")
             self._fail(flight.task.command_id, error)
@@ -207,12 +241,40 @@ class TaskRunner:
     def accept(self, task: ExecuteTask, payloads: Sequence[Buffer]) -> None:
         """Take in a task for this node's stage. Never raises; a refusal goes to the coordinator."""
         try:
-            stage = self._check(task)
+            stage = self._stage_of(task, task.stage)
+            if task.tensors != row_tensors(task.n_tokens, columns(task.tensors, "hidden")):
+                raise RemoteProtocolError("a task carries tokens, then hidden states, for as many rows as it has")
+            self._check(task)
+            self._begin(task)
         except ShardnetError as error:
             self._fail(task.command_id, error)
             return
+        self._take(task, None, payloads, stage, task.ahead, task.deadline_s)
+
+    def accept_next(self, step: NextStep, payloads: Sequence[Buffer]) -> None:
+        """Take in a further step of a run. Never raises; a refusal goes to the coordinator."""
+        try:
+            known = self._sequences.get(step.sequence_id)
+            if known is None or known.task.command_id != step.command_id:
+                raise SequenceGap("this node does not know the run that the step belongs to: begin it again", have=0)
+            stage = self._stage_of(known.task, step.stage)
+            self._check(known.task)
+        except ShardnetError as error:
+            self._fail(step.command_id, error)
+            return
+        self._take(known.task, step, payloads, stage, step.ahead, step.deadline_s)
+
+    def _take(
+        self,
+        task: ExecuteTask,
+        following: NextStep | None,
+        payloads: Sequence[Buffer],
+        stage: StageRef,
+        ahead: int,
+        deadline_s: float,
+    ) -> None:
         self._tickets += 1
-        flight = Flight(self._tickets, task, payloads, clock() + task.deadline_s)
+        flight = Flight(self._tickets, task, following, payloads, ahead, clock() + deadline_s)
         self._flights[flight.ticket] = flight
         if self._is_ready(task.model_id, stage.first_shard, stage.end_shard):
             self._start(flight)
@@ -232,71 +294,76 @@ class TaskRunner:
             self._fail(flight.task.command_id, error)
             self._done(flight)
 
-    def _check(self, task: ExecuteTask) -> StageRef:
-        if task.stage >= len(task.route):
-            raise RemoteProtocolError(f"stage {task.stage} of a route of {len(task.route)}")
-        stage = task.route[task.stage]
+    def _stage_of(self, task: ExecuteTask, number: int) -> StageRef:
+        if number >= len(task.route):
+            raise RemoteProtocolError(f"stage {number} of a route of {len(task.route)}")
+        stage = task.route[number]
         if stage.node_id != self._node_id:
-            raise RemoteProtocolError(f"the task's stage {task.stage} is node {short(stage.node_id)}, not this one")
+            raise RemoteProtocolError(f"the task's stage {number} is node {short(stage.node_id)}, not this one")
         if stage.end_shard <= stage.first_shard:
-            raise RemoteProtocolError(f"the task's stage {task.stage} has no shards")
+            raise RemoteProtocolError(f"the task's stage {number} has no shards")
+        return stage
+
+    def _check(self, task: ExecuteTask) -> None:
         if task.epoch < self._epoch:
             raise RefusedError(f"the task is of coordinator epoch {task.epoch}; this node follows epoch {self._epoch}")
         if task.sequence_id in self._freed:
             raise RefusedError("the task's sequence was freed")
+        if task.command_id in self._cancelled:
+            raise RefusedError("the task was cancelled")
         if len(self._flights) >= self._max_tasks:
             raise Busy(f"{self._max_tasks} tasks are under way on this node", retry_after_s=1)
+
+    def _begin(self, task: ExecuteTask) -> None:
+        """Note the sequence and its latest command."""
+        sampling = b"" if task.sampling is None else task.sampling.model_dump_json().encode()
         known = self._sequences.get(task.sequence_id)
-        if known is None:
-            if self._is_draining:
-                raise UnreachableError("this node is leaving: take another route")
-            self._sequences[task.sequence_id] = _Sequence(task.epoch)
-            if len(self._sequences) > MAX_SEQUENCES:
-                self.free(next(iter(self._sequences)))
-        return stage
+        if known is not None:
+            known.task, known.sampling = task, sampling
+            return
+        if self._is_draining:
+            raise UnreachableError("this node is leaving: take another route")
+        self._sequences[task.sequence_id] = _Sequence(task, sampling)
+        if len(self._sequences) > MAX_SEQUENCES:
+            self.free(next(iter(self._sequences)))
 
     def _start(self, flight: Flight) -> None:
-        task = flight.task
-        stage = task.route[task.stage]
-        is_last = task.stage == len(task.route) - 1
+        task, number = flight.task, flight.now.stage
+        stage = task.route[number]
+        is_last = number == len(task.route) - 1
+        sequence = self._sequences.get(task.sequence_id)
+        n_tokens, sample_from = flight.rows
         step = Step(
-            tensors=task.tensors,
             command_id=task.command_id,
             model_id=task.model_id,
             first_shard=stage.first_shard,
             end_shard=stage.end_shard,
             sequence_id=task.sequence_id,
-            position=task.position,
-            n_tokens=task.n_tokens,
-            sample_from=task.sample_from,
-            sampling=task.sampling if is_last else None,
+            position=flight.now.position,
+            n_tokens=n_tokens,
+            sample_from=sample_from,
+            ahead=flight.ahead if len(task.route) == 1 else 0,
             return_logits=task.return_logits and is_last,
+            n_embd=columns(flight.now.tensors, "hidden"),
+            sampling=sequence.sampling if is_last and sequence is not None else b"",
         )
         flight.sent_s = clock()
-        try:
-            # An engine that answers with a future spares a task here, and a round of the event loop.
-            answer = asyncio.ensure_future(self._engine.step(step, flight.payloads))
-        except ShardnetError as error:
-            self._fail(task.command_id, error)
+        self._engine.step(step, flight.payloads, partial(self._stepped, flight))
+
+    def _stepped(self, flight: Flight, answer: Frame[StepDone] | ShardnetError) -> None:
+        """The engine is done with a step."""
+        if isinstance(answer, ShardnetError):
+            if not flight.is_dropped:
+                self._fail(flight.task.command_id, answer)
             self._done(flight)
             return
-        answer.add_done_callback(partial(self._stepped, flight))
-
-    def _stepped(self, flight: Flight, answer: asyncio.Future[Frame[StepDone]]) -> None:
-        """The engine is done with a step."""
-        error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
         if not flight.is_dropped:
-            if error is None:
-                self._hand_on(flight, answer.result())
-            elif isinstance(error, ShardnetError):
-                self._fail(flight.task.command_id, error)
-            elif not isinstance(error, asyncio.CancelledError):
-                log.error("step_failed", exc_info=error)
-                self._fail(flight.task.command_id, ShardnetError("an unexpected error on this node; its log says more"))
-        self._done(flight)
+            self._hand_on(flight, answer)
+        if not answer.message.ahead:
+            self._done(flight)
 
     def _hand_on(self, flight: Flight, frame: Frame[StepDone]) -> None:
-        task, done = flight.task, frame.message
+        task, step, done = flight.task, flight.now, frame.message
         now_s = clock()
         spent_us = (now_s - flight.sent_s) * 1e6
         timing = StageTiming(
@@ -305,57 +372,112 @@ class TaskRunner:
             engine_us=max(0.0, spent_us - done.queue_us - done.compute_us),
             batch_tokens=done.batch_tokens,
         )
-        stage = task.route[task.stage]
-        if task.n_tokens == 1:
+        stage = task.route[step.stage]
+        if flight.rows[0] == 1:
             self.times.add((task.model_id, stage.first_shard, stage.end_shard), done.compute_us)
-        if task.stage == len(task.route) - 1:
-            result = TaskResult(
-                tensors=done.tensors,
-                command_id=task.command_id,
-                sequence_id=task.sequence_id,
-                position=task.position + (task.n_tokens if task.sample_from is None else task.sample_from + 1),
-                tokens=done.tokens,
-                logprobs=done.logprobs,
-                timings=(*task.timings, timing),
-            )
-            self._tell(result, frame.payloads)
+        if step.stage == len(task.route) - 1:
+            self._finish(flight, frame, (*step.timings, timing))
+            flight.sent_s, flight.deadline_at_s = now_s, now_s + task.ahead_deadline_s  # of the run's next answer
             return
-        onward = task.model_copy(
-            update={
-                "stage": task.stage + 1,
-                "tensors": (*(spec for spec in task.tensors if spec.name == "tokens"), *done.tensors),
-                "deadline_s": max(MIN_DEADLINE_S, flight.deadline_at_s - now_s),
-                "timings": (*task.timings, timing),
-            }
-        )
-        tokens = next(data for spec, data in zip(task.tensors, flight.payloads, strict=True) if spec.name == "tokens")
-        self._forward(onward, (tokens, *frame.payloads))
+        following, timings = step.stage + 1, (*step.timings, timing)
+        left_s = max(MIN_DEADLINE_S, flight.deadline_at_s - now_s)
+        payloads = (flight.payloads[0], *frame.payloads)
+        if isinstance(step, NextStep):
+            onward = step._replace(stage=following, deadline_s=left_s, n_embd=done.n_embd, timings=timings)
+            self._forward(task, onward, payloads)
+        else:
+            tensors = (step.tensors[0], *done.tensors)
+            update = {"stage": following, "deadline_s": left_s, "timings": timings, "tensors": tensors}
+            self._forward(task, step.model_copy(update=update), payloads)
 
-    def _forward(self, task: ExecuteTask, payloads: Sequence[Buffer]) -> None:
-        following = task.route[task.stage]
+    def _finish(self, flight: Flight, frame: Frame[StepDone], timings: tuple[StageTiming, ...]) -> None:
+        """The last stage is done with a step: send the next one on its way, if the run goes on, and tell the coordinator."""
+        task, done = flight.task, frame.message
+        ahead = done.ahead
+        if not ahead and len(task.route) > 1:
+            ahead = self._go_ahead(flight, done)
+        result = TaskResult(
+            command_id=task.command_id,
+            sequence_id=task.sequence_id,
+            position=done.position,
+            tokens=done.tokens,
+            logprobs=done.logprobs,
+            ahead=ahead,
+            n_vocab=done.n_vocab,
+            timings=timings,
+        )
+        self._tell(result, frame.payloads)
+
+    def _go_ahead(self, flight: Flight, done: StepDone) -> int:
+        """Send the sampled token to the first stage. Returns: how many more results the run will have."""
+        task = flight.task
+        n_tokens, sample_from = flight.rows
+        ahead = min(flight.ahead, task.options.n_ctx - done.position)
+        if (
+            ahead <= 0
+            or len(done.tokens) != 1
+            or sample_from != n_tokens - 1
+            or task.command_id in self._cancelled
+            or task.sequence_id not in self._sequences
+        ):
+            return 0
+        following = NextStep(
+            command_id=task.command_id,
+            sequence_id=task.sequence_id,
+            stage=0,
+            position=done.position,
+            ahead=ahead - 1,
+            deadline_s=task.ahead_deadline_s,
+        )
+        self._forward(task, following, (_TOKEN.pack(done.tokens[0]),))
+        return ahead
+
+    def _forward(self, task: ExecuteTask, step: ExecuteTask | NextStep, payloads: Sequence[Buffer]) -> None:
+        following = task.route[step.stage]
         if following.node_id == self._node_id:
-            self.accept(task, payloads)
+            if isinstance(step, NextStep):
+                self.accept_next(step, payloads)
+            else:
+                self.accept(step, payloads)
             return
         sequence = self._sequences.get(task.sequence_id)
         if sequence is None:
             return  # freed while the step ran: nobody wants it
         if following.node_id in sequence.relayed:
-            self._tell(task, payloads)
+            self._tell(step, payloads)
             return
-        if task.sample_from is not None:
-            sequence.handed.clear()  # the coordinator sends a step that is sampled when all before it were answered
+        if isinstance(step, NextStep) or step.sample_from is not None:
+            sequence.handed.clear()  # a step that is sampled is sent when all before it were answered
         sequence.handed.append((following.node_id, task.command_id))
         self._peers.send(
-            following.node_id, following.address, task, payloads, partial(self._relay, task, payloads, sequence)
+            following.node_id,
+            following.address,
+            step,
+            payloads,
+            partial(self._relay, following.node_id, step, payloads, sequence),
         )
 
-    def _relay(self, task: ExecuteTask, payloads: Sequence[Buffer], sequence: _Sequence, _error: ShardnetError) -> None:
-        """The next node cannot be reached from here: the coordinator, which everybody is connected to, passes the task on."""
-        node_id = task.route[task.stage].node_id
+    def _relay(
+        self,
+        node_id: NodeId,
+        step: ExecuteTask | NextStep,
+        payloads: Sequence[Buffer],
+        sequence: _Sequence,
+        _error: ShardnetError,
+    ) -> None:
+        """The next node cannot be reached from here: the coordinator, which everybody is connected to, passes the step on."""
         sequence.relayed.add(node_id)
-        if (node_id, task.command_id) in sequence.handed:
-            sequence.handed.remove((node_id, task.command_id))
-        self._tell(task, payloads)
+        if (node_id, step.command_id) in sequence.handed:
+            sequence.handed.remove((node_id, step.command_id))
+        self._tell(step, payloads)
+
+    def _drop(self, flight: Flight) -> None:
+        """Its answer is not wanted any more."""
+        flight.is_dropped = True
+        if not flight.sent_s:
+            self._forget_wait(flight.ticket)
+        elif flight.ahead:
+            self._engine.halt(flight.task.command_id)
 
     def _fail(self, command_id: str, error: ShardnetError) -> None:
         log.debug("task_failed", task=command_id, reason=str(error))
@@ -378,3 +500,9 @@ class TaskRunner:
     def _rest(self) -> None:
         if not self._flights:
             self._idle.set()
+
+
+def _remember(ids: OrderedDict[str, None], identifier: str) -> None:
+    ids[identifier] = None
+    if len(ids) > MAX_FREED:
+        ids.popitem(last=False)

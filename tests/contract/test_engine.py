@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from shardnet.errors import (
     GgufError,
     NoRoomError,
     SequenceGap,
+    ShardnetError,
     ShardNotFound,
     UsageError,
 )
@@ -27,13 +28,17 @@ from shardnet.inference.gguf_file import read_gguf_header
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import Load
 from shardnet.inference.settings import InferenceSettings
+from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
+from shardnet.wire import Frame
 from tests.engine_world import (
     OPTIONS,
     PROMPT,
     Route,
     SplitModel,
     Stage,
+    answer_of,
+    hidden_of,
     load_request,
     logits_of,
     make_step,
@@ -233,6 +238,95 @@ async def test_one_bad_step_does_not_spoil_the_others(new_route: NewRoute, route
     assert isinstance(results[1], SequenceGap)
 
 
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+async def answers_of_run(engine: EngineProcess, step: Step, payloads: Sequence[memoryview]) -> list[Frame[StepDone]]:
+    """Returns: all answers of a run, up to its last. Raises: the error that ended it."""
+    answers: list[Frame[StepDone]] = []
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(answer: Frame[StepDone] | ShardnetError) -> None:
+        if isinstance(answer, ShardnetError):
+            done.set_exception(answer)
+            return
+        answers.append(answer)
+        if not answer.message.ahead:
+            done.set_result(None)
+
+    engine.step(step, payloads, take)
+    await done
+    return answers
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.9, seed=7, top_p=0.9, repeat_penalty=1.2)])
+async def test_a_run_writes_what_the_same_steps_write_one_by_one(
+    engine: EngineProcess, tiny: SplitModel, route: Route, sampling: Sampling | None
+) -> None:
+    expected, logits = await route.generate(PROMPT, 12, sampling)
+    step, payloads = make_step(
+        tiny.model_id,
+        (0, tiny.n),
+        new_id(),
+        0,
+        PROMPT,
+        sample_from=len(PROMPT) - 1,
+        sampling=sampling,
+        return_logits=True,
+        ahead=11,
+    )
+    answers = await answers_of_run(engine, step, payloads)
+    engine.forget(step.sequence_id)
+    assert [answer.message.tokens for answer in answers] == [(token,) for token in expected]
+    assert [answer.message.ahead for answer in answers] == list(range(11, -1, -1))
+    assert [answer.message.position for answer in answers] == list(range(len(PROMPT), len(PROMPT) + 12))
+    for answer, row in zip(answers, logits, strict=True):
+        found = logits_of(answer)
+        assert found is not None
+        assert np.array_equal(found[0], row)
+
+
+async def test_a_run_ends_where_its_context_does(engine: EngineProcess, tiny: SplitModel) -> None:
+    prompt = [40 + i % 100 for i in range(OPTIONS.n_batch)]
+    sequence = new_id()
+    for start in range(0, OPTIONS.n_ctx - OPTIONS.n_batch, OPTIONS.n_batch):
+        await answer_of(engine, *make_step(tiny.model_id, (0, tiny.n), sequence, start, prompt))
+    last = OPTIONS.n_ctx - OPTIONS.n_batch
+    step, payloads = make_step(
+        tiny.model_id, (0, tiny.n), sequence, last, prompt[:-3], sample_from=OPTIONS.n_batch - 4, ahead=50
+    )
+    answers = await answers_of_run(engine, step, payloads)
+    engine.forget(sequence)
+    assert [answer.message.ahead for answer in answers] == [3, 2, 1, 0]
+    assert answers[-1].message.position == OPTIONS.n_ctx
+
+
+async def test_a_run_ends_soon_when_it_is_halted_and_at_once_when_its_sequence_is_forgotten(
+    engine: EngineProcess, tiny: SplitModel
+) -> None:
+    for how in ("halt", "forget"):
+        step, payloads = make_step(
+            tiny.model_id, (0, tiny.n), new_id(), 0, PROMPT, sample_from=len(PROMPT) - 1, ahead=200
+        )
+        run = asyncio.ensure_future(answers_of_run(engine, step, payloads))
+        await asyncio.sleep(0)
+        if how == "halt":
+            engine.halt(step.command_id)
+            assert len(await run) < 200
+            engine.forget(step.sequence_id)
+        else:
+            engine.forget(step.sequence_id)
+            with pytest.raises(EngineError, match="dropped"):
+                await run
+
+
+async def test_a_stage_without_the_head_does_not_run_ahead(engine: EngineProcess, tiny: SplitModel) -> None:
+    step, payloads = make_step(tiny.model_id, (0, 1), new_id(), 0, PROMPT, ahead=5)
+    (answer,) = await answers_of_run(engine, step, payloads)
+    engine.forget(step.sequence_id)
+    assert hidden_of(answer) is not None
+
+
 # -- other families ---------------------------------------------------------------------------------------------------
 
 
@@ -384,23 +478,23 @@ async def test_steps_that_make_no_sense_are_refused(engine: EngineProcess, tiny:
     with pytest.raises(EngineError, match="sampling from row"):
         await route.step(0, [40, 41], sample_from=2)
     with pytest.raises(ShardNotFound, match="shard 3"):
-        await engine.step(*make_step(tiny.model_id, (0, 4), new_id(), 0, [1]))
+        await answer_of(engine, *make_step(tiny.model_id, (0, 4), new_id(), 0, [1]))
     with pytest.raises(ShardNotFound):
-        await engine.step(*make_step("f" * 64, (0, 1), new_id(), 0, [1]))
+        await answer_of(engine, *make_step("f" * 64, (0, 1), new_id(), 0, [1]))
     with pytest.raises(EngineError, match="none"):
-        await engine.step(*make_step(tiny.model_id, (2, 2), new_id(), 0, [1]))
+        await answer_of(engine, *make_step(tiny.model_id, (2, 2), new_id(), 0, [1]))
     with pytest.raises(EngineError, match="hidden"):
-        await engine.step(*make_step(tiny.model_id, (1, 2), new_id(), 0, [1]))
+        await answer_of(engine, *make_step(tiny.model_id, (1, 2), new_id(), 0, [1]))
     wrong = np.zeros((1, 63), dtype=np.float32)
     with pytest.raises(EngineError, match="hidden"):
-        await engine.step(*make_step(tiny.model_id, (1, 2), new_id(), 0, [1], hidden=wrong))
+        await answer_of(engine, *make_step(tiny.model_id, (1, 2), new_id(), 0, [1], hidden=wrong))
 
 
 async def test_logits_that_are_not_numbers_are_an_error(engine: EngineProcess, tiny: SplitModel) -> None:
     broken = np.full((1, 64), np.nan, dtype=np.float32)
     step, payloads = make_step(tiny.model_id, (1, 3), new_id(), 0, [1], hidden=broken, sample_from=0)
     with pytest.raises(EngineError, match="not numbers"):
-        await engine.step(step, payloads)
+        await answer_of(engine, step, payloads)
     engine.forget(step.sequence_id)
 
 

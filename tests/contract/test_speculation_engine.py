@@ -12,7 +12,8 @@ from shardnet.coordinator.planning import Route as Pipeline
 from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.settings import InferenceSettings
-from shardnet.messages import ExecuteTask, Sampling, StageRef, TaskResult
+from shardnet.messages import ExecuteTask, Sampling, StageRef
+from shardnet.steps import TaskResult
 from tests.coordinator_world import node_id
 from tests.engine_world import OPTIONS, Route, Stage, split
 from tests.random_models import tiny_llama
@@ -40,7 +41,7 @@ async def answer(route: Route, sampling: Sampling, model: ModelSpeculation | Non
                 TaskResult(
                     command_id=task.command_id,
                     sequence_id=task.sequence_id,
-                    position=task.position + task.n_tokens,
+                    position=frame.message.position,
                     tokens=frame.message.tokens,
                 ),
                 clock,

@@ -399,7 +399,7 @@ async def drip(world: World, listener: Listener, begun: bytes, data: bytes) -> f
 @pytest.mark.parametrize("part", ["header", "payload"])
 def test_a_frame_fed_drop_by_drop_ends_the_link(world: World, loop: str, part: str) -> None:
     message = Ping(command_id=COMMAND, tensors=(tensor(100_000),))
-    header = MESSAGES.dump_json(message)
+    header = MESSAGES.adapter.dump_json(message)
     begun = prefix(len(header), 100_000) + (header if part == "payload" else b"")
 
     async def main() -> None:

@@ -35,13 +35,13 @@ from shardnet.messages import (
     ShardReady,
     ShardSource,
     StageRef,
-    TaskResult,
     Welcome,
 )
 from shardnet.node.daemon import NodeDaemon
 from shardnet.node.settings import NodeSettings
 from shardnet.node.sharing import SharingDaemon
 from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import TaskResult
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign

@@ -50,11 +50,11 @@ from shardnet.messages import (
     ShardReady,
     ShardSource,
     StageRef,
-    TaskResult,
     UnloadShard,
     Welcome,
 )
 from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import TaskResult
 from shardnet.swarm.addresses import write_coordinator_addresses
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity, ensure_swarm

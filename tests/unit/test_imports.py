@@ -11,13 +11,14 @@ import shardnet
 
 ROOT = Path(shardnet.__file__).parent
 
-GROUND = {"ids", "errors", "shards", "manifest", "messages", "wire", "settings", "log", "lifecycle"}
+GROUND = {"ids", "errors", "shards", "manifest", "steps", "messages", "wire", "settings", "log", "lifecycle"}
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "errors": set(),
     "shards": {"errors"},
     "manifest": {"errors", "ids", "shards"},
-    "messages": {"errors", "ids", "shards", "manifest"},
+    "steps": {"shards"},
+    "messages": {"errors", "ids", "shards", "manifest", "steps", "wire"},
     "wire": {"errors", "shards"},
     "settings": {"errors"},
     "log": set(),

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
-from shardnet.inference.engine import Engine
-from shardnet.inference.protocol import Step, StepDone
+from shardnet.inference.engine import Engine, OnStep
+from shardnet.inference.steps import Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
     AnyMessage,
     CommandFailed,
     ExecuteTask,
     Sampling,
+    ShardOptions,
     StageRef,
-    TaskResult,
 )
 from shardnet.node.tasks import Flight, TaskRunner
 from shardnet.node.timings import StepTimes
 from shardnet.shards import Dtype, TensorSpec
+from shardnet.steps import NextStep, TaskResult
 from shardnet.wire import Buffer, Frame
 
 US, NEXT, LAST = "a" * 40, "b" * 40, "c" * 40
@@ -37,33 +38,40 @@ class FakeEngine:
     """Answers when the test says so."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[Step, Sequence[Buffer], asyncio.Future[Frame[StepDone]]]] = []
+        self.steps: list[tuple[Step, Sequence[Buffer], OnStep]] = []
         self.forgotten: list[str] = []
+        self.halted: list[str] = []
 
-    def step(self, step: Step, payloads: Sequence[Buffer]) -> asyncio.Future[Frame[StepDone]]:
-        answer: asyncio.Future[Frame[StepDone]] = asyncio.get_running_loop().create_future()
-        self.steps.append((step, payloads, answer))
-        return answer
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+        self.steps.append((step, payloads, on_answer))
+
+    def halt(self, command_id: str) -> None:
+        self.halted.append(command_id)
 
     def forget(self, sequence_id: str) -> None:
         self.forgotten.append(sequence_id)
 
-    async def finish(self, index: int = 0, *, last: bool = False) -> None:
-        step, _, answer = self.steps.pop(index)
+    async def finish(self, *, last: bool = False, ahead: int = 0) -> None:
+        """Answer the oldest step; with `ahead` it stays, as a run does."""
+        step, payloads, on_answer = self.steps.pop(0)
+        position = step.position + (step.sample_from or 0) + 1
+        if ahead:
+            self.steps.insert(0, (step._replace(position=position), payloads, on_answer))
         done = StepDone(
             command_id=step.command_id,
-            tensors=() if last else (HIDDEN,),
+            position=position,
             tokens=(9,) if last else (),
+            ahead=ahead,
             queue_us=1,
             compute_us=100,
             batch_tokens=1,
+            rows=0 if last else 1,
+            n_embd=0 if last else 4,
         )
-        answer.set_result(Frame(done, () if last else (memoryview(bytes(16)),)))
-        await asyncio.sleep(0)
+        on_answer(Frame(done, () if last else (memoryview(bytes(16)),)))
 
     async def fail(self, error: ShardnetError) -> None:
-        self.steps.pop(0)[2].set_exception(error)
-        await asyncio.sleep(0)
+        self.steps.pop(0)[2](error)
 
 
 @dataclass
@@ -148,7 +156,7 @@ async def world() -> World:
 async def test_a_step_goes_straight_to_the_next_node_with_tokens_and_hidden_states(world: World) -> None:
     asked = world.accept()
     step = world.engine.steps[0][0]
-    assert (step.first_shard, step.end_shard, step.position, step.sampling) == (0, 1, 1, None)
+    assert (step.first_shard, step.end_shard, step.position, step.sampling) == (0, 1, 1, b"")
     await world.engine.finish()
     ((node_id, onward, payloads),) = world.peers.sent
     assert node_id == NEXT
@@ -164,7 +172,8 @@ async def test_a_step_goes_straight_to_the_next_node_with_tokens_and_hidden_stat
 
 async def test_the_last_stage_samples_and_answers_the_coordinator_alone(world: World) -> None:
     world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN))
-    assert world.engine.steps[0][0].sampling is not None
+    assert parse_sampling(world.engine.steps[0][0].sampling) == Sampling()
+    assert world.engine.steps[0][0].sampling
     assert len(world.engine.steps[0][1]) == 2
     await world.engine.finish(last=True)
     (result,) = world.told
@@ -325,3 +334,114 @@ def test_a_chains_time_is_shared_out_by_layers() -> None:
         times.add((MODEL, 0, 2), compute_us)
     found = times.per_shard({(MODEL, 0): 1, (MODEL, 1): 3})  # type: ignore[dict-item]
     assert found == {(MODEL, 0): 25, (MODEL, 1): 75}
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------------------
+
+
+def next_step(number: int = 1, **more: Any) -> NextStep:
+    return NextStep(f"{number:016x}", SEQUENCE, stage=0, position=5, ahead=3, deadline_s=30.0)._replace(**more)
+
+
+async def test_one_node_with_the_whole_model_lets_its_engine_run_and_tells_each_result(world: World) -> None:
+    world.accept(route=(stage(US, 0),), ahead=2)
+    assert world.engine.steps[0][0].ahead == 2
+    for left in (2, 1, 0):
+        await world.engine.finish(last=True, ahead=left)
+    assert [(result.ahead, result.position) for result in world.told if isinstance(result, TaskResult)] == [
+        (2, 2),
+        (1, 3),
+        (0, 4),
+    ]
+    assert world.runner.n_tasks == 0
+
+
+async def test_the_last_stage_sends_its_token_to_the_first_and_the_result_to_the_coordinator(world: World) -> None:
+    world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=2)
+    assert world.engine.steps[0][0].ahead == 0, "the engine has not the whole model"
+    await world.engine.finish(last=True)
+    ((node_id, following, payloads),) = world.peers.sent
+    assert (node_id, payloads) == (NEXT, ((9).to_bytes(4, "little"),))
+    assert following == NextStep(f"{1:016x}", SEQUENCE, stage=0, position=2, ahead=1, deadline_s=120.0)
+    (result,) = world.told
+    assert isinstance(result, TaskResult)
+    assert (result.ahead, result.tokens) == (2, (9,))
+    # the next round comes by, and is the last but one; then the last
+    for ahead in (1, 0):
+        world.told.clear()
+        world.peers.sent.clear()
+        world.runner.accept_next(
+            next_step(stage=1, position=3 - ahead, ahead=ahead, n_embd=4), (bytes(4), memoryview(bytes(16)))
+        )
+        assert world.engine.steps[0][0].sampling, "the run's own sampling"
+        await world.engine.finish(last=True)
+        assert len(world.peers.sent) == ahead
+        assert [result.ahead for result in world.told if isinstance(result, TaskResult)] == [ahead]
+    assert world.runner.n_tasks == 0
+
+
+async def test_a_stage_in_between_passes_a_next_step_on_with_its_hidden_states(world: World) -> None:
+    world.accept(ahead=4)
+    await world.engine.finish()
+    world.peers.sent.clear()
+    world.runner.accept_next(next_step(), (bytes(4),))
+    await world.engine.finish()
+    ((node_id, onward, payloads),) = world.peers.sent
+    assert isinstance(onward, NextStep)
+    assert (node_id, onward.stage, onward.n_embd, onward.ahead, onward.position) == (NEXT, 1, 4, 3, 5)
+    assert [len(payload) for payload in payloads] == [4, 16]
+    assert [timing.compute_us for timing in onward.timings] == [100]
+
+
+async def test_a_next_step_of_a_run_that_is_not_known_is_a_gap(world: World) -> None:
+    world.runner.accept_next(next_step(), (bytes(4),))
+    assert world.failure().error.code == "SEQUENCE_GAP"
+    world.accept(2)
+    world.runner.accept_next(next_step(1), (bytes(4),))
+    assert world.failure().error.code == "SEQUENCE_GAP", "of an earlier command: the coordinator began another since"
+
+
+async def test_a_run_ends_when_its_context_is_full(world: World) -> None:
+    options = ShardOptions(n_ctx=8)
+    world.accept(7, route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=9, options=options)
+    await world.engine.finish(last=True)
+    assert not world.peers.sent
+    (result,) = world.told
+    assert isinstance(result, TaskResult)
+    assert (result.position, result.ahead) == (8, 0)
+
+
+@pytest.mark.parametrize("why", ["cancel", "free", "no coordinator"])
+async def test_a_run_ends_when_nobody_wants_it(world: World, why: str) -> None:
+    asked = world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=9)
+    if why == "cancel":
+        world.runner.cancel(asked.command_id)
+    elif why == "free":
+        world.runner.free(SEQUENCE)
+    else:
+        world.runner.end_runs()
+    await world.engine.finish(last=True)
+    assert not world.peers.sent
+    assert world.runner.n_tasks == 0
+
+
+@pytest.mark.parametrize("why", ["cancel", "no coordinator", "overdue"])
+async def test_an_engines_run_is_halted_when_nobody_wants_it(world: World, why: str) -> None:
+    asked = world.accept(route=(stage(US, 0),), ahead=9, ahead_deadline_s=1e-9)
+    await world.engine.finish(last=True, ahead=9)
+    if why == "cancel":
+        world.runner.cancel(asked.command_id)
+    elif why == "overdue":
+        await asyncio.sleep(0.001)
+        world.runner.drop_overdue()
+    else:
+        world.runner.end_runs()
+    assert world.engine.halted == [asked.command_id]
+    await world.engine.finish(last=True)
+    assert world.runner.n_tasks == 0
+
+
+async def test_a_task_whose_tensors_are_not_its_rows_is_refused(world: World) -> None:
+    for tensors in ((), (HIDDEN,), (HIDDEN, TOKENS), (TOKENS, HIDDEN, HIDDEN)):
+        world.accept(tensors=tensors)
+        assert "as many rows" in world.failure().error.message

@@ -17,6 +17,7 @@ from shardnet.errors import (
     EngineCrashed,
     EngineError,
     PeerLost,
+    RemoteProtocolError,
     SequenceGap,
     ShardnetError,
 )
@@ -28,8 +29,8 @@ from shardnet.messages import (
     Sampling,
     ShardOptions,
     StageRef,
-    TaskResult,
 )
+from shardnet.steps import TaskResult
 from tests.coordinator_world import node_id
 
 END = 2
@@ -134,6 +135,75 @@ def test_each_token_sends_the_next_step_at_once() -> None:
     assert (task.position, task.n_tokens, task.sample_from, rows(send)) == (3, 1, 0, [20])
     assert [emitted.token for emitted in machine.take_emitted()] == [20]
     assert machine.take_emitted() == []
+
+
+def ran(task: ExecuteTask, position: int, token: int, ahead: int) -> TaskResult:
+    return TaskResult(task.command_id, task.sequence_id, position, (token,), ahead=ahead)
+
+
+def test_the_stages_are_offered_to_go_on_until_the_answer_is_long_enough() -> None:
+    machine = generation(max_tokens=5)
+    (task,) = tasks(started(machine))
+    assert task.ahead == 4
+    for number in range(5):
+        machine.on_result(ran(task, 3 + number, 20 + number, 4 - number), 1.0 + number)
+        assert not tasks(machine.take_sends()), "nobody has to ask"
+        assert machine.owns(task.command_id) == (number < 4)
+    assert (machine.finish_reason, [one.token for one in machine.take_emitted()]) == ("length", [20, 21, 22, 23, 24])
+
+
+def test_only_the_step_that_samples_may_go_on() -> None:
+    sends = tasks(started(generation(range(10, 20), max_tokens=5)))
+    assert [task.ahead for task in sends] == [0, 0, 4]
+
+
+def test_a_run_that_a_stage_ends_early_is_taken_up_where_it_ended() -> None:
+    machine = generation(max_tokens=5)
+    (task,) = tasks(started(machine))
+    machine.on_result(ran(task, 3, 20, 4), 1.0)
+    machine.on_result(ran(task, 4, 21, 0), 2.0)
+    [send] = machine.take_sends()
+    (following,) = tasks([send])
+    assert (following.position, following.ahead, rows(send)) == (4, 2, [21])
+    assert following.command_id != task.command_id
+
+
+def test_a_run_that_fails_is_replayed_from_its_prompt_with_every_token_so_far() -> None:
+    machine = generation(max_tokens=9)
+    (task,) = tasks(started(machine))
+    for number in range(3):
+        machine.on_result(ran(task, 3 + number, 20 + number, 8 - number), 1.0)
+    machine.take_sends()
+    machine.on_failed(failed(task, PeerLost("gone")), 2.0)
+    assert machine.need is Need.ROUTE
+    sends = [send for send in started(machine, route(3)) if send.payload is not None]
+    assert [rows(send) for send in sends] == [[10, 11, 12], [20], [21], [22]]
+    assert [task.ahead for task in tasks(sends)] == [0, 0, 0, 5]
+
+
+def test_a_run_is_overdue_when_its_next_result_does_not_come() -> None:
+    machine = generation(max_tokens=9)
+    (task,) = tasks(started(machine))
+    machine.on_result(ran(task, 3, 20, 8), 100.0)
+    machine.on_time(200.0)
+    assert not machine.wants_route
+    machine.on_time(221.0)
+    assert machine.wants_route
+
+
+def test_the_end_of_a_text_in_the_middle_of_a_run_frees_every_stage() -> None:
+    machine = generation(max_tokens=9)
+    (task,) = tasks(started(machine))
+    machine.on_result(ran(task, 3, END, 8), 1.0)
+    assert machine.finish_reason == "stop"
+    assert freed(machine.take_sends()) == [node_id(1), node_id(2)]
+
+
+def test_a_result_of_another_position_than_the_next_ends_the_request() -> None:
+    machine = generation()
+    (task,) = tasks(started(machine))
+    machine.on_result(ran(task, 7, 20, 3), 1.0)
+    assert isinstance(machine.error, RemoteProtocolError)
 
 
 def test_several_tokens_of_one_step_are_all_taken() -> None:

@@ -13,7 +13,8 @@ from shardnet.coordinator.planning import Route
 from shardnet.coordinator.settings import SpeculationSettings
 from shardnet.coordinator.speculation import FIRST_PROBE, ModelSpeculation, NgramIndex, Speculator
 from shardnet.errors import EngineCrashed, SequenceGap, ShardnetError
-from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask, Sampling, ShardOptions, StageRef, TaskResult
+from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask, Sampling, ShardOptions, StageRef
+from shardnet.steps import TaskResult
 from tests.coordinator_world import node_id
 
 END = 0
@@ -53,7 +54,7 @@ class ScriptedEngine:
         return TaskResult(
             command_id=task.command_id,
             sequence_id=task.sequence_id,
-            position=task.position + len(tokens),
+            position=task.position + len(tokens) if task.sample_from is None else task.position + task.sample_from + 1,
             tokens=tuple(sampled),
         )
 

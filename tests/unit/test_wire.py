@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from shardnet import wire
 from shardnet.errors import LocalProtocolError, RemoteProtocolError
@@ -29,8 +30,8 @@ def decoder(limits: Limits = Limits()) -> FrameDecoder[AnyMessage]:  # noqa: B00
     return FrameDecoder(MESSAGES, limits)
 
 
-def prefix(header: int, payload: int, *, magic: bytes = b"SN", version: int = 1, flags: int = 0) -> bytes:
-    return PREFIX.pack(magic, version, flags, header, payload)
+def prefix(header: int, payload: int, *, magic: bytes = b"SN", version: int = 1, kind: int = 0) -> bytes:
+    return PREFIX.pack(magic, version, kind, header, payload)
 
 
 def by_reading_into_place(data: bytes, sizes: list[int]) -> list[Frame[AnyMessage]]:
@@ -108,7 +109,12 @@ def test_payloads_that_are_not_what_the_message_says_are_our_own_bug() -> None:
         (b"GET / HTTP/1.1\r\n", "does not speak"),
         (b"\x16\x03\x01" + bytes(20), "does not speak"),
         (prefix(10, 0, version=2), "version 2"),
-        (prefix(10, 0, flags=1), "version 1"),
+        (prefix(10, 0, kind=9), "version 1"),
+        (prefix(10, 0, kind=1) + bytes(10), "malformed"),
+        (prefix(38, 0, kind=1) + b"\xff" * 38, "malformed"),
+        (prefix(33, 0, kind=2) + bytes(33), "malformed"),
+        (prefix(35, 0, kind=2) + bytes(35), "malformed"),
+        (prefix(34, 0, kind=2) + bytes(30) + b"\x01\0\0\0", "malformed"),
         (prefix(2**32 - 1, 0), "over the limit"),
         (prefix(10, 2**63), "over the limit"),
         (prefix(10, 2**64 - 1), "over the limit"),
@@ -145,7 +151,7 @@ def test_a_length_that_lies_is_refused_before_any_memory_is_taken() -> None:
 
 
 def test_a_payload_that_no_tensor_explains_is_refused_before_it_arrives() -> None:
-    header = MESSAGES.dump_json(ping(8)[0])
+    header = MESSAGES.adapter.dump_json(ping(8)[0])
     with pytest.raises(RemoteProtocolError, match="add up"):
         list(decoder().feed(prefix(len(header), 200 << 20) + header))
 
@@ -153,7 +159,7 @@ def test_a_payload_that_no_tensor_explains_is_refused_before_it_arrives() -> Non
 def test_a_huge_promised_tensor_takes_memory_only_as_its_bytes_arrive() -> None:
     psutil = pytest.importorskip("psutil")
     message = Ping(command_id=COMMAND, tensors=(TensorSpec(name="padding", dtype=Dtype.FLOAT32, shape=(50 << 20,)),))
-    header = MESSAGES.dump_json(message)
+    header = MESSAGES.adapter.dump_json(message)
     before = psutil.Process().memory_info().rss
     into = decoder()
     assert list(into.feed(prefix(len(header), 200 << 20) + header + bytes(1000))) == []
@@ -249,12 +255,20 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(SAMPLES), st.data())
+@given(st.sampled_from((1, 2)), st.binary(max_size=200), st.integers(0, 300))
+@settings(max_examples=500, deadline=None)
+def test_any_bytes_as_a_compact_header_end_in_nothing_but_a_protocol_error(kind: int, noise: bytes, cut: int) -> None:
+    (good,) = (sample.pack() for sample in SAMPLES if type(sample) is MESSAGES.compact[kind])
+    for header in (noise, good[:cut], good[:cut] + noise, bytes(a ^ b for a, b in zip(good, noise, strict=False))):
+        refuses_or_reads(prefix(len(header), 0, kind=kind) + header, Limits())
+
+
+@given(st.sampled_from([sample for sample in SAMPLES if isinstance(sample, BaseModel)]), st.data())
 @settings(max_examples=500, deadline=None)
 def test_any_json_in_any_field_ends_in_nothing_but_a_protocol_error(message: AnyMessage, data: st.DataObject) -> None:
     import json
 
-    fields = json.loads(MESSAGES.dump_json(message))
+    fields = json.loads(MESSAGES.adapter.dump_json(message))
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(JSON)
     header = json.dumps(fields).encode()
     refuses_or_reads(
