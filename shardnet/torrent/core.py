@@ -46,6 +46,9 @@ from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
 ANSWER_TIMEOUT_S = 30.0
 """How long libtorrent may take to answer a request that only concerns itself or the disk."""
 
+READY_TIMEOUT_S = 1.0
+"""How long a torrent's start may wait for libtorrent's look at its file; later than that, it connects a second later."""
+
 MOST_PEERS = 200
 """Addresses remembered per torrent: a directory under attack may name thousands."""
 
@@ -201,25 +204,32 @@ class TorrentCore:
         if torrent.facts.info_hash in self.torrents:
             raise Busy(f"{torrent.label} is already being fetched or seeded", retry_after_s=1.0)
         self.torrents[torrent.facts.info_hash] = torrent
-        added = torrent.expect(Added)
+        added, looked_at = torrent.expect(Added), torrent.expect(StateChanged, TorrentFailed)
         self._native.async_add_torrent(params)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 answer = await added
             if answer.reason is not None:
                 raise ShardError(f"libtorrent refuses {torrent.label}: {answer.reason}")
+            if self.tls is not None:
+                torrent.native.set_ssl_certificate_buffer(
+                    self.tls.cert_pem.decode(), self.tls.key_pem.decode(), FFDHE2048_PEM
+                )
+            # It begins paused. libtorrent connects once a second, but at once when a torrent that is ready and knows peers is resumed.
+            self.dial(torrent)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    await looked_at
+            torrent.native.resume()
         except BaseException:
             # A handle that comes late is removed by `_take_added`, as nobody here knows it any more.
-            self.torrents.pop(torrent.facts.info_hash, None)
-            if torrent.native is not None:
+            if self.torrents.get(torrent.facts.info_hash) is torrent:
+                del self.torrents[torrent.facts.info_hash]
+            if torrent.native is not None and self._native is not None:
+                self._by_handle.pop(hash(torrent.native), None)
                 self._native.remove_torrent(torrent.native)
+            torrent.native = None
             raise
-        if self.tls is not None:
-            torrent.native.set_ssl_certificate_buffer(
-                self.tls.cert_pem.decode(), self.tls.key_pem.decode(), FFDHE2048_PEM
-            )
-        torrent.native.resume()
-        self.dial(torrent)
 
     async def remove(self, torrent: Torrent) -> None:
         """Take a torrent out; its file stays. When this returns, libtorrent has closed the file."""

@@ -88,20 +88,31 @@ def _stamp(partial: Path) -> list[int]:
 
 
 def write_resume(file: Path, partial: Path, resume: bytes) -> None:
-    """Remember which pieces of a partial file are verified, together with a stamp of the file that this is true for."""
+    """Remember which pieces of a partial file are verified, together with a stamp of the file that this is true for.
+
+    Raises: OSError if the disk does not take it; then nothing of it is left.
+    """
     if not partial.exists():
         return
     with partial.open("rb") as data:
         os.fsync(data.fileno())
     file.parent.mkdir(parents=True, exist_ok=True)
     document: Any = {b"resume": resume, b"stamp": _stamp(partial)}
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as out:
-        out.write(lt.bencode(document))
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
+    temporary = _unfinished(file)
+    try:
+        with temporary.open("wb") as out:
+            out.write(lt.bencode(document))
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(file.parent)
+
+
+def _unfinished(resume_file: Path) -> Path:
+    return resume_file.with_suffix(".tmp")
 
 
 def take_resume(file: Path, partial: Path) -> bytes | None:
@@ -110,9 +121,13 @@ def take_resume(file: Path, partial: Path) -> bytes | None:
     Returns: libtorrent's resume data, or None if there is none or the partial file has changed since.
     """
     try:
+        _unfinished(file).unlink(missing_ok=True)  # what a `kill -9` left
         document: Any = lt.bdecode(file.read_bytes())
         file.unlink()
         resume = document[b"resume"]
-        return resume if isinstance(resume, bytes) and document[b"stamp"] == _stamp(partial) else None
+        if not isinstance(resume, bytes) or document[b"stamp"] != _stamp(partial):
+            return None
+        lt.read_resume_data(resume)  # raises where it is none
+        return resume
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         return None

@@ -14,6 +14,12 @@ from shardnet.torrent.settings import TorrentSettings
 ALERT_QUEUE = 20_000
 """libtorrent's own default of 2,000 overflows when many peers come and go between two turns of the loop."""
 
+TICK_MS = 20
+"""Connecting to a seed with an upload limit takes about five ticks; at 100 ms half a second went by before the first byte."""
+
+READ_AHEAD_BYTES = 2 << 20
+"""Read from disk for each peer that is served, whatever it took last second. With libtorrent's 10 KiB a new peer gets a block at a time at first."""
+
 
 def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
     """Open a libtorrent session. Blocks for some milliseconds: call it in a thread.
@@ -58,8 +64,11 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             "peer_connect_timeout": 5,
             "handshake_timeout": 5,
             "peer_timeout": 30,
-            "tick_interval": 100,
+            # Where a limit is set, every message of a handshake waits for a tick.
+            "tick_interval": TICK_MS,
             "unchoke_interval": 1,
+            "send_buffer_low_watermark": READ_AHEAD_BYTES,
+            "send_buffer_watermark": 2 * READ_AHEAD_BYTES,
             "stop_tracker_timeout": 0,
             "user_agent": "shardnet",
         }

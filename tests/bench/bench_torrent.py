@@ -1,6 +1,8 @@
 """How fast shards travel, and what they cost the first holder. One JSON line per figure.
 
-    python -m tests.bench.bench_torrent [--megabytes 500] [--swarm-megabytes 98] [--limit-megabytes 10] [--folder DIR]
+    python -m tests.bench.bench_torrent [--megabytes 500] [--capped-mebibytes 300] [--swarm-megabytes 98] [--limit-megabytes 10] [--folder DIR]
+
+A figure is left out by giving its size as 0.
 
 Everything runs on this machine, over loopback, in this process (libtorrent has threads of its own). `torrent_s` counts from the call of `fetch`
 until it returns: connection, transfer, merkle check, flush, fsync, SHA-256, rename. `cp` and the HTTP download by curl get an fsync too.
@@ -28,6 +30,8 @@ from shardnet.torrent.metainfo import info_hash, make_torrent
 from tests.torrent_world import Shard, World, make_shard
 
 MB = 1_000_000
+MIB = 1 << 20
+CAP = 30 * MIB
 NODES = 5
 ORDINARY: dict[str, Any] = {"stall_timeout_s": 10.0, "flush_interval_s": 1.0, "progress_interval_s": 1.0}
 
@@ -99,6 +103,33 @@ async def one_to_one(folder: Path, megabytes: int) -> None:
         shutil.rmtree(folder / kind)
 
 
+async def capped_seeds(folder: Path, mebibytes: int) -> None:
+    """Line B1: one seed and three, each held to 30 MiB/s. Do sources add up?"""
+    shard = make_shard(folder / "capped", mebibytes * MIB)
+    rates = {}
+    for n_seeds in (1, 3):
+        async with AsyncExitStack() as stack:
+            world = World(folder / f"capped-{n_seeds}", stack)
+            names = [f"seed-{index}" for index in range(n_seeds)]
+            seeds = [await world.session(name, upload_limit_bytes_per_s=CAP, **ORDINARY) for name in names]
+            node = await world.session("node", **ORDINARY)
+            for seed in seeds:
+                await seed.seed(shard.torrent, shard.path, label="0")
+            holders = [("127.0.0.1", seed.port) for seed in seeds]
+            started = time.perf_counter()
+            await node.fetch(shard.torrent, world.target("node"), peers=holders, **shard.wanted())
+            rates[n_seeds] = mebibytes / (time.perf_counter() - started)
+        shutil.rmtree(world.folder)
+    tell(
+        "capped_seeds",
+        mebibytes=mebibytes,
+        cap_mib_per_s=CAP / MIB,
+        one_mib_per_s=rates[1],
+        three_mib_per_s=rates[3],
+        three_over_one=rates[3] / rates[1],
+    )
+
+
 async def one_to_five(folder: Path, shards: list[Shard], limit_bytes_per_s: int) -> None:
     """Five nodes want all shards at once; one holder has them. What did it send, and how long did the last node wait?"""
     total = sum(shard.size for shard in shards)
@@ -132,6 +163,7 @@ async def one_to_five(folder: Path, shards: list[Shard], limit_bytes_per_s: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--capped-mebibytes", type=int, default=300)
     parser.add_argument("--swarm-megabytes", type=int, default=98)
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--limit-megabytes", type=int, default=10)
@@ -141,6 +173,10 @@ def main() -> None:
     async def run(folder: Path) -> None:
         if chosen.megabytes:
             await one_to_one(folder, chosen.megabytes)
+        if chosen.capped_mebibytes:
+            await capped_seeds(folder, chosen.capped_mebibytes)
+        if not chosen.swarm_megabytes:
+            return
         size = chosen.swarm_megabytes * MB // chosen.shards
         shards = [make_shard(folder / f"shard-{index}", size, seed=index) for index in range(chosen.shards)]
         for limit in (0, chosen.limit_megabytes * MB):

@@ -208,6 +208,22 @@ async def test_limits_hold_on_loopback_too(world: World, shard: Shard) -> None:
     assert 2.0 < time.monotonic() - started < 8.0
 
 
+async def test_three_capped_seeds_add_up(world: World, tmp_path: Path) -> None:
+    """Line B1 of the torrent table, small: `bench_torrent` measures it at 30 MiB/s."""
+    shard = make_shard(tmp_path / "origin", 16 * MB)
+    seeds = [await world.session(f"seed-{index}", upload_limit_bytes_per_s=4 * MB) for index in range(3)]
+    for seed in seeds:
+        await seed.seed(shard.torrent, shard.path, label="0")
+    seconds = {}
+    for count in (1, 3):
+        node = await world.session(f"node-{count}")
+        holders = [("127.0.0.1", seed.port) for seed in seeds[:count]]
+        started = time.monotonic()
+        await node.fetch(shard.torrent, world.target(f"node-{count}"), peers=holders, deadline_s=30, **shard.wanted())
+        seconds[count] = time.monotonic() - started
+    assert seconds[1] / seconds[3] > 2, seconds
+
+
 async def test_a_taken_port_is_named_in_the_error(world: World) -> None:
     first = await world.session("first")
     with pytest.raises(SettingsError, match=f"port {first.port}"):
