@@ -79,6 +79,13 @@ class HeldShard(Frozen):
     loaded: bool = Field(description="its tensors are in the engine's memory")
     memory_bytes: int = Field(default=0, ge=0, description="weights, KV cache and compute buffers, when loaded")
     step_us: float | None = Field(default=None, ge=0, description="median time of one decode step through this shard")
+    rows_us: tuple[tuple[Annotated[int, Field(ge=2, le=MAX_STEP_TOKENS)], Annotated[float, Field(ge=0)]], ...] = Field(
+        default=(),
+        max_length=16,
+        strict=False,
+        exclude_if=lambda value: not value,
+        description="(rows, median time) of larger batches through this shard, rows ascending",
+    )
     progress: float | None = Field(default=None, ge=0, le=1, description="share present, while it is fetched or loaded")
     detail: str = Field(default="", max_length=200, description="what is going on, for people")
 
@@ -159,6 +166,12 @@ class Heartbeat(Message):
     devices: tuple[DeviceInfo, ...] = Field(default=(), max_length=64, strict=False)
     held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)
     sequences: int = Field(default=0, ge=0, description="sequences with KV in this node's engine")
+    handover_us: float | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="median time of the way from the daemon to the engine and back",
+    )
     draining: bool = False
 
 

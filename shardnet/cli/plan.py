@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from shardnet.coordinator.placement import LinkTime, NodeOffer
+    from shardnet.coordinator.law import LinkTime
+    from shardnet.coordinator.placement import NodeOffer
     from shardnet.coordinator.prospects import Prospect
     from shardnet.manifest import Manifest
 
@@ -41,7 +42,8 @@ def plan(
     import dataclasses
     import json
 
-    from shardnet.coordinator.placement import LinkTime, Policy
+    from shardnet.coordinator.law import LinkTime
+    from shardnet.coordinator.placement import Policy
     from shardnet.coordinator.prospects import prospects
     from shardnet.coordinator.settings import SequenceSettings
     from shardnet.inference.manifest_file import load_manifest
@@ -110,7 +112,8 @@ def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOff
 
 def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
     """Returns: the nodes and links of `/status`, as if this model were on no node yet; any node could get the files."""
-    from shardnet.coordinator.placement import LinkTime, NodeOffer
+    from shardnet.coordinator.law import LinkTime
+    from shardnet.coordinator.placement import NodeOffer
 
     offers = []
     for node in status["nodes"]:

@@ -34,7 +34,14 @@ class Chain:
 
 
 def find_chain(
-    n_shards: int, n_nodes: int, run_cost: RunCost, hop_cost: HopCost, *, stages: int = 0, repeats: bool = False
+    n_shards: int,
+    n_nodes: int,
+    run_cost: RunCost,
+    hop_cost: HopCost,
+    *,
+    stages: int = 0,
+    repeats: bool = False,
+    ring: bool = False,
 ) -> Chain | None:
     """Find the cheapest chain; of equal ones the one whose nodes have the smallest numbers.
 
@@ -42,19 +49,24 @@ def find_chain(
         run_cost: must not allow a longer run where it refuses a shorter one with the same first shard.
         stages: exactly so many runs; 0 for any number.
         repeats: a node may come again later in the chain if there is no other way (never with forced stages).
+        ring: the last node sends on to the first, not to the coordinator, whose hops then cost nothing. A chain of one node has no hop.
 
     Returns: None if no chain covers all shards.
     """
     table = _run_table(n_shards, n_nodes, run_cost)
-    hops = _HopTable(n_nodes, hop_cost)
+    hops = _HopTable.of(n_nodes, hop_cost, ring=ring)
     nodes = [node for node in range(n_nodes) if any(table[node][first] for first in range(n_shards))]
     if not nodes or n_shards == 0:
         return None
     runs = sum(len(ends) for node in nodes for ends in table[node])
-    if runs * (1 << (len(nodes) - 1)) * len(nodes) / 4 <= EXACT_TRANSITIONS:
-        found = _exact(n_shards, nodes, table, hops, stages)
-    else:
+    work = runs * (1 << (len(nodes) - 1)) * len(nodes) / 4 * (len(nodes) / 2 if ring else 1)
+    if work > EXACT_TRANSITIONS:
         found = _improved_order(n_shards, nodes, table, hops, stages)
+    elif ring:
+        rings = (_exact(n_shards, nodes, table, hops.closed_at(node), stages) for node in nodes)
+        found = min((one for one in rings if one is not None), key=lambda one: one.cost, default=None)
+    else:
+        found = _exact(n_shards, nodes, table, hops, stages)
     if found is None and repeats and not stages:
         found = _with_repeats(n_shards, nodes, table, hops)
     return found
@@ -80,11 +92,30 @@ def _run_table(n_shards: int, n_nodes: int, run_cost: RunCost) -> Table:
     return table
 
 
+@dataclass(frozen=True, slots=True)
 class _HopTable:
-    def __init__(self, n_nodes: int, hop_cost: HopCost) -> None:
-        self.enter = [hop_cost(None, node) for node in range(n_nodes)]
-        self.leave = [hop_cost(node, None) for node in range(n_nodes)]
-        self.between = [[hop_cost(a, b) if a != b else math.inf for b in range(n_nodes)] for a in range(n_nodes)]
+    enter: list[float]
+    leave: list[float]
+    between: list[list[float]]
+
+    @classmethod
+    def of(cls, n_nodes: int, hop_cost: HopCost, *, ring: bool) -> _HopTable:
+        between = [[hop_cost(a, b) if a != b else math.inf for b in range(n_nodes)] for a in range(n_nodes)]
+        if ring:  # where the first node is not known yet: back to the nearest
+            back = [min((cost for cost in row if cost < math.inf), default=0.0) for row in between]
+            return cls([0.0] * n_nodes, back, between)
+        return cls(
+            [hop_cost(None, node) for node in range(n_nodes)],
+            [hop_cost(node, None) for node in range(n_nodes)],
+            between,
+        )
+
+    def closed_at(self, first: int) -> _HopTable:
+        """Returns: the hops of rings that begin at this node."""
+        n_nodes = len(self.between)
+        enter = [0.0 if node == first else math.inf for node in range(n_nodes)]
+        leave = [0.0 if node == first else self.between[node][first] for node in range(n_nodes)]
+        return _HopTable(enter, leave, self.between)
 
 
 _State = tuple[int, int, int]
@@ -107,6 +138,8 @@ def _exact(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable, s
 
     new = layer
     for node in nodes:
+        if hops.enter[node] == math.inf:
+            continue
         for length, cost in enumerate(table[node][0], start=1):
             offer((1 << node, node, length), hops.enter[node] + cost, None)
     final: tuple[float, _State] | None = None

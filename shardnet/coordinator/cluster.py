@@ -27,7 +27,7 @@ from shardnet.coordinator.events import (
     ShardsLost,
     TimePassed,
 )
-from shardnet.coordinator.placement import LinkTime
+from shardnet.coordinator.law import LinkTime
 from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
@@ -84,6 +84,7 @@ class NodeView:
     memory_free_bytes: int = 0
     load: float = 0.0
     sequences: int = 0
+    handover_us: float | None = None
     draining: bool = False
 
     @property
@@ -191,6 +192,7 @@ class Cluster:
         held_before = node.held
         node.heard_at_s = event.at_s
         node.memory_free_bytes, node.load, node.sequences = beat.memory_free_bytes, beat.load, beat.sequences
+        node.handover_us = beat.handover_us
         node.held = {(shard.model_id, shard.shard_id): shard for shard in beat.held}
         if beat.devices:
             node.capabilities = node.capabilities.model_copy(update={"devices": beat.devices})

@@ -100,7 +100,11 @@ class Coordinator:
         self._settings = settings
         self._home = home
         placement = settings.placement
-        self._policy = Policy(stages=placement.stages, headroom_share=placement.headroom_share)
+        self._policy = Policy(
+            stages=placement.stages,
+            headroom_share=placement.headroom_share,
+            ring=not settings.speculation.enabled,  # with it, each step is the coordinator's own
+        )
         self._cluster = Cluster(dead_after_s=placement.dead_after_s)
         self._peers = Peers()
         self._requests = Requests(

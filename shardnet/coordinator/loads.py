@@ -8,8 +8,8 @@ from typing import cast
 
 from shardnet.coordinator.cluster import Cluster
 from shardnet.coordinator.events import Event, LinkKnown, LoadFailed, LoadMoved, LoadSent, ShardIsReady
+from shardnet.coordinator.law import LinkTime
 from shardnet.coordinator.peers import Peers
-from shardnet.coordinator.placement import LinkTime
 from shardnet.coordinator.planning import LoadOrder
 from shardnet.errors import DeadlineExceeded, PeerLost, ShardnetError, UnreachableError
 from shardnet.ids import new_id

@@ -1,17 +1,15 @@
 """Which node runs which shards. A pure function of a manifest, what the nodes offer, and a policy; the planner and the router use the same law.
 
-Time per token = sum of stage compute + sum of hops, where a stage reads its weights once per token (bytes / measured bytes per second) and a
-hop costs one-way latency + bytes / bandwidth + a fixed part. Of chains that are nearly as quick the one that loads less, and is better balanced,
-is taken.
+What a pipeline costs is `law`'s business. Of chains that are nearly as quick the one that loads less, and is better balanced, is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from shardnet.coordinator.chain import Chain, HopCost, RunCost, find_chain
+from shardnet.coordinator.chain import find_chain
+from shardnet.coordinator.law import Law, Links, LinkTime, Pace, RowCosts, hop_s, law_of, pace_in, step_bytes
 from shardnet.errors import NoRoomError, PlacementError
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
@@ -22,8 +20,6 @@ KV_CELLS_MULTIPLE = 256
 """llama.cpp rounds each sequence's context up to this."""
 COMPUTE_WIDTHS = 20
 """Hidden states' worth of compute buffer for each row of a batch: 8 of the width, 3 of the feed-forward (about 4 widths each)."""
-GUESSED_BYTES_PER_S = 8e9
-"""Weights that an unmeasured node reads per second: a desktop's memory, one stream."""
 READ_BYTES_PER_S, FETCH_BYTES_PER_S = 1e9, 5e7
 AMORTISED_TOKENS = 20_000
 """Loading is paid once: it counts as if spread over so many tokens."""
@@ -42,6 +38,7 @@ class NodeOffer:
         loaded: in memory already: they cost no memory and no time.
         on_disk: files it has.
         can_fetch: it can get a file from another holder.
+        row_costs, handover_s: as in `Pace`.
     """
 
     node_id: str
@@ -52,6 +49,13 @@ class NodeOffer:
     loaded: frozenset[int] = frozenset()
     on_disk: frozenset[int] = frozenset()
     can_fetch: bool = False
+    row_costs: RowCosts = ()
+    handover_s: float | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """Returns: how quick it is."""
+        return Pace(self.bytes_per_s, self.row_costs, self.handover_s)
 
     def may_hold(self, shard_id: int, seeded: frozenset[int]) -> bool:
         """True if the node could have this shard in memory, room aside; `seeded` are the shards that someone can send."""
@@ -62,26 +66,24 @@ class NodeOffer:
         return shard_id in self.on_disk or (self.can_fetch and shard_id in seeded)
 
 
-@dataclass(frozen=True, slots=True)
-class LinkTime:
-    """One direction between two daemons."""
-
-    one_way_s: float = 100e-6
-    bytes_per_s: float = 100e6
-
-
-Links = Mapping[tuple[str, str], LinkTime]
-"""`(from node id, to node id)`; the coordinator is ""."""
+DEFAULT_LINK = LinkTime()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the coordinator's owner wants."""
+    """What the coordinator's owner wants.
+
+    Attributes:
+        hop_fixed_s: what a hop costs beside latency and bandwidth as pings measure them.
+        default_link: a link that was not measured.
+        ring: the last stage sends each token to the first by itself; else the coordinator asks for every step.
+    """
 
     stages: int = 0
     headroom_share: float = 0.1
     hop_fixed_s: float = 60e-6
-    default_link: LinkTime = LinkTime()
+    default_link: LinkTime = DEFAULT_LINK
+    ring: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +125,23 @@ def layers_of(manifest: Manifest, first_shard: int, end_shard: int) -> LayerRang
     return LayerRange(first=shards[first_shard].layers.first, end=shards[end_shard - 1].layers.end)
 
 
-def compute_s(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> float:
-    """Returns: seconds that one decode step takes in the shards `[first, end)` on this node."""
-    nbytes = sum(shard.bytes for shard in manifest.content.shards[first:end])
-    return nbytes / (offer.bytes_per_s or GUESSED_BYTES_PER_S)
+def stage_s(manifest: Manifest, offer: NodeOffer, first: int, end: int, policy: Policy) -> float:
+    """Returns: seconds that one decode step spends in a stage of the shards `[first, end)` on this node."""
+    stages = 1 if end - first == manifest.n_shards else 2
+    return pace_in(offer.pace, stages=stages, ring=policy.ring).step_s(step_bytes(manifest, first, end))
 
 
-def hop_s(manifest: Manifest, source: str, target: str, links: Links, policy: Policy) -> float:
+def hop_between(manifest: Manifest, source: str, target: str, links: Links, policy: Policy) -> float:
     """Returns: seconds of one hop with one hidden state; from and to the coordinator ("") only a token travels."""
-    link = links.get((source, target)) or policy.default_link
-    nbytes = 4 * manifest.content.n_embd if source and target else 4
-    return link.one_way_s + nbytes / link.bytes_per_s + policy.hop_fixed_s
+    return hop_s(manifest, source, target, links, policy.default_link, policy.hop_fixed_s)
+
+
+def law_for(
+    manifest: Manifest, offers: Mapping[str, NodeOffer], stages: Sequence[Stage], links: Links, policy: Policy
+) -> Law:
+    """Returns: the law of one pipeline over the nodes of these offers (node id -> offer)."""
+    runs = [(stage.node_id, offers[stage.node_id].pace, stage.first_shard, stage.end_shard) for stage in stages]
+    return law_of(manifest, runs, links, policy.default_link, policy.hop_fixed_s, ring=policy.ring)
 
 
 def place(
@@ -167,15 +175,15 @@ def place(
             return None
         if end - first > 1 and not all(offer.may_hold(shard, seeded) for shard in range(first, end)):
             return None
-        return compute_s(manifest, offer, first, end) + _preferences(manifest, offer, first, end)
+        seconds = stage_s(manifest, offer, first, end, policy)
+        return seconds + _preferences(manifest, offer, first, end, seconds)
 
     def hop(a: int | None, b: int | None) -> float:
-        return hop_s(
-            manifest, "" if a is None else nodes[a].node_id, "" if b is None else nodes[b].node_id, links, policy
-        )
+        source, target = "" if a is None else nodes[a].node_id, "" if b is None else nodes[b].node_id
+        return hop_between(manifest, source, target, links, policy)
 
     n_shards = manifest.n_shards
-    chain = find_chain(n_shards, len(nodes), run_cost, hop, stages=policy.stages, repeats=True)
+    chain = find_chain(n_shards, len(nodes), run_cost, hop, stages=policy.stages, repeats=True, ring=policy.ring)
     if chain is not None and any(
         sum(need(*run) for run in chain.runs if run[0] == node) > room[node] for node in {run[0] for run in chain.runs}
     ):
@@ -183,13 +191,19 @@ def place(
     if chain is None:
         raise _why_not(manifest, nodes, needs, room, policy, seeded)
     stages = tuple(Stage(nodes[node].node_id, first, end) for node, first, end in chain.runs)
-    seconds = _predicted(manifest, nodes, chain, hop)
-    return Placement(stages, seconds, _notes(manifest, nodes, stages, run_cost, hop, seconds, policy))
+    offers = {offer.node_id: offer for offer in nodes}
+    seconds = law_for(manifest, offers, stages, links, policy).token_s()
+    whole = {
+        offer.node_id: law_for(manifest, offers, [Stage(offer.node_id, 0, n_shards)], links, policy).token_s()
+        for index, offer in enumerate(nodes)
+        if run_cost(index, 0, n_shards) is not None
+    }
+    return Placement(stages, seconds, _notes(manifest, offers, stages, whole, seconds, policy))
 
 
-def _preferences(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> float:
+def _preferences(manifest: Manifest, offer: NodeOffer, first: int, end: int, seconds: float) -> float:
     """Returns: seconds added to a run so that less is loaded and stages are balanced; small beside real differences."""
-    extra = BALANCE_WEIGHT * compute_s(manifest, offer, first, end) ** 2
+    extra = BALANCE_WEIGHT * seconds**2
     for shard in manifest.content.shards[first:end]:
         if shard.shard_id not in offer.loaded:
             extra += shard.bytes / (READ_BYTES_PER_S * AMORTISED_TOKENS)
@@ -198,45 +212,30 @@ def _preferences(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> 
     return extra
 
 
-def _predicted(manifest: Manifest, nodes: Sequence[NodeOffer], chain: Chain, hop: HopCost) -> float:
-    stops: list[int | None] = [None, *(run[0] for run in chain.runs), None]
-    hops = sum(hop(a, b) for a, b in pairwise(stops))
-    return hops + sum(compute_s(manifest, nodes[node], first, end) for node, first, end in chain.runs)
-
-
 def _notes(
     manifest: Manifest,
-    nodes: Sequence[NodeOffer],
+    offers: Mapping[str, NodeOffer],
     stages: tuple[Stage, ...],
-    run_cost: RunCost,
-    hop: HopCost,
+    whole: Mapping[str, float],
     seconds: float,
     policy: Policy,
 ) -> tuple[str, ...]:
-    """Say what a split costs beside one node that could hold everything, whichever was taken."""
-    whole = {
-        index: _predicted(manifest, nodes, Chain(((index, 0, manifest.n_shards),), 0.0), hop)
-        for index in range(len(nodes))
-        if run_cost(index, 0, manifest.n_shards) is not None
-    }
+    """Say what a split costs beside one node that could hold everything (`whole`: node id -> seconds), whichever was taken."""
     if not whole:
         return ()
-    best = min(whole, key=lambda index: (whole[index], nodes[index].node_id))
+    best = min(whole, key=lambda node_id: (whole[node_id], node_id))
     if len(stages) == 1:
-        return (f"{manifest.name} fits on {_named(nodes, stages[0].node_id)} whole: no split is quicker than that",)
+        return (f"{manifest.name} fits on {offers[stages[0].node_id].name} whole: no split is quicker than that",)
     if whole[best] <= seconds:
         why = f"{policy.stages} stages were asked for" if policy.stages else "less has to be loaded this way"
         return (
-            f"{manifest.name} would be quicker whole on {nodes[best].name} ({whole[best] * 1e3:.1f} instead of {seconds * 1e3:.1f} ms per token), "
+            f"{manifest.name} would be quicker whole on {offers[best].name} ({whole[best] * 1e3:.1f} instead of {seconds * 1e3:.1f} ms per token), "
             f"but {why}",
         )
     return (
-        f"the split is quicker than {manifest.name} whole on {nodes[best].name}: {seconds * 1e3:.1f} instead of {whole[best] * 1e3:.1f} ms per token",
+        f"the split is quicker than {manifest.name} whole on {offers[best].name}: "
+        f"{seconds * 1e3:.1f} instead of {whole[best] * 1e3:.1f} ms per token",
     )
-
-
-def _named(nodes: Sequence[NodeOffer], node_id: str) -> str:
-    return next(offer.name for offer in nodes if offer.node_id == node_id)
 
 
 # -- when it cannot be done ------------------------------------------------------------------------------------------------------

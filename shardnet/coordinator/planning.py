@@ -6,25 +6,26 @@ by LOAD_SHARD (answered at once when the options agree), since all shards of a r
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from statistics import median
 
 from shardnet.coordinator.chain import find_chain
 from shardnet.coordinator.cluster import Cluster, NodeView, is_whole
+from shardnet.coordinator.law import Links, Pace, RowCosts, step_bytes
 from shardnet.coordinator.placement import (
-    Links,
     NodeOffer,
     Placement,
     Policy,
     Stage,
-    compute_s,
-    hop_s,
+    hop_between,
     memory_needed,
     place,
+    stage_s,
 )
 from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
-from shardnet.messages import ShardOptions, StageRef
+from shardnet.messages import HeldShard, ShardOptions, StageRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,7 @@ def _plan_model(
 
 def _only_present(offers: list[NodeOffer], manifest: Manifest, policy: Policy) -> list[NodeOffer] | None:
     """Returns: the offers cut down to what is in memory or on its way there, if that makes a pipeline already: then nothing is moved."""
-    present = [
-        NodeOffer(one.node_id, one.name, 0, one.bytes_per_s, frozenset(), one.loaded, frozenset(), False)
-        for one in offers
-    ]
+    present = [replace(one, free_bytes=0, allowed=frozenset(), on_disk=frozenset(), can_fetch=False) for one in offers]
     chain = find_chain(
         manifest.n_shards,
         len(present),
@@ -155,12 +153,15 @@ def _offer(cluster: Cluster, node: NodeView, manifest: Manifest, result: Plan) -
     allowed = node.allowed(model_id, manifest.name)
     if waiting:
         allowed = frozenset(range(manifest.n_shards)) - waiting if allowed is None else allowed - waiting
+    pace = measured_pace(cluster, node, manifest.model_id)
     promised = sum(order.needed_bytes for order in result.orders if order.node_id == node.node_id)
     return NodeOffer(
         node_id=node.node_id,
         name=node.label,
         free_bytes=max(0, node.free_bytes - promised),
-        bytes_per_s=measured_bytes_per_s(cluster, node),
+        bytes_per_s=pace.bytes_per_s,
+        row_costs=pace.row_costs,
+        handover_s=pace.handover_s,
         allowed=allowed,
         loaded=frozenset(loaded - waiting),
         on_disk=frozenset(on_disk),
@@ -168,15 +169,38 @@ def _offer(cluster: Cluster, node: NodeView, manifest: Manifest, result: Plan) -
     )
 
 
-def measured_bytes_per_s(cluster: Cluster, node: NodeView) -> float | None:
-    """Returns: weights that a node reads per second in decode, over all its loaded shards whose step time it told; None: not known."""
+def measured_pace(cluster: Cluster, node: NodeView, model_id: str) -> Pace:
+    """Returns: how quick a node is, by what it told of its loaded shards: those of this model if any of them was run, else of all models."""
+    own = [key for key in node.held if key[0] == model_id and node.held[key].step_us]
+    told = [
+        (step_bytes(cluster.manifests[model], shard, shard + 1), node.held[model, shard])
+        for model, shard in (own or node.held)
+        if model in cluster.manifests and shard < cluster.manifests[model].n_shards
+    ]
+    return pace_of(told, node.handover_us)
+
+
+def pace_of(told: Iterable[tuple[int, HeldShard]], handover_us: float | None) -> Pace:
+    """Returns: how quick a node is.
+
+    Args:
+        told: (bytes of weights that a step reads, what the node said of the shard); those that are not loaded or were not run do not count.
+    """
     nbytes = seconds = 0.0
-    for (model_id, shard_id), held in node.held.items():
-        manifest = cluster.manifests.get(model_id)
-        if held.loaded and held.step_us and manifest is not None and shard_id < manifest.n_shards:
-            nbytes += manifest.content.shards[shard_id].bytes
-            seconds += held.step_us * 1e-6
-    return nbytes / seconds if seconds else None
+    times_longer: dict[int, list[tuple[int, float]]] = {}
+    for read, held in told:
+        if not held.loaded or not held.step_us:
+            continue
+        nbytes += read
+        seconds += held.step_us * 1e-6
+        for rows, rows_us in held.rows_us:
+            times_longer.setdefault(rows.bit_length(), []).append((rows, rows_us / held.step_us))
+    costs: RowCosts = tuple(
+        (round(median(rows for rows, _ in points)), median(cost for _, cost in points))
+        for _, points in sorted(times_longer.items())
+    )
+    handover_s = None if handover_us is None else handover_us * 1e-6
+    return Pace(nbytes / seconds if seconds else None, costs, handover_s)
 
 
 # -- routes ----------------------------------------------------------------------------------------------------------------------
@@ -211,22 +235,31 @@ def _ready_chain(
     cluster: Cluster, manifest: Manifest, nodes: list[NodeView], policy: Policy
 ) -> tuple[Stage, ...] | None:
     ready = [frozenset(shard for model, shard in node.ready if model == manifest.model_id) for node in nodes]
-    offers = [NodeOffer(node.node_id, node.label, 0, measured_bytes_per_s(cluster, node)) for node in nodes]
+    offers = []
+    for node in nodes:
+        pace = measured_pace(cluster, node, manifest.model_id)
+        offers.append(NodeOffer(node.node_id, node.label, 0, pace.bytes_per_s, handover_s=pace.handover_s))
     links: Links = cluster.links
 
     def run_cost(node: int, first: int, end: int) -> float | None:
         if end - 1 not in ready[node] or not ready[node].issuperset(range(first, end)):
             return None
-        cost = compute_s(manifest, offers[node], first, end)
+        cost = stage_s(manifest, offers[node], first, end, policy)
         return cost + 1e-3 * cost * cost
 
     def hop_cost(a: int | None, b: int | None) -> float:
         source, target = "" if a is None else nodes[a].node_id, "" if b is None else nodes[b].node_id
         if (source, target) in cluster.unreachable:  # by way of the coordinator
-            return hop_s(manifest, source, "", links, policy) + hop_s(manifest, "", target, links, policy)
-        return hop_s(manifest, source, target, links, policy)
+            to, onward = (
+                hop_between(manifest, source, "", links, policy),
+                hop_between(manifest, "", target, links, policy),
+            )
+            return to + onward
+        return hop_between(manifest, source, target, links, policy)
 
-    chain = find_chain(manifest.n_shards, len(nodes), run_cost, hop_cost, stages=policy.stages, repeats=True)
+    chain = find_chain(
+        manifest.n_shards, len(nodes), run_cost, hop_cost, stages=policy.stages, repeats=True, ring=policy.ring
+    )
     return None if chain is None else tuple(Stage(nodes[node].node_id, first, end) for node, first, end in chain.runs)
 
 
@@ -243,4 +276,4 @@ def stage_refs(cluster: Cluster, stages: tuple[Stage, ...]) -> tuple[StageRef, .
     return tuple(refs)
 
 
-__all__ = ["LoadOrder", "Placement", "Plan", "Route", "measured_bytes_per_s", "plan", "routes", "stage_refs"]
+__all__ = ["LoadOrder", "Placement", "Plan", "Route", "measured_pace", "pace_of", "plan", "routes", "stage_refs"]

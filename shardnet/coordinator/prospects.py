@@ -1,22 +1,19 @@
 """What each way of running a model would cost: the planner's table, worked out by the functions that place shards. Pure.
 
-One decode step reads every weight of a stage once; a prompt of `n` tokens is taken to be bound by arithmetic, `PROMPT_GAIN` times quicker a token
-than decode. These are the numbers of `placement`; where no step was measured yet they rest on its guess of a machine's memory, and say so.
+The numbers are those of `law`; where a node was not measured yet they rest on guesses, and say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
+from shardnet.coordinator.law import Links
 from shardnet.coordinator.placement import (
-    Links,
     NodeOffer,
     Placement,
     Policy,
-    compute_s,
-    hop_s,
+    law_for,
     layers_of,
     memory_needed,
     place,
@@ -24,9 +21,6 @@ from shardnet.coordinator.placement import (
 from shardnet.errors import PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
-
-PROMPT_GAIN = 4.0
-"""Rows of a prompt chunk share each weight that is read: rows a second against decode steps a second, an estimate for CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class Prospect:
 
     Attributes:
         kind: "one node", "split" or "replicas".
-        tokens_per_s: of as many streams as there are stages over all pipelines: the slowest stage sets the pace of each pipeline.
+        tokens_per_s: of all streams together, as many over each pipeline.
         pipelines: the stages of each, in order; one unless `kind` is "replicas".
         seconds_per_token, first_token_s: of the slowest pipeline, one stream.
     """
@@ -73,9 +67,12 @@ def prospects(
     links: Links | None = None,
     *,
     prompt_tokens: int = 128,
+    streams: int = 0,
 ) -> Prospects:
     """Work out each node alone, the best split of each number of stages, and replicas on every node that can hold the model.
 
+    Args:
+        streams: at the same time, shared out over the pipelines; 0: as many as can have KV at the same time.
     Raises: PlacementError, NoRoomError if there is no layout at all.
     """
     links, policy = links or {}, policy or Policy()
@@ -89,16 +86,16 @@ def prospects(
             problem = error
             continue
         alone.append(found)
-        layouts.append(_prospect("one node", manifest, nodes, [found], options, policy, links, prompt_tokens))
+        layouts.append(_prospect("one node", manifest, nodes, [found], options, policy, links, prompt_tokens, streams))
     for stages in range(2, min(len(nodes), manifest.n_shards) + 1):
         try:
             found = place(manifest, nodes, options, _forced(policy, stages), links)
         except ShardnetError as error:
             problem = error
             continue
-        layouts.append(_prospect("split", manifest, nodes, [found], options, policy, links, prompt_tokens))
+        layouts.append(_prospect("split", manifest, nodes, [found], options, policy, links, prompt_tokens, streams))
     if len(alone) > 1:
-        layouts.append(_prospect("replicas", manifest, nodes, alone, options, policy, links, prompt_tokens))
+        layouts.append(_prospect("replicas", manifest, nodes, alone, options, policy, links, prompt_tokens, streams))
     if not layouts:
         raise problem
     layouts.sort(key=lambda one: one.seconds_per_token)
@@ -106,7 +103,7 @@ def prospects(
 
 
 def _forced(policy: Policy, stages: int) -> Policy:
-    return Policy(stages, policy.headroom_share, policy.hop_fixed_s, policy.default_link)
+    return replace(policy, stages=stages)
 
 
 def _prospect(
@@ -118,46 +115,27 @@ def _prospect(
     policy: Policy,
     links: Links,
     prompt_tokens: int,
+    streams: int,
 ) -> Prospect:
     offers = {offer.node_id: offer for offer in nodes}
     pipelines, first, rate = [], 0.0, 0.0
+    each = min(options.n_seq, -(-streams // len(placements))) if streams else options.n_seq
     for placement in placements:
+        law = law_for(manifest, offers, placement.stages, links, policy)
         stages = tuple(
             StageProspect(
                 node=offers[stage.node_id].name,
                 layers=str(layers_of(manifest, stage.first_shard, stage.end_shard)),
-                compute_s=compute_s(manifest, offers[stage.node_id], stage.first_shard, stage.end_shard),
+                compute_s=seconds,
                 memory_bytes=sum(memory_needed(manifest, shard, options) for shard in stage.shards),
             )
-            for stage in placement.stages
+            for stage, seconds in zip(placement.stages, law.stages_s(), strict=True)
         )
         pipelines.append(stages)
-        first = max(first, _first_token_s(manifest, placement, stages, options, policy, links, prompt_tokens))
-        rate += min(1 / max(stage.compute_s for stage in stages), len(stages) / placement.seconds_per_token)
+        first = max(first, law.first_token_s(prompt_tokens, options.n_batch))
+        rate += law.tokens_per_s(each)
     slowest = max(placement.seconds_per_token for placement in placements)
     return Prospect(kind, tuple(pipelines), slowest, first, rate)
-
-
-def _first_token_s(
-    manifest: Manifest,
-    placement: Placement,
-    stages: Sequence[StageProspect],
-    options: ShardOptions,
-    policy: Policy,
-    links: Links,
-    prompt_tokens: int,
-) -> float:
-    """Chunks follow each other through the stages: one goes all the way, the others come behind at the pace of the slowest stage."""
-    chunk = min(prompt_tokens, options.n_batch)
-    chunks = -(-prompt_tokens // chunk)
-    per_stage = [max(stage.compute_s, stage.compute_s * chunk / PROMPT_GAIN) for stage in stages]
-    stops = ["", *(stage.node_id for stage in placement.stages), ""]
-    hops = 0.0
-    for a, b in pairwise(stops):
-        link = links.get((a, b)) or policy.default_link
-        more_bytes = 4 * manifest.content.n_embd * (chunk - 1) if a and b else 0
-        hops += hop_s(manifest, a, b, links, policy) + more_bytes / link.bytes_per_s
-    return sum(per_stage) + hops + (chunks - 1) * max(per_stage)
 
 
 def _notes(manifest: Manifest, nodes: Sequence[NodeOffer], layouts: Sequence[Prospect]) -> tuple[str, ...]:
@@ -177,4 +155,7 @@ def _notes(manifest: Manifest, nodes: Sequence[NodeOffer], layouts: Sequence[Pro
     guessed = sorted(offer.name for offer in nodes if not offer.bytes_per_s)
     if guessed:
         notes.append(f"not measured yet, guessed at a desktop's memory bandwidth: {', '.join(guessed)}")
+    guessed = sorted(offer.name for offer in nodes if offer.bytes_per_s and not offer.row_costs)
+    if guessed:
+        notes.append(f"prompts and batches not measured yet, guessed: {', '.join(guessed)}")
     return tuple(notes)

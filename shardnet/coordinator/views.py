@@ -6,7 +6,7 @@ from typing import Any
 
 from shardnet.coordinator.cluster import Cluster, NodeView, joined
 from shardnet.coordinator.placement import layers_of
-from shardnet.coordinator.planning import Route, measured_bytes_per_s
+from shardnet.coordinator.planning import Route, measured_pace
 from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
 
@@ -27,6 +27,7 @@ def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
                 "ready": (model_id, shard_id) in node.ready,
                 "memory_bytes": shard.memory_bytes,
                 "step_us": shard.step_us,
+                "rows_us": [list(one) for one in shard.rows_us],
                 "progress": shard.progress,
                 "detail": shard.detail,
             }
@@ -39,7 +40,8 @@ def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
         "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
         "connected_s": round(at_s - node.joined_at_s, 1),
         "memory_free_bytes": node.memory_free_bytes,
-        "bytes_per_s": measured_bytes_per_s(cluster, node),
+        "bytes_per_s": measured_pace(cluster, node, "").bytes_per_s,
+        "handover_us": node.handover_us,
         "load": node.load,
         "sequences": node.sequences,
         "devices": [device.model_dump(mode="json") for device in node.capabilities.devices],

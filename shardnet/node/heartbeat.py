@@ -61,12 +61,13 @@ class Pulse:
                 devices=self.devices,
                 held=held,
                 sequences=self._report.sequences if self._report is not None else 0,
+                handover_us=self._tasks.times.handover_us,
                 draining=self._state.is_draining,
             )
         )
 
     def held(self) -> tuple[HeldShard, ...]:
-        """Returns: every shard here, with the time of a decode step through it."""
+        """Returns: every shard here, with the times of steps through it."""
         return self._state.held(self._tasks.times.per_shard(self._state.n_layers()))
 
     def memory_free(self) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 from shardnet.errors import ShardnetError
 from shardnet.ids import ShardKey
 from shardnet.messages import HeldShard, ShardOptions, ShardSource
+from shardnet.node.timings import ShardTimes
 
 
 class Phase(StrEnum):
@@ -101,7 +102,7 @@ class ShardRecord:
             case Kind.UNLOAD:
                 return self.memory is None
 
-    def as_held(self, step_us: float | None) -> HeldShard | None:
+    def as_held(self, times: ShardTimes) -> HeldShard | None:
         """Returns: the shard as the coordinator is told of it; None if it is neither here nor on its way."""
         if not self.paths and self.phase is not Phase.FETCHING:
             return None
@@ -110,7 +111,8 @@ class ShardRecord:
             shard_id=self.key[1],
             loaded=self.memory is not None,
             memory_bytes=self.memory.memory_bytes if self.memory else 0,
-            step_us=step_us if self.memory else None,
+            step_us=times.step_us if self.memory else None,
+            rows_us=times.rows_us if self.memory else (),
             progress=self.progress if self.phase is not Phase.IDLE else None,
             detail=self.phase.value,
         )

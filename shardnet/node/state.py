@@ -80,6 +80,7 @@ from shardnet.node.events import (
     VerifyFailed,
 )
 from shardnet.node.records import InMemory, Kind, Phase, ShardRecord, Want
+from shardnet.node.timings import ShardTimes
 
 MAX_FINISHED = 1024
 """Answers kept for commands that are repeated. The coordinator repeats within seconds, and has few load commands under way."""
@@ -148,9 +149,9 @@ class NodeState:
             if record.memory is not None
         }
 
-    def held(self, step_us: Mapping[ShardKey, float]) -> tuple[HeldShard, ...]:
+    def held(self, times: Mapping[ShardKey, ShardTimes]) -> tuple[HeldShard, ...]:
         """Returns: every shard that is here or on its way, as the coordinator is told."""
-        found = (record.as_held(step_us.get(key)) for key, record in sorted(self._records.items()))
+        found = (record.as_held(times.get(key, ShardTimes())) for key, record in sorted(self._records.items()))
         return tuple(held for held in found if held is not None)
 
     def assigned(self) -> tuple[ShardKey, ...]:
@@ -510,7 +511,7 @@ class NodeState:
     def _ready(self, record: ShardRecord, want: Want) -> Effects:
         match want.kind:
             case Kind.LOAD | Kind.KEEP:
-                held = record.as_held(None)
+                held = record.as_held(ShardTimes())
                 assert held is not None
                 source = "local" if want.kind is Kind.KEEP and want.source == "memory" else want.source
                 fact = {

@@ -373,8 +373,9 @@ class TaskRunner:
             batch_tokens=done.batch_tokens,
         )
         stage = task.route[step.stage]
-        if flight.rows[0] == 1:
-            self.times.add((task.model_id, stage.first_shard, stage.end_shard), done.compute_us)
+        handover_us = timing.engine_us if len(task.route) > 1 else None
+        chain = (task.model_id, stage.first_shard, stage.end_shard)
+        self.times.add(chain, done.batch_tokens, done.compute_us, handover_us)
         if step.stage == len(task.route) - 1:
             self._finish(flight, frame, (*step.timings, timing))
             flight.sent_s, flight.deadline_at_s = now_s, now_s + task.ahead_deadline_s  # of the run's next answer

@@ -1,9 +1,10 @@
-"""How long decode steps take on this node, for the coordinator's placement. Pure."""
+"""How long batches take on this node, for the coordinator's placement. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import median
 
 from shardnet.ids import ShardKey
@@ -11,33 +12,67 @@ from shardnet.ids import ShardKey
 Chain = tuple[str, int, int]
 """`(model_id, first_shard, end_shard)`."""
 MAX_STEPS = 64
-"""Recent steps that the median is taken of."""
+"""Recent batches that a median is taken of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTimes:
+    """Median microseconds through one shard.
+
+    Attributes:
+        step_us: of one row; None: none was run yet.
+        rows_us: (rows, microseconds) of larger batches, rows ascending.
+    """
+
+    step_us: float | None = None
+    rows_us: tuple[tuple[int, float], ...] = ()
 
 
 class StepTimes:
-    """Recent decode steps of each chain of shards."""
+    """Recent batches of each chain of shards, by their size: 1, 2 to 3, 4 to 7, 8 to 15, ... rows."""
 
     def __init__(self) -> None:
-        self._steps: dict[Chain, deque[float]] = {}
+        self._batches: dict[tuple[Chain, int], deque[tuple[int, float]]] = {}
+        self._handovers: deque[float] = deque(maxlen=MAX_STEPS)
 
-    def add(self, chain: Chain, compute_us: float) -> None:
-        """Note one step of one token."""
-        steps = self._steps.get(chain)
-        if steps is None:
-            steps = self._steps[chain] = deque(maxlen=MAX_STEPS)
-        steps.append(compute_us)
+    def add(self, chain: Chain, rows: int, compute_us: float, handover_us: float | None = None) -> None:
+        """Note one batch.
 
-    def per_shard(self, layers: Mapping[ShardKey, int]) -> dict[ShardKey, float]:
-        """Returns: median microseconds of one decode step through each shard; a chain's time is shared out by its shards' layers.
+        Args:
+            handover_us: what the way from the daemon to the engine and back took, where a step went that way alone.
+        """
+        key = (chain, max(1, rows).bit_length())
+        batches = self._batches.get(key)
+        if batches is None:
+            batches = self._batches[key] = deque(maxlen=MAX_STEPS)
+        batches.append((rows, compute_us))
+        if handover_us is not None and rows == 1:
+            self._handovers.append(handover_us)
+
+    @property
+    def handover_us(self) -> float | None:
+        """Returns: median microseconds from the daemon to the engine and back; None: not known yet."""
+        return median(self._handovers) if self._handovers else None
+
+    def per_shard(self, layers: Mapping[ShardKey, int]) -> dict[ShardKey, ShardTimes]:
+        """Returns: the times of each shard that was run; a chain's time is shared out by its shards' layers.
 
         Args:
             layers: number of layers of the shards.
         """
-        found: dict[ShardKey, float] = {}
-        for (model_id, first, end), steps in self._steps.items():
+        found: dict[ShardKey, ShardTimes] = {}
+        for (chain, size), batches in sorted(self._batches.items(), key=lambda item: item[0][1]):
+            model_id, first, end = chain
             keys = [ShardKey((model_id, shard_id)) for shard_id in range(first, end)]
             total = sum(layers.get(key, 0) for key in keys)
+            rows, compute_us = round(median(one[0] for one in batches)), median(one[1] for one in batches)
             for key in keys:
-                if total and key in layers:
-                    found[key] = median(steps) * layers[key] / total
+                if not total or key not in layers:
+                    continue
+                own_us, known = compute_us * layers[key] / total, found.get(key, ShardTimes())
+                if size == 1:
+                    found[key] = ShardTimes(own_us, known.rows_us)
+                else:
+                    others = tuple(one for one in known.rows_us if one[0] != rows)
+                    found[key] = ShardTimes(known.step_us, tuple(sorted((*others, (rows, own_us)))))
         return found

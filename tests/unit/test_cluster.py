@@ -18,7 +18,8 @@ from shardnet.coordinator.events import (
     ShardsLost,
     TimePassed,
 )
-from shardnet.coordinator.placement import LinkTime, Policy
+from shardnet.coordinator.law import LinkTime
+from shardnet.coordinator.placement import Policy
 from shardnet.coordinator.planning import Plan, plan, routes
 from shardnet.errors import NoRoomError, PlacementError, ShardError
 from shardnet.messages import ShardOptions

@@ -22,7 +22,7 @@ from shardnet.messages import (
     StageRef,
 )
 from shardnet.node.tasks import Flight, TaskRunner
-from shardnet.node.timings import StepTimes
+from shardnet.node.timings import ShardTimes, StepTimes
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.steps import NextStep, TaskResult
 from shardnet.wire import Buffer, Frame
@@ -328,12 +328,18 @@ async def test_an_idle_node_leaves_at_once(world: World) -> None:
     await asyncio.wait_for(world.runner.drain(), 1)
 
 
-def test_a_chains_time_is_shared_out_by_layers() -> None:
+def test_a_chains_time_is_shared_out_by_layers_and_by_rows() -> None:
     times = StepTimes()
-    for compute_us in (90, 100, 500):
-        times.add((MODEL, 0, 2), compute_us)
+    for compute_us, handover_us in ((90, 7.0), (100, 8.0), (500, 90.0)):
+        times.add((MODEL, 0, 2), 1, compute_us, handover_us)
+    times.add((MODEL, 0, 2), 8, 400, 1000.0)
+    times.add((MODEL, 0, 2), 512, 8000)
     found = times.per_shard({(MODEL, 0): 1, (MODEL, 1): 3})  # type: ignore[dict-item]
-    assert found == {(MODEL, 0): 25, (MODEL, 1): 75}
+    assert found == {
+        (MODEL, 0): ShardTimes(25, ((8, 100), (512, 2000))),
+        (MODEL, 1): ShardTimes(75, ((8, 300), (512, 6000))),
+    }
+    assert times.handover_us == 8.0, "of single rows alone: a batch waits for others"
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardnet.coordinator.chain import find_chain
-from shardnet.coordinator.placement import LinkTime, NodeOffer, Placement, Policy, memory_needed, place
+from shardnet.coordinator.law import LinkTime
+from shardnet.coordinator.placement import NodeOffer, Placement, Policy, memory_needed, place
 from shardnet.errors import NoRoomError, PlacementError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions

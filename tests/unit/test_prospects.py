@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shardnet.cli.plan import offer_of, offers_in
-from shardnet.coordinator.placement import LinkTime, NodeOffer, Policy, memory_needed, place
+from shardnet.coordinator.law import LinkTime
+from shardnet.coordinator.placement import NodeOffer, Policy, memory_needed, place
 from shardnet.coordinator.prospects import prospects
 from shardnet.errors import NoRoomError, UsageError
 from shardnet.messages import ShardOptions
@@ -16,7 +17,7 @@ MANIFEST = make_manifest(shard_bytes=[10_000_000] * 3)
 
 
 def offer(name: str, free: int = 10**9, speed: float | None = 1e9) -> NodeOffer:
-    return NodeOffer(name, name, free, speed, on_disk=frozenset(range(3)))
+    return NodeOffer(name, name, free, speed, on_disk=frozenset(range(3)), row_costs=((4, 1.0), (8, 2.0)))
 
 
 def test_every_layout_has_the_placements_own_time() -> None:
@@ -56,7 +57,7 @@ def test_slow_links_and_long_prompts_cost_what_they_cost() -> None:
     far = prospects(MANIFEST, nodes, OPTIONS, Policy(default_link=LinkTime(0.01, 1e6)))
     long = prospects(MANIFEST, nodes, OPTIONS, prompt_tokens=1000)
     times = [next(one for one in each.layouts if one.kind == "split") for each in (near, far, long)]
-    assert times[1].seconds_per_token > times[0].seconds_per_token + 0.029
+    assert times[1].seconds_per_token > times[0].seconds_per_token + 0.019, "a ring of two hops"
     assert times[2].first_token_s > 4 * times[0].first_token_s
 
 

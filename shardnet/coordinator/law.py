@@ -1,0 +1,191 @@
+"""What a step costs: the one law that placement, routing, `shardnet plan` and `shardnet bench` share. Pure.
+
+    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row) + handing over to the engine
+    time of a hop    = one-way latency + bytes / bandwidth + what a task costs more than a ping
+    time per token   = sum of stages + sum of hops, in a ring: the last stage sends the token to the first by itself
+
+A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator.
+Everything is measured where it can be: a node tells its own times (`HeldShard.step_us`, `rows_us`, `handover_us`), links are measured
+by pings. What is not known yet is guessed, and `shardnet plan` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from shardnet.manifest import Manifest
+
+GUESSED_BYTES_PER_S = 8e9
+"""Weights that an unmeasured node reads per second: a desktop's memory, one stream."""
+GUESSED_HANDOVER_S = 150e-6
+GUESSED_ROWS_PER_STEP = 4.0
+"""Rows of one batch share each weight that is read: an unmeasured CPU computes so many rows in the time of one step, if there are enough."""
+TOKEN_BYTES = 100
+"""A frame that carries a token alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTime:
+    """One direction between two daemons."""
+
+    one_way_s: float = 100e-6
+    bytes_per_s: float = 100e6
+
+
+Links = Mapping[tuple[str, str], LinkTime]
+"""`(from node id, to node id)`; the coordinator is ""."""
+
+RowCosts = tuple[tuple[int, float], ...]
+"""`(rows of a batch, how many times as long it takes as one row)`, rows ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How quick one node is.
+
+    Attributes:
+        bytes_per_s: weights it reads per second in decode, as measured; None: not known.
+        row_costs: as measured; empty: not known.
+        handover_s: from the daemon to the engine and back, for each step; None: not known.
+    """
+
+    bytes_per_s: float | None = None
+    row_costs: RowCosts = ()
+    handover_s: float | None = None
+
+    def step_s(self, nbytes: int, rows: int = 1) -> float:
+        """Returns: seconds of a batch of so many rows through weights of so many bytes, the way to the engine included."""
+        handover_s = GUESSED_HANDOVER_S if self.handover_s is None else self.handover_s
+        return nbytes / (self.bytes_per_s or GUESSED_BYTES_PER_S) * self.times_longer(rows) + handover_s
+
+    def times_longer(self, rows: int) -> float:
+        """Returns: how many times as long a batch of so many rows takes as one row: measured, and straight lines between what was measured."""
+        if rows <= 1:
+            return 1.0
+        if not self.row_costs:
+            return max(1.0, rows / GUESSED_ROWS_PER_STEP)
+        before = (1, 1.0)
+        for point in self.row_costs:
+            if rows <= point[0]:
+                share = (rows - before[0]) / (point[0] - before[0])
+                return before[1] + share * (point[1] - before[1])
+            before = point
+        return before[1] * rows / before[0]
+
+
+def pace_in(pace: Pace, *, stages: int, ring: bool) -> Pace:
+    """Returns: the pace of a node in a pipeline of so many stages. An engine that has the whole model goes on by itself: nothing is handed over."""
+    return replace(pace, handover_s=0.0) if ring and stages == 1 else pace
+
+
+def step_bytes(manifest: Manifest, first: int, end: int) -> int:
+    """Returns: bytes of weights that one decode step reads in the shards `[first, end)`; all of them where the manifest does not tell."""
+    shards, files = manifest.content.shards[first:end], manifest.files[first:end]
+    return sum(
+        shard.bytes if file.step_bytes is None else file.step_bytes for shard, file in zip(shards, files, strict=True)
+    )
+
+
+def hop_s(
+    manifest: Manifest, source: str, target: str, links: Links, default: LinkTime, fixed_s: float, rows: int = 1
+) -> float:
+    """Returns: seconds of one hop with so many rows; from and to the coordinator ("") only tokens travel."""
+    link = links.get((source, target)) or default
+    nbytes = TOKEN_BYTES + (4 * manifest.content.n_embd * rows if source and target else 0)
+    return link.one_way_s + nbytes / link.bytes_per_s + fixed_s
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """One pipeline's times: seconds of each stage as a function of rows, and of each hop.
+
+    Attributes:
+        paces, nbytes: of each stage, in order.
+        between: seconds of the hops from each stage to the next, one row.
+        more_row_s: seconds that each further row adds to those hops.
+        closing_s: from the last stage back to the first; 0 for one stage.
+        enter_s, leave_s: from and to the coordinator.
+    """
+
+    paces: tuple[Pace, ...]
+    nbytes: tuple[int, ...]
+    between: tuple[float, ...]
+    more_row_s: tuple[float, ...]
+    closing_s: float
+    enter_s: float
+    leave_s: float
+
+    def stages_s(self, rows: int = 1) -> tuple[float, ...]:
+        """Returns: seconds of a batch of so many rows in each stage."""
+        return tuple(pace.step_s(nbytes, rows) for pace, nbytes in zip(self.paces, self.nbytes, strict=True))
+
+    def token_s(self, rows: int = 1) -> float:
+        """Returns: seconds from one token to the next, of streams that go round together, `rows` of them."""
+        hops = sum(self.between) + (rows - 1) * sum(self.more_row_s) + self.closing_s
+        return sum(self.stages_s(rows)) + hops
+
+    def tokens_per_s(self, streams: int) -> float:
+        """Returns: tokens per second of so many streams together.
+
+        They go round in as many groups as there are stages, if there are so many: a group's round takes as long as the ring, and the slowest
+        stage serves one group after the other.
+        """
+        groups = min(streams, len(self.paces))
+        rows = -(-streams // groups)
+        return streams / max(groups * max(self.stages_s(rows)), self.token_s(rows))
+
+    def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
+        """Returns: seconds until the first token of a prompt in chunks: one goes all the way, the others come behind at the slowest stage's pace."""
+        arrived_s = self.enter_s
+        stage_free_s, link_free_s = [0.0] * len(self.paces), [0.0] * len(self.between)
+        for start in range(0, prompt_tokens, chunk):
+            rows = min(chunk, prompt_tokens - start)
+            arrived_s = self.enter_s
+            for index, seconds in enumerate(self.stages_s(rows)):
+                stage_free_s[index] = arrived_s = max(arrived_s, stage_free_s[index]) + seconds
+                if index < len(self.between):
+                    link_free_s[index] = max(arrived_s, link_free_s[index]) + rows * self.more_row_s[index]
+                    arrived_s = link_free_s[index] + self.between[index] - self.more_row_s[index]
+        return arrived_s + self.leave_s
+
+
+def law_of(
+    manifest: Manifest,
+    stages: Sequence[tuple[str, Pace, int, int]],
+    links: Links,
+    default: LinkTime,
+    fixed_s: float,
+    *,
+    ring: bool = True,
+) -> Law:
+    """Returns: the law of one pipeline.
+
+    Args:
+        stages: (node id, its pace, first shard, end shard), in order.
+        default: of links that were not measured.
+        fixed_s: what a hop costs beside latency and bandwidth.
+        ring: tokens go from the last stage to the first; else by way of the coordinator.
+    """
+    nodes = [node for node, _, _, _ in stages]
+
+    def hop(source: str, target: str, rows: int = 1) -> float:
+        return hop_s(manifest, source, target, links, default, fixed_s, rows)
+
+    enter, leave = hop("", nodes[0]), hop(nodes[-1], "")
+    closing = enter + leave
+    if ring:
+        closing = 0.0
+        if len(nodes) > 1:
+            link = links.get((nodes[-1], nodes[0])) or default
+            closing = link.one_way_s + TOKEN_BYTES / link.bytes_per_s + fixed_s
+    return Law(
+        paces=tuple(pace_in(pace, stages=len(nodes), ring=ring) for _, pace, _, _ in stages),
+        nbytes=tuple(step_bytes(manifest, first, end) for _, _, first, end in stages),
+        between=tuple(hop(a, b) for a, b in pairwise(nodes)),
+        more_row_s=tuple(hop(a, b, 2) - hop(a, b) for a, b in pairwise(nodes)),
+        closing_s=closing,
+        enter_s=enter,
+        leave_s=leave,
+    )

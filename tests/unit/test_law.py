@@ -1,0 +1,174 @@
+"""The law of time: stages by bytes and rows, hops by latency and bytes, in a ring; and the cheapest ring is found."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardnet.coordinator.chain import find_chain
+from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.events import HeartbeatCame, ManifestKnown, NodeJoined
+from shardnet.coordinator.law import LinkTime, Pace, law_of, step_bytes
+from shardnet.coordinator.placement import NodeOffer, Policy, place
+from shardnet.coordinator.planning import measured_pace, pace_of
+from shardnet.manifest import Manifest
+from shardnet.messages import Heartbeat, HeldShard, ShardOptions
+from tests.coordinator_world import held, hello, make_manifest, node_id
+
+MANIFEST = make_manifest(shard_bytes=[1_000_000] * 3)
+LINK = LinkTime(one_way_s=0.01, bytes_per_s=1e6)
+PACE = Pace(bytes_per_s=1e8, row_costs=((4, 2.0), (8, 3.0)), handover_s=0.001)
+
+
+def with_step_bytes(manifest: Manifest, sizes: list[int]) -> Manifest:
+    files = tuple(
+        file.model_copy(update={"step_bytes": size}) for file, size in zip(manifest.files, sizes, strict=True)
+    )
+    return manifest.model_copy(update={"files": files})
+
+
+# -- one stage -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_reads_what_the_manifest_says_else_all_bytes() -> None:
+    assert step_bytes(MANIFEST, 0, 3) == 3_000_000
+    assert step_bytes(with_step_bytes(MANIFEST, [100, 1000, 500]), 0, 2) == 1100
+
+
+@pytest.mark.parametrize(("rows", "longer"), [(1, 1.0), (2, 4 / 3), (4, 2.0), (6, 2.5), (8, 3.0), (80, 30.0)])
+def test_batches_take_what_was_measured_and_straight_lines_between(rows: int, longer: float) -> None:
+    assert PACE.times_longer(rows) == pytest.approx(longer)
+    assert PACE.step_s(1_000_000, rows) == pytest.approx(0.01 * longer + 0.001)
+
+
+def test_nothing_measured_is_guessed() -> None:
+    assert Pace().times_longer(2) == 1.0
+    assert Pace().times_longer(40) == 10.0
+    assert Pace().step_s(8_000_000) == pytest.approx(1.15e-3)
+
+
+# -- pipelines -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_ring_has_as_many_hops_as_stages_and_one_stage_none() -> None:
+    one = law_of(MANIFEST, [("a", PACE, 0, 3)], {}, LINK, 0.002)
+    assert one.token_s() == pytest.approx(0.03), "the engine goes on by itself: no hop, nothing handed over"
+    two = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", PACE, 1, 3)], {}, LINK, 0.002)
+    hidden_s, token_s = (100 + 4 * 64) / 1e6, 100 / 1e6
+    assert two.token_s() == pytest.approx(0.03 + 2 * 0.001 + 2 * (0.01 + 0.002) + hidden_s + token_s)
+
+
+def test_where_the_coordinator_asks_for_each_step_its_two_hops_count() -> None:
+    law = law_of(MANIFEST, [("a", PACE, 0, 3)], {}, LINK, 0.0, ring=False)
+    assert law.token_s() == pytest.approx(0.03 + 0.001 + 2 * (0.01 + 100 / 1e6))
+
+
+def test_many_streams_fill_the_stages_until_the_slowest_is_full() -> None:
+    near = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", PACE, 1, 3)], {}, LinkTime(0.0, 1e12), 0.0)
+    assert near.tokens_per_s(1) == pytest.approx(1 / near.token_s())
+    assert near.tokens_per_s(8) == pytest.approx(8 / (2 * max(near.stages_s(4))), rel=1e-6), "two groups of four"
+    far = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", PACE, 1, 3)], {}, LinkTime(1.0, 1e12), 0.0)
+    assert far.tokens_per_s(8) == pytest.approx(8 / far.token_s(4)), "the links set the pace"
+
+
+def test_prompt_chunks_overlap() -> None:
+    flat = Pace(bytes_per_s=1e8, row_costs=((100, 10.0),), handover_s=0.0)
+    law = law_of(MANIFEST, [("a", flat, 0, 1), ("b", flat, 1, 2), ("c", flat, 2, 3)], {}, LinkTime(0.0, 1e15), 0.0)
+    assert law.first_token_s(100, 100) == pytest.approx(0.3)
+    assert law.first_token_s(400, 100) == pytest.approx(0.6), "three stages for the first chunk, then one each"
+    slow = law_of(MANIFEST, [("a", flat, 0, 1), ("b", flat, 1, 3)], {}, LinkTime(0.0, 25_600.0), 0.0)
+    per_chunk_s = 100 * 4 * 64 / 25_600.0
+    assert slow.first_token_s(400, 100) == pytest.approx(0.1 + 4 * per_chunk_s + 0.2, rel=0.02), (
+        "the link is the bottleneck"
+    )
+
+
+# -- what nodes tell -----------------------------------------------------------------------------------------------------------------
+
+
+def told(step_us: float, rows_us: tuple[tuple[int, float], ...] = (), *, loaded: bool = True) -> HeldShard:
+    return held(MANIFEST, 0, loaded=loaded, step_us=step_us).model_copy(update={"rows_us": rows_us})
+
+
+def test_a_nodes_pace_is_what_its_shards_took() -> None:
+    pace = pace_of(
+        [(1000, told(10.0, ((8, 30.0),))), (3000, told(30.0, ((9, 60.0),))), (5, told(9.0, loaded=False))], 70
+    )
+    assert pace.bytes_per_s == pytest.approx(1e8)
+    assert pace.row_costs == ((8, 2.5),)
+    assert pace.handover_s == pytest.approx(70e-6)
+    assert pace_of([], None) == Pace()
+
+
+def test_the_pace_of_a_model_is_its_own_where_it_was_run() -> None:
+    other = make_manifest(name="other", shard_bytes=[5_000_000] * 3)
+    cluster = Cluster()
+    for manifest in (MANIFEST, other):
+        cluster.handle(ManifestKnown(manifest))
+    cluster.handle(NodeJoined(0.0, hello(1, [held(MANIFEST, 0), held(other, 0)])))
+    beat = Heartbeat(
+        memory_free_bytes=0,
+        load=0,
+        handover_us=50.0,
+        held=(held(MANIFEST, 0, step_us=1000.0), held(other, 0, step_us=50_000.0)),
+    )
+    cluster.handle(HeartbeatCame(1.0, node_id(1), beat))
+    node = cluster.nodes[node_id(1)]
+    assert measured_pace(cluster, node, MANIFEST.model_id).bytes_per_s == pytest.approx(1e9)
+    assert measured_pace(cluster, node, other.model_id).bytes_per_s == pytest.approx(1e8)
+    assert measured_pace(cluster, node, "").handover_s == pytest.approx(50e-6)
+
+
+# -- rings ---------------------------------------------------------------------------------------------------------------------------
+
+Table = list[list[float]]
+
+
+def cheapest_ring(n_shards: int, costs: Table, hops: Table, stages: int) -> float:
+    best = math.inf
+    for count in range(1, len(costs) + 1):
+        if stages and count != stages:
+            continue
+        for order in itertools.permutations(range(len(costs)), count):
+            around = sum(hops[a][b] for a, b in zip(order, (*order[1:], order[0]), strict=True)) if count > 1 else 0.0
+            for cuts in itertools.combinations(range(1, n_shards), count - 1):
+                ends = [0, *cuts, n_shards]
+                runs = (sum(costs[node][ends[i] : ends[i + 1]]) for i, node in enumerate(order))
+                best = min(best, sum(runs) + around)
+    return best
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_ring_is_as_cheap_as_the_best_of_all(data: st.DataObject) -> None:
+    n_nodes, n_shards = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    value = st.integers(1, 50).map(float)
+    rows = st.lists(value, min_size=n_shards, max_size=n_shards)
+    costs = data.draw(st.lists(rows, min_size=n_nodes, max_size=n_nodes))
+    row = st.lists(value, min_size=n_nodes, max_size=n_nodes)
+    hops = data.draw(st.lists(row, min_size=n_nodes, max_size=n_nodes))
+    stages = data.draw(st.integers(0, n_nodes))
+    found = find_chain(
+        n_shards,
+        n_nodes,
+        lambda node, first, end: sum(costs[node][first:end]),
+        lambda a, b: 1000.0 if a is None or b is None else hops[a][b],
+        stages=stages,
+        ring=True,
+    )
+    best = cheapest_ring(n_shards, costs, hops, stages)
+    assert (found is None) == (best == math.inf)
+    if found is not None:
+        assert found.cost == pytest.approx(best)
+
+
+def test_placement_tells_the_laws_own_time_for_what_it_chose() -> None:
+    offers = [NodeOffer(node_id(n), str(n), 10**12, 1e8, on_disk=frozenset(range(3)), handover_s=0.0) for n in (1, 2)]
+    policy = Policy(stages=2, hop_fixed_s=0.002, default_link=LINK)
+    found = place(MANIFEST, offers, ShardOptions(n_ctx=256, n_seq=1, n_batch=64), policy)
+    runs = [(stage.node_id, offers[0].pace, stage.first_shard, stage.end_shard) for stage in found.stages]
+    assert found.seconds_per_token == pytest.approx(law_of(MANIFEST, runs, {}, LINK, 0.002).token_s())
