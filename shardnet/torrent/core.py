@@ -386,7 +386,9 @@ def _params(torrent: Torrent, resume: bytes | None, web_seeds: tuple[str, ...]) 
         if str(saved.info_hashes.v2) == torrent.facts.info_hash:
             params.have_pieces = saved.have_pieces
             params.verified_pieces = saved.verified_pieces
-            params.unfinished_pieces = saved.unfinished_pieces
+            if not torrent.bans:
+                # Else blocks of a banned peer may be among them, and libtorrent would blame whoever completes the piece.
+                params.unfinished_pieces = saved.unfinished_pieces
     flags = lt.torrent_flags
     chosen = flags.default_flags | flags.paused | flags.duplicate_is_error | flags.override_web_seeds
     chosen &= ~flags.auto_managed

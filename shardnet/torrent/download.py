@@ -11,13 +11,15 @@ from shardnet.errors import DeadlineExceeded, NoRoomError, ShardCorrupt, ShardEr
 from shardnet.log import get, human_bytes
 from shardnet.torrent import disk
 from shardnet.torrent.alerts import Finished, Flushed, Renamed, ResumeData, TorrentFailed
-from shardnet.torrent.core import ANSWER_TIMEOUT_S, Torrent, TorrentCore
+from shardnet.torrent.core import ANSWER_TIMEOUT_S, Address, Torrent, TorrentCore
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.watchdog import Remedy, StallWatchdog
 
 PARTIAL_SUFFIX = ".partial"
 BANNED_GRACE_S = 3.0
 """How long a download whose every known peer was banned waits for another before it says so."""
+RETRY_GRACE_S = 0.5
+"""How long it waits before it tries one of them again, alone."""
 
 PESTERING_BANS = 5
 FLUSH_TIMEOUT_S = 600.0
@@ -49,6 +51,7 @@ class Download:
         self._resume_file = resume_file
         self._web_seeds = web_seeds
         self._has_failed = False
+        self._tried_alone: set[Address] = set()
         self._flushing: asyncio.Future[Flushed | TorrentFailed] | None = None
         self._watchdog = StallWatchdog(core.settings.stall_timeout_s)
 
@@ -128,7 +131,8 @@ class Download:
                 # libtorrent keeps up to 32 MiB in memory; what the system has, a `kill -9` cannot take away.
                 next_flush = now + self._core.settings.flush_interval_s
                 self._flushing = self._flush()
-            self._raise_if_hopeless(stats, now)
+            if self._is_hopeless(stats, now):
+                outcome = await self._try_next_alone(stats, outcome)
             if deadline is not None and now - started >= deadline:
                 raise self._too_late(stats, deadline)
             await asyncio.wait({outcome}, timeout=self._core.settings.progress_interval_s / 4)
@@ -137,8 +141,13 @@ class Download:
             self._raise_failure(result)
 
     async def _cure(
-        self, remedy: Remedy, outcome: asyncio.Future[Finished | TorrentFailed]
+        self,
+        remedy: Remedy,
+        outcome: asyncio.Future[Finished | TorrentFailed],
+        *,
+        but_for: Address | None = None,
     ) -> asyncio.Future[Finished | TorrentFailed]:
+        """Args: but_for: a banned peer that may come back."""
         torrent = self._torrent
         match remedy:
             case Remedy.RECONNECT:
@@ -152,7 +161,10 @@ class Download:
                 self._flushing = None
                 outcome = torrent.expect(Finished, TorrentFailed)
                 resume = await asyncio.to_thread(disk.take_resume, self._resume_file, torrent.path)
+                if but_for is not None:
+                    torrent.banned.discard(but_for)
                 await self._core.add(torrent, resume=resume, web_seeds=self._web_seeds)
+                torrent.bans = 0
         return outcome
 
     async def _put_in_place(self) -> bool:
@@ -246,15 +258,36 @@ class Download:
         unbanned = self._torrent.peers.keys() - self._torrent.banned
         return bool(self._torrent.banned) and not unbanned and stats.peers == 0 and not self._web_seeds
 
-    def _raise_if_hopeless(self, stats: TorrentStats, now: float) -> None:
+    def _is_hopeless(self, stats: TorrentStats, now: float) -> bool:
         # A banned peer that dials us comes from another port each time and gets in once more: count, and do not wait for it for ever.
         is_pestered = self._torrent.bans >= PESTERING_BANS
-        if self._is_all_banned(stats) and (is_pestered or self._watchdog.stalled_s(now) >= BANNED_GRACE_S):
+        grace_s = RETRY_GRACE_S if self._to_try_alone() else BANNED_GRACE_S
+        return self._is_all_banned(stats) and (is_pestered or self._watchdog.stalled_s(now) >= grace_s)
+
+    def _to_try_alone(self) -> list[Address]:
+        peers = self._torrent.peers
+        return [peer for peer in peers if peer not in self._tried_alone] if len(peers) > 1 else []
+
+    async def _try_next_alone(
+        self, stats: TorrentStats, outcome: asyncio.Future[Finished | TorrentFailed]
+    ) -> asyncio.Future[Finished | TorrentFailed]:
+        """All known peers are banned. Where a piece came from several, libtorrent may blame an honest one: each gets a chance without the others.
+
+        Raises: ShardCorrupt if there is only one, or each had its chance.
+        """
+        torrent = self._torrent
+        if not (untried := self._to_try_alone()):
             raise ShardCorrupt(
-                f"{self._torrent.label}: every known peer ({len(self._torrent.banned)}) sent bad pieces and was banned; "
+                f"{torrent.label}: every known peer ({len(torrent.banned)}) sent bad pieces and was banned; "
                 f"{100 * stats.fraction:.0f} % are here and kept. Give it another holder",
-                banned_peers=len(self._torrent.banned),
+                banned_peers=len(torrent.banned),
             )
+        suspect = untried[0]
+        log.info("torrent_peer_tried_alone", shard_id=torrent.label, peer=f"{suspect[0]}:{suspect[1]}")
+        self._tried_alone.add(suspect)
+        outcome = await self._cure(Remedy.READD, outcome, but_for=suspect)
+        self._watchdog = StallWatchdog(self._core.settings.stall_timeout_s)
+        return outcome
 
     def _too_late(self, stats: TorrentStats, deadline: float) -> ShardError | DeadlineExceeded:
         here = f"{100 * stats.fraction:.0f} % are here and kept"
