@@ -9,13 +9,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import DeadlineExceeded, ShardnetError
+from shardnet.coordinator.law import LinkTime
+from shardnet.errors import DeadlineExceeded, ShardnetError, UnreachableError
 from shardnet.ids import new_id
 from shardnet.manifest import Manifest
 from shardnet.messages import (
@@ -27,11 +29,15 @@ from shardnet.messages import (
     FreeSequence,
     Heartbeat,
     Hello,
+    LinkMeasured,
     LoadProgress,
     LoadShard,
+    MeasureLink,
+    Ping,
     Sampling,
     ShardOptions,
     ShardReady,
+    ShardSource,
     StageRef,
     Welcome,
 )
@@ -43,6 +49,7 @@ from shardnet.wire import Buffer, Frame
 
 EPOCH = 1
 DEADLINE_S = 300.0
+PINGS = 5
 
 
 @dataclass(slots=True)
@@ -72,6 +79,10 @@ class Driver:
         self._listener: Listener | None = None
         self.nodes: dict[str, tuple[Hello, Connection]] = {}
         """node name -> its greeting and its link"""
+        self.via: dict[str, Address] = {}
+        """node name -> where others dial it, if not where it listens"""
+        self.beats: dict[str, Heartbeat] = {}
+        """node name -> the latest"""
         self._joined = asyncio.Condition()
         self._answers: dict[str, asyncio.Future[tuple[Frame[AnyMessage], float]]] = {}
         self._runs: dict[str, tuple[DrivenRun, asyncio.Future[None]]] = {}
@@ -98,12 +109,15 @@ class Driver:
         return self._listener.address
 
     def _on_hello(self, connection: Connection, hello: Hello) -> Welcome:
-        connection.set_handler(self._on_frame, lambda _error: None)
+        connection.set_handler(partial(self._on_frame, hello.name), lambda _error: None)
         self.nodes[hello.name] = (hello, connection)
+        self._news()
+        return Welcome(protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, epoch=EPOCH)
+
+    def _news(self) -> None:
         task = asyncio.ensure_future(self._tell_joined())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-        return Welcome(protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, epoch=EPOCH)
 
     async def _tell_joined(self) -> None:
         async with self._joined:
@@ -117,9 +131,22 @@ class Driver:
         except TimeoutError:
             raise DeadlineExceeded(f"{len(self.nodes)} of {count} nodes joined within {timeout_s:.0f} s") from None
 
-    def _on_frame(self, frame: Frame[AnyMessage]) -> None:
+    async def wait_beats(self, timeout_s: float = 60) -> None:
+        """Wait until each node has told its state anew. Raises: DeadlineExceeded."""
+        self.beats.clear()
+        try:
+            async with asyncio.timeout(timeout_s), self._joined:
+                await self._joined.wait_for(lambda: self.beats.keys() >= self.nodes.keys())
+        except TimeoutError:
+            raise DeadlineExceeded(f"{len(self.beats)} of {len(self.nodes)} nodes told their state") from None
+
+    def _on_frame(self, name: str, frame: Frame[AnyMessage]) -> None:
         message = frame.message
-        if isinstance(message, Heartbeat | LoadProgress):
+        if isinstance(message, Heartbeat):
+            self.beats[name] = message
+            self._news()
+            return
+        if isinstance(message, LoadProgress):
             return
         command_id = getattr(message, "command_id", "")
         running = self._runs.get(command_id)
@@ -150,12 +177,39 @@ class Driver:
         assert isinstance(frame.message, ShardReady)
         return frame.message
 
+    async def measure_link(self, source: str, target: str) -> LinkTime:
+        """Returns: the link between two nodes, measured by the first, as a coordinator has it measured. Raises: the node's error."""
+        address = self._address(target)
+        if address is None:
+            raise UnreachableError(f"{target} told no address")
+        peer = ShardSource(node_id=self.nodes[target][0].node_id, address=address)
+        command = MeasureLink(command_id=new_id(), deadline_s=DEADLINE_S, peer=peer)
+        answer = self._expect(command.command_id)
+        self.nodes[source][1].send(command)
+        frame, _ = await answer
+        assert isinstance(frame.message, LinkMeasured)
+        return LinkTime(frame.message.round_trip_s / 2, max(1.0, frame.message.bytes_per_s))
+
+    async def ping(self, node: str) -> float:
+        """Returns: seconds of a round trip to a node, the quickest of a few."""
+        times = []
+        for _ in range(PINGS):
+            command, began_s = Ping(command_id=new_id()), time.perf_counter()
+            answer = self._expect(command.command_id)
+            self.nodes[node][1].send(command)
+            _, at_s = await answer
+            times.append(at_s - began_s)
+        return min(times)
+
+    def _address(self, node: str) -> Address | None:
+        return self.via.get(node) or self.nodes[node][0].listen
+
     def route(self, stages: Sequence[tuple[str, int, int]]) -> tuple[StageRef, ...]:
         """Returns: a route of `(node, first shard, end shard)`."""
         return tuple(
             StageRef(
                 node_id=self.nodes[node][0].node_id,
-                address=self.nodes[node][0].listen,
+                address=self._address(node),
                 first_shard=first,
                 end_shard=end,
             )
