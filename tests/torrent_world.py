@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import libtorrent as lt
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,7 +22,7 @@ from shardnet.torrent.metainfo import make_torrent
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.session import OnRotten, TorrentSession
 from shardnet.torrent.settings import TorrentSettings
-from shardnet.torrent.tls import TlsMaterial
+from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
 
 NO_WAIT: dict[str, Any] = {
     "stall_timeout_s": 2.0,
@@ -143,3 +145,51 @@ class World:
     def target(self, name: str) -> Path:
         """Returns: where that node's shard belongs."""
         return self.folder / name / "shard-0.gguf"
+
+
+@contextmanager
+def raw_session(
+    torrent: bytes, folder: Path, *, tls: TlsMaterial | None = None, host: str = "127.0.0.1", seeding: bool
+) -> Iterator[tuple[int, Any]]:
+    """A BitTorrent client that follows none of our rules: it checks no hashes and takes any certificate it is told to show."""
+    native: Any = lt.session(
+        {
+            "listen_interfaces": f"{host}:0{'s' if b'ssl-cert' in torrent else ''}",
+            "enable_dht": False,
+            "enable_lsd": False,
+            "enable_upnp": False,
+            "enable_natpmp": False,
+            "enable_outgoing_utp": False,
+            "enable_incoming_utp": False,
+            "disable_hash_checks": True,
+            "allow_multiple_connections_per_ip": True,
+            "min_reconnect_time": 1,
+            "alert_mask": int(lt.alert_category.status | lt.alert_category.error),
+        }
+    )
+    params: Any = lt.load_torrent_buffer(torrent)
+    params.save_path = str(folder)
+    params.flags = lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused
+    if seeding:
+        params.flags |= lt.torrent_flags.seed_mode
+    handle: Any = native.add_torrent(params)
+    if tls is not None:
+        handle.set_ssl_certificate_buffer(tls.cert_pem.decode(), tls.key_pem.decode(), FFDHE2048_PEM)
+    port = 0
+    while port == 0:
+        native.wait_for_alert(1000)
+        port = next((a.port for a in native.pop_alerts() if isinstance(a, lt.listen_succeeded_alert)), 0)
+    try:
+        yield port, handle
+    finally:
+        del handle, native
+
+
+def with_flipped_bytes(path: Path, folder: Path, *, every: int) -> Path:
+    """Returns: `folder`, with a copy of the file in which one byte of every `every` is flipped."""
+    folder.mkdir()
+    content = bytearray(path.read_bytes())
+    for position in range(every // 2, len(content), every):
+        content[position] ^= 0xFF
+    (folder / path.name).write_bytes(content)
+    return folder

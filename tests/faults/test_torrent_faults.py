@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from shardnet.errors import NoRoomError, ShardCorrupt, ShardNotFound
 from shardnet.torrent.alerts import PeerBanned
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
-from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
 from tests.torrent_fetcher import FLUSH_INTERVAL_S
-from tests.torrent_world import Authority, Reached, Shard, World, make_shard
+from tests.torrent_world import Authority, Reached, Shard, World, make_shard, raw_session, with_flipped_bytes
 
 pytestmark = pytest.mark.integration
 MB = 1_000_000
@@ -44,53 +43,9 @@ def shard(tmp_path: Path) -> Shard:
     return make_shard(tmp_path / "origin", 20 * MB)
 
 
-@contextmanager
-def raw_session(
-    shard: Shard, folder: Path, *, tls: TlsMaterial | None = None, host: str = "127.0.0.1", seeding: bool
-) -> Iterator[tuple[int, Any]]:
-    """A BitTorrent client that follows none of our rules: it checks no hashes and takes any certificate it is told to show."""
-    native: Any = lt.session(
-        {
-            "listen_interfaces": f"{host}:0{'s' if b'ssl-cert' in shard.torrent else ''}",
-            "enable_dht": False,
-            "enable_lsd": False,
-            "enable_upnp": False,
-            "enable_natpmp": False,
-            "enable_outgoing_utp": False,
-            "enable_incoming_utp": False,
-            "disable_hash_checks": True,
-            "allow_multiple_connections_per_ip": True,
-            "min_reconnect_time": 1,
-            "alert_mask": int(lt.alert_category.status | lt.alert_category.error),
-        }
-    )
-    params: Any = lt.load_torrent_buffer(shard.torrent)
-    params.save_path = str(folder)
-    params.flags = lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused
-    if seeding:
-        params.flags |= lt.torrent_flags.seed_mode
-    handle: Any = native.add_torrent(params)
-    if tls is not None:
-        handle.set_ssl_certificate_buffer(tls.cert_pem.decode(), tls.key_pem.decode(), FFDHE2048_PEM)
-    port = 0
-    while port == 0:
-        native.wait_for_alert(1000)
-        port = next((a.port for a in native.pop_alerts() if isinstance(a, lt.listen_succeeded_alert)), 0)
-    try:
-        yield port, handle
-    finally:
-        del handle, native
-
-
 def liar_folder(world: World, shard: Shard, *, every: int) -> Path:
     """Returns: a folder with the shard's file in which one byte of every `every` is flipped."""
-    folder = world.folder / "liar"
-    folder.mkdir()
-    content = bytearray(shard.path.read_bytes())
-    for position in range(every // 2, len(content), every):
-        content[position] ^= 0xFF
-    (folder / "shard-0.gguf").write_bytes(content)
-    return folder
+    return with_flipped_bytes(shard.path, world.folder / "liar", every=every)
 
 
 @pytest.mark.parametrize("who", ["foreign authority", "no certificate"])
@@ -101,7 +56,7 @@ async def test_strangers_get_not_a_byte(world: World, tmp_path: Path, who: str) 
     stranger = Authority("other").member() if who == "foreign authority" else None
     folder = world.folder / "stranger"
     folder.mkdir()
-    with raw_session(shard, folder, tls=stranger, seeding=False) as (_, handle):
+    with raw_session(shard.torrent, folder, tls=stranger, seeding=False) as (_, handle):
         for _ in range(6):
             handle.connect_peer(("127.0.0.1", seed.port))
             await asyncio.sleep(0.5)
@@ -117,7 +72,7 @@ async def test_a_stranger_cannot_give_anything_to_a_member(world: World, tmp_pat
     shard = make_shard(tmp_path / "origin", 2 * MB, world.authority.pem)
     member = await world.session("member", world.authority.member(), stall_timeout_s=1.0)
     with (
-        raw_session(shard, shard.path.parent, tls=Authority("other").member(), seeding=True) as (port, _),
+        raw_session(shard.torrent, shard.path.parent, tls=Authority("other").member(), seeding=True) as (port, _),
         pytest.raises(ShardNotFound),
     ):
         await member.fetch(
@@ -172,7 +127,7 @@ async def test_when_the_only_seed_leaves_the_fetch_says_so_and_goes_on_when_it_r
 async def test_a_lone_liar_ends_in_a_clear_error_and_no_file(world: World, shard: Shard) -> None:
     node = await world.session("node")
     with (
-        raw_session(shard, liar_folder(world, shard, every=100_000), seeding=True) as (port, _),
+        raw_session(shard.torrent, liar_folder(world, shard, every=100_000), seeding=True) as (port, _),
         pytest.raises(ShardCorrupt, match=r"every known peer .* sent bad pieces and was banned"),
     ):
         await node.fetch(shard.torrent, world.target("n"), peers=[("127.0.0.1", port)], deadline_s=30, **shard.wanted())
@@ -195,7 +150,7 @@ async def test_with_an_honest_seed_beside_the_liar_the_shard_arrives_whole_and_t
     await alone.remove(info_hash(shard.torrent))
     reports: list[TorrentStats] = []
     with (
-        raw_session(shard, liar_folder(world, shard, every=every), host=liars_host, seeding=True) as (port, _),
+        raw_session(shard.torrent, liar_folder(world, shard, every=every), host=liars_host, seeding=True) as (port, _),
         capture_logs() as logs,
     ):
         holders = [(liars_host, port), ("127.0.0.1", seed.port)]
