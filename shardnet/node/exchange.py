@@ -9,6 +9,7 @@ from typing import Protocol
 
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardSource
+from shardnet.torrent.disk import Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,10 @@ class ShardExchange(Protocol):
         target: Path,
         sources: tuple[ShardSource, ...],
         on_progress: OnFetchProgress,
-    ) -> None:
+    ) -> Stamp | None:
         """Bring a shard to `target`, whole. The node verifies it against the manifest afterwards. Cancelling may keep what is there.
 
+        Returns: the file's stamp when its SHA-256 was seen to be the manifest's, so that it need not be computed again; None if it was not.
         Raises: ShardNotFound if nobody has it, NoRoomError, ShardCorrupt, DeadlineExceeded.
         """
         ...

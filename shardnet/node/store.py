@@ -22,6 +22,7 @@ from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import MAX_FILE_PIECE
 from shardnet.node.events import CacheScanned, LocalModel, LocalShard
+from shardnet.torrent.disk import Stamp, stamp
 
 HASHES_AT_ONCE = 2
 """Files hashed side by side: more would only make one disk seek."""
@@ -83,6 +84,19 @@ class ModelStore:
                 await asyncio.to_thread(check_shard, path, manifest, shard_id, self._known_hashes(), on_bytes)
             except OSError as error:
                 raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    async def note_proved(self, path: Path, sha256: str, proved: Stamp | None) -> None:
+        """Remember a hash that somebody else computed of the file as it was then, so that `verify` need not; if the file changed since, do not."""
+        hashes = self._known_hashes()
+
+        def note() -> None:
+            if proved is not None and stamp(path) == proved:
+                hashes.remember(path, sha256)
+
+        try:
+            await asyncio.to_thread(note)
+        except (OSError, ShardnetError) as error:
+            log.info("hash_not_remembered", path=str(path), reason=str(error))
 
     async def keep_manifest(self, folder: Path, manifest: Manifest) -> None:
         """Write `folder/manifest.json`. Raises: ShardError if the folder cannot be written."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError, ShardNotFound, UsageError
@@ -203,7 +203,7 @@ class SwarmExchange:
         target: Path,
         sources: tuple[ShardSource, ...],
         on_progress: OnFetchProgress,
-    ) -> None:
+    ) -> disk.Stamp | None:
         """See `ShardExchange`. Two nodes that share a models cache take turns."""
         target = disk.absolute(target)
         async with self._alone_with(target):
@@ -215,7 +215,9 @@ class SwarmExchange:
                     manifest, shard_id, target.parent, sources, refused, trouble
                 )
                 try:
-                    await self._download(manifest, shard_id, target, sources, torrent, facts, holders, on_progress)
+                    proved = await self._download(
+                        manifest, shard_id, target, sources, torrent, facts, holders, on_progress
+                    )
                     break
                 except ShardCorrupt as error:  # the torrent itself may be the lie: another holder may give another one
                     trouble = error
@@ -223,6 +225,7 @@ class SwarmExchange:
                     await asyncio.to_thread(torrent_files.forget, target.parent, manifest, shard_id, self._authority)
         await asyncio.to_thread(torrent_files.keep, target.parent, manifest, shard_id, self._authority, torrent)
         self._spawn(self.bring_tokenizer(manifest, target.parent, holders), "tokenizer")
+        return proved
 
     async def _make_room(self, wanted: ShardKey, needed_bytes: int) -> None:
         """Delete the least needed files where the disk budget asks for it. Raises: NoRoomError if those that may go are not enough."""
@@ -328,7 +331,7 @@ class SwarmExchange:
         facts: TorrentFacts,
         holders: list[Holder],
         on_progress: OnFetchProgress,
-    ) -> None:
+    ) -> disk.Stamp | None:
         loop = asyncio.get_running_loop()
         session = self._running()
         most_bytes, moved_s = -1, loop.time()
@@ -340,7 +343,7 @@ class SwarmExchange:
             rate = float(max(0, stats.download_bytes_per_s))
             on_progress(FetchProgress(stats.bytes_done, stats.bytes_total, rate, stats.peers))
 
-        async def watch() -> None:
+        async def watch() -> NoReturn:
             """Name whoever appears meanwhile, and give up where nothing comes for too long."""
             wait_s = FIRST_LOOK_S
             await self._announce_download(manifest, shard_id)
@@ -372,7 +375,9 @@ class SwarmExchange:
         watching = asyncio.create_task(watch(), name=f"watch fetch {shard_id}")
         try:
             await asyncio.wait({fetching, watching}, return_when=asyncio.FIRST_COMPLETED)
-            await (fetching if fetching.done() else watching)
+            if not fetching.done():
+                await watching
+            return await fetching
         finally:
             for task in (fetching, watching):
                 task.cancel()

@@ -14,7 +14,20 @@ import libtorrent as lt
 from shardnet.errors import NoRoomError, ShardCorrupt
 from shardnet.log import human_bytes
 
-CHUNK_BYTES = 4 << 20
+Stamp = tuple[int, int, int]
+"""A file's size, modification time (ns) and inode: while they stay the same, so do its bytes."""
+
+
+def stamp(path: Path) -> Stamp:
+    """Returns: the file's stamp now. Raises: OSError if it is not there."""
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+
+def prove(path: Path, *, file_bytes: int, sha256: str) -> Stamp | None:
+    """Make the file's bytes durable and compare them. Returns: the stamp that it had when it was read; None if it is another file."""
+    here = stamp(path)
+    return here if here[0] == file_bytes and sha256_and_sync(path) == sha256 else None
 
 
 def sha256_and_sync(path: Path) -> str:
@@ -47,12 +60,12 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps `..`
 
 
-def prepare_partial(partial: Path, target: Path, *, file_bytes: int, sha256: str) -> bool:
+def prepare_partial(partial: Path, target: Path, *, file_bytes: int, sha256: str) -> Stamp | None:
     """Bring the folder into a state that a download can start from.
 
     A wrong file under the final name becomes the partial file, so that only its bad pieces are fetched again.
 
-    Returns: True if `target` is already there with the right bytes, and nothing is to be done.
+    Returns: the stamp of `target` if it is already there with the right bytes, and nothing is to be done.
     Raises: ShardCorrupt if something that is not a regular file is in the way.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,12 +73,12 @@ def prepare_partial(partial: Path, target: Path, *, file_bytes: int, sha256: str
         if os.path.lexists(path) and regular_size(path) is None:
             raise ShardCorrupt(f"{path} is in the way and not a regular file; move it aside", path=str(path))
     if target.exists():
-        if target.stat().st_size == file_bytes and sha256_and_sync(target) == sha256:
-            return True
+        if (here := prove(target, file_bytes=file_bytes, sha256=sha256)) is not None:
+            return here
         target.replace(partial)
     if partial.exists() and partial.stat().st_size > file_bytes:
         os.truncate(partial, file_bytes)
-    return False
+    return None
 
 
 def check_room(partial: Path, *, file_bytes: int, keep_free_bytes: int) -> None:
@@ -82,11 +95,6 @@ def check_room(partial: Path, *, file_bytes: int, keep_free_bytes: int) -> None:
         )
 
 
-def _stamp(partial: Path) -> list[int]:
-    facts = partial.stat()
-    return [facts.st_size, facts.st_mtime_ns, facts.st_ino]
-
-
 def write_resume(file: Path, partial: Path, resume: bytes) -> None:
     """Remember which pieces of a partial file are verified, together with a stamp of the file that this is true for.
 
@@ -97,7 +105,7 @@ def write_resume(file: Path, partial: Path, resume: bytes) -> None:
     with partial.open("rb") as data:
         os.fsync(data.fileno())
     file.parent.mkdir(parents=True, exist_ok=True)
-    document: Any = {b"resume": resume, b"stamp": _stamp(partial)}
+    document: Any = {b"resume": resume, b"stamp": list(stamp(partial))}
     temporary = _unfinished(file)
     try:
         with temporary.open("wb") as out:
@@ -125,7 +133,7 @@ def take_resume(file: Path, partial: Path) -> bytes | None:
         document: Any = lt.bdecode(file.read_bytes())
         file.unlink()
         resume = document[b"resume"]
-        if not isinstance(resume, bytes) or document[b"stamp"] != _stamp(partial):
+        if not isinstance(resume, bytes) or document[b"stamp"] != list(stamp(partial)):
             return None
         lt.read_resume_data(resume)  # raises where it is none
         return resume

@@ -55,27 +55,28 @@ class Download:
         self._flushing: asyncio.Future[Flushed | TorrentFailed] | None = None
         self._watchdog = StallWatchdog(core.settings.stall_timeout_s)
 
-    async def run(self, *, deadline_s: float | None) -> None:
+    async def run(self, *, deadline_s: float | None) -> disk.Stamp:
         """Fetch, verify, put in place, and leave the torrent seeding.
 
+        Returns: the stamp of the file that was held against the manifest.
         Raises: as `TorrentSession.fetch`.
         """
         try:
-            await self._run(deadline_s)
+            return await self._run(deadline_s)
         except OSError as error:  # TimeoutError is one too
             reason = error.strerror or "no answer from the disk in time"
             raise ShardError(f"{self._torrent.label} cannot be put into {self._target.parent}: {reason}") from error
 
-    async def _run(self, deadline_s: float | None) -> None:
+    async def _run(self, deadline_s: float | None) -> disk.Stamp:
         partial, facts = self._torrent.path, self._torrent.facts
         started = asyncio.get_running_loop().time()
-        is_here = await asyncio.to_thread(
+        proved = await asyncio.to_thread(
             disk.prepare_partial, partial, self._target, file_bytes=facts.file_bytes, sha256=self._sha256
         )
-        if is_here:
+        if proved is not None:
             self._torrent.file_name, self._torrent.is_seed = self._target.name, True
             await self._core.add(self._torrent, resume=None, web_seeds=())
-            return
+            return proved
         await asyncio.to_thread(
             disk.check_room, partial, file_bytes=facts.file_bytes, keep_free_bytes=self._core.settings.keep_free_bytes
         )
@@ -84,7 +85,8 @@ class Download:
             outcome = self._torrent.expect(Finished, TorrentFailed)
             await self._core.add(self._torrent, resume=resume, web_seeds=self._web_seeds)
             await self._wait(outcome, started, deadline_s)
-            if not await self._put_in_place():
+            proved = await self._put_in_place()
+            if proved is None:
                 # The pieces are right by the torrent, the file is not by the manifest: hash what is really on the disk before blaming the torrent.
                 log.warning("torrent_file_differs", shard_id=self._torrent.label, remedy="hashing it again")
                 await self._core.remove(self._torrent)
@@ -92,7 +94,7 @@ class Download:
                 outcome = self._torrent.expect(Finished, TorrentFailed)
                 await self._core.add(self._torrent, resume=None, web_seeds=self._web_seeds)
                 await self._wait(outcome, started, deadline_s)
-                if not await self._put_in_place():
+                if (proved := await self._put_in_place()) is None:
                     await self._discard()
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._park()))
@@ -100,6 +102,7 @@ class Download:
         seconds = asyncio.get_running_loop().time() - started
         log.info("torrent_finished", shard_id=self._torrent.label, size=human_bytes(facts.file_bytes), seconds=seconds)
         self._report()
+        return proved
 
     async def _wait(
         self, outcome: asyncio.Future[Finished | TorrentFailed], started: float, deadline: float | None
@@ -167,10 +170,10 @@ class Download:
                 torrent.bans = 0
         return outcome
 
-    async def _put_in_place(self) -> bool:
+    async def _put_in_place(self) -> disk.Stamp | None:
         """libtorrent's "finished" is not yet on disk: flush, compare with the manifest, make durable, then give the final name.
 
-        Returns: False if the bytes are not the manifest's; the file then keeps its partial name.
+        Returns: the stamp of the file that was compared; None if the bytes are not the manifest's, and the file keeps its partial name.
         """
         torrent = self._torrent
         async with asyncio.timeout(FLUSH_TIMEOUT_S):
@@ -179,12 +182,11 @@ class Download:
             outcome = await self._flush()
         if isinstance(outcome, TorrentFailed):
             self._raise_failure(outcome)
-        size = await asyncio.to_thread(lambda: torrent.path.stat().st_size)
-        if (
-            size != torrent.facts.file_bytes
-            or await asyncio.to_thread(disk.sha256_and_sync, torrent.path) != self._sha256
-        ):
-            return False
+        proved = await asyncio.to_thread(
+            disk.prove, torrent.path, file_bytes=torrent.facts.file_bytes, sha256=self._sha256
+        )
+        if proved is None:
+            return None
         renamed = torrent.expect(Renamed)
         torrent.native.rename_file(0, self._target.name)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -193,7 +195,7 @@ class Download:
             raise ShardError(f"{torrent.path} cannot be renamed to {self._target.name}: {answer.reason}")
         torrent.file_name, torrent.is_seed = self._target.name, True
         await asyncio.to_thread(disk.sync_folder, torrent.folder)
-        return True
+        return proved
 
     def _flush(self) -> asyncio.Future[Flushed | TorrentFailed]:
         future = self._torrent.expect(Flushed, TorrentFailed)

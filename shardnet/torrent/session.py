@@ -45,7 +45,7 @@ class TorrentSession:
         self._resume_dir = state_dir / "resume"
         self._on_rotten = on_rotten
         self._core = TorrentCore(settings, tls, self._report_rotten)
-        self._downloads: set[asyncio.Task[None]] = set()
+        self._downloads: set[asyncio.Task[disk.Stamp]] = set()
         self._fetching: set[str] = set()
 
     @property
@@ -98,7 +98,7 @@ class TorrentSession:
         deadline_s: float | None = None,
         expect_open_info_hash: str | None = None,
         on_progress: OnProgress | None = None,
-    ) -> None:
+    ) -> disk.Stamp | None:
         """Bring a file here, whole and verified, and seed it from then on. Cancelling keeps what is verified.
 
         Until then the bytes are in `<target>.partial`. More peers may be named at any time by `add_peers`. A file that is there already with the
@@ -110,6 +110,7 @@ class TorrentSession:
             web_seeds: HTTP addresses of the file, used with those in the torrent if `settings.web_seeds_allowed`.
             deadline_s: seconds after which to give up; None waits for peers for ever.
             on_progress: called on the event loop about once per `settings.progress_interval_s`, and once at the end.
+        Returns: the stamp that the file had when it was held against `expect_sha256`; None if it was seeded already, and not looked at.
         Raises: ManifestError if the torrent is not the one wanted; NoRoomError before or in the middle;
             ShardNotFound if nobody gave anything until the deadline, DeadlineExceeded if it was only slow;
             ShardCorrupt if all known peers sent bad pieces or the bytes are not the manifest's; Busy if it is being fetched already.
@@ -122,7 +123,7 @@ class TorrentSession:
         )
         target = disk.absolute(target)
         if self._is_seeding(facts) and self._core.torrents[facts.info_hash].path == target:
-            return
+            return None
         if facts.info_hash in self._fetching:
             raise Busy(f"{label} is already being fetched", retry_after_s=1.0)
         partial = target.with_name(target.name + PARTIAL_SUFFIX)
@@ -142,13 +143,13 @@ class TorrentSession:
         task = asyncio.create_task(download.run(deadline_s=deadline_s), name=f"fetch {label}")
         self._downloads.add(task)
 
-        def ended(_: asyncio.Task[None]) -> None:
+        def ended(_: asyncio.Task[disk.Stamp]) -> None:
             self._downloads.discard(task)
             self._fetching.discard(facts.info_hash)
 
         task.add_done_callback(ended)
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task})

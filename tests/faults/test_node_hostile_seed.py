@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from shardnet.ids import new_id
+from shardnet.inference import gguf_writer, manifest_file
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.messages import (
@@ -229,3 +230,26 @@ async def test_beside_a_hostile_seed_the_node_gets_the_shard_and_gives_on_what_i
     assert path.read_bytes() == world.shard.read_bytes()
     assert not files_of(world, "*.partial")
     assert await world.take_from_the_node() == world.shard.read_bytes()
+
+
+async def test_a_fetched_shard_was_proved_on_its_way_and_is_not_hashed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    really = gguf_writer.file_sha256
+
+    def file_sha256(path: Path, *arguments: Any) -> str:
+        hashed.append(path)
+        return really(path, *arguments)
+
+    monkeypatch.setattr(manifest_file, "file_sha256", file_sha256)
+    assert isinstance(await world.load(await world.honest()), ShardReady)
+    assert hashed == []
+    (path,) = files_of(world, "shard-0.gguf")
+    store = ModelStore(world.tmp / "node")  # as after a restart
+    await store.scan()
+    await store.verify(path, world.manifest, 0, lambda _done: None)
+    assert hashed == []
+    path.touch()
+    await store.verify(path, world.manifest, 0, lambda _done: None)
+    assert hashed == [path]

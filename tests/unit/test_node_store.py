@@ -9,11 +9,12 @@ import pytest
 from shardnet.errors import ShardCorrupt, ShardError, ShardNotFound
 from shardnet.inference import manifest_file
 from shardnet.inference.gguf_writer import OnBytes, file_sha256
-from shardnet.inference.manifest_file import load_manifest
+from shardnet.inference.manifest_file import HashCache, load_manifest
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.messages import MAX_FILE_PIECE
 from shardnet.node.store import ModelStore
+from shardnet.torrent.disk import stamp
 from tests.random_models import tiny_llama
 
 
@@ -84,3 +85,16 @@ async def test_a_manifest_is_kept_whole(cache: tuple[Path, Path, Manifest], tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(ShardError, match="cannot write"):
         await ModelStore(tmp_path).keep_manifest(tmp_path / "file" / "x", manifest)
+
+
+async def test_a_hash_that_was_computed_of_other_bytes_is_not_remembered(tmp_path: Path) -> None:
+    store, path = ModelStore(tmp_path), tmp_path / "file"
+    await store.scan()
+    path.write_bytes(b"as it was proved")
+    proved = stamp(path)
+    path.write_bytes(b"as it is now")
+    for seen in (proved, None):
+        await store.note_proved(path, "a" * 64, seen)
+        assert HashCache(tmp_path).known(path) is None
+    await store.note_proved(path, "a" * 64, stamp(path))
+    assert HashCache(tmp_path).known(path) == "a" * 64
