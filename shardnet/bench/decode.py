@@ -1,4 +1,4 @@
-"""Decode speed over nodes beside plain llama.cpp, and one hop taken apart.
+"""One stream: decode speed over nodes beside plain llama.cpp and beside the planner's prediction, on each network; and one step taken apart.
 
 Every round measures plain llama.cpp and then each pipeline, so that both see the same weather; the figures are medians over rounds.
 No parity, no number: a pipeline whose tokens differ from plain llama.cpp's is reported as an error, without a speed.
@@ -6,43 +6,30 @@ No parity, no number: a pipeline whose tokens differ from plain llama.cpp's is r
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from shardnet.bench.driver import DrivenRun, Driver
+from shardnet.bench.driver import DrivenRun
+from shardnet.bench.netem import NETS
 from shardnet.bench.plain import PlainLlama, PlainRun
-from shardnet.demo.processes import LocalSwarm
+from shardnet.bench.rows import Row, machine, predicted, spread
+from shardnet.bench.world import Pipeline, World, cut, prompt_of
 from shardnet.errors import ParityError
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 from shardnet.steps import StageTiming
-from shardnet.swarm.home import Home
 
 PROMPT_TOKENS = 64
-OnRow = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """One model cut into as many shards as there are nodes."""
-
-    stages: int
-    manifest: Manifest
-
-    @property
-    def route(self) -> list[tuple[str, int, int]]:
-        """Returns: `(node, first shard, end shard)` per stage."""
-        return [(f"node-{index}", index, index + 1) for index in range(self.stages)]
+LONGEST_RUN_S = 4.0
+"""On slow networks a run has fewer tokens."""
+FEWEST_TOKENS = 12
+OnRow = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
 class HopCost:
-    """Median microseconds of one decode step, by part, and per hop."""
+    """Median microseconds of one decode step, by part."""
 
     total_us: float
     compute_us: float
@@ -53,7 +40,7 @@ class HopCost:
 
     @classmethod
     def of(cls, runs: Sequence[DrivenRun], stages: int) -> HopCost:
-        """`network_us` is what neither llama.cpp nor the way to the engine explains: TLS, event loops, framing, sampling's answer."""
+        """`network_us` is what neither llama.cpp nor the way to the engine explains: links, TLS, event loops, framing."""
         steps = [(wall * 1e6, timing) for run in runs for wall, timing in zip(run.step_s, run.timings[1:], strict=True)]
 
         def median(of: Callable[[StageTiming], float]) -> float:
@@ -65,79 +52,91 @@ class HopCost:
             median(lambda t: t.engine_us),
             median(lambda t: t.queue_us),
         )
-        return cls(total, compute, engine, queue, max(0.0, total - compute - engine - queue), stages + 1)
+        hops = stages if stages > 1 else 0
+        return cls(total, compute, engine, queue, max(0.0, total - compute - engine - queue), hops)
 
 
 async def decode_speed(
     model: Path,
     work: Path,
     *,
+    nets: Sequence[str],
     stages: Sequence[int],
     rounds: int,
     n_tokens: int,
     threads: int,
+    seed: int,
+    pin: bool,
     on_row: OnRow,
 ) -> None:
-    """Measure each number of stages against plain llama.cpp and hand every result row to `on_row`.
+    """Measure each number of stages on each network against plain llama.cpp and hand every result row to `on_row`.
 
     Args:
         threads: CPU threads of plain llama.cpp, and of each stage: for one stream only one stage works at a time.
 
     Raises: ParityError if any answer differs from plain llama.cpp's.
     """
-    prompt = [(7 * index) % 1000 + 10 for index in range(PROMPT_TOKENS)]
-    options = ShardOptions(n_ctx=1024, n_seq=1)
+    prompt, options = prompt_of(seed, PROMPT_TOKENS), ShardOptions(n_ctx=1024, n_seq=1)
     cache = work / "models_cache"
-    pipelines = []
-    for count in stages:
-        _, manifest = split_model(plan_split(model, CutRequest(n_shards=count), f"bench-{count}"), cache)
-        pipelines.append(Pipeline(count, manifest))
-    with LocalSwarm(work) as swarm, PlainLlama(model, threads=threads, n_ctx=options.n_ctx) as plain:
-        async with Driver(Home(swarm.home)) as driver:
-            for index in range(max(stages)):
-                threads_flag = ("--threads", str(threads))
-                swarm.start_node(f"node-{index}", cache, "--coordinator", str(driver.address), *threads_flag)
-            await driver.wait_nodes(max(stages))
-            for pipeline in pipelines:
-                for node, shard_id, _end in pipeline.route:
-                    await driver.load(node, pipeline.manifest, shard_id, options)
-            plain_runs: list[PlainRun] = []
-            runs: dict[int, list[DrivenRun]] = {count: [] for count in stages}
-            for round_number in range(rounds + 1):  # the first is warm-up
-                expected = plain.generate(prompt, n_tokens)
-                for pipeline in pipelines:
-                    run = await driver.generate(pipeline.manifest, pipeline.route, prompt, n_tokens, options=options)
-                    if run.tokens != expected.tokens:
-                        raise ParityError(
-                            f"{pipeline.stages} stages give other tokens than plain llama.cpp: no speed is reported"
-                        )
-                    if round_number:
-                        runs[pipeline.stages].append(run)
-                if round_number:
-                    plain_runs.append(expected)
-    for row in _rows(plain_runs, runs, threads, n_tokens):
-        on_row(row)
+    pipelines = cut(model, cache, stages)
+    with PlainLlama(model, threads=threads, n_ctx=options.n_ctx) as plain:
+        for net in nets:
+            folder = work / net
+            folder.mkdir()
+            async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
+                await world.load(pipelines, options)
+                measure = _Measure(world, plain, prompt, options)
+                for pipeline in pipelines:  # warm-up, and what the planner goes by
+                    await measure.run(pipeline, min(n_tokens, 2 * FEWEST_TOKENS))
+                paces = await world.paces(pipelines)
+                laws = {pipeline.stages: world.law(pipeline, paces) for pipeline in pipelines}
+                counts = {
+                    count: min(n_tokens, max(FEWEST_TOKENS, round(LONGEST_RUN_S / law.token_s())))
+                    for count, law in laws.items()
+                }
+                plain_runs: list[PlainRun] = []
+                runs: dict[int, list[DrivenRun]] = {count: [] for count in stages}
+                for _ in range(rounds):
+                    plain_runs.append(plain.generate(prompt, n_tokens))
+                    for pipeline in pipelines:
+                        runs[pipeline.stages].append(await measure.run(pipeline, counts[pipeline.stages]))
+                common = {"bench": "decode", "net": net, "model": model.stem, "threads": threads, "pinned": pin}
+                for row in _rows(plain_runs, runs, {count: law.token_s() for count, law in laws.items()}):
+                    on_row(common | row | {"links": world.links_json()} | machine())
 
 
-def _rows(
-    plain_runs: Sequence[PlainRun], runs: dict[int, list[DrivenRun]], threads: int, n_tokens: int
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Measure:
+    world: World
+    plain: PlainLlama
+    prompt: list[int]
+    options: ShardOptions
+
+    async def run(self, pipeline: Pipeline, n_tokens: int) -> DrivenRun:
+        """Returns: one run, as long as its tokens are plain llama.cpp's. Raises: ParityError."""
+        run = await self.world.driver.generate(
+            pipeline.manifest, pipeline.route, self.prompt, n_tokens, options=self.options
+        )
+        if run.tokens != self.plain.expected(self.prompt, n_tokens):
+            raise ParityError(f"{pipeline.stages} stages give other tokens than plain llama.cpp: no speed is reported")
+        return run
+
+
+def _rows(plain_runs: Sequence[PlainRun], runs: dict[int, list[DrivenRun]], laws: dict[int, float]) -> Iterator[Row]:
     plain_speeds = [run.decode_tokens_per_s for run in plain_runs]
     for stages, driven in runs.items():
         speeds = [len(run.step_s) / sum(run.step_s) for run in driven]
         ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
+        measured_ms = 1e3 / statistics.median(speeds)
         yield {
-            "bench": "decode",
             "stages": stages,
-            "threads": threads,
-            "tokens": n_tokens,
-            "tokens_per_s": round(statistics.median(speeds), 2),
+            "tokens": len(driven[0].tokens),
+            **spread("tokens_per_s", speeds),
+            "ms_per_token": round(measured_ms, 3),
+            **predicted("ms_per_token", laws[stages] * 1e3, measured_ms),
             "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_min": round(min(ratios), 3),
-            "ratio_max": round(max(ratios), 3),
+            **spread("ratio", ratios, 3),
             "rounds": len(driven),
             "parity": "identical",
-            "cores": os.cpu_count(),
             "step": {key: round(value, 1) for key, value in asdict(HopCost.of(driven, stages)).items()},
         }

@@ -1,0 +1,197 @@
+"""Many streams at once over pinned stages beside plain llama.cpp that batches as many, and long prompts beside plain llama.cpp's prefill.
+
+A pipeline of `k` stages with `t` threads each is held against plain llama.cpp with `k * t` threads: all stages work at the same time here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardnet.bench.decode import PROMPT_TOKENS, OnRow
+from shardnet.bench.driver import DrivenRun
+from shardnet.bench.netem import NETS
+from shardnet.bench.plain import BatchedRun, PlainLlama
+from shardnet.bench.rows import machine, predicted, spread
+from shardnet.bench.world import Pipeline, World, cut, prompt_of
+from shardnet.errors import ParityError
+from shardnet.messages import ShardOptions
+
+
+async def many_streams(
+    model: Path,
+    work: Path,
+    *,
+    nets: Sequence[str],
+    stages: Sequence[int],
+    streams: Sequence[int],
+    rounds: int,
+    n_tokens: int,
+    threads: int,
+    seed: int,
+    pin: bool,
+    on_row: OnRow,
+) -> None:
+    """Measure the decode speed of all streams together, and hand every result row to `on_row`.
+
+    All start at once, each with a prompt of its own; what counts are the tokens that come while every stream is decoding. Batches of several rows
+    are not computed bit for bit as single ones are (in plain llama.cpp neither), so equal answers are counted, not demanded.
+    """
+    options = ShardOptions(n_ctx=max(512, PROMPT_TOKENS + n_tokens), n_seq=max(streams))
+    cache = work / "models_cache"
+    pipelines = cut(model, cache, stages, by_time=True)
+    prompts = [prompt_of(seed + number, PROMPT_TOKENS) for number in range(max(streams))]
+    for net in nets:
+        folder = work / net
+        folder.mkdir()
+        async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
+            await world.load(pipelines, options)
+            for pipeline in pipelines:
+                for count in streams:
+                    await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
+            paces = await world.paces(pipelines)
+            for pipeline in pipelines:
+                law = world.law(pipeline, paces)
+                for count in streams:
+                    total = threads * pipeline.stages
+                    plain_speeds, speeds, same = [], [], []
+                    with PlainLlama(model, threads=total, n_ctx=options.n_ctx, n_seq=count) as plain:
+                        plain.generate_batched(prompts[:count], 8)  # warm-up
+                        for _ in range(rounds):
+                            expected = plain.generate_batched(prompts[:count], n_tokens)
+                            runs = await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
+                            plain_speeds.append(expected.tokens_per_s)
+                            speeds.append(together_per_s(runs))
+                            same.append(_share_equal(expected, runs))
+                    measured = statistics.median(speeds)
+                    batches = [timing.batch_tokens for run in runs for step in run.timings[1:] for timing in step]
+                    ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
+                    on_row(
+                        {
+                            "bench": "streams",
+                            "net": net,
+                            "model": model.stem,
+                            "stages": pipeline.stages,
+                            "streams": count,
+                            "threads": threads,
+                            "pinned": pin,
+                            "tokens": n_tokens,
+                            **spread("tokens_per_s", speeds),
+                            **predicted("tokens_per_s", law.tokens_per_s(count), measured),
+                            "plain_threads": total,
+                            "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
+                            **spread("ratio", ratios, 3),
+                            "batch_rows": round(statistics.fmean(batches), 2),
+                            "same_answers": round(statistics.fmean(same), 2),
+                            "rounds": rounds,
+                        }
+                        | machine()
+                    )
+
+
+async def _all_at_once(
+    world: World, pipeline: Pipeline, prompts: Sequence[list[int]], n_tokens: int, options: ShardOptions
+) -> list[DrivenRun]:
+    generate = world.driver.generate
+    return await asyncio.gather(
+        *(generate(pipeline.manifest, pipeline.route, prompt, n_tokens, options=options) for prompt in prompts)
+    )
+
+
+def together_per_s(runs: Sequence[DrivenRun]) -> float:
+    """Returns: tokens per second of all runs together, from when the last of them has its first token until the first of them ends."""
+    times = []
+    for run in runs:
+        at_s = run.started_at_s + run.first_token_s
+        own = [at_s]
+        for step_s in run.step_s:
+            at_s += step_s
+            own.append(at_s)
+        times.append(own)
+    begin_s, end_s = max(own[0] for own in times), min(own[-1] for own in times)
+    if end_s <= begin_s:  # so few tokens that the first ended before the last began
+        begin_s, end_s = min(own[0] for own in times), max(own[-1] for own in times)
+    return sum(begin_s < at_s <= end_s for own in times for at_s in own) / (end_s - begin_s)
+
+
+def _share_equal(expected: BatchedRun, runs: Sequence[DrivenRun]) -> float:
+    return statistics.fmean(run.tokens == tokens for run, tokens in zip(runs, expected.tokens, strict=True))
+
+
+async def long_prompt(
+    model: Path,
+    work: Path,
+    *,
+    nets: Sequence[str],
+    stages: Sequence[int],
+    prompt_tokens: int,
+    chunk: int,
+    rounds: int,
+    threads: int,
+    seed: int,
+    pin: bool,
+    on_row: OnRow,
+) -> None:
+    """Measure the time to the first token of a long prompt in chunks, and hand every result row to `on_row`.
+
+    Plain llama.cpp takes the same prompt in batches of 512, its own default.
+
+    Raises: ParityError if the first token is another than plain llama.cpp's with the same chunks.
+    """
+    options = ShardOptions(n_ctx=prompt_tokens + 16, n_seq=1, n_batch=min(chunk, prompt_tokens))
+    cache = work / "models_cache"
+    pipelines = cut(model, cache, stages)
+    prompt = prompt_of(seed, prompt_tokens)
+    with PlainLlama(model, threads=0, n_ctx=options.n_ctx, n_batch=options.n_batch) as plain:
+        expected = plain.expected(prompt, 1)
+    for net in nets:
+        folder = work / net
+        folder.mkdir()
+        async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
+            await world.load(pipelines, options)
+
+            async def once(pipeline: Pipeline, n_tokens: int = 1, world: World = world) -> float:
+                run = await world.driver.generate(pipeline.manifest, pipeline.route, prompt, n_tokens, options=options)
+                if run.tokens[:1] != expected:
+                    raise ParityError(f"{pipeline.stages} stages give another first token than plain llama.cpp")
+                return run.first_token_s
+
+            for pipeline in pipelines:
+                await once(pipeline, FEW_TOKENS)
+            paces = await world.paces(pipelines)
+            for pipeline in pipelines:
+                law, total = world.law(pipeline, paces), threads * pipeline.stages
+                times, plain_times = [], []
+                with PlainLlama(model, threads=total, n_ctx=options.n_ctx) as plain:
+                    plain.generate(prompt, 1)  # warm-up
+                    for _ in range(rounds):
+                        plain_times.append(plain.generate(prompt, 1).prefill_s)
+                        times.append(await once(pipeline))
+                measured = statistics.median(times)
+                on_row(
+                    {
+                        "bench": "prefill",
+                        "net": net,
+                        "model": model.stem,
+                        "stages": pipeline.stages,
+                        "prompt_tokens": prompt_tokens,
+                        "chunk": options.n_batch,
+                        "threads": threads,
+                        "pinned": pin,
+                        **spread("first_token_s", times, 4),
+                        "tokens_per_s": round(prompt_tokens / measured, 1),
+                        **predicted("first_token_s", law.first_token_s(prompt_tokens, options.n_batch), measured, 4),
+                        "plain_threads": total,
+                        "plain_first_token_s": round(statistics.median(plain_times), 4),
+                        **spread("ratio", [plain / ours for plain, ours in zip(plain_times, times, strict=True)], 3),
+                        "rounds": rounds,
+                        "parity": "identical",
+                    }
+                    | machine()
+                )
+
+
+FEW_TOKENS = 9
+"""Of the warm-up, so that nodes have decode steps to tell of too."""

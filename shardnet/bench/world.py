@@ -1,0 +1,188 @@
+"""What every benchmark of a pipeline needs: node processes, maybe behind slow links and each on its own core, and what the planner says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shardnet.bench.driver import Driver
+from shardnet.bench.netem import Relays, Shape
+from shardnet.coordinator.law import Law, LinkTime, Pace, law_of, step_bytes
+from shardnet.coordinator.placement import Policy
+from shardnet.coordinator.planning import pace_of
+from shardnet.demo.processes import LocalSwarm
+from shardnet.errors import UsageError
+from shardnet.inference import families
+from shardnet.inference.cuts import Weights, balanced_cuts
+from shardnet.inference.gguf_layout import layout_of, read_model
+from shardnet.inference.shard_plan import shard_weights
+from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardOptions
+from shardnet.swarm.home import Home
+
+FIRST_TOKEN_ID, MOST_TOKEN_ID = 10, 1000
+"""Prompts are of such tokens: no vocabulary is so small, and none of these ends a text."""
+
+
+def prompt_of(seed: int, n_tokens: int) -> list[int]:
+    """Returns: the same tokens for the same seed."""
+    generator = random.Random(seed)
+    return [generator.randrange(FIRST_TOKEN_ID, MOST_TOKEN_ID) for _ in range(n_tokens)]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One model cut into as many shards as there are nodes."""
+
+    stages: int
+    manifest: Manifest
+
+    @property
+    def route(self) -> list[tuple[str, int, int]]:
+        """Returns: `(node, first shard, end shard)` per stage."""
+        return [(f"node-{index}", index, index + 1) for index in range(self.stages)]
+
+
+def cut(model: Path, cache: Path, counts: Iterable[int], *, by_time: bool = False) -> list[Pipeline]:
+    """Split a model for pipelines of so many stages.
+
+    Args:
+        by_time: balance what a step reads, not what has to be stored: a first shard's embedding table takes no time.
+
+    Raises: UsageError, FamilyRefused where it cannot be cut so.
+    """
+    pipelines = []
+    for count in counts:
+        request = CutRequest(n_shards=count)
+        if by_time and count > 1:
+            request = CutRequest(cuts=_cuts_by_time(model, count))
+        name = f"bench-{count}{'-even' if by_time else ''}"
+        _, manifest = split_model(plan_split(model, request, name), cache)
+        pipelines.append(Pipeline(count, manifest))
+    return pipelines
+
+
+def _cuts_by_time(model: Path, count: int) -> tuple[int, ...]:
+    header = read_model(model)
+    stored, rules = shard_weights(header, layout_of(header)), families.rules_for(header)
+    vocabulary = sum(field.end - field.start for key, field in header.fields.items() if key.startswith("tokenizer."))
+    weights = Weights(stored.layers, first=0, last=max(0, stored.last - vocabulary))
+    return balanced_cuts(weights, rules.legal_cuts, count, rules.forbidden_lengths)
+
+
+class World:
+    """Running nodes `node-0`, `node-1`, ... An asynchronous context manager.
+
+    Args:
+        nodes: how many.
+        shape: the link of each node, in both directions; one that holds nothing back is left out altogether.
+        pin: node `i` runs on core `i` alone, round and round.
+    """
+
+    def __init__(self, work: Path, cache: Path, nodes: int, *, threads: int, shape: Shape, pin: bool) -> None:
+        self._swarm = LocalSwarm(work)
+        self._cache, self._nodes, self._threads, self._shape, self._pin = cache, nodes, threads, shape, pin
+        self._relays: Relays | None = None
+        self._resources = AsyncExitStack()
+        self._links: dict[tuple[str, str], LinkTime] = {}
+        self.driver = Driver(Home(self._swarm.home))
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as resources:
+            resources.enter_context(self._swarm)
+            if not self._shape.is_free:
+                self._relays = resources.enter_context(Relays(self._shape))
+            await resources.enter_async_context(self.driver)
+            join = self.driver.address
+            if self._relays is not None:
+                join = await asyncio.to_thread(self._relays.add, join)
+            for index in range(self._nodes):
+                threads = ("--threads", str(self._threads))
+                process = self._swarm.start_node(f"node-{index}", self._cache, "--coordinator", str(join), *threads)
+                if self._pin:
+                    pin_process(process.pid, index)
+            await self.driver.wait_nodes(self._nodes)
+            if self._relays is not None:
+                for name, (hello, _) in self.driver.nodes.items():
+                    if hello.listen is not None:
+                        self.driver.via[name] = await asyncio.to_thread(self._relays.add, hello.listen)
+            self._resources = resources.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._resources.__aexit__(kind, error, trace)
+
+    async def load(self, pipelines: Sequence[Pipeline], options: ShardOptions) -> None:
+        """Have every stage in memory, and the links between neighbours measured. Raises: the node's error."""
+        for pipeline in pipelines:
+            for node, shard_id, _end in pipeline.route:
+                await self.driver.load(node, pipeline.manifest, shard_id, options)
+        for node in self.driver.nodes:
+            link = LinkTime(await self.driver.ping(node) / 2)
+            self._links["", node] = self._links[node, ""] = link
+        pairs = {pair for one in pipelines for pair in pairwise([*(node for node, _, _ in one.route), one.route[0][0]])}
+        for source, target in sorted(pairs):
+            if source != target and (source, target) not in self._links:
+                link = await self.driver.measure_link(source, target)
+                self._links[source, target] = self._links[target, source] = link
+        if self._shape.bytes_per_s:  # of links to the coordinator only the round trip is measured
+            for pair in [pair for pair in self._links if "" in pair]:
+                self._links[pair] = LinkTime(self._links[pair].one_way_s, self._shape.bytes_per_s)
+
+    async def paces(self, pipelines: Sequence[Pipeline]) -> dict[str, Pace]:
+        """Returns: how quick each node is, by what it tells of the shards of these pipelines: the very thing a coordinator goes by."""
+        await self.driver.wait_beats()
+        manifests = {one.manifest.model_id: one.manifest for one in pipelines}
+        return {
+            name: pace_of(
+                (
+                    (step_bytes(manifests[held.model_id], held.shard_id, held.shard_id + 1), held)
+                    for held in beat.held
+                    if held.model_id in manifests
+                ),
+                beat.handover_us,
+            )
+            for name, beat in self.driver.beats.items()
+        }
+
+    def law(self, pipeline: Pipeline, paces: dict[str, Pace]) -> Law:
+        """Returns: the planner's law of one pipeline."""
+        policy = Policy()
+        runs = [(node, paces[node], first, end) for node, first, end in pipeline.route]
+        return law_of(pipeline.manifest, runs, self._links, policy.default_link, policy.hop_fixed_s)
+
+    def links_json(self) -> dict[str, dict[str, float]]:
+        """Returns: the slowest link between nodes, and to the coordinator."""
+        found = {}
+        for name, own in (("nodes", False), ("coordinator", True)):
+            links = [link for pair, link in self._links.items() if ("" in pair) == own]
+            if links:
+                worst = max(links, key=lambda link: link.one_way_s)
+                found[name] = {
+                    "one_way_us": round(worst.one_way_s * 1e6, 1),
+                    "mbit_s": round(min(link.bytes_per_s for link in links) * 8e-6, 1),
+                }
+        return found
+
+
+def pin_process(pid: int, number: int) -> None:
+    """Keep a process, and those that it will start, on one core: the `number`-th that we may use, round and round.
+
+    Raises: UsageError where the system cannot do that.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("--pin needs Linux: this system cannot keep a process on one core")
+    cores = sorted(os.sched_getaffinity(0))
+    with suppress(ProcessLookupError):  # it ended at once, which is noticed elsewhere
+        os.sched_setaffinity(pid, {cores[number % len(cores)]})
