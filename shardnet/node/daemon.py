@@ -29,7 +29,16 @@ from shardnet.messages import (
 from shardnet.node.answering import Answering
 from shardnet.node.assignment import Assignment, parse_binding
 from shardnet.node.coordinator_link import CoordinatorLink
-from shardnet.node.events import DrainBegan, EngineCameBack, FileGivenUp, PreloadAsked, ShareAsked, TaskGone, TaskWaits
+from shardnet.node.events import (
+    DrainBegan,
+    EngineCameBack,
+    FileGivenUp,
+    FileRotted,
+    PreloadAsked,
+    ShareAsked,
+    TaskGone,
+    TaskWaits,
+)
 from shardnet.node.exchange import ShardExchange
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.holders import Holders
@@ -209,6 +218,7 @@ class NodeDaemon:
             may_go=lambda key: not self._state.in_use(key),
             given_up=lambda key: self._performer.post(FileGivenUp(key)),
             is_assigned=lambda key: key in self._state.assigned(),
+            rotted=lambda key, path: self._performer.post(FileRotted(key, path)),
         )
 
     async def _meet(self, resources: AsyncExitStack, listening: Address) -> None:

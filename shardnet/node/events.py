@@ -61,6 +61,14 @@ class FileGivenUp:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRotted:
+    """A proved file was found damaged while it was given to others. They get it no more."""
+
+    key: ShardKey
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class LoadAsked:
     """LOAD_SHARD. `manifest_is_signed`: the swarm's owner signed the manifest in the command."""
 
@@ -193,6 +201,7 @@ Event = (
     | PreloadAsked
     | ShareAsked
     | FileGivenUp
+    | FileRotted
     | LoadAsked
     | UnloadAsked
     | TaskWaits

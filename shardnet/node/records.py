@@ -86,6 +86,8 @@ class ShardRecord:
     progress: float | None = None
     trouble: ShardnetError | None = None
     """Why the last file was given up."""
+    is_rotten: bool = False
+    """The first file was found damaged after it was proved. It goes as soon as what was loaded from it is out of memory."""
     is_fetch_stopped: bool = False
     is_fresh: bool = False
     """The first file was just fetched, and is not proved yet."""
@@ -94,7 +96,7 @@ class ShardRecord:
         """True if `want` can be answered now."""
         match want.kind:
             case Kind.KEEP | Kind.SHARE:
-                return self.is_verified
+                return self.is_verified and not self.is_rotten
             case Kind.TASK | Kind.PRELOAD:
                 return self.memory is not None
             case Kind.LOAD:
@@ -121,6 +123,7 @@ class ShardRecord:
         """Raises: AssertionError where an invariant is broken: a bug of ours."""
         assert not (self.wants and self.phase is Phase.IDLE), f"{self.key}: somebody waits for nothing"
         assert self.memory is None or self.is_verified, f"{self.key}: loaded without proof"
+        assert not self.is_rotten or self.paths, f"{self.key}: damaged without a file"
         assert not self.is_verified or self.paths, f"{self.key}: proved without a file"
         assert (self.loading is not None) == (self.phase is Phase.LOADING), (
             f"{self.key}: {self.phase} of {self.loading}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import RemoteProtocolError, ShardnetError, UnreachableError, UsageError
-from shardnet.ids import short
+from shardnet.ids import ShardKey, short
 from shardnet.inference.manifest_file import model_folder
 from shardnet.lifecycle import peer_guard
 from shardnet.log import get
@@ -99,6 +99,7 @@ class SharingDaemon:
             identity.key_path.parent / "torrents",
             self._holders,
             spawn=self._spawn,
+            rotted=self._put_aside,
         )
         self._answers = FileAnswers(self._catalogue.find, self._store, self._exchange, self._spawn)
         self.fetched: tuple[Path, Manifest] | None = None
@@ -216,6 +217,9 @@ class SharingDaemon:
         await self._store.keep_manifest(model.folder, manifest)
         self._catalogue.models[manifest.model_id] = model
         return model
+
+    def _put_aside(self, key: ShardKey, path: Path) -> None:
+        self._spawn(self._store.quarantine(path), f"put shard {key[1]} aside")
 
     def _greeted(self, connection: Connection, _hello: Hello) -> Welcome:
         self._links.adopt(connection)

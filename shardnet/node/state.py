@@ -64,6 +64,7 @@ from shardnet.node.events import (
     Event,
     FetchFailed,
     FileGivenUp,
+    FileRotted,
     LoadAsked,
     LoadFailed,
     PreloadAsked,
@@ -188,8 +189,10 @@ class NodeState:
             case FileGivenUp():
                 record = self._records[event.key]
                 record.paths.clear()
-                record.is_verified = False
+                record.is_verified = record.is_rotten = False
                 return []
+            case FileRotted():
+                return self._rotted(event)
             case LoadAsked():
                 return self._load_asked(event)
             case UnloadAsked():
@@ -350,6 +353,8 @@ class NodeState:
         record.is_verified = True
         record.is_fresh = False
         record.trouble = None
+        if record.is_rotten:
+            return self._advance(record)
         offer = Offer(record.key, record.paths[0], self.catalogue.models[record.key[0]].manifest)
         return [offer, *self._advance(record)]
 
@@ -359,6 +364,7 @@ class NodeState:
         path = record.paths[0]
         if isinstance(error, ShardCorrupt | GgufError):
             record.paths.pop(0)
+            record.is_rotten = False
             effects: Effects = [Note("shard_refused", "warning", {"path": str(path), "reason": str(error)})]
             if record.is_fresh:  # who sent this would send it again
                 record.is_fresh = False
@@ -367,6 +373,7 @@ class NodeState:
             return [*effects, Withdraw(record.key), Quarantine(record.key, path)]
         if isinstance(error, ShardNotFound):
             record.paths.pop(0)
+            record.is_rotten = False
             return self._advance(record)
         return [*self._fail_front(record, error), *self._advance(record)]
 
@@ -374,10 +381,31 @@ class NodeState:
         self._idle(record)
         return self._advance(record)
 
+    def _rotted(self, event: FileRotted) -> Effects:
+        record = self._records.get(event.key)
+        if record is None or not record.paths or record.paths[0] != event.path:
+            return []
+        record.is_rotten = True
+        if record.memory is None and record.phase is not Phase.LOADING:
+            return self._advance(record)
+        advice = "it stays until the shard is unloaded, as the engine has it open, and is put aside then"
+        facts = {"shard_id": event.key[1], "path": str(event.path), "advice": advice}
+        return [Note("shard_rotten", "warning", facts), *self._advance(record)]
+
+    def _put_aside(self, record: ShardRecord) -> Effects:
+        path = record.paths.pop(0)
+        record.is_verified = record.is_rotten = False
+        record.trouble = ShardCorrupt(
+            f"{path} was damaged after it was proved, and was put aside; fetch the shard again"
+        )
+        self._begin(record, Phase.CLEARING)
+        facts = {"path": str(path), "reason": "it was damaged after it was proved, and is put aside"}
+        return [Note("shard_refused", "warning", facts), Withdraw(record.key), Quarantine(record.key, path)]
+
     def _fetched(self, record: ShardRecord, path: Path) -> Effects:
         self._idle(record)
         record.paths.insert(0, path)
-        record.is_verified = False
+        record.is_verified = record.is_rotten = False
         record.is_fresh = True
         for want in record.wants:
             want.source = "torrent"
@@ -418,7 +446,7 @@ class NodeState:
         for key, record in self._records.items():
             if record.memory is not None:
                 record.memory = InMemory(record.memory.options, loaded[key]) if key in loaded else None
-        return []
+        return [effect for record in self._records.values() if record.is_rotten for effect in self._advance(record)]
 
     def _progressed(self, record: ShardRecord, event: Progressed) -> Effects:
         record.progress = min(1.0, event.done_bytes / event.total_bytes) if event.total_bytes else None
@@ -465,7 +493,12 @@ class NodeState:
     def _advance(self, record: ShardRecord) -> Effects:
         """Answer whoever can be answered, and begin the next step that the first of the others needs."""
         effects: Effects = []
-        while record.phase is Phase.IDLE and record.wants:
+        while record.phase is Phase.IDLE and (record.wants or record.is_rotten):
+            if record.is_rotten and record.memory is None:
+                effects += self._put_aside(record)
+                break
+            if not record.wants:
+                break
             want = record.wants[0]
             if record.satisfies(want):
                 record.wants.popleft()
@@ -487,6 +520,15 @@ class NodeState:
         if record.paths and not record.is_verified:
             self._begin(record, Phase.VERIFYING)
             return [Verify(record.key, record.paths[0], model.manifest)]
+        if record.is_rotten and want.kind in (Kind.KEEP, Kind.SHARE):
+            record.wants.popleft()
+            return self._fail(
+                record, want, ShardCorrupt(f"{record.paths[0]} is damaged, and in use: unload the shard first")
+            )
+        if record.is_rotten:  # it has to be loaded again, and not from this file
+            self._begin(record, Phase.UNLOADING)
+            record.memory = None
+            return [Unload(record.key)]
         shard = model.manifest.content.shards[record.key[1]]
         if record.paths:
             self._begin(record, Phase.LOADING)

@@ -63,6 +63,7 @@ class SwarmExchange:
         spawn: starts a job that lives no longer than the daemon.
         may_go, given_up: whether an offered file may be deleted to make room for another (False: it is in use), and that it is. None: nothing is.
         is_assigned: whether the node's user bound it to a shard.
+        rotted: an offered file was found damaged; nobody is given it any more.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class SwarmExchange:
         may_go: Callable[[ShardKey], bool] = lambda _key: False,
         given_up: Callable[[ShardKey], None] = lambda _key: None,
         is_assigned: Callable[[ShardKey], bool] = lambda _key: False,
+        rotted: Callable[[ShardKey, Path], None] = lambda _key, _path: None,
     ) -> None:
         self._identity = identity
         self._authority = identity.swarm.ca_pem
@@ -88,6 +90,7 @@ class SwarmExchange:
         self._may_go = may_go
         self._given_up = given_up
         self._is_assigned = is_assigned
+        self._rotted = rotted
         self._session: TorrentSession | None = None
         self._directory: Directory | None = None
         self._address: Address | None = None
@@ -193,6 +196,7 @@ class SwarmExchange:
             if disk.absolute(offered.path) == disk.absolute(path):
                 log.warning("shard_rotten", shard_id=key[1], path=str(path), advice="it is no longer given to others")
                 self._spawn(self.withdraw(*key), f"withdraw {key[1]}")
+                self._rotted(key, offered.path)
 
     # -- taking --------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A node among whose sources one is hostile: a member of the swarm that hands out the right torrent, and damaged bytes.
+"""A node and damaged bytes: a hostile member of the swarm hands out the right torrent and the wrong bytes, or the node's own file rots.
 
 A whole node in this process, with its real transfers; the test is its coordinator, its hostile seed, and who takes from it afterwards.
 """
@@ -6,6 +6,7 @@ A whole node in this process, with its real transfers; the test is its coordinat
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from shardnet.errors import ShardNotFound
 from shardnet.ids import new_id
 from shardnet.inference import gguf_writer, manifest_file
 from shardnet.inference.split import CutRequest, plan_split, split_model
@@ -67,6 +69,7 @@ class World:
     hello: Hello
     frames: asyncio.Queue[Frame[AnyMessage]]
     stack: AsyncExitStack
+    seed: ShardSource | None = None
 
     @property
     def shard(self) -> Path:
@@ -101,12 +104,15 @@ class World:
         return await self._member("liar", port)
 
     async def honest(self, **limits: int) -> ShardSource:
-        """Returns: a member that seeds the shard as it is."""
+        """Returns: a member that seeds the shard as it is. Ask once more for the same one."""
+        if self.seed is not None:
+            return self.seed
         settings = TorrentSettings(keep_free_bytes=0, **limits)
         session = TorrentSession(settings, self.tls, self.tmp / "honest")
         await self.stack.enter_async_context(session)
         await session.seed(self.torrent, self.shard, label="0")
-        return await self._member("honest", session.port)
+        self.seed = await self._member("honest", session.port)
+        return self.seed
 
     async def _member(self, name: str, torrent_port: int) -> ShardSource:
         identity = self.stack.enter_context(claim_identity(self.us.home, name, "client"))
@@ -137,7 +143,7 @@ class World:
         listener = await self.stack.enter_async_context(await listen(identity, ("127.0.0.1", 0), on_hello))
         return ShardSource(node_id=identity.node_id, address=listener.address, torrent_port=torrent_port)
 
-    async def take_from_the_node(self) -> bytes:
+    async def take_from_the_node(self, deadline_s: float = WAIT_S) -> bytes:
         """Returns: the shard as the node gives it to another member, by BitTorrent."""
         async with TorrentSession(TorrentSettings(keep_free_bytes=0), self.tls, self.tmp / "third") as third:
             await third.fetch(
@@ -147,7 +153,7 @@ class World:
                 expect_bytes=self.manifest.content.shards[0].bytes,
                 label="0",
                 peers=[("127.0.0.1", self.hello.capabilities.torrent_port)],
-                deadline_s=WAIT_S,
+                deadline_s=deadline_s,
             )
         return (self.tmp / "third" / "shard-0.gguf").read_bytes()
 
@@ -253,3 +259,31 @@ async def test_a_fetched_shard_was_proved_on_its_way_and_is_not_hashed_again(
     path.touch()
     await store.verify(path, world.manifest, 0, lambda _done: None)
     assert hashed == [path]
+
+
+async def test_a_file_that_rots_while_it_is_given_to_others_is_put_aside_at_once(world: World) -> None:
+    assert isinstance(await world.load(await world.honest()), ShardReady)
+    (path,) = files_of(world, "shard-0.gguf")
+    status = path.stat()
+    exchange = world.node._exchange
+    assert exchange is not None
+    async with asyncio.timeout(WAIT_S):
+        while not await world.is_offered():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await exchange.withdraw(world.manifest.model_id, 0)
+    with path.open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"rot")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a bad disk does it: nothing else changes
+    await exchange.offer(
+        world.manifest, 0, path
+    )  # as after a restart: pieces are looked at when they are first asked for
+    with pytest.raises(ShardNotFound):
+        await world.take_from_the_node(deadline_s=5)
+    async with asyncio.timeout(WAIT_S):
+        while not files_of(world, "shard-0.gguf.corrupt"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert not files_of(world, "shard-0.gguf")
+    assert not await world.is_offered()
+    assert isinstance(await world.load(await world.honest()), ShardReady)
+    assert files_of(world, "shard-0.gguf")[0].read_bytes() == world.shard.read_bytes()

@@ -291,6 +291,72 @@ def test_a_second_copy_is_tried_when_the_first_is_damaged(world: World) -> None:
     assert [verify.path for verify in of(effects, do.Verify)] == [other.path]
 
 
+# -- a file that rots --------------------------------------------------------------------------------------------------------------
+
+FILE = FOLDER / "shard-0.gguf"
+
+
+def test_a_file_that_rots_after_it_was_proved_is_put_aside_at_once(world: World) -> None:
+    world.start(0, can_fetch=True)
+    world.load(0, keep_only=True)
+    world.state.handle(ev.ShardVerified(key(0)))
+    assert world.state.handle(ev.FileRotted(key(0), FOLDER / "another")) == []
+    effects = world.state.handle(ev.FileRotted(key(0), FILE))
+    assert of(effects, do.Quarantine) == [do.Quarantine(key(0), FILE)]
+    assert "shard_refused" in facts(effects)
+    assert world.state.held({}) == ()
+    assert not of(world.load(0), do.Fetch), "not before the damaged file is out of its way"
+    assert of(world.state.handle(ev.Quarantined(key(0))), do.Fetch)
+
+
+def test_a_rotten_file_that_the_engine_has_open_is_put_aside_when_the_shard_is_unloaded(world: World) -> None:
+    world.start(0)
+    world.into_memory(0)
+    effects = world.state.handle(ev.FileRotted(key(0), FILE))
+    assert facts(effects) == ["shard_rotten"]
+    assert not of(effects, do.Quarantine)
+    assert world.state.chain_is_ready(MODEL, 0, 1), "what is in memory goes on running"
+    assert answers(world.load(0), ShardReady)
+    (failed,) = answers(world.load(0, keep_only=True), CommandFailed)
+    assert "is damaged, and in use" in failed.error.message
+    assert of(world.unload(0), do.Unload)
+    effects = world.state.handle(ev.ShardUnloaded(key(0)))
+    assert of(effects, do.Quarantine) == [do.Quarantine(key(0), FILE)]
+    assert answers(world.state.handle(ev.Quarantined(key(0))), Done)
+    assert world.state.held({}) == ()
+
+
+def test_a_rotten_file_is_not_loaded_again_with_larger_options_but_fetched(world: World) -> None:
+    world.start(0, can_fetch=True)
+    world.into_memory(0, SMALL)
+    world.state.handle(ev.FileRotted(key(0), FILE))
+    effects = world.load(0, LARGE)
+    assert of(effects, do.Unload)
+    assert not of(effects, do.Load)
+    effects = world.state.handle(ev.ShardUnloaded(key(0)))
+    assert of(effects, do.Quarantine)
+    assert of(world.state.handle(ev.Quarantined(key(0))), do.Fetch)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_rotten_file_outlives_an_engine_crash_only_if_its_shard_does(world: World, comes_back: bool) -> None:
+    world.start(0)
+    world.into_memory(0)
+    world.state.handle(ev.FileRotted(key(0), FILE))
+    effects = world.state.handle(ev.EngineCameBack(((key(0), 1000),) if comes_back else ()))
+    assert bool(of(effects, do.Quarantine)) != comes_back
+
+
+def test_a_file_that_rots_while_it_is_loaded_is_known_to_be_rotten_afterwards(world: World) -> None:
+    world.start(0)
+    world.load(0)
+    world.state.handle(ev.ShardVerified(key(0)))
+    assert facts(world.state.handle(ev.FileRotted(key(0), FILE))) == ["shard_rotten"]
+    assert answers(world.state.handle(ev.ShardLoaded(key(0), SMALL, 1000)), ShardReady)
+    world.unload(0)
+    assert of(world.state.handle(ev.ShardUnloaded(key(0))), do.Quarantine)
+
+
 # -- UNLOAD_SHARD ------------------------------------------------------------------------------------------------------------------
 
 
