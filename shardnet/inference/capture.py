@@ -183,6 +183,15 @@ class OutputCapture:
         if self._state.input_used != self._state.input_bytes:
             raise EngineError(f"llama.cpp's node {self._state.input_node.decode()} is not what shardnet takes it for")
 
+    @property
+    def address(self) -> int:
+        """Returns: where the `struct capture_state` is."""
+        return ctypes.addressof(self._state)
+
+    def first_row(self) -> memoryview:
+        """Returns: the bytes of the first row, float32 (n_embd,), a view that each batch overwrites."""
+        return self._rows[:1].data.cast("B")
+
     def rows(self, n_tokens: int) -> NDArray[np.float32]:
         """Returns: float32 (n_tokens, n_embd), a view that the next batch overwrites.
 

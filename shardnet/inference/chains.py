@@ -14,6 +14,7 @@ from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetE
 from shardnet.inference.grammar import Grammar
 from shardnet.inference.llama import LlamaContext, LlamaModel, Rows
 from shardnet.inference.protocol import Load
+from shardnet.inference.rows import Lane
 from shardnet.inference.sampling import lookback, pick, top_logprobs
 from shardnet.inference.sequences import SequenceState, SequenceTable
 from shardnet.inference.steps import Step, parse_sampling
@@ -41,13 +42,14 @@ class Shard:
 
 @dataclass(slots=True)
 class Task:
-    """A step that waits, with its tensors: `tokens` int32 (n,), `hidden` float32 (n, n_embd) or None."""
+    """A step that waits, with its tensors: `tokens` int32 (n,), `hidden` float32 (n, n_embd) or None. `is_row`: it came as a packet."""
 
     ticket: int
     step: Step
     tokens: NDArray[np.int32]
     hidden: NDArray[np.float32] | None
     arrived_s: float
+    is_row: bool = False
 
 
 @dataclass(slots=True)
@@ -196,6 +198,19 @@ class Chains:
         except ShardnetError:
             return 0
         return chain.n_ctx - position if chain.has_head else 0
+
+    def lane(self, step: Step) -> Lane | None:
+        """Returns: the short way of the rows that follow this step, of a sequence that is here; None if it has none, or not any more."""
+        try:
+            chain = self._chain(step)
+        except ShardnetError:
+            return None
+        state = chain.model.sequences.get(step.sequence_id)
+        contexts = [shard.context for shard in chain.shards]
+        sampling = parse_sampling(step.sampling)
+        if state is None or state.slot >= chain.n_seq or not Lane.fits(contexts, sampling):
+            return None
+        return Lane(contexts, range(step.first_shard, step.end_shard), state, sampling)
 
     def _chain(self, step: Step) -> _Chain:
         key = (step.model_id, step.first_shard, step.end_shard)

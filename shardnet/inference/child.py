@@ -24,7 +24,7 @@ from shardnet.inference.protocol import (
     Ready,
     ToEngine,
 )
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.steps import OF_RUN, ROW, ROW_BYTES, ROW_DONE, Step, StepDone
 from shardnet.log import get
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
@@ -32,6 +32,7 @@ log = get("engine")
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A prompt chunk's hidden states should pass without waiting for the other side."""
+PACKETS = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 LAST_WORDS_BYTES = 4096
 REAP_TIMEOUT_S = 3.0
 
@@ -44,8 +45,11 @@ CHILD_ENVIRONMENT = {
 class Child(asyncio.BufferedProtocol):
     """A running engine process. Make one with `start`; `wait` is its life."""
 
-    def __init__(self, process: Process, last_words: IO[bytes]) -> None:
+    def __init__(self, process: Process, last_words: IO[bytes], packets: socket.socket) -> None:
         self._process = process
+        self._packets = packets
+        self._packet = bytearray(ROW_BYTES)
+        self._hidden = memoryview(self._packet)[ROW_DONE.size :]
         self._last_words = last_words
         self._decoder: FrameDecoder[FromEngine] = FrameDecoder(FROM_ENGINE)
         self._transport: asyncio.Transport | None = None
@@ -60,17 +64,19 @@ class Child(asyncio.BufferedProtocol):
     async def start(cls, settings: EngineSettings) -> Self:
         """Start a process and connect to it. Raises: EngineError if the operating system refuses."""
         ours, theirs = socket.socketpair()
+        packets, their_packets = socket.socketpair(type=PACKETS)
         last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed in wait)
         try:
-            with theirs:
-                for end in (ours, theirs):
+            with theirs, their_packets:
+                for end in (ours, theirs, packets, their_packets):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
                     "shardnet.inference.worker",
                     str(theirs.fileno()),
-                    pass_fds=(theirs.fileno(),),
+                    str(their_packets.fileno()),
+                    pass_fds=(theirs.fileno(), their_packets.fileno()),
                     stdin=DEVNULL,
                     stdout=DEVNULL,
                     stderr=last_words,
@@ -79,14 +85,18 @@ class Child(asyncio.BufferedProtocol):
                 )
         except OSError as error:
             ours.close()
+            packets.close()
             last_words.close()
             raise EngineError(f"cannot start the engine process: {error}") from error
-        child = cls(process, last_words)
+        child = cls(process, last_words, packets)
         ours.setblocking(False)
+        packets.setblocking(False)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
+            asyncio.get_running_loop().add_reader(packets.fileno(), child.packet_received)
         except BaseException:
             ours.close()
+            packets.close()
             child.kill()
             raise
         child.send(settings)
@@ -156,10 +166,41 @@ class Child(asyncio.BufferedProtocol):
             return
         self._steps[step.command_id] = [on_answer]
         try:
-            self.send(step, payloads)
+            if step.run != OF_RUN or not self._send_row(step, payloads):
+                self.send(step, payloads)
         except ShardnetError as error:
             del self._steps[step.command_id]
             on_answer(error)
+
+    def _send_row(self, step: Step, payloads: Sequence[Buffer]) -> bool:
+        """Send a row of a run as a packet. Returns: False if there is no room; a frame does as well."""
+        head = ROW.pack(int(step.command_id, 16), step.first_shard, step.position, int.from_bytes(payloads[0], "little"))
+        try:
+            self._packets.sendmsg((head, *payloads[1:]))
+        except OSError:
+            return False
+        return True
+
+    def packet_received(self) -> None:
+        """A row is done."""
+        try:
+            count = self._packets.recv_into(self._packet)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:  # the process has ended, which the other connection tells too
+            asyncio.get_running_loop().remove_reader(self._packets.fileno())
+            return
+        command, position, token, queue_us, compute_us, batch_tokens = ROW_DONE.unpack_from(self._packet)
+        command_id = f"{command:016x}"
+        n_embd = (count - ROW_DONE.size) // 4
+        tokens = () if n_embd else (token,)
+        done = StepDone(
+            command_id, position, tokens, (), 0, queue_us, compute_us, batch_tokens, 1 if n_embd else 0, n_embd
+        )
+        frame = Frame(done, (memoryview(bytes(self._hidden[: 4 * n_embd])),) if n_embd else ())
+        _tell(self._steps.pop(command_id, ()), frame)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
@@ -184,8 +225,7 @@ class Child(asyncio.BufferedProtocol):
             waiting = self._steps.get(message.command_id, ())
             if not message.ahead:
                 self._steps.pop(message.command_id, None)
-            for on_answer in waiting:
-                on_answer(cast("Frame[StepDone]", frame))
+            _tell(waiting, cast("Frame[StepDone]", frame))
             return
         if isinstance(message, Loading):
             listener = self._listeners.get(message.command_id)
@@ -199,8 +239,7 @@ class Child(asyncio.BufferedProtocol):
         self._listeners.pop(message.command_id, None)
         answer = self._answers.pop(message.command_id, None)
         if answer is None and isinstance(message, Failed):
-            for on_answer in self._steps.pop(message.command_id, ()):
-                on_answer(message.error.to_error())
+            _tell(self._steps.pop(message.command_id, ()), message.error.to_error())
         if answer is None or answer.done():
             return  # whoever asked has gone
         if isinstance(message, Failed):
@@ -217,6 +256,8 @@ class Child(asyncio.BufferedProtocol):
     async def wait(self) -> EngineCrashed:
         """Live until the process has ended and is reaped; then everything that waits for it fails. Returns: what they were told."""
         await self._disconnected.wait()
+        asyncio.get_running_loop().remove_reader(self._packets.fileno())
+        self._packets.close()
         try:
             await asyncio.wait_for(self._process.wait(), REAP_TIMEOUT_S)
         except TimeoutError:
@@ -234,8 +275,7 @@ class Child(asyncio.BufferedProtocol):
         self._listeners.clear()
         steps, self._steps = self._steps, {}
         for waiting in steps.values():
-            for on_answer in waiting:
-                on_answer(EngineCrashed(self._death.message))
+            _tell(waiting, EngineCrashed(self._death.message))
         return self._death
 
     def close(self) -> None:
@@ -247,6 +287,15 @@ class Child(asyncio.BufferedProtocol):
         """End it now."""
         if self._process.returncode is None:
             self._process.kill()
+
+
+def _tell(listeners: Sequence[OnStep], answer: Frame[StepDone] | ShardnetError) -> None:
+    """A listener that fails must not take the engine's connection with it."""
+    for on_answer in listeners:
+        try:
+            on_answer(answer)
+        except Exception:
+            log.exception("engine_answer_not_taken")
 
 
 def _how(code: int | None) -> str:

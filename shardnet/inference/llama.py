@@ -285,6 +285,28 @@ class LlamaContext:
         if (rows.tokens is None) == (rows.hidden is None):
             raise EngineError("a batch takes either tokens or hidden states")
 
+    @property
+    def captures(self) -> bool:
+        """True for a context that gives hidden states, not logits."""
+        return self._captures
+
+    @property
+    def takes_plain_rows(self) -> bool:
+        """True if a batch of this context is nothing but tokens or hidden states at positions."""
+        takes_input = self._capture is not None and self._capture.takes_input
+        return not (takes_input or self.model.uses_mrope or self.model.architecture in FED_AS_TOKENS)
+
+    @property
+    def capture_address(self) -> int | None:
+        """Returns: where the `struct capture_state` is; None for a context that gives logits."""
+        return self._capture.address if self._captures and self._capture is not None else None
+
+    def hidden_view(self) -> memoryview:
+        """Returns: the bytes of the last batch's first row, a view that the next batch overwrites."""
+        if self._capture is None or not self._captures:
+            raise EngineError("this context was made for logits")
+        return self._capture.first_row()
+
     def hidden(self, count: int) -> NDArray[np.float32]:
         """Returns: float32 (count, n_embd): the raw output of the last layer for the last batch's rows; a view."""
         if self._capture is None or not self._captures:

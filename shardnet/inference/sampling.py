@@ -86,6 +86,11 @@ def top_logprobs(logits: Logits, token: int, count: int) -> tuple[TokenLogprob, 
     return tuple(TokenLogprob(token=i, logprob=max(LEAST_LOGPROB, float(logits[i]) - total)) for i in listed)
 
 
+def is_greedy(sampling: Sampling) -> bool:
+    """True if the most likely token is always the one, whatever stands before it."""
+    return sampling.temperature == 0.0 and not sampling.logit_bias and not _penalises(sampling)
+
+
 def lookback(sampling: Sampling, n_tokens: int) -> int:
     """Returns: how many of a sequence's last tokens `pick` needs to see."""
     if not _penalises(sampling):

@@ -52,6 +52,10 @@ class SequenceTable:
     def __len__(self) -> int:
         return len(self._states)
 
+    def get(self, sequence_id: str) -> SequenceState | None:
+        """Returns: a sequence, if it is here."""
+        return self._states.get(sequence_id)
+
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self._states
 

@@ -12,6 +12,20 @@ from shardnet.steps import Logprobs, hidden_tensors, logits_tensors, pack_sample
 
 NO_ROW = -1
 
+NO_RUN, BEGINS_RUN, OF_RUN = range(3)
+"""`Step.run`: what is told of its further steps."""
+
+ROW = struct.Struct("<QIIi")
+"""A packet to the engine: command, first shard, position, token; then the hidden state, float32 (n_embd,), unless the stage is the first. Everything else
+is as in the step of this command that began the run."""
+
+ROW_DONE = struct.Struct("<QIiffI")
+"""A packet from the engine: command, position and token that were sampled, queue_us, compute_us, batch_tokens; or, from a stage without the head,
+position of the row, 0, the times, and then its hidden state. What goes wrong is told by `Failed`."""
+
+ROW_BYTES = 1 << 20
+"""Room for one packet: a hidden state of 260,000 columns."""
+
 
 class Step(NamedTuple):
     """Run rows `[position, position + n_tokens)` of a sequence through the loaded shards `[first_shard, end_shard)`.
@@ -26,6 +40,7 @@ class Step(NamedTuple):
         ahead: how many further steps the engine may run by itself, each with the token that the one before it sampled; each has an answer. Only
             where the shards are the whole model.
         sampling: JSON of a `Sampling`; empty: greedy.
+        run: whether later rows of its sequence will come as packets (`ROW`), or this is one of them.
     """
 
     command_id: str
@@ -40,6 +55,7 @@ class Step(NamedTuple):
     return_logits: bool = False
     n_embd: int = 0
     sampling: bytes = b""
+    run: int = NO_RUN
 
     @property
     def type(self) -> str:
@@ -66,6 +82,7 @@ class Step(NamedTuple):
                 self.ahead,
                 self.return_logits,
                 self.n_embd,
+                self.run,
             )
             + self.sampling
         )
@@ -73,7 +90,7 @@ class Step(NamedTuple):
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: struct.error."""
-        command, model, first, end, sequence, position, n_tokens, sample_from, ahead, return_logits, n_embd = (
+        command, model, first, end, sequence, position, n_tokens, sample_from, ahead, return_logits, n_embd, run = (
             _STEP.unpack_from(header)
         )
         return cls(
@@ -89,6 +106,7 @@ class Step(NamedTuple):
             return_logits,
             n_embd,
             bytes(header[_STEP.size :]),
+            run,
         )
 
 
@@ -165,7 +183,7 @@ class StepDone(NamedTuple):
         )
 
 
-_STEP = struct.Struct("<Q32sHHQIIiI?I")
+_STEP = struct.Struct("<Q32sHHQIIiI?IB")
 _STEP_DONE = struct.Struct("<QIIffIIII")
 
 

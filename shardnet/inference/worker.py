@@ -1,4 +1,4 @@
-"""The engine process: `python -m shardnet.inference.worker FD`, where FD is its end of a socket pair.
+"""The engine process: `python -m shardnet.inference.worker FD PACKETS`, its ends of two socket pairs: for frames, and for rows of runs.
 
 One loop: take in every frame that has arrived, then run one batch, answer, repeat. Loading goes on on a thread beside it. The process has no file
 descriptor of the daemon's but this socket, ends when it closes, and is killed by the kernel should the daemon die.
@@ -15,13 +15,14 @@ import socket
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import EngineError, RemoteProtocolError, ShardnetError
+from shardnet.errors import EngineError, RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
 from shardnet.inference.census import EngineCensus, share_of_cores
 from shardnet.inference.chains import Chains, Outcome, Task
@@ -46,7 +47,8 @@ from shardnet.inference.protocol import (
     Unload,
     Unloaded,
 )
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.rows import Lane
+from shardnet.inference.steps import BEGINS_RUN, OF_RUN, ROW, ROW_BYTES, ROW_DONE, Step, StepDone
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
@@ -55,11 +57,25 @@ STACK_BYTES = 64 << 20
 """llama.cpp parses grammars by recursion."""
 
 
+@dataclass(slots=True)
+class Run:
+    """A run whose rows come as packets: the step that each of them is, but for position and token, and its short way once it has one."""
+
+    step: Step
+    lane: Lane | None = None
+
+
 class Worker:
     """The engine process's state and loop."""
 
-    def __init__(self, connection: socket.socket, settings: EngineSettings, census: EngineCensus) -> None:
+    def __init__(
+        self, connection: socket.socket, packets: socket.socket, settings: EngineSettings, census: EngineCensus
+    ) -> None:
         self._connection = connection
+        self._packets = packets
+        self._packet = bytearray(ROW_BYTES)
+        self._hidden_address = ctypes.addressof(ctypes.c_char.from_buffer(self._packet, ROW.size))
+        self._runs: dict[tuple[int, int], Run] = {}  # by command and first shard
         self._census = census
         self._wanted_threads = settings.threads
         self._threads = self._fair_threads()
@@ -80,7 +96,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the daemon closes the connection."""
-        watched = [self._connection, self._bell]
+        watched = [self._connection, self._packets, self._bell]
         while True:
             readable, _, _ = select.select(watched, [], [], 0 if self._waiting else None)
             if self._bell in readable:
@@ -88,6 +104,8 @@ class Worker:
                 self._take_loaded()
             if self._connection in readable and not self._receive():
                 return
+            if self._packets in readable and not self._take_rows():
+                watched.remove(self._packets)
             if self._waiting:
                 self._run_batch()
 
@@ -152,7 +170,67 @@ class Worker:
         hidden: NDArray[np.float32] | None = None
         if step.n_embd:
             hidden = _array(frame.payloads[1], np.float32).reshape(step.n_tokens, step.n_embd)
+        if step.run == BEGINS_RUN:
+            self._begin_run(step)
         self._queue(Task(self._tickets, step, tokens, hidden, arrived_s=time.perf_counter()))
+
+    def _begin_run(self, step: Step) -> None:
+        """Rows of this command will come as packets."""
+        command = int(step.command_id, 16)
+        self._end_runs(step.sequence_id, but=command)
+        self._runs[command, step.first_shard] = Run(step._replace(n_tokens=1, sample_from=0, ahead=0, run=OF_RUN))
+
+    def _end_runs(self, sequence_id: str, *, but: int | None = None) -> None:
+        for key in [k for k, run in self._runs.items() if run.step.sequence_id == sequence_id and k[0] != but]:
+            del self._runs[key]
+
+    def _take_rows(self) -> bool:
+        """Take the packets that are here: rows of runs. Returns: False when there will be no more."""
+        while True:
+            try:
+                count = self._packets.recv_into(self._packet, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not count:
+                return False
+            arrived_s = time.perf_counter()
+            command, first_shard, position, token = ROW.unpack_from(self._packet)
+            run = self._runs.get((command, first_shard))
+            if run is None:
+                gap = SequenceGap("the engine does not know the run that the row belongs to: begin it again", have=0)
+                self._fail(f"{command:016x}", gap)
+            elif len(self._runs) == 1 and not self._waiting and self._run_row(run, position, token, count, arrived_s):
+                return True  # it was the only one
+            else:
+                self._queue_row(run.step, position, token, bytes(self._packet[ROW.size : count]), arrived_s)
+
+    def _run_row(self, run: Run, position: int, token: int, packet_bytes: int, arrived_s: float) -> bool:
+        """Run a row the short way and answer it. Returns: False if it has to go the general way."""
+        lane = run.lane
+        if lane is None or packet_bytes != ROW.size + lane.row_bytes:
+            return False
+        try:
+            picked = lane.run(position, token, self._hidden_address)
+        except ShardnetError as error:
+            self._fail(run.step.command_id, error)
+            return True
+        if picked is None:
+            return False
+        spent_s = time.perf_counter() - arrived_s
+        self._chains.busy_s += spent_s
+        sampled_at = position if lane.hidden is not None else position + 1
+        head = ROW_DONE.pack(int(run.step.command_id, 16), sampled_at, picked, 0.0, spent_s * 1e6, 1)
+        self._packets.sendmsg((head,) if lane.hidden is None else (head, lane.hidden))
+        return True
+
+    def _queue_row(self, template: Step, position: int, token: int, data: bytes, arrived_s: float) -> None:
+        """The general way of a row."""
+        hidden = np.frombuffer(data, dtype=np.float32).reshape(1, -1) if data else None
+        step = template._replace(position=position, n_embd=0 if hidden is None else hidden.shape[1])
+        tokens = np.array([token], dtype=np.int32)
+        self._queue(Task(self._tickets, step, tokens, hidden, arrived_s, is_row=True))
 
     def _queue(self, task: Task) -> None:
         """Have a step wait for its batch; one that cannot be is answered now."""
@@ -185,6 +263,9 @@ class Worker:
         if outcome.error is not None:
             self._fail(step.command_id, outcome.error)
             return
+        if outcome.task.is_row:
+            self._answer_row(outcome, began_s)
+            return
         payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
         self._send(
             StepDone(
@@ -202,6 +283,21 @@ class Worker:
             ),
             payloads,
         )
+
+    def _answer_row(self, outcome: Outcome, began_s: float) -> None:
+        step, task = outcome.task.step, outcome.task
+        head = ROW_DONE.pack(
+            int(step.command_id, 16),
+            step.position + len(outcome.tokens),
+            outcome.tokens[0] if outcome.tokens else 0,
+            max(0.0, (began_s - task.arrived_s) * 1e6),
+            outcome.compute_s * 1e6,
+            outcome.batch_rows,
+        )
+        self._packets.sendmsg((head,) if outcome.hidden is None else (head, outcome.hidden.data))
+        run = self._runs.get((int(step.command_id, 16), step.first_shard))
+        if run is not None and run.lane is None:
+            run.lane = self._chains.lane(run.step)
 
     def _go_ahead(self, step: Step, tokens: list[int]) -> int:
         """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
@@ -221,6 +317,7 @@ class Worker:
         for ticket in stale:
             _, task = self._waiting.pop(ticket)
             self._fail(task.step.command_id, EngineError("the sequence was dropped before this step ran"))
+        self._end_runs(sequence_id)
         self._chains.forget(sequence_id)
 
     # -- loading -----------------------------------------------------------------------------------------------------
@@ -231,7 +328,7 @@ class Worker:
             if (shard.request.path, shard.request.options) == (request.path, request.options):
                 self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
                 return
-            self._chains.remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
+            self._remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
         self._loads.append(request)
         self._loader.submit(request)
 
@@ -239,8 +336,17 @@ class Worker:
         if any((r.model_id, r.shard_id) == (request.model_id, request.shard_id) for r in self._loads):
             self._unloads.append(request)  # when it has come
             return
-        self._chains.remove(request.model_id, request.shard_id)
+        self._remove(request.model_id, request.shard_id)
         self._send(Unloaded(command_id=request.command_id))
+
+    def _remove(self, model_id: str, shard_id: int) -> None:
+        self._forget_lanes()
+        self._chains.remove(model_id, shard_id)
+
+    def _forget_lanes(self) -> None:
+        """Chains change: each run finds its short way anew."""
+        for run in self._runs.values():
+            run.lane = None
 
     def _on_loader(self, event: Progress | Finished) -> None:
         """On the loader's thread."""
@@ -263,6 +369,7 @@ class Worker:
             else:
                 shard = event.result
                 shard.context.set_threads(self._threads)  # the share may have changed while it was loaded
+                self._forget_lanes()
                 self._chains.add(shard)
                 self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
             due, self._unloads = self._unloads, []
@@ -277,6 +384,9 @@ class Worker:
     # -- answering ---------------------------------------------------------------------------------------------------
 
     def _fail(self, command_id: str, error: ShardnetError) -> None:
+        command = int(command_id, 16)
+        for key in [key for key in self._runs if key[0] == command]:
+            del self._runs[key]
         self._send(Failed(command_id=command_id, error=ErrorInfo.of(error)))
 
     def _send(self, message: FromEngine, payloads: list[Buffer] | None = None) -> None:
@@ -325,17 +435,18 @@ def _become_a_child() -> None:
             resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, most))
 
 
-def main(descriptor: int) -> None:
-    """Run an engine on the socket `descriptor` until it closes."""
+def main(descriptor: int, packets_descriptor: int) -> None:
+    """Run an engine on the sockets `descriptor` (frames) and `packets_descriptor` (rows of runs) until the first closes."""
     _become_a_child()
-    with socket.socket(fileno=descriptor) as connection:
+    with socket.socket(fileno=descriptor) as connection, socket.socket(fileno=packets_descriptor) as packets:
+        packets.setblocking(True)
         connection.setblocking(True)
         settings = _receive_settings(connection)
         if settings is None:
             return
         start_backend()
         census = EngineCensus()
-        worker = Worker(connection, settings, census)
+        worker = Worker(connection, packets, settings, census)
         try:
             ready = Ready(pid=os.getpid(), llama_cpp=LLAMA_CPP_VERSION, devices=all_devices())
             send_all(connection, encode(FROM_ENGINE, ready))
@@ -348,4 +459,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

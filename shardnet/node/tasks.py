@@ -30,7 +30,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import NodeId, short
 from shardnet.inference.engine import Engine
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.steps import BEGINS_RUN, NO_RUN, OF_RUN, Step, StepDone
 from shardnet.log import get
 from shardnet.messages import (
     Address,
@@ -346,9 +346,19 @@ class TaskRunner:
             return_logits=task.return_logits and is_last,
             n_embd=columns(flight.now.tensors, "hidden"),
             sampling=sequence.sampling if is_last and sequence is not None else b"",
+            run=self._run_of(flight),
         )
         flight.sent_s = clock()
         self._engine.step(step, flight.payloads, partial(self._stepped, flight))
+
+    @staticmethod
+    def _run_of(flight: Flight) -> int:
+        """Rows of a run may take the engine's short way, which gives back a token or a hidden state and nothing else."""
+        task = flight.task
+        wants_more = task.return_logits or (task.sampling is not None and task.sampling.top_logprobs is not None)
+        if not task.ahead or len(task.route) == 1 or wants_more:
+            return NO_RUN
+        return BEGINS_RUN if flight.following is None else OF_RUN
 
     def _stepped(self, flight: Flight, answer: Frame[StepDone] | ShardnetError) -> None:
         """The engine is done with a step."""

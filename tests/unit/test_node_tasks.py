@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.inference.engine import Engine, OnStep
-from shardnet.inference.steps import Step, StepDone, parse_sampling
+from shardnet.inference.steps import BEGINS_RUN, NO_RUN, OF_RUN, Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
     AnyMessage,
@@ -451,3 +451,23 @@ async def test_a_task_whose_tensors_are_not_its_rows_is_refused(world: World) ->
     for tensors in ((), (HIDDEN,), (HIDDEN, TOKENS), (TOKENS, HIDDEN, HIDDEN)):
         world.accept(tensors=tensors)
         assert "as many rows" in world.failure().error.message
+
+
+@pytest.mark.parametrize(
+    ("more", "short"),
+    [
+        ({}, True),
+        ({"ahead": 0}, False),
+        ({"return_logits": True}, False),
+        ({"sampling": Sampling(top_logprobs=1)}, False),
+        ({"route": (stage(US, 0),)}, False),
+    ],
+)
+async def test_only_what_a_packet_can_carry_takes_the_engines_short_way(
+    world: World, more: dict[str, Any], short: bool
+) -> None:
+    world.accept(**({"ahead": 3} | more))
+    assert world.engine.steps[0][0].run == (BEGINS_RUN if short else NO_RUN)
+    await world.engine.finish()
+    world.runner.accept_next(next_step(), (bytes(4),))
+    assert world.engine.steps[0][0].run == (OF_RUN if short else NO_RUN)
