@@ -51,9 +51,7 @@ async def many_streams(
             for pipeline in pipelines:
                 for count in streams:
                     await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
-            paces = await world.paces(pipelines)
             for pipeline in pipelines:
-                law = world.law(pipeline, paces)
                 for count in streams:
                     total = threads * pipeline.stages
                     plain_speeds, speeds, same = [], [], []
@@ -65,7 +63,8 @@ async def many_streams(
                             plain_speeds.append(expected.tokens_per_s)
                             speeds.append(together_per_s(runs))
                             same.append(_share_equal(expected, runs))
-                    measured = statistics.median(speeds)
+                    await world.driver.wait_beats()  # what nodes tell now, of the same weather
+                    law, measured = world.law(pipeline), statistics.median(speeds)
                     batches = [timing.batch_tokens for run in runs for step in run.timings[1:] for timing in step]
                     ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
                     on_row(
@@ -160,16 +159,16 @@ async def long_prompt(
 
             for pipeline in pipelines:
                 await once(pipeline, FEW_TOKENS)
-            paces = await world.paces(pipelines)
             for pipeline in pipelines:
-                law, total = world.law(pipeline, paces), threads * pipeline.stages
+                total = threads * pipeline.stages
                 times, plain_times = [], []
                 with PlainLlama(model, threads=total, n_ctx=options.n_ctx) as plain:
                     plain.generate(prompt, 1)  # warm-up
                     for _ in range(rounds):
                         plain_times.append(plain.generate(prompt, 1).prefill_s)
                         times.append(await once(pipeline))
-                measured = statistics.median(times)
+                await world.driver.wait_beats()  # what nodes tell now, of the same weather
+                law, measured = world.law(pipeline), statistics.median(times)
                 on_row(
                     {
                         "bench": "prefill",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shardnet.bench.driver import DrivenRun
@@ -86,13 +86,12 @@ async def decode_speed(
             async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
                 await world.load(pipelines, options)
                 measure = _Measure(world, plain, prompt, options)
-                for pipeline in pipelines:  # warm-up, and what the planner goes by
+                for pipeline in pipelines:  # warm-up
                     await measure.run(pipeline, min(n_tokens, 2 * FEWEST_TOKENS))
-                paces = await world.paces(pipelines)
-                laws = {pipeline.stages: world.law(pipeline, paces) for pipeline in pipelines}
+                await world.driver.wait_beats()
                 counts = {
-                    count: min(n_tokens, max(FEWEST_TOKENS, round(LONGEST_RUN_S / law.token_s())))
-                    for count, law in laws.items()
+                    one.stages: min(n_tokens, max(FEWEST_TOKENS, round(LONGEST_RUN_S / world.law(one).token_s())))
+                    for one in pipelines
                 }
                 plain_runs: list[PlainRun] = []
                 runs: dict[int, list[DrivenRun]] = {count: [] for count in stages}
@@ -100,9 +99,22 @@ async def decode_speed(
                     plain_runs.append(plain.generate(prompt, n_tokens))
                     for pipeline in pipelines:
                         runs[pipeline.stages].append(await measure.run(pipeline, counts[pipeline.stages]))
+                await world.driver.wait_beats()  # what nodes tell now, of the same weather
+                laws = {one.stages: world.law(one).token_s() for one in pipelines}
+                unseen = _unseen(world, pipelines)
                 common = {"bench": "decode", "net": net, "model": model.stem, "threads": threads, "pinned": pin}
-                for row in _rows(plain_runs, runs, {count: law.token_s() for count, law in laws.items()}):
+                for row in _rows(plain_runs, runs, laws):
+                    row |= {"predicted_unseen_ms_per_token": unseen.get(row["stages"])}
                     on_row(common | row | {"links": world.links_json()} | machine())
+
+
+def _unseen(world: World, pipelines: Sequence[Pipeline]) -> dict[int, float]:
+    """Returns: stages -> milliseconds per token of splits, predicted as if none had been run: from how quick the whole model is on one node."""
+    whole = [one for one in pipelines if one.stages == 1]
+    if not whole:
+        return {}
+    pace = replace(world.pace("node-0", whole[0].manifest), handover_s=None)
+    return {one.stages: round(world.law(one, pace).token_s() * 1e3, 3) for one in pipelines if one.stages > 1}
 
 
 @dataclass(frozen=True)

@@ -140,27 +140,23 @@ class World:
             for pair in [pair for pair in self._links if "" in pair]:
                 self._links[pair] = LinkTime(self._links[pair].one_way_s, self._shape.bytes_per_s)
 
-    async def paces(self, pipelines: Sequence[Pipeline]) -> dict[str, Pace]:
-        """Returns: how quick each node is, by what it tells of the shards of these pipelines: the very thing a coordinator goes by."""
-        await self.driver.wait_beats()
-        manifests = {one.manifest.model_id: one.manifest for one in pipelines}
-        return {
-            name: pace_of(
-                (
-                    (step_bytes(manifests[held.model_id], held.shard_id, held.shard_id + 1), held)
-                    for held in beat.held
-                    if held.model_id in manifests
-                ),
-                beat.handover_us,
-            )
-            for name, beat in self.driver.beats.items()
-        }
+    def pace(self, node: str, manifest: Manifest) -> Pace:
+        """Returns: how quick a node is, by what it last told of its shards of this model: the very thing a coordinator goes by."""
+        beat = self.driver.beats[node]
+        told = (held for held in beat.held if held.model_id == manifest.model_id)
+        return pace_of(
+            ((step_bytes(manifest, held.shard_id, held.shard_id + 1), held) for held in told), beat.handover_us
+        )
 
-    def law(self, pipeline: Pipeline, paces: dict[str, Pace]) -> Law:
-        """Returns: the planner's law of one pipeline."""
-        policy = Policy()
-        runs = [(node, paces[node], first, end) for node, first, end in pipeline.route]
-        return law_of(pipeline.manifest, runs, self._links, policy.default_link, policy.hop_fixed_s)
+    def law(self, pipeline: Pipeline, pace: Pace | None = None) -> Law:
+        """Returns: the planner's law of one pipeline, after `Driver.wait_beats`.
+
+        Args:
+            pace: of every node, in place of what each has told.
+        """
+        policy, manifest = Policy(), pipeline.manifest
+        runs = [(node, pace or self.pace(node, manifest), first, end) for node, first, end in pipeline.route]
+        return law_of(manifest, runs, self._links, policy.default_link, policy.hop_fixed_s)
 
     def links_json(self) -> dict[str, dict[str, float]]:
         """Returns: the slowest link between nodes, and to the coordinator."""

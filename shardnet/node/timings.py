@@ -11,7 +11,7 @@ from shardnet.ids import ShardKey
 
 Chain = tuple[str, int, int]
 """`(model_id, first_shard, end_shard)`."""
-MAX_STEPS = 64
+MAX_STEPS = 256
 """Recent batches that a median is taken of."""
 
 
