@@ -28,7 +28,13 @@ async def open_directory(
     """
     settings = settings.model_copy(update={"listen_host": settings.listen_host or nodes_at.host})
     state_file = identity.key_path.parent / PEERS_FILE
-    directory = KademliaDirectory(settings, IdentitySigner(identity), identity.swarm.swarm_key, state_file)
+    directory = KademliaDirectory(
+        settings,
+        IdentitySigner(identity),
+        identity.swarm.swarm_key,
+        state_file,
+        revoked=lambda: identity.revoked,
+    )
     try:
         await directory.__aenter__()
     except SettingsError as error:

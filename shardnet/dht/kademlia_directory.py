@@ -58,12 +58,14 @@ class KademliaDirectory:
         *,
         previous_swarm_keys: Sequence[bytes] = (),
         clock: Callable[[], float] = time.time,
+        revoked: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         """
         Args:
             swarm_key: 32 bytes that every member has; `previous_swarm_keys` still open datagrams while a swarm changes its key.
             state_file: JSON; the neighbours are remembered there.
             clock: unix seconds.
+            revoked: node ids that the swarm's owner revoked; asked again and again, so that a revocation counts at once.
 
         Raises: LocalProtocolError if the key or the identity is of the wrong kind.
         """
@@ -75,6 +77,7 @@ class KademliaDirectory:
             max_ttl_s=settings.max_record_ttl_s,
             max_skew_s=settings.max_clock_skew_s,
             allow_loopback=is_loopback(settings.listen_host),
+            revoked=revoked,
         )
         limits = StorageLimits(
             settings.max_holders_per_key, settings.max_keys, settings.max_records, settings.max_keys_per_node
@@ -90,6 +93,7 @@ class KademliaDirectory:
             clock=clock,
             spawn=self._spawn,
             on_contacts=self._contacts_changed,
+            revoked=revoked,
         )
         self._announcer = Announcer(settings, signer, self._storage, self._server, self._refusals, clock=clock)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -251,6 +255,7 @@ class KademliaDirectory:
     async def sweep(self) -> None:
         """Forget what is over, ping who was not heard, look somewhere at random for new peers, remember the peers. Runs by itself; tests call it."""
         self._storage.expire(self._clock())
+        self._storage.forget_revoked()
         protocol = self._server.protocol
         limit = asyncio.Semaphore(SWEEP_PINGS_AT_ONCE)
 

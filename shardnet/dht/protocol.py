@@ -77,8 +77,12 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         refusals: Refusals,
         spawn: Spawn,
         on_contacts: Callable[[], None],
+        revoked: Callable[[], frozenset[str]],
     ) -> None:
-        """`spawn` runs a coroutine as a task of the directory; `on_contacts` is called after a contact came or went."""
+        """`spawn` runs a coroutine as a task of the directory; `on_contacts` is called after a contact came or went.
+
+        `revoked`: node ids that are no members any more.
+        """
         super().__init__(node, storage, settings.ksize)
         self.router = ExactRoutingTable(self, settings.ksize, node)
         self._settings = settings
@@ -89,6 +93,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         self._refusals = refusals
         self._spawn = spawn
         self._on_contacts = on_contacts
+        self._revoked = revoked
         self._slots = asyncio.Semaphore(settings.max_calls_in_flight)
         self._calls: dict[bytes, tuple[asyncio.Future[Packet], Address, bytes, type[Body]]] = {}
         self._introductions: set[tuple[bytes, Address]] = set()
@@ -148,6 +153,8 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
             raise RemoteProtocolError("it comes in our own name", reason="own_id")
         if packet.target != self.source_node.id and not (packet.target == NOBODY and isinstance(packet.body, Ping)):
             raise RemoteProtocolError("it was meant for another node", reason="misdirected")
+        if packet.source.hex() in self._revoked():
+            raise RemoteProtocolError("its sender was revoked by the swarm's owner", reason="revoked")
 
     def _send(self, packet: Packet, address: Address) -> None:
         datagram = self._sealer.seal(encode(packet))

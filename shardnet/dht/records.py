@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -267,8 +268,20 @@ class RecordVerifier:
     Invariant: `_verified` holds only records whose signature was checked under that very key.
     """
 
-    def __init__(self, *, max_ttl_s: float, max_skew_s: float, allow_loopback: bool, remembered: int = 8192) -> None:
-        """`allow_loopback`: whether 127.0.0.1 means the same machine to everybody here (it does if we listen there)."""
+    def __init__(
+        self,
+        *,
+        max_ttl_s: float,
+        max_skew_s: float,
+        allow_loopback: bool,
+        revoked: Callable[[], frozenset[str]] = frozenset,
+        remembered: int = 8192,
+    ) -> None:
+        """`allow_loopback`: whether 127.0.0.1 means the same machine to everybody here (it does if we listen there).
+
+        `revoked`: node ids that are no members any more, as of now.
+        """
+        self.revoked = revoked
         self._max_ttl_s = max_ttl_s
         self._max_skew_s = max_skew_s
         self._allow_loopback = allow_loopback
@@ -278,7 +291,7 @@ class RecordVerifier:
     def verify(self, key: bytes, raw: bytes, now: float) -> Record:
         """Read a record that came for `key` at `now` (unix seconds). The cheap checks come first.
 
-        Raises: RemoteProtocolError; `facts["reason"]` is one of `size`, `kind`, `address`, `public_key`, `expired`, `ttl`, `signature`.
+        Raises: RemoteProtocolError; `facts["reason"]` is one of `size`, `kind`, `address`, `public_key`, `expired`, `ttl`, `signature`, `revoked`.
         """
         known = self._verified.get((key, raw))
         record = known or _parse(raw)
@@ -291,6 +304,8 @@ class RecordVerifier:
             )
         if not self._allow_loopback and is_loopback(record.host):
             raise RemoteProtocolError(f"{record.host} is this machine, not a peer", reason="address")
+        if record.node_id in self.revoked():
+            raise RemoteProtocolError("the node that announces it was revoked by the swarm's owner", reason="revoked")
         if known is not None:
             self._verified.move_to_end((key, raw))
             return known

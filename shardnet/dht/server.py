@@ -35,6 +35,7 @@ class SealedServer(Server):  # type: ignore[misc]
         clock: Callable[[], float],
         spawn: Spawn,
         on_contacts: Callable[[], None],
+        revoked: Callable[[], frozenset[str]],
     ) -> None:
         super().__init__(settings.ksize, settings.alpha, bytes.fromhex(signer.node_id))
         self.storage = storage  # not through super(): it takes an empty storage for none
@@ -46,6 +47,7 @@ class SealedServer(Server):  # type: ignore[misc]
         self._clock = clock
         self._spawn = spawn
         self._on_contacts = on_contacts
+        self._revoked = revoked
 
     def _create_protocol(self) -> HardenedProtocol:
         return HardenedProtocol(
@@ -57,6 +59,7 @@ class SealedServer(Server):  # type: ignore[misc]
             refusals=self._refusals,
             spawn=self._spawn,
             on_contacts=self._on_contacts,
+            revoked=self._revoked,
         )
 
     async def open(self) -> Address:

@@ -139,6 +139,16 @@ class RecordStorage(IStorage):  # type: ignore[misc]
                 gone += 1
         return gone
 
+    def forget_revoked(self) -> int:
+        """Forget what nodes announced that were revoked since. Returns: how many records went."""
+        revoked = self._verifier.revoked() & self._keys_of.keys()
+        if not revoked:
+            return 0
+        theirs = [(key, node_id) for key, shelf in self._shelves.items() for node_id in revoked & shelf.by_node.keys()]
+        for key, node_id in theirs:
+            self._drop(key, node_id)
+        return len(theirs)
+
     def _drop(self, key: bytes, node_id: str) -> None:
         shelf = self._shelves[key]
         del shelf.by_node[node_id]

@@ -207,6 +207,7 @@ class NodeDaemon:
             ),
             lambda question, timeout_s: self._coordinator.ask(question, timeout_s=timeout_s),
             lambda: self._directory,
+            lambda: self._identity.revoked,
         )
         return SwarmExchange(
             self._identity,

@@ -39,6 +39,7 @@ class Holders:
     Args:
         own_id: this node, which is no holder for itself.
         directory: the DHT, if there is one at the moment.
+        revoked: members that are none any more, and not asked for anything.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Holders:
         ask_node: AskNode,
         ask_coordinator: AskCoordinator,
         directory: Callable[[], Directory | None],
+        revoked: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._own_id = own_id
         self._ask_node = ask_node
         self._ask_coordinator = ask_coordinator
         self._directory = directory
+        self._revoked = revoked
 
     async def of_shard(self, model_id: str, shard_id: int, hints: Iterable[ShardSource]) -> list[Holder]:
         """Returns: other nodes that have the shard, by node id; what the DHT says is newer than the coordinator's hints."""
@@ -62,7 +65,7 @@ class Holders:
                 host, port = record.address
                 found[record.node_id] = Holder(record.node_id, Address(host=host, port=port), record.torrent_port)
         found.pop(self._own_id, None)
-        return [found[node_id] for node_id in sorted(found)]
+        return [found[node_id] for node_id in sorted(found.keys() - self._revoked())]
 
     async def who_fetch(self, model_id: str, shard_id: int) -> list[Holder]:
         """Returns: other nodes that are fetching the shard at the moment, and give what they have of it, by node id."""

@@ -32,7 +32,13 @@ async def open_directory(
         update={"listen_host": settings.listen_host or listening.host, "bootstrap": tuple(dict.fromkeys(begin))}
     )
     state_file = identity.key_path.parent / PEERS_FILE
-    async with KademliaDirectory(settings, IdentitySigner(identity), identity.swarm.swarm_key, state_file) as directory:
+    async with KademliaDirectory(
+        settings,
+        IdentitySigner(identity),
+        identity.swarm.swarm_key,
+        state_file,
+        revoked=lambda: identity.revoked,
+    ) as directory:
         yield directory
 
 

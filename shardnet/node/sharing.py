@@ -30,6 +30,7 @@ from shardnet.node.swarming import SwarmExchange
 from shardnet.node.visiting import CoordinatorVisit
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
+from shardnet.swarm.membership import follow_revocations
 from shardnet.swarm.signing import signature_is_valid
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
@@ -92,6 +93,7 @@ class SharingDaemon:
             ),
             self._coordinator.ask,
             lambda: self._directory,
+            lambda: identity.revoked,
         )
         self._exchange = SwarmExchange(
             identity,
@@ -138,9 +140,10 @@ class SharingDaemon:
             async with asyncio.TaskGroup() as self._group:
                 stopping = self._group.create_task(self._stopping.wait(), name="stop")
                 working = self._group.create_task(self._work(), name="share")
+                following = self._group.create_task(follow_revocations(self._identity), name="revocations")
                 await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 await listener.close()
-                for task in (stopping, working, *self._jobs):
+                for task in (stopping, working, following, *self._jobs):
                     task.cancel()
 
     async def _work(self) -> None:

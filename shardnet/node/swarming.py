@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError, ShardNotFound, UsageError
-from shardnet.ids import ShardKey
+from shardnet.ids import NodeId, ShardKey
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, ShardSource
@@ -96,6 +96,7 @@ class SwarmExchange:
         self._address: Address | None = None
         self._offered: dict[ShardKey, _Offer] = {}
         self._hashing = asyncio.Semaphore(1)
+        self._seen_at: dict[NodeId, set[str]] = {}
 
     @asynccontextmanager
     async def serving(self, listening: Address, directory: Directory | None) -> AsyncIterator[None]:
@@ -118,9 +119,11 @@ class SwarmExchange:
             )
             self._directory = directory
             self._address = reachable(listening)
+            unwatch = identity.watch_revocations(self._fence_off)
             try:
                 yield
             finally:
+                unwatch()
                 stats = self.stats().values()
                 sent, taken = sum(one.uploaded_bytes for one in stats), sum(one.downloaded_bytes for one in stats)
                 log.info("exchange_ended", sent_bytes=sent, taken_bytes=taken)
@@ -134,6 +137,14 @@ class SwarmExchange:
     def stats(self) -> dict[str, TorrentStats]:
         """Returns: figures of every torrent, by info-hash."""
         return self._session.stats() if self._session is not None else {}
+
+    def _fence_off(self, revoked: frozenset[str]) -> None:
+        """Transfers tell members by their certificates only, which a revoked one still has: refuse the addresses where it was known to be."""
+        hosts = hosts_to_block(self._seen_at, revoked, own=self._address.host if self._address else "")
+        if self._session is not None:
+            self._session.block(hosts)
+        if hosts:
+            log.warning("revoked_addresses_blocked", hosts=", ".join(hosts))
 
     # -- giving --------------------------------------------------------------------------------------------------------------
 
@@ -347,6 +358,11 @@ class SwarmExchange:
             rate = float(max(0, stats.download_bytes_per_s))
             on_progress(FetchProgress(stats.bytes_done, stats.bytes_total, rate, stats.peers))
 
+        def peers_of(found: list[Holder]) -> list[tuple[str, int]]:
+            for holder in found:
+                self._seen_at.setdefault(holder.node_id, set()).add(holder.address.host)
+            return _peers(found)
+
         async def watch() -> NoReturn:
             """Name whoever appears meanwhile, and give up where nothing comes for too long."""
             wait_s = FIRST_LOOK_S
@@ -354,7 +370,7 @@ class SwarmExchange:
             while loop.time() - moved_s < self._settings.give_up_s:
                 found = await self._holders.who_fetch(manifest.model_id, shard_id)
                 found += await self._holders.of_shard(manifest.model_id, shard_id, sources)
-                session.add_peers(facts.info_hash, _peers(found))
+                session.add_peers(facts.info_hash, peers_of(found))
                 await asyncio.sleep(wait_s)
                 wait_s = min(MOST_LOOK_S, 2 * wait_s)
             raise ShardNotFound(
@@ -371,7 +387,7 @@ class SwarmExchange:
                 expect_sha256=manifest.files[shard_id].sha256,
                 expect_bytes=facts.file_bytes,
                 label=str(shard_id),
-                peers=_peers(holders),
+                peers=peers_of(holders),
                 on_progress=on_stats,
             ),
             name=f"fetch {shard_id}",
@@ -430,6 +446,13 @@ class SwarmExchange:
                     break
                 await asyncio.sleep(LOCK_POLL_S)
             yield
+
+
+def hosts_to_block(seen_at: Mapping[NodeId, set[str]], revoked: Set[str], *, own: str) -> list[str]:
+    """Returns: IP addresses at which revoked members were seen, and nobody else; never our own."""
+    theirs = {host for node_id, hosts in seen_at.items() if node_id in revoked for host in hosts}
+    others = {host for node_id, hosts in seen_at.items() if node_id not in revoked for host in hosts}
+    return sorted(theirs - others - {own})
 
 
 def _peers(holders: list[Holder]) -> list[tuple[str, int]]:

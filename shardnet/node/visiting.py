@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import RemoteProtocolError, UnreachableError
+from shardnet.ids import NodeId
 from shardnet.messages import PROTOCOL_VERSION, Address, AnyMessage, Hello, Welcome
 from shardnet.node.meeting import find_coordinators
 from shardnet.node.questions import Question, Questions
 from shardnet.swarm.addresses import is_wildcard, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
+from shardnet.swarm.membership import remember_revoked
 from shardnet.transport import Connection, dial
 from shardnet.wire import Frame
 
@@ -47,6 +50,8 @@ class CoordinatorVisit:
 
             connection.set_handler(lambda frame: self._take(connection, frame), on_close)
             welcome = connection.peer
+            if isinstance(welcome, Welcome) and (welcome.revoked or self._identity.revoked):
+                await self._learn_revoked(welcome.revoked)
             if directory is not None and isinstance(welcome, Welcome) and welcome.dht is not None:
                 host = address.host if is_wildcard(welcome.dht.host) else welcome.dht.host
                 await directory.add_peers([str(Address(host=host, port=welcome.dht.port))])
@@ -62,6 +67,10 @@ class CoordinatorVisit:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def _learn_revoked(self, node_ids: Iterable[NodeId]) -> None:
+        self._identity.set_revoked(node_ids)
+        await asyncio.to_thread(remember_revoked, self._identity, frozenset(node_ids))
 
     async def _find(self, directory: Directory | None) -> Address:
         if self._given is not None:

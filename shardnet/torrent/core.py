@@ -191,6 +191,13 @@ class TorrentCore:
                 os.close(end)
             self._pipe = None
 
+    def block(self, hosts: Iterable[str]) -> None:
+        """Have nothing to do with these IP addresses, in both directions, from now on; open connections end. Replaces earlier lists."""
+        refused = lt.ip_filter()
+        for host in hosts:
+            refused.add_rule(host, host, 1)
+        self._native.set_ip_filter(refused)
+
     async def add(self, torrent: Torrent, *, resume: bytes | None, web_seeds: Iterable[str]) -> None:
         """Add a torrent, with its certificate, and let it run.
 

@@ -160,6 +160,10 @@ class TorrentSession:
         if (entry := self._core.torrents.get(info_hash)) is not None:
             self._core.know_peers(entry, peers)
 
+    def block(self, hosts: Iterable[str]) -> None:
+        """Have nothing to do with these IP addresses from now on; open connections end. Replaces earlier lists."""
+        self._core.block(hosts)
+
     async def remove(self, info_hash: str) -> None:
         """Stop seeding. The file stays. Does nothing if the torrent is not here, or is still being fetched: cancel that instead."""
         entry = self._core.torrents.get(info_hash)

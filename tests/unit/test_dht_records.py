@@ -159,6 +159,17 @@ def test_keys_differ_by_kind_model_and_shard() -> None:
     assert {len(key) for key in keys} == {20}
 
 
+def test_a_revoked_members_record_is_refused_also_when_it_was_verified_before() -> None:
+    revoked: set[str] = set()
+    checker = RecordVerifier(max_ttl_s=600, max_skew_s=30, allow_loopback=True, revoked=lambda: frozenset(revoked))
+    checker.verify(KEY, record().raw, NOW)
+    revoked.add(SIGNER.node_id)
+    with pytest.raises(RemoteProtocolError) as caught:
+        checker.verify(KEY, record().raw, NOW)
+    assert caught.value.facts["reason"] == "revoked"
+    assert checker.verify(KEY, record(KeySigner()).raw, NOW)
+
+
 def test_what_was_verified_once_is_remembered_within_bounds() -> None:
     checker = RecordVerifier(max_ttl_s=600, max_skew_s=30, allow_loopback=True, remembered=3)
     made = [record(sequence=n) for n in range(6)]
