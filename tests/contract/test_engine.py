@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -199,16 +201,30 @@ async def test_interleaved_sequences_each_get_their_own_answer(new_route: NewRou
 # -- batching -------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def held_up(engine: EngineProcess) -> Iterator[None]:
+    """The engine process stands still: whatever is sent to it waits."""
+    assert engine.pid is not None
+    process = psutil.Process(engine.pid)
+    process.suspend()
+    try:
+        while process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        yield
+    finally:
+        process.resume()
+
+
 async def test_waiting_sequences_share_one_batch(engine: EngineProcess, tiny: SplitModel, new_route: NewRoute) -> None:
     routes = [new_route() for _ in range(OPTIONS.n_seq)]
     await asyncio.gather(*(route.step(0, PROMPT) for route in routes))
-    largest = 0
-    for position in range(len(PROMPT), len(PROMPT) + 8):
-        frames = await asyncio.gather(*(route.step(position, [50 + i]) for i, route in enumerate(routes)))
-        largest = max(largest, *(frame.message.batch_tokens for frame in frames))
+    with held_up(engine):  # so that all of them wait when it looks, however busy the machine is
+        steps = [asyncio.ensure_future(route.step(len(PROMPT), [50 + i])) for i, route in enumerate(routes)]
+        await asyncio.sleep(0)  # each runs until it waits for its answer: all are sent
+    frames = await asyncio.gather(*steps)
     for route in routes:
         route.forget()
-    assert largest == len(routes)
+    assert [frame.message.batch_tokens for frame in frames] == [len(routes)] * len(routes)
 
 
 async def test_sequences_in_one_batch_write_what_they_write_alone(
