@@ -23,10 +23,11 @@ OTHER_MODEL = "cd" * 32
 
 
 class KeySigner:
-    """An identity in memory."""
+    """An identity in memory; a random one, or the one that belongs to a number, for tests that depend on who is near whom."""
 
-    def __init__(self) -> None:
-        self._private = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, number: int | None = None) -> None:
+        curve = ec.SECP256R1()
+        self._private = ec.generate_private_key(curve) if number is None else ec.derive_private_key(number, curve)
         self._spki = self._private.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -143,7 +144,7 @@ def entry_of(directory: KademliaDirectory) -> str:
     return f"{host}:{port}"
 
 
-async def eventually(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 15) -> None:
+async def eventually(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 60) -> None:
     """Wait until the claim holds; fail when time is up."""
     deadline = time.monotonic() + within_s
     while True:
