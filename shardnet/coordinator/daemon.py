@@ -45,7 +45,6 @@ from shardnet.errors import (
     Busy,
     PeerLost,
     PeerRefused,
-    PlacementError,
     SettingsError,
     ShardCorrupt,
     ShardnetError,
@@ -468,8 +467,7 @@ class Coordinator:
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""
         manifest = self._cluster.manifests[model_id]
-        sentence = views.not_ready_sentence(self._cluster, manifest, self._problems.get(model_id))
-        return PlacementError(sentence, retry_after_s=5)
+        return views.not_ready(self._cluster, manifest, self._problems.get(model_id))
 
     def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None:
         """A stage does not have its shards after all: have them confirmed again."""

@@ -23,7 +23,7 @@ from shardnet.coordinator.placement import (
     place,
     stage_s,
 )
-from shardnet.errors import ShardnetError
+from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions, StageRef
 
@@ -112,7 +112,7 @@ def _plan_model(
             )
         except ShardnetError as error:
             if replica == 0:
-                result.problems[model_id] = error
+                result.problems[model_id] = _with_refusals(cluster, manifest, error)
             return
         if replica == 0:
             result.notes[model_id] = found.notes
@@ -135,6 +135,19 @@ def _only_present(offers: list[NodeOffer], manifest: Manifest, policy: Policy) -
         repeats=True,
     )
     return present if chain is not None else None
+
+
+def _with_refusals(cluster: Cluster, manifest: Manifest, error: ShardnetError) -> ShardnetError:
+    """Returns: the error; NoRoomError, with the node's own words, where a node found no room for a shard that nobody has in memory."""
+    if not isinstance(error, PlacementError):
+        return error
+    loaded = {key for node in cluster.nodes.values() for key, held in node.held.items() if held.loaded}
+    for node in sorted(cluster.nodes.values(), key=lambda one: one.node_id):
+        for key, refusal in sorted(node.refusals.items()):
+            is_ours = key[0] == manifest.model_id and key not in loaded and refusal.waits
+            if is_ours and isinstance(refusal.error, NoRoomError):
+                return NoRoomError(f"{error}; {node.label} says: {refusal.error}", **refusal.error.facts)
+    return error
 
 
 def _waits(node: NodeView, key: tuple[str, int]) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 from shardnet.coordinator.cluster import Cluster, NodeView, joined
 from shardnet.coordinator.placement import layers_of
 from shardnet.coordinator.planning import Route, measured_pace
-from shardnet.errors import ShardnetError
+from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
+
+RETRY_AFTER_S = 5
 
 
 def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def health_model(
 ) -> dict[str, Any]:
     """Returns: one model in short."""
     missing = [] if routes else [str(layers) for layers in cluster.missing_layers(manifest.model_id)]
-    reason = None if routes else not_ready_sentence(cluster, manifest, problem)
+    reason = None if routes else str(not_ready(cluster, manifest, problem))
     return {
         "model": manifest.name,
         "model_id": manifest.model_id,
@@ -161,8 +163,11 @@ def stage_json(cluster: Cluster, manifest: Manifest, route: Route, index: int) -
     }
 
 
-def not_ready_sentence(cluster: Cluster, manifest: Manifest, problem: ShardnetError | None) -> str:
-    """Returns: why a model cannot be run now: which layers are missing, and what is being done or is to be done."""
+def not_ready(cluster: Cluster, manifest: Manifest, problem: ShardnetError | None) -> ShardnetError:
+    """Returns: why a model cannot be run now: which layers are missing, and what is being done or is to be done.
+
+    NoRoomError, with the problem's bytes, if nothing but more memory or disk would help; else PlacementError.
+    """
     missing = cluster.missing_layers(manifest.model_id)
     layers = ", ".join(map(str, missing)) or "none"
     loading = joined(
@@ -176,16 +181,22 @@ def not_ready_sentence(cluster: Cluster, manifest: Manifest, problem: ShardnetEr
     )
     if not missing:
         start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline"
+    sentence = start
     if loading:
-        return f"{start}; {', '.join(map(str, loading))} are being loaded, try again soon"
-    if not cluster.nodes:
-        return f"{start}; no node is connected, start one with `shardnet node`"
-    if problem is not None:
+        sentence, problem = f"{start}; {', '.join(map(str, loading))} are being loaded, try again soon", None
+    elif not cluster.nodes:
+        sentence, problem = f"{start}; no node is connected, start one with `shardnet node`", None
+    elif problem is not None:
         rest = str(problem).removeprefix(f"model {manifest.name}")
         if rest.startswith(": layers"):  # the same layers, and what is wrong with them
-            return f"model {manifest.name} is not ready{rest}"
-        return f"{start}; it{rest}" if rest != str(problem) else f"{start}; {rest}"
-    return start
+            sentence = f"model {manifest.name} is not ready{rest}"
+        elif rest.startswith(" "):
+            sentence = f"{start}; it{rest}"
+        else:
+            sentence = f"{start}; {rest.removeprefix(': ')}"
+    if isinstance(problem, NoRoomError):
+        return NoRoomError(sentence, **problem.facts | {"retry_after_s": RETRY_AFTER_S})
+    return PlacementError(sentence, retry_after_s=RETRY_AFTER_S)
 
 
 def stages_sentence(cluster: Cluster, manifest: Manifest, route: Route) -> str:

@@ -332,9 +332,11 @@ def test_too_little_memory_is_told_in_bytes(model: Split, tmp_path: Path) -> Non
             return "are missing" in post(swarm, chat()).text
 
         swarm.wait_for(told, 30, "the coordinator's sentence")
-        assert post(swarm, chat()).status_code == 503
+        answer = post(swarm, chat())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room")
+        assert int(answer.headers["Retry-After"]) > 0
         assert "are missing" in shardnet(swarm.home, "status").out
-        assert "are missing" in shardnet(swarm.home, "generate", "hi").error
+        refused(shardnet(swarm.home, "generate", "hi"), 6, "are missing")
 
 
 def test_nobody_there_is_exit_code_5(tmp_path: Path) -> None:

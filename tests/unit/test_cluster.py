@@ -21,6 +21,7 @@ from shardnet.coordinator.events import (
 from shardnet.coordinator.law import LinkTime
 from shardnet.coordinator.placement import Policy
 from shardnet.coordinator.planning import Plan, plan, routes
+from shardnet.coordinator.views import not_ready
 from shardnet.errors import NoRoomError, PlacementError, ShardError
 from shardnet.messages import ShardOptions
 from tests.coordinator_world import heartbeat, held, hello, make_manifest, node_id, ready_cluster
@@ -150,6 +151,33 @@ def test_a_failed_load_is_tried_elsewhere_at_once_and_here_again_later() -> None
     assert cluster.handle(TimePassed(3.0)) == [PlanNeeded("a shard that could not be loaded is tried again")]
     assert cluster.handle(TimePassed(3.5)) == []
     assert orders(planned(cluster)) == [(1, 0), (1, 1), (1, 2)]
+
+
+def test_what_no_node_has_room_for_is_told_as_such() -> None:
+    """It was told as a placement that cannot be found, so that `shardnet generate` ended with 1 instead of 6."""
+    cluster = known((1, (0, 1, 2)))
+    cluster.handle(HeartbeatCame(1.0, node_id(1), heartbeat([held(MODEL, s, loaded=False) for s in range(3)], free=1)))
+    told = not_ready(cluster, MODEL, planned(cluster).problems[MODEL.model_id])
+    assert isinstance(told, NoRoomError)
+    assert "are missing" in str(told)
+    assert told.facts["needed_bytes"]
+    assert told.facts["retry_after_s"]
+
+
+def test_a_node_that_found_no_room_is_quoted() -> None:
+    cluster = known((1, (0, 1, 2)))
+    key = (MODEL.model_id, 0)
+    cluster.handle(LoadSent(0.0, node_id(1), key, 0))
+    assert isinstance(not_ready(cluster, MODEL, NoRoomError("from before")), PlacementError)  # it is being loaded
+    cluster.handle(LoadFailed(1.0, node_id(1), key, NoRoomError("5 GB are needed, 1 GB is free", needed_bytes=5)))
+    told = not_ready(cluster, MODEL, planned(cluster).problems[MODEL.model_id])
+    assert isinstance(told, NoRoomError)
+    assert "node's memory; no connected node may run layers [0, 2)" in str(told)
+    assert "node-1 says: 5 GB are needed, 1 GB is free" in str(told)
+    assert told.facts["needed_bytes"] == 5
+    cluster.handle(LoadSent(1.0, node_id(1), (MODEL.model_id, 1), 0))
+    cluster.handle(LoadFailed(1.0, node_id(1), key, ShardError("no")))
+    assert isinstance(planned(cluster).problems[MODEL.model_id], PlacementError)
 
 
 def test_a_shard_that_a_heartbeat_no_longer_lists_as_loaded_is_confirmed_again() -> None:
