@@ -51,7 +51,9 @@ def split(
     from shardnet.inference.manifest_file import save_manifest
     from shardnet.inference.split import CutRequest, find_existing, plan_split, split_model
     from shardnet.log import human_bytes
+    from shardnet.node.torrent_files import promise_torrents
     from shardnet.settings import default_home
+    from shardnet.swarm.home import Home
     from shardnet.swarm.signing import sign_if_owner
 
     given = [
@@ -75,6 +77,8 @@ def split(
         with byte_bar("Proving the shards") as progress:
             certificate = verify_split(folder, model, on_progress=lambda share: progress(int(share * 1000), 1000))
         manifest = manifest.model_copy(update={"certificate": certificate})
+    if manifest.signature is None or Home(default_home()).is_owner:  # nobody else could sign it again
+        manifest = promise_torrents(folder, manifest)
     manifest = sign_if_owner(manifest, default_home())
     save_manifest(folder, manifest)
     if json_output:

@@ -12,7 +12,7 @@ from pathlib import Path
 from shardnet.errors import ManifestError, ShardError
 from shardnet.manifest import Manifest
 from shardnet.swarm.home import PUBLIC, write_whole
-from shardnet.torrent.metainfo import check_torrent, make_torrent
+from shardnet.torrent.metainfo import check_torrent, for_swarm, make_torrent, parse_torrent
 
 FOLDER = ".torrents"
 
@@ -27,8 +27,12 @@ def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: by
     """Returns: the kept torrent; None if there is none that is of use."""
     try:
         torrent = torrent_file(folder, manifest, shard_id, authority_pem).read_bytes()
-        expect = manifest.content.shards[shard_id].bytes
-        check_torrent(torrent, expect_bytes=expect, root_cert_pem=authority_pem)
+        check_torrent(
+            torrent,
+            expect_bytes=manifest.content.shards[shard_id].bytes,
+            root_cert_pem=authority_pem,
+            expect_open_info_hash=manifest.files[shard_id].info_hash,
+        )
     except (OSError, ManifestError):
         return None
     return torrent
@@ -50,14 +54,37 @@ def forget(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes
 
 
 def read_or_make(path: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None) -> bytes:
-    """Returns: the torrent of a proved file, hashed only if it was not before.
+    """Returns: the torrent of a proved file, hashed only if it was not before, for this swarm or openly.
 
     Raises: ShardCorrupt if the file cannot be read; ShardError if the torrent cannot be kept.
     """
     kept = read_kept(path.parent, manifest, shard_id, authority_pem)
     if kept is not None:
         return kept
-    name = manifest.content.shards[shard_id].file
-    torrent = make_torrent(path, name=name, root_cert_pem=authority_pem)
+    open_one = read_kept(path.parent, manifest, shard_id, None)
+    if open_one is not None:
+        torrent = for_swarm(open_one, authority_pem)
+    else:
+        torrent = make_torrent(path, name=manifest.content.shards[shard_id].file, root_cert_pem=authority_pem)
     keep(path.parent, manifest, shard_id, authority_pem, torrent)
     return torrent
+
+
+def promise_torrents(folder: Path, manifest: Manifest) -> Manifest:
+    """Have the manifest of a model in `folder` promise the info-hash of each shard's torrent, where it does not yet and the file is here.
+
+    A promised torrent that is wrong is refused before the first byte; without the promise, only after all of them. Each file is hashed once for it;
+    the open torrents are kept, and those of every swarm follow from them, so that seeding hashes nothing. The model's id does not depend on it.
+
+    Returns: the manifest, without its signature if anything was added.
+    Raises: ShardCorrupt, ShardError as `read_or_make`.
+    """
+    files = list(manifest.files)
+    for shard, file in zip(manifest.content.shards, manifest.files, strict=True):
+        path = folder / shard.file
+        if file.info_hash is None and path.is_file():
+            torrent = read_or_make(path, manifest, shard.shard_id, None)
+            files[shard.shard_id] = file.model_copy(update={"info_hash": parse_torrent(torrent).open_info_hash})
+    if tuple(files) == manifest.files:
+        return manifest
+    return manifest.model_copy(update={"files": tuple(files), "signature": None})

@@ -86,12 +86,27 @@ def make_torrent(path: Path, *, name: str, root_cert_pem: bytes | None, web_seed
         b"name": name.encode(),
         b"piece length": piece_bytes_for(size),
     }
-    if root_cert_pem is not None:
-        info |= {b"private": 1, b"ssl-cert": root_cert_pem}
+    info |= _of_swarm(root_cert_pem)
     torrent: dict[bytes, Any] = {b"info": info, b"piece layers": document.get(b"piece layers", {})}
     if web_seeds:
         torrent[b"url-list"] = [url.encode() for url in web_seeds]
     return bytes(lt.bencode(torrent))
+
+
+def _of_swarm(root_cert_pem: bytes | None) -> dict[bytes, Any]:
+    return {} if root_cert_pem is None else {b"private": 1, b"ssl-cert": root_cert_pem}
+
+
+def for_swarm(torrent: bytes, root_cert_pem: bytes | None) -> bytes:
+    """Returns: the torrent that `make_torrent` would make of the same file for another authority, or for none; nothing is hashed.
+
+    Raises: ManifestError as `parse_torrent`.
+    """
+    parse_torrent(torrent)
+    document: Any = lt.bdecode(torrent)
+    plain = {key: value for key, value in document[b"info"].items() if key not in (b"private", b"ssl-cert")}
+    made: Any = {b"info": plain | _of_swarm(root_cert_pem), b"piece layers": document.get(b"piece layers", {})}
+    return bytes(lt.bencode(made))
 
 
 def parse_torrent(torrent: bytes) -> TorrentFacts:
