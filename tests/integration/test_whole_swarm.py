@@ -242,6 +242,28 @@ def test_copies_spread_to_idle_nodes_and_outlive_the_first_holder(make_world: Ca
     world.check_answer()
 
 
+@pytest.mark.parametrize("second", [["--shard", "0", "--shard", "1"], []], ids=["replica", "copies"])
+def test_the_first_complete_pipeline_serves_while_another_is_still_being_fetched(
+    make_world: Callable[..., World], second: list[str]
+) -> None:
+    world = make_world(2, n_embd=512)
+    world.start_coordinator("--copies", "2")
+    world.give("node-0", [0, 1])
+    slow = {"SHARDNET_TORRENT__UPLOAD_LIMIT_BYTES_PER_S": "700000"}
+    world.start_node("node-0", "--shard", "0", "--shard", "1", env=slow)
+    world.start_node("node-1", *second)
+
+    def fetched() -> float:
+        shares = [float(str(line["percent"])) for line in world.facts("node-1", "torrent_progress")]
+        return max(shares, default=0.0)
+
+    world.swarm.wait_for(lambda: fetched() > 1, 60, "the beginning of the second one's download")
+    world.swarm.wait_ready(60)
+    world.check_answer()
+    assert fetched() < 100
+    assert not list((world.root / "node-1").glob("shards/*/shard-*.gguf"))
+
+
 def test_a_download_waits_for_its_only_seed_and_goes_on_when_it_is_back(make_world: Callable[..., World]) -> None:
     world = make_world(2, n_embd=512)
     world.start_coordinator("--stages", "2")
