@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.dht.directory import Directory
-from shardnet.errors import RemoteProtocolError, ShardnetError, UnreachableError, UsageError
+from shardnet.errors import (
+    ManifestError,
+    RemoteProtocolError,
+    ShardnetError,
+    ShardNotFound,
+    UnreachableError,
+    UsageError,
+)
 from shardnet.ids import ShardKey, short
 from shardnet.inference.manifest_file import model_folder
 from shardnet.lifecycle import peer_guard
@@ -36,6 +43,7 @@ from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
 
 FETCHES_AT_ONCE = 3
+ID_DIGITS = 64
 
 OnBytes = Callable[[int, int], None]
 """`(bytes done, bytes in all)`."""
@@ -72,6 +80,7 @@ class SharingDaemon:
         self._group: asyncio.TaskGroup
         self._jobs: set[asyncio.Task[None]] = set()
         self._directory: Directory | None = None
+        self._not_met: UnreachableError | None = None
         self._store = ModelStore(node.models_cache)
         self._catalogue = Catalogue(node.models_cache, Assignment())
         self._coordinator = CoordinatorVisit(
@@ -150,10 +159,15 @@ class SharingDaemon:
         try:
             await self._coordinator.meet(self._directory)
         except UnreachableError as error:
+            self._not_met = error
             log.info("no_coordinator_met", reason=str(error))
         n_offered = await self._offer_what_is_here()
         if self._model is not None:
-            await self._fetch(self._model)
+            try:
+                await self._fetch(self._model)
+            except* (ManifestError, ShardNotFound):
+                self._check_somebody_was_there(self._model)
+                raise
             if not self._stays:
                 return
         elif not n_offered:
@@ -203,6 +217,16 @@ class SharingDaemon:
                 group.create_task(fetch(shard_id))
         await self._exchange.bring_tokenizer(manifest, folder)
         self.fetched = (folder, manifest)
+
+    def _check_somebody_was_there(self, wanted: str) -> None:
+        """Raises: UnreachableError if nobody of the swarm could be asked; whoever has only a model's name asks the coordinator."""
+        if self._not_met is None:
+            return
+        shown = short(wanted) if len(wanted) == ID_DIGITS else wanted
+        if self._directory is None or not self._directory.stats().contacts:
+            raise UnreachableError(f"nobody of the swarm can be asked for model {shown}: {self._not_met}")
+        if len(wanted) != ID_DIGITS:
+            raise UnreachableError(f"only a coordinator can be asked for model {shown} by its name: {self._not_met}")
 
     async def _find(self, wanted: str) -> LocalModel:
         """Returns: the model, its manifest kept here. Raises: ManifestError if nobody knows it."""

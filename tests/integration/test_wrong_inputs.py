@@ -345,6 +345,27 @@ def test_nobody_there_is_exit_code_5(tmp_path: Path) -> None:
     refused(shardnet(tmp_path, "generate", "hi", "--json", *nobody), 5, "no coordinator answers")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tiny",), "name one with --coordinator"),
+        (("a" * 64, "--bootstrap", "127.0.0.1:1"), "aaaaaaaaaaaa"),
+        (("tiny", "--coordinator", "127.0.0.1:1"), "nothing listens at 127.0.0.1:1"),
+    ],
+)
+def test_a_fetch_that_finds_nobody_is_exit_code_5(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    """It was 3, as if somebody had shown a bad manifest."""
+    done = shardnet(tmp_path, "fetch", *arguments, "--out", tmp_path / "out", "--log-level", "error")
+    refused(done, 5, "nobody of the swarm can be asked for model", words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fetch_that_finds_nobody_for_the_rest_is_exit_code_5(model: Split, tmp_path: Path) -> None:
+    (model.copy(tmp_path / "cache") / "shard-1.gguf").unlink()
+    done = shardnet(tmp_path / "home", "fetch", "tiny", "--out", tmp_path / "cache", "--log-level", "error")
+    refused(done, 5, "nobody of the swarm can be asked for model tiny")
+
+
 @pytest.mark.parametrize("flag", ["--listen", "--api", "--enrol"])
 def test_a_port_in_use_is_named_with_its_flag(tmp_path: Path, flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
