@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from shardnet.coordinator.law import LinkTime
+    from shardnet.coordinator.law import LinkTime, Pace
     from shardnet.coordinator.placement import NodeOffer
     from shardnet.coordinator.prospects import Prospect
     from shardnet.manifest import Manifest
+
+
+PROMPT_ROWS = 256
+"""Of the chunks that a machine's PROMPT_TOKENS_PER_S is about."""
 
 
 def register(app: typer.Typer) -> None:
@@ -24,14 +28,19 @@ def plan(
     node: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME:MEMORY:MS_PER_LAYER",
-            help="A machine to plan with, such as big:16GiB:2.5; may be repeated. [default: the coordinator's nodes]",
+            metavar="NAME:MEMORY:MS_PER_LAYER[:PROMPT_TOKENS_PER_S]",
+            help="A machine to plan with, such as big:16GiB:2.5 or big:16GiB:2.5:300; big:16GiB:measured: as quick as this one, "
+            "which is measured now. May be repeated. [default: the coordinator's nodes, as they tell]",
         ),
     ] = None,
     rtt_ms: Annotated[float, typer.Option(min=0, help="Round trip of links that were not measured.")] = 0.2,
     mbit_s: Annotated[float, typer.Option(min=0.001, help="Bandwidth of links that were not measured.")] = 800.0,
     n_ctx: Annotated[int, typer.Option("--ctx", min=8, max=1 << 20, help="Tokens of context of each sequence.")] = 4096,
     n_seq: Annotated[int, typer.Option("--seq", min=1, max=256, help="Sequences at the same time.")] = 4,
+    streams: Annotated[
+        int, typer.Option(min=0, max=4096, help="Streams at the same time; 0: as many as --seq allows each pipeline.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="For `measured`: CPU threads; 0: all cores.")] = 0,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt before the first token.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     api: Annotated[
@@ -51,18 +60,19 @@ def plan(
     manifest = load_manifest(model)
     links: dict[tuple[str, str], LinkTime] = {}
     if node:
-        offers = [offer_of(text, manifest) for text in node]
+        pace = _measured_here(model, manifest, threads) if any(is_measured(text) for text in node) else None
+        offers = [offer_of(text, manifest, pace) for text in node]
     else:
         offers, links = _from_coordinator(manifest, api)
     policy = Policy(default_link=LinkTime(rtt_ms / 2e3, mbit_s * 1e6 / 8))
     options = SequenceSettings(n_ctx=n_ctx, n_seq=n_seq).to_options(manifest.content.n_ctx_train)
-    found = prospects(manifest, offers, options, policy, links, prompt_tokens=prompt_tokens)
+    found = prospects(manifest, offers, options, policy, links, prompt_tokens=prompt_tokens, streams=streams)
     if as_json:
         facts: dict[str, Any] = {"model": manifest.name, "model_id": manifest.model_id, "prompt_tokens": prompt_tokens}
         typer.echo(json.dumps(facts | dataclasses.asdict(found)))
         return
     typer.echo(f"{manifest.name}: {manifest.content.n_layers} layers in {manifest.n_shards} shards")
-    typer.echo(f"{'layout':<10} {'ms/token':>9} {'first token':>12} {'tokens/s, full':>15}  stages")
+    typer.echo(f"{'layout':<10} {'ms/token':>9} {'first token':>12} {'tokens/s, all':>15}  stages")
     for layout in found.layouts:
         typer.echo(_line(layout))
     for note in found.notes:
@@ -82,24 +92,58 @@ def _line(layout: Prospect) -> str:
     )
 
 
-def offer_of(text: str, manifest: Manifest) -> NodeOffer:
-    """Returns: the machine that `NAME:MEMORY:MS_PER_LAYER` describes, with every shard on its disk. Raises: UsageError."""
+MEASURED = "measured"
+
+
+def is_measured(text: str) -> bool:
+    """Returns: True if a `--node` is to be as quick as this machine."""
+    return text.split(":")[2:] == [MEASURED]
+
+
+def _measured_here(model: Path, manifest: Manifest, threads: int) -> Pace:
+    from shardnet.bench.local import measure_pace
+    from shardnet.lifecycle import run_loop
+
+    folder = model if model.is_dir() else model.parent
+    return run_loop(measure_pace(folder, manifest, threads))
+
+
+def offer_of(text: str, manifest: Manifest, pace: Pace | None = None) -> NodeOffer:
+    """Returns: the machine that a `--node` describes, with every shard on its disk.
+
+    Args:
+        pace: of this machine, for `NAME:MEMORY:measured`.
+
+    Raises: UsageError.
+    """
+    from shardnet.coordinator.law import step_bytes
     from shardnet.coordinator.placement import NodeOffer
     from shardnet.errors import ShardnetError, UsageError
     from shardnet.inference.cuts import parse_size
 
+    row_costs: tuple[tuple[int, float], ...] = ()
     try:
-        name, memory, per_layer = text.split(":")
-        free, milliseconds = parse_size(memory), float(per_layer)
+        name, memory, *rest = text.split(":")
+        free = parse_size(memory)
+        if not name:
+            raise ValueError(text)
+        if is_measured(text) and pace is not None:
+            speed, row_costs, handover_s = pace.bytes_per_s, pace.row_costs, pace.handover_s
+        else:
+            milliseconds, *prompts = (float(part) for part in rest)
+            if not 0 < milliseconds < 1e6 or len(prompts) > 1 or any(not 0 < one < 1e9 for one in prompts):
+                raise ValueError(text)
+            step_s, handover_s = manifest.content.n_layers * milliseconds * 1e-3, None
+            speed = step_bytes(manifest, 0, manifest.n_shards) / step_s
+            row_costs = tuple((PROMPT_ROWS, max(1.0, PROMPT_ROWS / one / step_s)) for one in prompts)
     except (ValueError, ShardnetError):
         raise UsageError(
-            f"--node {text!r} is not NAME:MEMORY:MS_PER_LAYER: write it as in big:16GiB:2.5", param="node"
+            f"--node {text!r} is not NAME:MEMORY:MS_PER_LAYER[:PROMPT_TOKENS_PER_S]: write it as in big:16GiB:2.5 or "
+            "big:16GiB:measured, with numbers above 0",
+            param="node",
         ) from None
-    if not name or not 0 < milliseconds < 1e6:
-        raise UsageError(f"--node {text!r}: give a name, and milliseconds above 0", param="node")
-    nbytes = sum(shard.bytes for shard in manifest.content.shards)
-    speed = nbytes / (manifest.content.n_layers * milliseconds * 1e-3)
-    return NodeOffer(name, name, free, speed, on_disk=frozenset(range(manifest.n_shards)))
+    everything = frozenset(range(manifest.n_shards))
+    return NodeOffer(name, name, free, speed, on_disk=everything, row_costs=row_costs, handover_s=handover_s)
 
 
 def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
@@ -112,18 +156,37 @@ def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOff
 
 def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
     """Returns: the nodes and links of `/status`, as if this model were on no node yet; any node could get the files."""
-    from shardnet.coordinator.law import LinkTime
+    from shardnet.coordinator.law import LinkTime, step_bytes
     from shardnet.coordinator.placement import NodeOffer
+    from shardnet.coordinator.planning import pace_of
+    from shardnet.messages import HeldShard
+
+    def told(one: dict[str, Any]) -> tuple[int, HeldShard]:
+        shard_id = one["shard_id"]
+        rows_us = tuple((rows, float(microseconds)) for rows, microseconds in one.get("rows_us", ()))
+        held = HeldShard(
+            model_id=one["model_id"],
+            shard_id=shard_id,
+            loaded=one["loaded"],
+            step_us=one.get("step_us"),
+            rows_us=rows_us,
+        )
+        return step_bytes(manifest, shard_id, shard_id + 1), held
 
     offers = []
     for node in status["nodes"]:
         own = sum(one["memory_bytes"] for one in node["held"] if one["model_id"] == manifest.model_id and one["loaded"])
+        pace = pace_of(
+            (told(one) for one in node["held"] if one["model_id"] == manifest.model_id), node.get("handover_us")
+        )
         offers.append(
             NodeOffer(
                 node_id=node["node_id"],
                 name=node["name"],
                 free_bytes=node["memory_free_bytes"] + own,
-                bytes_per_s=node.get("bytes_per_s"),
+                bytes_per_s=pace.bytes_per_s or node.get("bytes_per_s"),
+                row_costs=pace.row_costs,
+                handover_s=pace.handover_s,
                 on_disk=frozenset(range(manifest.n_shards)),
             )
         )

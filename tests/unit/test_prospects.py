@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardnet.cli.plan import offer_of, offers_in
-from shardnet.coordinator.law import LinkTime
+from shardnet.coordinator.law import LinkTime, Pace, step_bytes
 from shardnet.coordinator.placement import NodeOffer, Policy, memory_needed, place
 from shardnet.coordinator.prospects import prospects
 from shardnet.errors import NoRoomError, UsageError
@@ -65,20 +65,44 @@ def test_machines_are_told_on_the_command_line() -> None:
     found = offer_of("big:2GiB:2.5", MANIFEST)
     assert (found.name, found.free_bytes) == ("big", 2 << 30)
     assert prospects(MANIFEST, [found], OPTIONS).layouts[0].pipelines[0][0].compute_s == pytest.approx(6 * 2.5e-3)
-    for wrong in ("big", "big:x:1", "big:1GiB:0", ":1GiB:1", "big:1GiB:nan"):
+    prompts = offer_of("big:2GiB:2.5:600", MANIFEST)
+    assert prompts.pace.step_s(step_bytes(MANIFEST, 0, 3), 256) == pytest.approx(256 / 600, rel=0.01)
+    measured = offer_of("here:2GiB:measured", MANIFEST, Pace(3e9, ((4, 2.0),), 1e-4))
+    assert (measured.pace, measured.free_bytes) == (Pace(3e9, ((4, 2.0),), 1e-4), 2 << 30)
+    for wrong in (
+        "big",
+        "big:x:1",
+        "big:1GiB:0",
+        ":1GiB:1",
+        "big:1GiB:nan",
+        "big:1GiB:1:0",
+        "big:1GiB:1:2:3",
+        "a:1GiB:m",
+    ):
         with pytest.raises(UsageError):
             offer_of(wrong, MANIFEST)
 
 
 def test_a_coordinators_nodes_count_this_models_memory_as_free() -> None:
-    held = [{"model_id": MANIFEST.model_id, "memory_bytes": 500, "loaded": True}]
+    held = [{"model_id": MANIFEST.model_id, "shard_id": 0, "memory_bytes": 500, "loaded": True}]
+    run = [held[0] | {"step_us": 5000.0, "rows_us": [[8, 15_000.0]]}]
     status = {
         "nodes": [
             {"node_id": node_id(1), "name": "a", "memory_free_bytes": 1000, "bytes_per_s": 2e9, "held": held},
             {"node_id": node_id(2), "name": "b", "memory_free_bytes": 1000, "bytes_per_s": None, "held": []},
+            {
+                "node_id": node_id(3),
+                "name": "c",
+                "memory_free_bytes": 1000,
+                "bytes_per_s": 7e9,
+                "held": run,
+                "handover_us": 80.0,
+            },
         ],
         "links": [{"source": node_id(1), "target": node_id(2), "one_way_s": 0.001, "bytes_per_s": 1e8}],
     }
     offers, links = offers_in(status, MANIFEST)
-    assert [(one.free_bytes, one.bytes_per_s) for one in offers] == [(1500, 2e9), (1000, None)]
+    assert [(one.free_bytes, one.bytes_per_s) for one in offers] == [(1500, 2e9), (1000, None), (1500, 2e9)]
+    assert offers[2].row_costs == ((8, 3.0),), "this model's own steps count, not the node's mean over all models"
+    assert offers[2].handover_s == pytest.approx(80e-6)
     assert links[node_id(1), node_id(2)] == LinkTime(0.001, 1e8)
