@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import random
 import signal
@@ -39,6 +40,7 @@ class Component(Protocol):
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end on uvloop (asyncio's own loop where uvloop does not exist)."""
+    gc.freeze()  # what was imported lives for ever: no collection need look at it again, in the middle of a token
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if sys.platform != "win32":

@@ -33,6 +33,11 @@ class Message(Frozen):
 
     tensors: tuple[TensorSpec, ...] = Field(default=(), max_length=4, strict=False)
 
+    @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Returns: bytes of each tensor."""
+        return tuple([spec.nbytes for spec in self.tensors])
+
 
 class Address(Frozen):
     """Where a daemon listens for TLS connections."""

@@ -74,7 +74,7 @@ class NextStep(NamedTuple):
         ahead: further steps that may follow this one unasked.
         deadline_s: seconds, counted from receipt.
         n_embd: columns of `hidden`; 0: there is none.
-        timings: of the stages that this step went through.
+        timings: of the stages that this step went through, packed (`pack_timing`): only the last stage looks at them.
     """
 
     command_id: str
@@ -84,7 +84,12 @@ class NextStep(NamedTuple):
     ahead: int
     deadline_s: float
     n_embd: int = 0
-    timings: tuple[StageTiming, ...] = ()
+    timings: bytes = b""
+
+    @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Returns: bytes of each tensor."""
+        return (4, 4 * self.n_embd) if self.n_embd else (4,)
 
     @property
     def type(self) -> str:
@@ -98,25 +103,27 @@ class NextStep(NamedTuple):
 
     def pack(self) -> bytes:
         """Returns: the header."""
-        return _NEXT_STEP.pack(
-            int(self.command_id, 16),
-            int(self.sequence_id, 16),
-            self.stage,
-            self.position,
-            self.ahead,
-            self.deadline_s,
-            self.n_embd,
-            len(self.timings),
-        ) + b"".join(starmap(_TIMING.pack, self.timings))
+        command_id, sequence_id, stage, position, ahead, deadline_s, n_embd, timings = self
+        return (
+            _NEXT_STEP.pack(int(command_id, 16), int(sequence_id, 16), stage, position, ahead, deadline_s, n_embd)
+            + timings
+        )
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: ValueError, struct.error."""
-        command, sequence, stage, position, ahead, deadline_s, n_embd, n_timings = _NEXT_STEP.unpack_from(header)
-        _check(stage < MAX_STAGES and position <= MAX_POSITION and ahead <= MAX_POSITION, "a number is out of range")
-        _check(0 < deadline_s <= MAX_DEADLINE_S and n_embd <= MAX_SIDE, "a number is out of range")
-        timings = _timings(header, _NEXT_STEP.size, n_timings)
-        _check(len(header) == _NEXT_STEP.size + n_timings * _TIMING.size, "the header's length is wrong")
+        command, sequence, stage, position, ahead, deadline_s, n_embd = _NEXT_STEP.unpack_from(header)
+        timings = bytes(header[_NEXT_STEP.size :])
+        if (
+            stage >= MAX_STAGES
+            or position > MAX_POSITION
+            or ahead > MAX_POSITION
+            or not 0 < deadline_s <= MAX_DEADLINE_S
+            or n_embd > MAX_SIDE
+            or len(timings) % _TIMING.size
+            or len(timings) > MAX_STAGES * _TIMING.size
+        ):
+            raise ValueError("a number is out of range")
         return cls(f"{command:016x}", f"{sequence:016x}", stage, position, ahead, deadline_s, n_embd, timings)
 
 
@@ -139,6 +146,11 @@ class TaskResult(NamedTuple):
     ahead: int = 0
     n_vocab: int = 0
     timings: tuple[StageTiming, ...] = ()
+
+    @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Returns: bytes of each tensor."""
+        return (4 * len(self.tokens) * self.n_vocab,) if self.n_vocab else ()
 
     @property
     def type(self) -> str:
@@ -177,7 +189,7 @@ class TaskResult(NamedTuple):
         return cls(f"{command:016x}", f"{sequence:016x}", position, tokens, logprobs, ahead, n_vocab, timings)
 
 
-_NEXT_STEP = struct.Struct(f"<{_ID}{_ID}HIIfIH")
+_NEXT_STEP = struct.Struct(f"<{_ID}{_ID}HIIfI")
 _TASK_RESULT = struct.Struct(f"<{_ID}{_ID}IIIH")
 _COUNTS = struct.Struct("<HH")
 
@@ -194,6 +206,16 @@ def _timings(header: memoryview, start: int, count: int) -> tuple[StageTiming, .
         _check(0 <= queue_us <= MAX_TIME_US and 0 <= compute_us <= MAX_TIME_US, "a time is out of range")
         _check(0 <= engine_us <= MAX_TIME_US, "a time is out of range")
     return timings
+
+
+def pack_timing(timing: StageTiming) -> bytes:
+    """Returns: one part of `NextStep.timings`."""
+    return _TIMING.pack(*timing)
+
+
+def unpack_timings(packed: bytes) -> tuple[StageTiming, ...]:
+    """Returns: what `NextStep.timings` says, unchecked."""
+    return tuple(map(StageTiming._make, _TIMING.iter_unpack(packed)))
 
 
 def pack_sampled(tokens: Sequence[int], logprobs: Logprobs) -> bytes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -48,6 +48,11 @@ class CarriesTensors(Protocol):
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Returns: bytes of each tensor."""
+        ...
 
 
 class Compact(CarriesTensors, Protocol):
@@ -115,8 +120,7 @@ GREETING = Limits(payload_bytes=0)
 """Of a member that has not said Hello yet. Hello lists the shards a node holds, which can be thousands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame(Generic[M]):
+class Frame(NamedTuple, Generic[M]):
     """One received message and its tensors' bytes, in the order of `message.tensors`."""
 
     message: M
@@ -135,8 +139,8 @@ def encode(codec: Codec[M], message: M, payloads: Sequence[Buffer] = ()) -> list
 
     Raises: LocalProtocolError if the payloads are not what `message.tensors` describes.
     """
-    sizes = [memoryview(data).nbytes for data in payloads]
-    if sizes != [spec.nbytes for spec in message.tensors]:
+    sizes = tuple([memoryview(data).nbytes for data in payloads])
+    if sizes != message.payload_sizes:
         raise LocalProtocolError(f"payloads of {sizes} bytes for tensors {message.tensors}")
     kind, header = codec.dump(message)
     total = sum(sizes)
@@ -163,6 +167,7 @@ class FrameDecoder(Generic[M]):
         self._filled = 0
         self._sizes: tuple[int, int] | None = None  # of the frame in progress, once its prefix is here
         self._kind = JSON
+        self._payload_sizes: tuple[int, ...] = ()
         self._message: M | None = None  # of the frame in progress, once its header is here
 
     @property
@@ -227,7 +232,7 @@ class FrameDecoder(Generic[M]):
             payload = self._take(payload_bytes)
             if payload is None:
                 return
-            frame = Frame(self._message, _cut(payload, self._message.tensors))
+            frame = Frame(self._message, _cut(payload, self._payload_sizes))
             self._sizes = self._message = None
             self.frames += 1
             yield frame
@@ -277,15 +282,16 @@ class FrameDecoder(Generic[M]):
 
     def _parse(self, header: memoryview, payload_bytes: int) -> M:
         message = self._codec.load(self._kind, header)
-        if sum(spec.nbytes for spec in message.tensors) != payload_bytes:
+        self._payload_sizes = message.payload_sizes
+        if sum(self._payload_sizes) != payload_bytes:
             raise RemoteProtocolError("tensors do not add up to the payload")
         return message
 
 
-def _cut(payload: memoryview, tensors: Sequence[TensorSpec]) -> tuple[memoryview, ...]:
+def _cut(payload: memoryview, sizes: Sequence[int]) -> tuple[memoryview, ...]:
     parts = []
     start = 0
-    for spec in tensors:
-        parts.append(payload[start : start + spec.nbytes])
-        start += spec.nbytes
+    for size in sizes:
+        parts.append(payload[start : start + size])
+        start += size
     return tuple(parts)

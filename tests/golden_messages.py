@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardnet import messages as m
 from shardnet.manifest import FileContent, Manifest, ModelContent, ShardContent, ShardFile
 from shardnet.shards import Dtype, LayerRange, TensorSpec
-from shardnet.steps import NextStep, StageTiming, TaskResult, TokenLogprob
+from shardnet.steps import NextStep, StageTiming, TaskResult, TokenLogprob, pack_timing
 
 NODE = "a1" * 20
 MODEL = "b2" * 32
@@ -93,7 +93,7 @@ SAMPLES: tuple[m.AnyMessage, ...] = (
         ahead=4,
         deadline_s=30.0,
         n_embd=4,
-        timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2),),
+        timings=pack_timing(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2)),
     ),
     TaskResult(
         command_id=COMMAND,

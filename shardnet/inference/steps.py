@@ -58,6 +58,12 @@ class Step(NamedTuple):
     run: int = NO_RUN
 
     @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Returns: bytes of each tensor."""
+        tokens = 4 * self.n_tokens
+        return (tokens, tokens * self.n_embd) if self.n_embd else (tokens,)
+
+    @property
     def type(self) -> str:
         """Returns: the message's name."""
         return "STEP"
@@ -136,6 +142,12 @@ class StepDone(NamedTuple):
     rows: int = 0
     n_embd: int = 0
     n_vocab: int = 0
+
+    @property
+    def payload_sizes(self) -> tuple[int, ...]:
+        """Returns: bytes of each tensor."""
+        hidden = (4 * self.rows * self.n_embd,) if self.n_embd else ()
+        return (*hidden, 4 * len(self.tokens) * self.n_vocab) if self.n_vocab else hidden
 
     @property
     def type(self) -> str:

@@ -12,6 +12,7 @@ from shardnet.transport import Connection
 from shardnet.wire import Buffer, Frame
 
 Question = Ping | GetManifest | GetFile
+_ANSWERS = (Pong, FileIs, ManifestIs, CommandFailed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Questions:
     def take(self, connection: Connection, frame: Frame[AnyMessage]) -> bool:
         """Returns: True for an answer, also for one that nobody waits for any more; False for what is none."""
         message = frame.message
-        if not isinstance(message, Pong | FileIs | ManifestIs | CommandFailed):
+        if not isinstance(message, _ANSWERS):
             return False
         waiting = self._waiting.get(message.command_id)
         if waiting is not None and waiting.connection is connection and not waiting.answer.done():

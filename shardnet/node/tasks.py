@@ -41,7 +41,7 @@ from shardnet.messages import (
     StageRef,
 )
 from shardnet.node.timings import StepTimes
-from shardnet.steps import NextStep, StageTiming, TaskResult, columns, row_tensors
+from shardnet.steps import NextStep, StageTiming, TaskResult, columns, pack_timing, row_tensors, unpack_timings
 from shardnet.wire import Buffer, Frame
 
 MAX_SEQUENCES = 4096
@@ -76,21 +76,47 @@ Tell = Callable[[AnyMessage, Sequence[Buffer]], None]
 """Sends to the coordinator; does nothing while there is none."""
 
 
+class Leg:
+    """One stage of a task's route, on this node: all that does not change from one step of a run to the next.
+
+    Attributes:
+        task: the command; a run's, as it was when it began.
+        number: of the stage; `stage` is its place in the route, `following` the next one's, None for the last.
+        is_alone: the whole route is this stage.
+        sampling: JSON of how the last stage samples, for the engine.
+        takes_rows: the engine's short way gives back a token or a hidden state and nothing else, and that is all that is wanted.
+    """
+
+    __slots__ = ("chain", "following", "is_alone", "number", "sampling", "stage", "takes_rows", "task")
+
+    def __init__(self, task: ExecuteTask, stage: StageRef) -> None:
+        self.task = task
+        self.number = task.stage
+        self.stage = stage
+        self.following = task.route[task.stage + 1] if task.stage + 1 < len(task.route) else None
+        self.is_alone = len(task.route) == 1
+        self.sampling = b""
+        if self.following is None and task.sampling is not None:
+            self.sampling = task.sampling.model_dump_json().encode()
+        wants_more = task.return_logits or (task.sampling is not None and task.sampling.top_logprobs is not None)
+        self.takes_rows = task.ahead > 0 and not self.is_alone and not wants_more
+        self.chain = (task.model_id, stage.first_shard, stage.end_shard)
+
+
 @dataclass(slots=True, eq=False)
 class Flight:
     """One step while it is here; a run, while one node does all of it.
 
     Attributes:
-        task: the command, as it was when it began; of a `NextStep`, the one that began its run.
-        following: the `NextStep` that this is, None for the task itself.
+        next_step: the `NextStep` that this is, None for the task itself.
         ahead: further steps that may follow unasked.
         deadline_at_s: `clock` time.
         sent_s: `clock` time when the engine got it, or gave the run's last answer; 0 before.
     """
 
     ticket: int
-    task: ExecuteTask
-    following: NextStep | None
+    leg: Leg
+    next_step: NextStep | None
     payloads: Sequence[Buffer]
     ahead: int
     deadline_at_s: float
@@ -98,14 +124,9 @@ class Flight:
     sent_s: float = 0.0
 
     @property
-    def now(self) -> ExecuteTask | NextStep:
-        """Returns: what says stage, position and timings of this step."""
-        return self.following or self.task
-
-    @property
-    def rows(self) -> tuple[int, int | None]:
-        """Returns: number of rows, and the first that is sampled."""
-        return (1, 0) if self.following is not None else (self.task.n_tokens, self.task.sample_from)
+    def task(self) -> ExecuteTask:
+        """Returns: the command that it belongs to."""
+        return self.leg.task
 
 
 @dataclass(slots=True)
@@ -113,14 +134,13 @@ class _Sequence:
     """One sequence that has KV here.
 
     Attributes:
-        task: the latest command.
-        sampling: JSON of its sampling, for the engine.
+        legs: by number of the stage, of the latest command.
         relayed: nodes that its tasks go to through the coordinator; once so, always, to keep their order.
         handed: (node, command) of tasks that were sent on and may not be answered yet.
     """
 
     task: ExecuteTask
-    sampling: bytes
+    legs: dict[int, Leg] = field(default_factory=dict)
     relayed: set[NodeId] = field(default_factory=set)
     handed: list[tuple[NodeId, str]] = field(default_factory=list)
 
@@ -241,45 +261,49 @@ class TaskRunner:
     def accept(self, task: ExecuteTask, payloads: Sequence[Buffer]) -> None:
         """Take in a task for this node's stage. Never raises; a refusal goes to the coordinator."""
         try:
-            stage = self._stage_of(task, task.stage)
+            leg = Leg(task, self._stage_of(task))
             if task.tensors != row_tensors(task.n_tokens, columns(task.tensors, "hidden")):
                 raise RemoteProtocolError("a task carries tokens, then hidden states, for as many rows as it has")
-            self._check(task)
-            self._begin(task)
+            if task.epoch < self._epoch:
+                raise RefusedError(
+                    f"the task is of coordinator epoch {task.epoch}; this node follows epoch {self._epoch}"
+                )
+            if task.sequence_id in self._freed:
+                raise RefusedError("the task's sequence was freed")
+            self._check(task.command_id)
+            self._begin(leg)
         except ShardnetError as error:
             self._fail(task.command_id, error)
             return
-        self._take(task, None, payloads, stage, task.ahead, task.deadline_s)
+        flight = self._new_flight(leg, None, payloads, task.ahead, task.deadline_s)
+        if self._is_ready(*leg.chain):
+            self._start(flight)
+        else:
+            self._wait_for_shards(flight, leg.stage)
 
     def accept_next(self, step: NextStep, payloads: Sequence[Buffer]) -> None:
-        """Take in a further step of a run. Never raises; a refusal goes to the coordinator."""
+        """Take in a further step of a run. Never raises; a refusal goes to the coordinator.
+
+        Its shards are not looked for: if they went in the middle of the run, the engine says so.
+        """
+        known = self._sequences.get(step.sequence_id)
+        leg = None if known is None else known.legs.get(step.stage)
         try:
-            known = self._sequences.get(step.sequence_id)
-            if known is None or known.task.command_id != step.command_id:
+            if leg is None or leg.task.command_id != step.command_id:
                 raise SequenceGap("this node does not know the run that the step belongs to: begin it again", have=0)
-            stage = self._stage_of(known.task, step.stage)
-            self._check(known.task)
+            self._check(step.command_id)
         except ShardnetError as error:
             self._fail(step.command_id, error)
             return
-        self._take(known.task, step, payloads, stage, step.ahead, step.deadline_s)
+        self._start(self._new_flight(leg, step, payloads, step.ahead, step.deadline_s))
 
-    def _take(
-        self,
-        task: ExecuteTask,
-        following: NextStep | None,
-        payloads: Sequence[Buffer],
-        stage: StageRef,
-        ahead: int,
-        deadline_s: float,
-    ) -> None:
+    def _new_flight(
+        self, leg: Leg, next_step: NextStep | None, payloads: Sequence[Buffer], ahead: int, deadline_s: float
+    ) -> Flight:
         self._tickets += 1
-        flight = Flight(self._tickets, task, following, payloads, ahead, clock() + deadline_s)
+        flight = Flight(self._tickets, leg, next_step, payloads, ahead, clock() + deadline_s)
         self._flights[flight.ticket] = flight
-        if self._is_ready(task.model_id, stage.first_shard, stage.end_shard):
-            self._start(flight)
-        else:
-            self._wait_for_shards(flight, stage)
+        return flight
 
     def run(self, ticket: int) -> None:
         """The flight's shards have come."""
@@ -294,71 +318,74 @@ class TaskRunner:
             self._fail(flight.task.command_id, error)
             self._done(flight)
 
-    def _stage_of(self, task: ExecuteTask, number: int) -> StageRef:
-        if number >= len(task.route):
-            raise RemoteProtocolError(f"stage {number} of a route of {len(task.route)}")
-        stage = task.route[number]
+    def _stage_of(self, task: ExecuteTask) -> StageRef:
+        if task.stage >= len(task.route):
+            raise RemoteProtocolError(f"stage {task.stage} of a route of {len(task.route)}")
+        stage = task.route[task.stage]
         if stage.node_id != self._node_id:
-            raise RemoteProtocolError(f"the task's stage {number} is node {short(stage.node_id)}, not this one")
+            raise RemoteProtocolError(f"the task's stage {task.stage} is node {short(stage.node_id)}, not this one")
         if stage.end_shard <= stage.first_shard:
-            raise RemoteProtocolError(f"the task's stage {number} has no shards")
+            raise RemoteProtocolError(f"the task's stage {task.stage} has no shards")
         return stage
 
-    def _check(self, task: ExecuteTask) -> None:
-        if task.epoch < self._epoch:
-            raise RefusedError(f"the task is of coordinator epoch {task.epoch}; this node follows epoch {self._epoch}")
-        if task.sequence_id in self._freed:
-            raise RefusedError("the task's sequence was freed")
-        if task.command_id in self._cancelled:
+    def _check(self, command_id: str) -> None:
+        if command_id in self._cancelled:
             raise RefusedError("the task was cancelled")
         if len(self._flights) >= self._max_tasks:
             raise Busy(f"{self._max_tasks} tasks are under way on this node", retry_after_s=1)
 
-    def _begin(self, task: ExecuteTask) -> None:
+    def _begin(self, leg: Leg) -> None:
         """Note the sequence and its latest command."""
-        sampling = b"" if task.sampling is None else task.sampling.model_dump_json().encode()
+        task = leg.task
         known = self._sequences.get(task.sequence_id)
-        if known is not None:
-            known.task, known.sampling = task, sampling
-            return
-        if self._is_draining:
-            raise UnreachableError("this node is leaving: take another route")
-        self._sequences[task.sequence_id] = _Sequence(task, sampling)
-        if len(self._sequences) > MAX_SEQUENCES:
-            self.free(next(iter(self._sequences)))
+        if known is None:
+            if self._is_draining:
+                raise UnreachableError("this node is leaving: take another route")
+            known = self._sequences[task.sequence_id] = _Sequence(task)
+            if len(self._sequences) > MAX_SEQUENCES:
+                self.free(next(iter(self._sequences)))
+        elif known.task.command_id != task.command_id:
+            known.legs.clear()
+        known.task = task
+        known.legs[leg.number] = leg
 
     def _start(self, flight: Flight) -> None:
-        task, number = flight.task, flight.now.stage
-        stage = task.route[number]
-        is_last = number == len(task.route) - 1
-        sequence = self._sequences.get(task.sequence_id)
-        n_tokens, sample_from = flight.rows
-        step = Step(
-            command_id=task.command_id,
-            model_id=task.model_id,
-            first_shard=stage.first_shard,
-            end_shard=stage.end_shard,
-            sequence_id=task.sequence_id,
-            position=flight.now.position,
-            n_tokens=n_tokens,
-            sample_from=sample_from,
-            ahead=flight.ahead if len(task.route) == 1 else 0,
-            return_logits=task.return_logits and is_last,
-            n_embd=columns(flight.now.tensors, "hidden"),
-            sampling=sequence.sampling if is_last and sequence is not None else b"",
-            run=self._run_of(flight),
-        )
+        leg, following = flight.leg, flight.next_step
+        task, stage = leg.task, leg.stage
+        if following is not None:
+            step = Step(
+                task.command_id,
+                task.model_id,
+                stage.first_shard,
+                stage.end_shard,
+                task.sequence_id,
+                following.position,
+                1,
+                0,
+                0,
+                task.return_logits and leg.following is None,
+                following.n_embd,
+                leg.sampling,
+                OF_RUN if leg.takes_rows else NO_RUN,
+            )
+        else:
+            step = Step(
+                command_id=task.command_id,
+                model_id=task.model_id,
+                first_shard=stage.first_shard,
+                end_shard=stage.end_shard,
+                sequence_id=task.sequence_id,
+                position=task.position,
+                n_tokens=task.n_tokens,
+                sample_from=task.sample_from,
+                ahead=flight.ahead if leg.is_alone else 0,
+                return_logits=task.return_logits and leg.following is None,
+                n_embd=columns(task.tensors, "hidden"),
+                sampling=leg.sampling,
+                run=BEGINS_RUN if leg.takes_rows else NO_RUN,
+            )
         flight.sent_s = clock()
         self._engine.step(step, flight.payloads, partial(self._stepped, flight))
-
-    @staticmethod
-    def _run_of(flight: Flight) -> int:
-        """Rows of a run may take the engine's short way, which gives back a token or a hidden state and nothing else."""
-        task = flight.task
-        wants_more = task.return_logits or (task.sampling is not None and task.sampling.top_logprobs is not None)
-        if not task.ahead or len(task.route) == 1 or wants_more:
-            return NO_RUN
-        return BEGINS_RUN if flight.following is None else OF_RUN
 
     def _stepped(self, flight: Flight, answer: Frame[StepDone] | ShardnetError) -> None:
         """The engine is done with a step."""
@@ -373,39 +400,47 @@ class TaskRunner:
             self._done(flight)
 
     def _hand_on(self, flight: Flight, frame: Frame[StepDone]) -> None:
-        task, step, done = flight.task, flight.now, frame.message
+        """Send a step on, or back to the first stage, before anything else is done: the next stage waits for it."""
+        leg, step, done = flight.leg, flight.next_step, frame.message
         now_s = clock()
-        spent_us = (now_s - flight.sent_s) * 1e6
-        timing = StageTiming(
-            queue_us=done.queue_us,
-            compute_us=done.compute_us,
-            engine_us=max(0.0, spent_us - done.queue_us - done.compute_us),
-            batch_tokens=done.batch_tokens,
-        )
-        stage = task.route[step.stage]
-        handover_us = timing.engine_us if len(task.route) > 1 else None
-        chain = (task.model_id, stage.first_shard, stage.end_shard)
-        self.times.add(chain, done.batch_tokens, done.compute_us, handover_us)
-        if step.stage == len(task.route) - 1:
-            self._finish(flight, frame, (*step.timings, timing))
-            flight.sent_s, flight.deadline_at_s = now_s, now_s + task.ahead_deadline_s  # of the run's next answer
-            return
-        following, timings = step.stage + 1, (*step.timings, timing)
-        left_s = max(MIN_DEADLINE_S, flight.deadline_at_s - now_s)
-        payloads = (flight.payloads[0], *frame.payloads)
-        if isinstance(step, NextStep):
-            onward = step._replace(stage=following, deadline_s=left_s, n_embd=done.n_embd, timings=timings)
-            self._forward(task, onward, payloads)
+        engine_us = max(0.0, (now_s - flight.sent_s) * 1e6 - done.queue_us - done.compute_us)
+        timing = StageTiming(done.queue_us, done.compute_us, engine_us, done.batch_tokens)
+        if leg.following is None:
+            self._finish(flight, frame, timing)
+            flight.sent_s, flight.deadline_at_s = now_s, now_s + leg.task.ahead_deadline_s  # of the run's next answer
         else:
-            tensors = (step.tensors[0], *done.tensors)
-            update = {"stage": following, "deadline_s": left_s, "timings": timings, "tensors": tensors}
-            self._forward(task, step.model_copy(update=update), payloads)
+            left_s = max(MIN_DEADLINE_S, flight.deadline_at_s - now_s)
+            payloads = (flight.payloads[0], *frame.payloads)
+            onward: ExecuteTask | NextStep
+            if step is not None:
+                timings = step.timings + pack_timing(timing)
+                onward = NextStep(
+                    step.command_id,
+                    step.sequence_id,
+                    leg.number + 1,
+                    step.position,
+                    step.ahead,
+                    left_s,
+                    done.n_embd,
+                    timings,
+                )
+            else:
+                onward = leg.task.model_copy(
+                    update={
+                        "stage": leg.number + 1,
+                        "deadline_s": left_s,
+                        "timings": (*leg.task.timings, timing),
+                        "tensors": (leg.task.tensors[0], *done.tensors),
+                    }
+                )
+            self._forward(leg.task.sequence_id, leg.following, onward, payloads)
+        self.times.add(leg.chain, done.batch_tokens, done.compute_us, None if leg.is_alone else engine_us)
 
-    def _finish(self, flight: Flight, frame: Frame[StepDone], timings: tuple[StageTiming, ...]) -> None:
+    def _finish(self, flight: Flight, frame: Frame[StepDone], timing: StageTiming) -> None:
         """The last stage is done with a step: send the next one on its way, if the run goes on, and tell the coordinator."""
-        task, done = flight.task, frame.message
+        task, step, done = flight.leg.task, flight.next_step, frame.message
         ahead = done.ahead
-        if not ahead and len(task.route) > 1:
+        if not ahead and not flight.leg.is_alone:
             ahead = self._go_ahead(flight, done)
         result = TaskResult(
             command_id=task.command_id,
@@ -415,58 +450,51 @@ class TaskRunner:
             logprobs=done.logprobs,
             ahead=ahead,
             n_vocab=done.n_vocab,
-            timings=timings,
+            timings=(*(task.timings if step is None else unpack_timings(step.timings)), timing),
         )
         self._tell(result, frame.payloads)
 
     def _go_ahead(self, flight: Flight, done: StepDone) -> int:
         """Send the sampled token to the first stage. Returns: how many more results the run will have."""
-        task = flight.task
-        n_tokens, sample_from = flight.rows
+        task = flight.leg.task
         ahead = min(flight.ahead, task.options.n_ctx - done.position)
         if (
             ahead <= 0
             or len(done.tokens) != 1
-            or sample_from != n_tokens - 1
+            or (flight.next_step is None and task.sample_from != task.n_tokens - 1)
             or task.command_id in self._cancelled
-            or task.sequence_id not in self._sequences
         ):
             return 0
         following = NextStep(
-            command_id=task.command_id,
-            sequence_id=task.sequence_id,
-            stage=0,
-            position=done.position,
-            ahead=ahead - 1,
-            deadline_s=task.ahead_deadline_s,
+            task.command_id, task.sequence_id, 0, done.position, ahead - 1, task.ahead_deadline_s, 0, b""
         )
-        self._forward(task, following, (_TOKEN.pack(done.tokens[0]),))
+        if not self._forward(task.sequence_id, task.route[0], following, (_TOKEN.pack(done.tokens[0]),)):
+            return 0
         return ahead
 
-    def _forward(self, task: ExecuteTask, step: ExecuteTask | NextStep, payloads: Sequence[Buffer]) -> None:
-        following = task.route[step.stage]
-        if following.node_id == self._node_id:
+    def _forward(
+        self, sequence_id: str, to: StageRef, step: ExecuteTask | NextStep, payloads: Sequence[Buffer]
+    ) -> bool:
+        """Returns: False if the sequence was freed while the step ran: nobody wants it."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            return False
+        node_id = to.node_id
+        if node_id == self._node_id:
             if isinstance(step, NextStep):
                 self.accept_next(step, payloads)
             else:
                 self.accept(step, payloads)
-            return
-        sequence = self._sequences.get(task.sequence_id)
-        if sequence is None:
-            return  # freed while the step ran: nobody wants it
-        if following.node_id in sequence.relayed:
+        elif node_id in sequence.relayed:
             self._tell(step, payloads)
-            return
-        if isinstance(step, NextStep) or step.sample_from is not None:
-            sequence.handed.clear()  # a step that is sampled is sent when all before it were answered
-        sequence.handed.append((following.node_id, task.command_id))
-        self._peers.send(
-            following.node_id,
-            following.address,
-            step,
-            payloads,
-            partial(self._relay, following.node_id, step, payloads, sequence),
-        )
+        else:
+            if isinstance(step, NextStep) or step.sample_from is not None:
+                sequence.handed.clear()  # a step that is sampled is sent when all before it were answered
+            sequence.handed.append((node_id, step.command_id))
+            self._peers.send(
+                node_id, to.address, step, payloads, partial(self._relay, node_id, step, payloads, sequence)
+            )
+        return True
 
     def _relay(
         self,

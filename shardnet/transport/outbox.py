@@ -27,7 +27,12 @@ class Outbox:
     def put(self, buffers: Sequence[Buffer]) -> None:
         """Write what the transport takes, keep a copy of the rest: the caller may overwrite its buffers when this returns."""
         if sum(map(len, buffers)) <= JOIN_BYTES:
-            buffers = [b"".join(buffers)]
+            joined = b"".join(buffers)
+            if not self.blocked and not self._queue:
+                self.put_bytes += len(joined)
+                self._write(joined)
+                return
+            buffers = [joined]
         for buffer in buffers:
             for start in range(0, len(buffer), CHUNK_BYTES):
                 piece = memoryview(buffer)[start : start + CHUNK_BYTES]
