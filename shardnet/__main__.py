@@ -11,9 +11,9 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit with its code (docs/exit-codes.md)."""
-    from shardnet.cli import app
-
     try:
+        from shardnet.cli import app
+
         app()
     except ShardnetError as error:
         print(f"shardnet: {error}", file=sys.stderr)
@@ -21,6 +21,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("shardnet: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as leaving:
+        if leaving.code == EXIT_INTERRUPTED:  # Ctrl-C within a command, which typer makes into this
+            print("shardnet: interrupted", file=sys.stderr)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,7 +162,10 @@ def _in_words(facts: tuple[Any, ...]) -> str:
 
 def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnProgress) -> ParityCertificate:
     phase, result, failure = "start", None, None
-    with tempfile.TemporaryFile() as last_words:
+    with (
+        tempfile.TemporaryDirectory(prefix="shardnet-verify-", ignore_cleanup_errors=True) as scratch,
+        tempfile.TemporaryFile() as last_words,
+    ):
         child = subprocess.Popen(
             [sys.executable, "-m", "shardnet.inference.verify"],
             stdin=subprocess.PIPE,
@@ -174,7 +178,7 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
             assert child.stdin is not None
             assert child.stdout is not None
             with contextlib.suppress(BrokenPipeError):  # stays open: its end tells the child that we are gone
-                child.stdin.write(json.dumps(request).encode() + b"\n")
+                child.stdin.write(json.dumps(request | {"scratch": scratch}).encode() + b"\n")
                 child.stdin.flush()
             for line in child.stdout:
                 message = json.loads(line)
@@ -234,36 +238,38 @@ def _say(**message: Any) -> None:
     sys.stdout.flush()
 
 
-def _leave_with_parent() -> None:
-    """Interrupt this process when its parent is gone, so that the scratch folder goes too; what llama.cpp holds up for long is cut off."""
-    # Nothing is ever written after the request. Not through sys.stdin, whose lock would hold up a normal end.
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(LEAVE_S)
+def _leave_with_parent(scratch: Path) -> None:
+    """End this process when its parent is gone, and the scratch folder with it, however busy llama.cpp is."""
+    os.read(
+        0, 1
+    )  # nothing is ever written after the request; not through sys.stdin, whose lock would hold up a normal end
+    deadline = time.monotonic() + LEAVE_S
+    while scratch.exists() and time.monotonic() < deadline:  # again while the main thread puts files into it
+        shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
 
 
 def _child_main() -> int:
-    """Serve one request. A parent that is gone shows as a broken pipe at the next word, which may be long in coming."""
+    """Serve one request. The scratch folder is the parent's to remove, or ours once the parent is gone."""
     from shardnet.inference.census import EngineCensus, share_of_cores
     from shardnet.inference.devices import usable_threads
     from shardnet.inference.parity import StageFile, run_parity
 
     request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_leave_with_parent, name="parent watch", daemon=True).start()
+    scratch = Path(request["scratch"])
+    threading.Thread(target=_leave_with_parent, args=(scratch,), name="parent watch", daemon=True).start()
     threads = request["threads"] or share_of_cores(usable_threads(), EngineCensus().count())
     try:
-        with tempfile.TemporaryDirectory(prefix="shardnet-verify-") as scratch:
-            certificate = run_parity(
-                Path(request["source"]),
-                [StageFile(Path(path), end) for path, end in request["stages"]],
-                Path(scratch),
-                prompts=request["prompts"],
-                decode_tokens=request["decode_tokens"],
-                threads=threads,
-                on_progress=lambda share: _say(progress=round(share, 4)),
-                on_phase=lambda phase: _say(phase=phase),
-            )
+        certificate = run_parity(
+            Path(request["source"]),
+            [StageFile(Path(path), end) for path, end in request["stages"]],
+            scratch,
+            prompts=request["prompts"],
+            decode_tokens=request["decode_tokens"],
+            threads=threads,
+            on_progress=lambda share: _say(progress=round(share, 4)),
+            on_phase=lambda phase: _say(phase=phase),
+        )
     except ShardnetError as error:
         _say(error={"code": error.code, "message": error.message, "facts": error.facts})
     else:
