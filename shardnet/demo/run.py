@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from shardnet.demo.client import Answer, ask
 from shardnet.demo.processes import LocalSwarm
-from shardnet.errors import ParityError, ShardnetError
+from shardnet.errors import ShardnetError
 from shardnet.inference.manifest_file import load_manifest
 from shardnet.log import human_bytes
 
@@ -89,15 +89,11 @@ def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_toke
 
 
 def _split(model: Path, cache: Path, n_shards: int) -> None:
-    """The same command that a user types, in a process of its own."""
-    command = [sys.executable, "-m", "shardnet", "split", str(model), "--shards", str(n_shards), "--out", str(cache)]
-    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=None, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise (
-            ParityError("the split failed")
-            if done.returncode == ParityError.exit_code
-            else ShardnetError("the split failed")
-        )
+    """What `shardnet split` does, in this process: nothing of it goes on without us. Raises: as the command."""
+    from shardnet.cli.split import split
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        split(model, shards=n_shards, out=cache)
 
 
 def _give_shards(source: Path, target: Path) -> None:

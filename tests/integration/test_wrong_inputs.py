@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,26 +177,91 @@ def flip(path: Path) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def test_kill_9_of_a_split_takes_its_verifying_process_and_scratch_folder_with_it(tmp_path: Path) -> None:
-    """The verifying process once computed on for half a minute, and nobody read what it found."""
-    source = tiny_llama(tmp_path / "big.gguf", n_layers=12, n_embd=512, n_heads=8)
+@dataclass(frozen=True)
+class Proving:
+    """A command that is just proving shards, in a process of its own."""
+
+    popen: subprocess.Popen[str]
+    children: list[psutil.Process]
+    scratch: Path
+
+    def check_nothing_is_left(self) -> None:
+        wait_for(lambda: not any(lives(child) for child in self.children), 10)
+        wait_for(lambda: list(self.scratch.glob("shardnet-verify-*")) == [], 10)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def proving(tmp_path: Path, *arguments: str | Path) -> Iterator[Proving]:
+    """Start a command, and wait until its verifying process computes."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    split = subprocess.Popen(
-        [sys.executable, "-m", "shardnet", "split", str(source), "--out", str(tmp_path / "out")],
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "shardnet", *map(str, arguments)],
         env=os.environ | {"SHARDNET_HOME": str(tmp_path / "home"), "TMPDIR": str(scratch)},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    try:
-        wait_for(lambda: bool(list(scratch.glob("shardnet-verify-*"))), 30)
-        children = psutil.Process(split.pid).children(recursive=True)
-    finally:
-        split.kill()
-        split.wait()
-    assert children
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 10)
-    assert list(scratch.glob("shardnet-verify-*")) == []
+    with popen:
+        try:
+            wait_for(lambda: bool(list(scratch.glob("shardnet-verify-*/logits"))), 60)
+            children = psutil.Process(popen.pid).children(recursive=True)
+            assert children
+            yield Proving(popen, children, scratch)
+        finally:
+            popen.kill()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes a while to prove."""
+    return tiny_llama(tmp_path_factory.mktemp("large") / "large.gguf", n_layers=12, n_embd=512, n_heads=8)
+
+
+@pytest.mark.parametrize("command", ["split", "demo"])
+def test_kill_9_takes_the_verifying_process_and_its_scratch_folder_with_it(
+    large: Path, tmp_path: Path, command: str
+) -> None:
+    """The verifying process once computed on for half a minute, and nobody read what it found; the demo's split went on, too."""
+    arguments = {"split": ("split", large, "--out", tmp_path / "out"), "demo": ("demo", "--model", large)}
+    with proving(tmp_path, *arguments[command]) as running:
+        running.popen.kill()
+        running.popen.wait(10)
+        running.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("command", ["split", "verify", "demo"])
+def test_ctrl_c_while_shards_are_proved_is_130_and_leaves_nothing(large: Path, tmp_path: Path, command: str) -> None:
+    """The scratch folder, hundreds of megabytes with a large model, once stayed; and not a word was said."""
+    cache = tmp_path / "out"
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "split": ("split", large, "--out", cache),
+        "demo": ("demo", "--model", large),
+    }
+    if command == "verify":
+        assert shardnet(tmp_path / "home", "split", large, "--out", cache, "--no-verify").code == 0
+        arguments["verify"] = ("verify", next(cache.glob("shards/*")), "--source", large)
+    with proving(tmp_path, *arguments[command]) as running:
+        for child in running.children:
+            child.suspend()  # so that it cannot have finished before
+        os.killpg(running.popen.pid, signal.SIGINT)  # as a terminal does
+        _, errors = running.popen.communicate(timeout=30)
+        assert running.popen.returncode == 130
+        told = [line for line in errors.splitlines() if " s left" not in line]  # progress of a slow machine
+        assert told == ["shardnet: interrupted"]
+        running.check_nothing_is_left()
+    assert list(running.scratch.glob("shardnet-demo-*")) == []
+    for manifest in cache.glob("shards/*/manifest.json"):
+        assert json.loads(manifest.read_text())["certificate"] is None
+    assert list(cache.glob("shards/.*")) == []
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
