@@ -21,7 +21,8 @@ def spread(name: str, values: Sequence[float], digits: int = 2) -> Row:
 
 def machine() -> Row:
     """Returns: what a figure must never be read without."""
-    return {"cores": os.cpu_count()}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cores": cores}
 
 
 def predicted(name: str, value: float, measured: float, digits: int = 3) -> Row:

@@ -172,6 +172,19 @@ class World:
         return found
 
 
+def use_cores(count: int) -> None:
+    """Keep this process, and those that it will start, on the first `count` of the cores that it may use.
+
+    Raises: UsageError where there are not so many, or the system cannot do that.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("--cores needs Linux: this system cannot keep a process on some of its cores")
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        raise UsageError(f"--cores {count}: this process may use {len(cores)} cores")
+    os.sched_setaffinity(0, cores[:count])
+
+
 def pin_process(pid: int, number: int) -> None:
     """Keep a process, and those that it will start, on one core: the `number`-th that we may use, round and round.
 

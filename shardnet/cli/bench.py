@@ -43,6 +43,10 @@ def bench(
     tokens: Annotated[int, typer.Option(min=8, max=900, help="Tokens of each answer.")] = 64,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each stage.")] = 1,
     pin: Annotated[bool, typer.Option("--pin", help="Keep each stage on a core of its own (Linux).")] = False,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run everything on so many cores, plain llama.cpp too (Linux); else on all."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts.")] = 1,
     as_json: Annotated[
         bool,
@@ -84,6 +88,10 @@ def bench(
             rows.append(row)
             typer.echo(describe(row) if in_words else json.dumps(row))
 
+        if cores is not None:
+            from shardnet.bench.world import use_cores
+
+            use_cores(cores)
         counts = _numbers(stages, "stages", most=16)
         nets = parse_nets(net)
         together = _numbers(streams, "streams", most=64) if streams is not None else []

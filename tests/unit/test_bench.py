@@ -13,7 +13,7 @@ from shardnet.bench import plot
 from shardnet.bench.concurrent import together_per_s
 from shardnet.bench.driver import DrivenRun
 from shardnet.bench.rows import Row, describe, predicted, spread
-from shardnet.bench.world import cut, prompt_of
+from shardnet.bench.world import cut, prompt_of, use_cores
 from shardnet.cli import app
 from shardnet.coordinator.law import step_bytes
 from shardnet.errors import ShardnetError, UsageError
@@ -109,3 +109,8 @@ def test_impossible_wishes_are_told_in_a_sentence(arguments: list[str], says: st
     result = CliRunner().invoke(app, ["bench", *arguments])
     assert isinstance(result.exception, ShardnetError)
     assert says in str(result.exception)
+
+
+def test_more_cores_than_there_are_is_a_sentence() -> None:
+    with pytest.raises(UsageError, match="may use"):
+        use_cores(10_000)
