@@ -58,6 +58,8 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             "unchoke_slots_limit": settings.max_uploads,
             "upload_rate_limit": settings.upload_limit_bytes_per_s,
             "download_rate_limit": settings.download_limit_bytes_per_s,
+            # A guess at TCP/IP headers and acknowledgements, which would make a limit some 5 % tighter than what it says.
+            "rate_limit_ip_overhead": False,
             # Peers are few and known: come back soon, and never write one off.
             "min_reconnect_time": 1,
             "max_failcount": 255,
