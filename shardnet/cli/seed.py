@@ -184,8 +184,8 @@ def torrent(
     import json
 
     from shardnet.errors import UsageError
+    from shardnet.files import unwritable, write_whole
     from shardnet.inference.manifest_file import HashCache, check_shard, load_manifest
-    from shardnet.swarm.home import PUBLIC, write_whole
     from shardnet.torrent.metainfo import info_hash, make_torrent
 
     manifest = load_manifest(folder)
@@ -201,9 +201,9 @@ def torrent(
         file = out / f"{manifest.name.replace(':', '_')}-{shard.file}.torrent"
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(file, data, mode=PUBLIC)
+            write_whole(file, data)
         except OSError as error:
-            raise UsageError(f"cannot write {file}: {error.strerror}") from error
+            raise unwritable(file, error) from error
         written.append({"shard_id": shard.shard_id, "file": str(file), "info_hash": info_hash(data)})
     if not written:
         raise UsageError(f"{folder} holds a manifest and none of its shards")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardnet.coordinator.template import ChatTemplate
 from shardnet.coordinator.vocabulary import Vocabulary
-from shardnet.errors import NoRoomError, ShardCorrupt, ShardnetError, ShardNotFound, UsageError
+from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound, UsageError
+from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
 from shardnet.inference.manifest_file import scan_cache
 from shardnet.log import get
@@ -176,19 +176,11 @@ def _read_piece(path: Path, offset: int) -> tuple[int, bytes]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """The file appears under its name whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        raise NoRoomError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error, ShardnetError) from error
 
 
 def model_names(manifests: list[Manifest]) -> str:

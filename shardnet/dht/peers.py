@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from shardnet.files import write_whole
 from shardnet.ids import NodeId
 from shardnet.log import get
 from shardnet.shards import Frozen
@@ -58,24 +56,10 @@ def read_peers(file: Path) -> PeersFile:
 
 def write_peers(file: Path, content: PeersFile) -> bool:
     """Replace the file in one step. Returns: False (and a warning) if the disk would not have it. Blocks on the disk."""
-    temporary: str | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        with os.fdopen(handle, "wb") as target:
-            target.write(content.model_dump_json(indent=1).encode() + b"\n")
-            target.flush()
-            os.fsync(target.fileno())
-        Path(temporary).replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(file, content.model_dump_json(indent=1).encode() + b"\n", mode=0o600)
     except OSError as error:
         log.warning("dht_peers_not_saved", path=str(file), reason=error.strerror)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
         return False
     return True

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardnet.errors import GgufError, ManifestError, ShardCorrupt, ShardnetError, ShardNotFound, UsageError
+from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
 from shardnet.inference.gguf_bytes import opened
 from shardnet.inference.gguf_file import read_gguf_header, read_leading_fields
@@ -25,29 +26,6 @@ MAX_MANIFEST_BYTES = 64 << 20
 """Ten thousand shards take about 5 MB."""
 LEADING_FIELDS = 16
 """A shard's own keys stand at its beginning, so that a scan need not walk over vocabularies."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -66,9 +44,16 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / MANIFEST, manifest.to_json())
+    """Write `manifest.json` whole or not at all.
+
+    Raises: NoRoomError if the disk is full; UsageError if the folder cannot be written to.
+    """
+    file = folder / MANIFEST
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, manifest.to_json().encode())
+    except OSError as error:
+        raise unwritable(file, error) from error
 
 
 def model_folder(cache: Path, manifest: Manifest) -> Path:
@@ -223,7 +208,7 @@ class HashCache:
             self._known[str(path.absolute())] = [*self._stamp(path), sha256]
             self._known = {name: entry for name, entry in self._known.items() if Path(name).exists()}
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, json.dumps(self._known, indent=0, sort_keys=True))
+            write_whole(self._file, json.dumps(self._known, indent=0, sort_keys=True).encode())
 
     def sha256(self, path: Path, on_bytes: OnBytes = lambda _count: None) -> str:
         """Returns: the file's SHA-256, computed only if it is not known. Blocking: call it in a thread. Raises: OSError."""

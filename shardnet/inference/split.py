@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardnet.errors import NoRoomError, ShardnetError, UsageError
+from shardnet.files import FULL, sync_folder, write_whole
 from shardnet.inference.gguf_layout import quantisation_of, step_bytes, vocabulary_size
 from shardnet.inference.gguf_writer import Written, file_sha256, write_gguf
 from shardnet.inference.manifest_file import (
     MANIFEST,
     load_manifest,
     model_folder,
-    save_manifest,
-    sync_folder,
-    write_whole,
 )
 from shardnet.inference.shard_plan import MODEL_ID_KEY, TOKENIZER_FILE, CutRequest, FilePlan, SplitPlan, plan_split
 from shardnet.log import human_bytes
@@ -95,7 +93,14 @@ def split_model(
             manifest = _write(plan, folder, _Progress(plan.nbytes * 2, on_progress))
             return _publish(folder, model_folder(cache, manifest), manifest)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.EFBIG:
+            largest = max(file.nbytes for file in (*plan.shards, plan.tokenizer))
+            raise NoRoomError(
+                f"the disk of {base}, or the limit for one file (ulimit -f), takes no file of {human_bytes(largest)}; "
+                "make smaller shards with --max-shard-bytes, or choose another folder with --out; nothing was left behind",
+                needed_bytes=largest,
+            ) from error
+        if error.errno in FULL:
             raise NoRoomError(
                 f"the disk of {base} filled up while the shards were written ({human_bytes(plan.nbytes)} are needed); "
                 "free some space and split again; nothing was left behind",
@@ -125,8 +130,8 @@ def _write(plan: SplitPlan, folder: Path, progress: _Progress) -> Manifest:
     ]
     files = tuple(ShardFile(sha256=digest, step_bytes=read) for digest, read in zip(hashes, reads, strict=True))
     manifest = Manifest(model_id=model_id, name=plan.name, content=content, files=files)
-    write_whole(folder / SOURCE_NOTE, json.dumps(note))
-    save_manifest(folder, manifest)
+    write_whole(folder / SOURCE_NOTE, json.dumps(note).encode())
+    write_whole(folder / MANIFEST, manifest.to_json().encode())
     return manifest
 
 
@@ -141,7 +146,7 @@ def _publish(folder: Path, target: Path, manifest: Manifest) -> tuple[Path, Mani
             if file.name != MANIFEST:
                 file.replace(target / file.name)
         manifest = _merged(target, manifest)
-        save_manifest(target, manifest)
+        write_whole(target / MANIFEST, manifest.to_json().encode())
     sync_folder(target.parent)
     return target, manifest
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shardnet.errors import ShardError, ShardnetError
+from shardnet.errors import ShardError, ShardnetError, UsageError
 from shardnet.ids import ShardKey
 from shardnet.inference.manifest_file import (
     MANIFEST,
@@ -99,11 +99,11 @@ class ModelStore:
             log.info("hash_not_remembered", path=str(path), reason=str(error))
 
     async def keep_manifest(self, folder: Path, manifest: Manifest) -> None:
-        """Write `folder/manifest.json`. Raises: ShardError if the folder cannot be written."""
+        """Write `folder/manifest.json`. Raises: NoRoomError if the disk is full; ShardError if the folder cannot be written."""
         try:
             await asyncio.to_thread(save_manifest, folder, manifest)
-        except OSError as error:
-            raise ShardError(f"cannot write {folder / 'manifest.json'}: {error.strerror or error}") from error
+        except UsageError as error:
+            raise ShardError(str(error)) from error
 
     async def quarantine(self, path: Path) -> None:
         """Rename a damaged file, so that nothing takes it for a shard again, and its owner can look at it."""

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError, ShardNotFound, UsageError
+from shardnet.files import write_whole
 from shardnet.ids import NodeId, ShardKey
 from shardnet.log import get
 from shardnet.manifest import Manifest
@@ -25,7 +26,7 @@ from shardnet.node.exchange import FetchProgress, OnFetchProgress
 from shardnet.node.holders import Holder, Holders
 from shardnet.node.settings import NodeTorrentSettings
 from shardnet.swarm.addresses import reachable
-from shardnet.swarm.home import PUBLIC, hold_lock, write_whole
+from shardnet.swarm.home import hold_lock
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.signing import signature_is_valid
 from shardnet.torrent import disk
@@ -420,7 +421,7 @@ class SwarmExchange:
             data = await self._holders.tokenizer(manifest, holders)
             if hashlib.sha256(data).hexdigest() != wanted.sha256:
                 raise ShardCorrupt(f"the tokenizer of {manifest.name} that was sent is damaged")
-            await asyncio.to_thread(write_whole, path, data, mode=PUBLIC)
+            await asyncio.to_thread(write_whole, path, data)
         except (ShardnetError, OSError) as error:
             log.info("tokenizer_not_fetched", model=manifest.name, reason=str(error))
 

@@ -10,8 +10,8 @@ import hashlib
 from pathlib import Path
 
 from shardnet.errors import ManifestError, ShardError
+from shardnet.files import unwritable, write_whole
 from shardnet.manifest import Manifest
-from shardnet.swarm.home import PUBLIC, write_whole
 from shardnet.torrent.metainfo import check_torrent, for_swarm, make_torrent, parse_torrent
 
 FOLDER = ".torrents"
@@ -39,13 +39,13 @@ def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: by
 
 
 def keep(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None, torrent: bytes) -> None:
-    """Keep a torrent for the next start. Raises: ShardError if it cannot be written."""
+    """Keep a torrent for the next start. Raises: NoRoomError if the disk is full; ShardError if it cannot be written."""
     file = torrent_file(folder, manifest, shard_id, authority_pem)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, torrent, mode=PUBLIC)
+        write_whole(file, torrent)
     except OSError as error:
-        raise ShardError(f"cannot write {file}: {error.strerror or error}") from error
+        raise unwritable(file, error, ShardError) from error
 
 
 def forget(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes) -> None:

@@ -29,7 +29,7 @@ from shardnet.swarm.enrol_lines import (
     read_line,
     write_line,
 )
-from shardnet.swarm.home import PUBLIC, Home, make_folder, write_whole
+from shardnet.swarm.home import PUBLIC, Home, make_folder, write_in_home
 from shardnet.swarm.identity import (
     SWARM_KEY_BYTES,
     Identity,
@@ -168,10 +168,10 @@ def _settle(
 ) -> None:
     make_folder(home.swarm)
     with home.locked():
-        write_whole(folder / "cert.pem", authority.to_pem(certificate), mode=PUBLIC)
+        write_in_home(folder / "cert.pem", authority.to_pem(certificate), mode=PUBLIC)
         add_member(home, authority.id_of(authority.p256(certificate.public_key())), folder.name, "invited", certificate)
-        write_whole(home.swarm_key, base64.b64decode(admission.swarm_key))
-        write_whole(home.ca_certificate, authority.to_pem(ca), mode=PUBLIC)
+        write_in_home(home.swarm_key, base64.b64decode(admission.swarm_key))
+        write_in_home(home.ca_certificate, authority.to_pem(ca), mode=PUBLIC)
     if admission.nodes_port is not None:
         # The port is the coordinator's word, the host the one that this machine has just reached.
         nodes = Address(host=service.host, port=admission.nodes_port)

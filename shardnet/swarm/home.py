@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from shardnet.errors import SettingsError
+from shardnet.files import unwritable, write_whole
 from shardnet.settings import default_home
 
 T = TypeVar("T")
@@ -95,30 +95,15 @@ def hold_lock(path: Path, *, wait: bool) -> Iterator[int]:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
-    """Make `data` the content of `path`: a reader sees the old file or the new one, and a crash leaves one of them.
+def write_in_home(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
+    """Make `data` the content of `path`, whole or not at all.
 
-    Raises: SettingsError if the folder cannot be written.
+    Raises: NoRoomError if the disk is full; SettingsError if the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, data, mode=mode)
     except OSError as error:
-        raise SettingsError(f"cannot write {path}: {error.strerror}") from error
+        raise unwritable(path, error, SettingsError) from error
 
 
 def read_public(path: Path) -> bytes:
@@ -168,4 +153,4 @@ def read_records(path: Path, kind: TypeAdapter[T], empty: T) -> T:
 
 def write_records(path: Path, kind: TypeAdapter[T], records: T) -> None:
     """Write records that `read_records` reads. Call it under `Home.locked()`, as part of read, change, write."""
-    write_whole(path, kind.dump_json(records, indent=1) + b"\n")
+    write_in_home(path, kind.dump_json(records, indent=1) + b"\n")

@@ -31,8 +31,8 @@ from shardnet.swarm.home import (
     read_private,
     read_public,
     read_records,
+    write_in_home,
     write_records,
-    write_whole,
 )
 from shardnet.swarm.records import MEMBERS, NAME_PATTERN, REVOCATIONS, Member, Revocation, at
 
@@ -144,10 +144,10 @@ def ensure_swarm(home: Home) -> SwarmIdentity:
             make_folder(home.swarm)
             key = authority.new_key()
             certificate = authority.new_authority(key)
-            write_whole(home.ca_key, authority.key_to_pem(key))
-            write_whole(home.swarm_key, os.urandom(SWARM_KEY_BYTES))
+            write_in_home(home.ca_key, authority.key_to_pem(key))
+            write_in_home(home.swarm_key, os.urandom(SWARM_KEY_BYTES))
             # Last: its presence says that the rest is there.
-            write_whole(home.ca_certificate, authority.to_pem(certificate), mode=PUBLIC)
+            write_in_home(home.ca_certificate, authority.to_pem(certificate), mode=PUBLIC)
             log.info("swarm_created", swarm_id=short(authority.id_of(key.public_key())), home=str(home.path))
         return open_swarm(home)
 
@@ -272,7 +272,7 @@ def read_or_make_key(folder: Path) -> authority.PrivateKey:
     """Returns: the key of the identity in `folder`, made now if it has none. The caller holds the identity's lock."""
     path = folder / "key.pem"
     if not path.exists():
-        write_whole(path, authority.key_to_pem(authority.new_key()))
+        write_in_home(path, authority.key_to_pem(authority.new_key()))
     return authority.parse_key(read_private(path), source=str(path))
 
 
@@ -299,7 +299,7 @@ def _key_and_certificate(swarm: SwarmIdentity, name: str) -> tuple[authority.Pri
     if swarm.is_owner and (ends is None or ends - now < timedelta(days=authority.RENEW_BEFORE_DAYS)):
         certificate = authority.issue(swarm.ca_key(), swarm.ca, key.public_key())
         pem = authority.to_pem(certificate)
-        write_whole(path, pem, mode=PUBLIC)
+        write_in_home(path, pem, mode=PUBLIC)
         add_member(swarm.home, node_id, name, "local", certificate)
     elif ends is None:
         raise SettingsError(

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from shardnet.errors import PeerLost, PeerRefused, ShardnetError, UnreachableError
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Address, AnyMessage, CancelTask, Ping, Refusal
 from shardnet.swarm import acceptor, authority
-from shardnet.swarm.home import write_whole
+from shardnet.swarm.home import write_in_home
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.tls import HANDSHAKE_TIMEOUT_S, client_context
 from shardnet.transport import Listener, dial, limits, link, listen, pace
@@ -89,7 +89,7 @@ def expired(identity: Identity) -> Identity:
     swarm = identity.swarm
     public = authority.p256(x509.load_pem_x509_certificate(identity.certificate_pem).public_key())
     then = datetime.now(UTC) - timedelta(days=3)
-    write_whole(
+    write_in_home(
         identity.certificate_path, authority.to_pem(authority.issue(swarm.ca_key(), swarm.ca, public, days=2, now=then))
     )
     return identity

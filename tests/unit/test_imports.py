@@ -11,10 +11,11 @@ import shardnet
 
 ROOT = Path(shardnet.__file__).parent
 
-GROUND = {"ids", "errors", "shards", "manifest", "steps", "messages", "wire", "settings", "log", "lifecycle"}
+GROUND = {"ids", "errors", "files", "shards", "manifest", "steps", "messages", "wire", "settings", "log", "lifecycle"}
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "errors": set(),
+    "files": {"errors"},
     "shards": {"errors"},
     "manifest": {"errors", "ids", "shards"},
     "steps": {"shards"},

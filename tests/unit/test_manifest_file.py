@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.errors import GgufError, ManifestError, ShardCorrupt, ShardnetError, ShardNotFound, UsageError
+from shardnet.errors import (
+    GgufError,
+    ManifestError,
+    NoRoomError,
+    ShardCorrupt,
+    ShardnetError,
+    ShardNotFound,
+    UsageError,
+)
 from shardnet.inference.gguf_writer import string_value, u32_value, write_gguf
 from shardnet.inference.manifest_file import (
     HASHES,
@@ -212,7 +220,7 @@ def test_a_save_that_fails_leaves_the_old_manifest(cache: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(NoRoomError, match=r"cannot write .*manifest.json: No space left on device; free some space"):
         save_manifest(folder, load_manifest(folder))
     assert sorted((path.name, path.stat().st_size) for path in folder.iterdir()) == before
 

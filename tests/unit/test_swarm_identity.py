@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 
 from shardnet.errors import SettingsError, UnreachableError, UsageError
 from shardnet.swarm import authority
-from shardnet.swarm.home import Home, read_records, write_whole
+from shardnet.swarm.home import Home, read_records, write_in_home
 from shardnet.swarm.identity import claim_identity, ensure_swarm, open_swarm
 from shardnet.swarm.membership import revoke
 from shardnet.swarm.records import MEMBERS
@@ -129,7 +129,7 @@ def test_certificates_are_renewed_before_they_end_and_keep_the_node_id(here: Hom
     path = here.nodes / "node" / "cert.pem"
     key = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
     old = authority.issue(swarm.ca_key(), swarm.ca, authority.p256(key), days=10)
-    write_whole(path, authority.to_pem(old))
+    write_in_home(path, authority.to_pem(old))
     with claim_identity(here, None, "node") as node:
         renewed = x509.load_pem_x509_certificate(node.certificate_pem)
         assert renewed.public_key() == key
@@ -169,7 +169,7 @@ def test_a_guest_whose_certificate_expired_is_told_so(here: Home, days: int) -> 
     certificate = authority.issue(
         swarm.ca_key(), swarm.ca, key, days=1, now=datetime.now(UTC) - timedelta(days=2 if days < 0 else 0)
     )
-    write_whole(path, authority.to_pem(certificate))
+    write_in_home(path, authority.to_pem(certificate))
     guest(here)
     if days < 0:
         with pytest.raises(SettingsError, match=r"expired at .*run `shardnet join TOKEN --name node`"):
