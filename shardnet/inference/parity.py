@@ -8,6 +8,7 @@ of the largest model.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, NoRoomError
+from shardnet.files import FULL
 from shardnet.inference.capture import LayerProbe
 from shardnet.inference.llama import LLAMA_CPP_VERSION, LlamaContext, LlamaModel, single_sequence_rows
 from shardnet.log import human_bytes
@@ -164,19 +166,31 @@ def processor_name() -> str:
 
 
 def _check_room(scratch: Path, needed: int) -> None:
-    """A mapped file on a full disk would be a SIGBUS later."""
     free = shutil.disk_usage(scratch).free
     if needed > free:
-        raise NoRoomError(
-            f"comparing this model takes {human_bytes(needed)} in {scratch.parent}, which has {human_bytes(free)}; "
-            "set TMPDIR to a larger disk",
-            needed_bytes=needed,
-            free_bytes=free,
-        )
+        raise _no_room(scratch, needed, free)
+
+
+def _no_room(scratch: Path, needed: int, free: int) -> NoRoomError:
+    return NoRoomError(
+        f"comparing this model takes {human_bytes(needed)} in {scratch.parent}, which has {human_bytes(free)}; "
+        "set TMPDIR to a larger disk",
+        needed_bytes=needed,
+        free_bytes=free,
+    )
 
 
 def _array(path: Path, rows: int, width: int) -> NDArray[np.float32]:
-    return np.memmap(path, dtype=np.float32, mode="w+", shape=(rows, width))
+    """Raises: NoRoomError if others filled the disk meanwhile: a mapped file without its blocks would be a SIGBUS later."""
+    nbytes = 4 * rows * width
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+    except OSError as error:
+        if error.errno in FULL:
+            raise _no_room(path.parent, nbytes, shutil.disk_usage(path.parent).free) from error
+        raise
+    return np.memmap(path, dtype=np.float32, mode="r+", shape=(rows, width))
 
 
 def _tokenized(model: LlamaModel) -> list[list[int]]:

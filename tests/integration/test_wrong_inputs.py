@@ -168,6 +168,27 @@ def test_a_disk_without_room_is_told_with_what_has_to_stay_free(tmp_path: Path) 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_a_limit_for_one_file_is_told_with_what_would_fit(tmp_path: Path) -> None:
+    """The system's own refusal in the middle of a file, as on a disk that takes no large ones."""
+    source = tiny_llama(tmp_path / "tiny.gguf")
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv[0] = 'shardnet'; "
+        "from shardnet.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "split", str(source), "--out", str(tmp_path / "out"), "--shards", "2"],
+        env=os.environ | {"SHARDNET_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    refused(
+        Done(done.returncode, done.stdout, done.stderr), 6, "takes no file of", "--max-shard-bytes", "nothing was left"
+    )
+    assert list((tmp_path / "out" / "shards").iterdir()) == []
+
+
 def flip(path: Path) -> None:
     """Change one bit near the end of a file."""
     with path.open("r+b") as file:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from shardnet.cli import app
-from shardnet.errors import FamilyRefused, ManifestError, ShardnetError, UsageError
+from shardnet.errors import FamilyRefused, ManifestError, NoRoomError, ShardnetError, UsageError
 from shardnet.inference import families
 from shardnet.inference.families import Overrides
 from shardnet.inference.family_table import Windows
 from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
 from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
 from shardnet.inference.manifest_file import load_manifest
-from shardnet.inference.parity import DIFFERENT_BEYOND_MEASURE, max_abs_diff
+from shardnet.inference.parity import DIFFERENT_BEYOND_MEASURE, StageFile, max_abs_diff, run_parity
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.inference.verify import fault_of, verify_split
 from shardnet.manifest import Manifest, ParityCertificate
@@ -150,6 +152,20 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         verify_split(folder, path, prompts=some_prompts(), threads=1, on_progress=interrupt)
     assert load_manifest(folder).certificate is None
+
+
+def test_a_scratch_disk_that_others_fill_meanwhile_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapped file's missing blocks were a SIGBUS, and that was taken for a family that llama.cpp does not run."""
+
+    def full(_descriptor: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tiny_llama(tmp_path / "model.gguf", n_layers=2)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(NoRoomError, match="set TMPDIR to a larger disk"):
+        run_parity(path, [StageFile(path, 2)], tmp_path, prompts=some_prompts(), decode_tokens=2, threads=1)
 
 
 def test_another_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
