@@ -103,6 +103,30 @@ async def one_to_one(folder: Path, megabytes: int) -> None:
         shutil.rmtree(folder / kind)
 
 
+async def flipped_byte(folder: Path, megabytes: int) -> None:
+    """A node whose file has one wrong byte in the middle: from the moment that it is found out to a file that is right."""
+    shard = make_shard(folder / "origin", megabytes * MB)
+    async with AsyncExitStack() as stack:
+        world = World(folder / "flipped", stack)
+        torrent = make_torrent(shard.path, name=shard.path.name, root_cert_pem=None)
+        seed = await world.session("seed", None, **ORDINARY)
+        node = await world.session("node", None, **ORDINARY)
+        await seed.seed(torrent, shard.path, label="0")
+        target = world.target("node")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shard.path, target)
+        with target.open("r+b") as file:
+            file.seek(megabytes * MB // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes((byte ^ 1,)))
+        started = time.perf_counter()
+        await node.fetch(torrent, target, peers=[("127.0.0.1", seed.port)], **shard.wanted())
+        spent_s = time.perf_counter() - started
+    tell("one_flipped_byte", megabytes=megabytes, until_right_s=spent_s)
+    shutil.rmtree(folder / "flipped")
+
+
 async def capped_seeds(folder: Path, mebibytes: int) -> None:
     """Line B1: one seed and three, each held to 30 MiB/s. Do sources add up?"""
     shard = make_shard(folder / "capped", mebibytes * MIB)
@@ -163,6 +187,7 @@ async def one_to_five(folder: Path, shards: list[Shard], limit_bytes_per_s: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--flipped-megabytes", type=int, default=300)
     parser.add_argument("--capped-mebibytes", type=int, default=300)
     parser.add_argument("--swarm-megabytes", type=int, default=98)
     parser.add_argument("--shards", type=int, default=3)
@@ -173,6 +198,8 @@ def main() -> None:
     async def run(folder: Path) -> None:
         if chosen.megabytes:
             await one_to_one(folder, chosen.megabytes)
+        if chosen.flipped_megabytes:
+            await flipped_byte(folder, chosen.flipped_megabytes)
         if chosen.capped_mebibytes:
             await capped_seeds(folder, chosen.capped_mebibytes)
         if not chosen.swarm_megabytes:
