@@ -1,21 +1,20 @@
-"""The coordinator daemon: one place that wires listener, registry, placement, requests and HTTP API together, and acts on what they decide."""
+"""The coordinator daemon: one place that wires ports, registry, placement, requests and HTTP API together, and acts on what they decide."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, cast
+from typing import Any
 
 from shardnet import __version__
 from shardnet.coordinator import views
 from shardnet.coordinator.api import Api
 from shardnet.coordinator.catalogue import Catalogue
 from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.directory import open_directory
+from shardnet.coordinator.doors import Doors, Wanted, open_doors
 from shardnet.coordinator.epoch import next_epoch
 from shardnet.coordinator.events import (
     Event,
@@ -24,66 +23,46 @@ from shardnet.coordinator.events import (
     NodeJoined,
     NodeLeft,
     PlanNeeded,
-    SeedersKnown,
     ShardsLost,
     TimePassed,
 )
+from shardnet.coordinator.fetching import fetch_piece
 from shardnet.coordinator.frames import Frames
-from shardnet.coordinator.http_server import HttpServer
 from shardnet.coordinator.loads import Loader
+from shardnet.coordinator.measuring import keep_measured
 from shardnet.coordinator.peers import Peers
-from shardnet.coordinator.placement import Policy
-from shardnet.coordinator.planning import Route, plan, routes
+from shardnet.coordinator.planning import Route
 from shardnet.coordinator.requests import Requests
-from shardnet.coordinator.seeders import LOOK_EVERY_S, Seeders
+from shardnet.coordinator.seeders import Seeders
 from shardnet.coordinator.service import Service
 from shardnet.coordinator.settings import CoordinatorSettings
-from shardnet.coordinator.spreading import spread
-from shardnet.dht.directory import Directory
-from shardnet.dht.kademlia_directory import KademliaDirectory
+from shardnet.coordinator.standing import Standing
 from shardnet.errors import (
     Busy,
     PeerLost,
     PeerRefused,
-    SettingsError,
-    ShardCorrupt,
     ShardnetError,
     ShardNotFound,
-    UsageError,
 )
-from shardnet.ids import new_id, short
+from shardnet.ids import short
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import (
     PROTOCOL_VERSION,
     Address,
     ExecuteTask,
-    FileIs,
     FreeSequence,
-    GetFile,
     Hello,
     Revoked,
-    ShardOptions,
     Welcome,
 )
-from shardnet.swarm.addresses import (
-    HostPort,
-    is_loopback,
-    is_wildcard,
-    parse_host_port,
-    reachable,
-    write_coordinator_addresses,
-)
-from shardnet.swarm.enrol_service import EnrolmentServer
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.membership import follow_revocations
-from shardnet.transport import Connection, Listener, listen
+from shardnet.transport import Connection
 from shardnet.wire import Buffer
 
 TICK_S = 0.5
-FILE_DEADLINE_S = 30.0
-REMEASURE_S = 60.0
 
 log = get("coordinator")
 
@@ -98,13 +77,8 @@ class Coordinator:
     def __init__(self, settings: CoordinatorSettings, home: Home) -> None:
         self._settings = settings
         self._home = home
-        placement = settings.placement
-        self._policy = Policy(
-            stages=placement.stages,
-            headroom_share=placement.headroom_share,
-            ring=not settings.speculation.enabled,  # with it, each step is the coordinator's own
-        )
-        self._cluster = Cluster(dead_after_s=placement.dead_after_s)
+        self._cluster = Cluster(dead_after_s=settings.placement.dead_after_s)
+        self._standing = Standing(settings, self._cluster)
         self._peers = Peers()
         self._requests = Requests(
             self,
@@ -125,15 +99,10 @@ class Coordinator:
         self._loader = Loader(self._cluster, self._peers, self._apply, self.now_s)
         self._stopping = asyncio.Event()
         self._plan_needed = asyncio.Event()
-        self._problems: dict[str, ShardnetError] = {}
-        self._notes: dict[str, tuple[str, ...]] = {}
-        self._routes: dict[str, tuple[int, list[Route]]] = {}
-        self._told: dict[str, str] = {}
         self._tasks: asyncio.TaskGroup
         self._catalogue: Catalogue
         self._identity: Identity
-        self._directory: KademliaDirectory | None = None
-        self._addresses: dict[str, Address | None] = {}
+        self._doors: Doors | None = None
         self._epoch = 0
         self._is_over = False
         self._began_s = self.now_s()
@@ -148,57 +117,54 @@ class Coordinator:
     async def started(self) -> dict[str, Address | None]:
         """Wait until it listens. Returns: the addresses `nodes`, `enrol`, `api`, `dht`."""
         await self._ready.wait()
-        return self._addresses
+        return self._doors.addresses if self._doors is not None else {}
 
     async def run(self) -> None:
         """Serve until stop(); when this returns, no task or socket of ours is left.
 
         Raises: SettingsError if a port is taken or a file cannot be used; UnreachableError if this machine belongs to no swarm.
         """
-        where = self._settings.listen
-        nodes_at = parse_host_port(where.nodes, what="listen.nodes")
-        api_at = parse_host_port(where.api, what="listen.api")
-        enrol_at = parse_host_port(where.enrol, what="listen.enrol") if where.enrol else None
+        wanted = Wanted.of(self._settings)
         async with AsyncExitStack() as resources:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
-            self._catalogue = Catalogue(self._settings.models.cache, self._identity.swarm, self._fetch_piece)
+            self._catalogue = Catalogue(
+                self._settings.models.cache,
+                self._identity.swarm,
+                lambda model_id, offset: fetch_piece(self._cluster, self._peers, model_id, offset),
+            )
             resources.push_async_callback(self._catalogue.close)
             manifests = await asyncio.to_thread(self._catalogue.scan)
             try:
                 async with asyncio.TaskGroup() as self._tasks:
-                    listener = await self._listen(resources, nodes_at)
-                    enrolment = await self._listen_enrol(resources, enrol_at)
-                    http = await self._open_api(api_at)
-                    resources.callback(http.close)
-                    dht = await self._meet(resources, listener.address)
-                    self._addresses = {
-                        "nodes": listener.address,
-                        "enrol": enrolment,
-                        "api": http.address,
-                        "dht": dht,
-                    }
-                    await asyncio.to_thread(self._write_addresses)
+                    doors = self._doors = await open_doors(
+                        resources, wanted, self._settings, self._home, self._identity, self._on_hello
+                    )
+                    self._spawn(doors.be_found(), "announce this coordinator")
+                    await asyncio.to_thread(doors.write_down, self._home)
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
-                    self._announce()
+                    doors.log_them(epoch=self._epoch, has_key=bool(self._settings.api.key))
+                    api = Api(self._service(), self._settings.api)
                     children = [
-                        self._tasks.create_task(http.run(Api(self._service(), self._settings.api).app), name="http"),
+                        self._tasks.create_task(doors.http.run(api.app), name="http"),
                         self._tasks.create_task(self._tick(), name="tick"),
                         self._tasks.create_task(self._keep_planned(), name="plan"),
                         self._tasks.create_task(self._follow_revocations(), name="revocations"),
                     ]
-                    if self._directory is not None:
-                        looking = self._keep_seeders_known(self._directory)
+                    if doors.directory is not None:
+                        seeders = Seeders(self._cluster, doors.directory)
+                        looking = seeders.keep_known(self._standing.served, self._apply)
                         children.append(self._tasks.create_task(looking, name="seeders"))
                     if self._settings.placement.measure_links:
-                        children.append(self._tasks.create_task(self._keep_measured(), name="measure"))
+                        measuring = keep_measured(self._cluster, self._loader, self.now_s)
+                        children.append(self._tasks.create_task(measuring, name="measure"))
                     self._ready.set()
                     await self._stopping.wait()
                     await self._drain()
-                    http.stop()
+                    doors.http.stop()
                     await asyncio.wait(children[:1], timeout=5)
                     self._is_over = True
                     raise _Stopped
@@ -216,52 +182,6 @@ class Coordinator:
                 await self._requests.idle.wait()
         self._requests.fail_all()
 
-    async def _listen(self, resources: AsyncExitStack, address: HostPort) -> Listener:
-        try:
-            return await resources.enter_async_context(await listen(self._identity, address, self._on_hello))
-        except SettingsError as error:
-            raise _port_error(error, address, "--listen") from error
-
-    async def _meet(self, resources: AsyncExitStack, nodes_at: Address) -> Address | None:
-        """Take part in the DHT, and be found there."""
-        if not self._settings.dht.enabled:
-            return None
-        directory = await resources.enter_async_context(open_directory(self._identity, self._settings.dht, nodes_at))
-        self._directory = directory
-        if (where := reachable(nodes_at)) is not None:
-            self._spawn(_be_found(directory, where), "announce this coordinator")
-        host, port = directory.address
-        return Address(host=host, port=port)
-
-    async def _listen_enrol(self, resources: AsyncExitStack, address: HostPort | None) -> Address | None:
-        """Take in newcomers, where this machine can let them in."""
-        if address is None or not self._identity.is_owner:
-            return None
-        try:
-            server = await resources.enter_async_context(EnrolmentServer(self._home, self._identity, address))
-        except SettingsError as error:
-            raise _port_error(error, address, "--enrol") from error
-        return server.address
-
-    async def _open_api(self, address: HostPort) -> HttpServer:
-        try:
-            return await asyncio.to_thread(HttpServer.listen, address)
-        except SettingsError as error:
-            raise _port_error(error, address, "--api") from error
-
-    def _write_addresses(self) -> None:
-        dialled = {what: _dialable(address) for what, address in self._addresses.items()}
-        write_coordinator_addresses(self._home, **dialled)
-
-    def _announce(self) -> None:
-        log.info("coordinator_listening", address=str(self._addresses["nodes"]), epoch=self._epoch)
-        if self._addresses["enrol"]:
-            log.info("enrolment_listening", address=str(self._addresses["enrol"]))
-        api = cast("Address", self._addresses["api"])
-        log.info("api_listening", address=str(api))
-        if not is_loopback(api.host) and not self._settings.api.key:
-            log.warning("api_open_to_everybody", address=str(api), advice="set api.key, or listen on 127.0.0.1")
-
     # -- core loops ----------------------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
@@ -276,41 +196,13 @@ class Coordinator:
             await self._plan_needed.wait()
             await asyncio.sleep(self._settings.placement.debounce_s)
             self._plan_needed.clear()
-            models = {manifest.model_id: self._options(manifest) for manifest in self._served()}
-            found = plan(self._cluster, models, self._policy, replicas=self._settings.placement.replicas)
-            self._problems, self._notes = found.problems, found.notes
-            orders = [*found.orders, *spread(self._cluster, self._served(), self._settings.placement.copies)]
-            for order in orders:
-                deadline_s = self._settings.placement.load_deadline_s
-                work = self._loader.load(order, models[order.model_id], deadline_s)
+            orders = self._standing.think_over()
+            for order, options in orders:
+                work = self._loader.load(order, options, self._settings.placement.load_deadline_s)
                 self._spawn(work, f"load shard {order.shard_id} on {short(order.node_id)}")
-            self._tell_readiness()
+            self._standing.tell()
             if orders:
                 await asyncio.sleep(0)  # each load tells the cluster that it is under way before the next plan
-
-    async def _keep_seeders_known(self, directory: Directory) -> None:
-        """As long as shards are with no connected node, ask the DHT who else has them."""
-        seeders = Seeders(self._cluster, directory)
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            for manifest in self._served():
-                self._apply(SeedersKnown(manifest.model_id, await seeders.of(manifest)))
-
-    async def _keep_measured(self) -> None:
-        """Measure each link once, and those that did not work again now and then."""
-        measured: dict[tuple[str, str], float] = {}
-        while True:
-            await asyncio.sleep(1)
-            at_s = self.now_s()
-            here = sorted(node_id for node_id, node in self._cluster.nodes.items() if not node.draining)
-            pairs = [("", one) for one in here] + [(a, b) for a in here for b in here if a < b]
-            pairs += sorted(pair for pair in self._cluster.unreachable if pair not in pairs)
-            measured = {pair: done_s for pair, done_s in measured.items() if set(pair) <= {"", *here}}
-            for pair in pairs:
-                due = pair in self._cluster.unreachable and at_s - measured.get(pair, at_s) > REMEASURE_S
-                if pair not in measured or due:
-                    measured[pair] = self.now_s()
-                    await self._loader.measure(*pair)
 
     async def _follow_revocations(self) -> None:
         def tell(node_ids: frozenset[str]) -> None:
@@ -364,7 +256,7 @@ class Coordinator:
             node_id=self._identity.node_id,
             epoch=self._epoch,
             revoked=tuple(sorted(self._identity.revoked)),
-            dht=self._addresses.get("dht"),
+            dht=self._doors.dht if self._doors is not None else None,
         )
 
     def _on_close(self, node_id: str, connection: Connection, error: ShardnetError) -> None:
@@ -376,7 +268,7 @@ class Coordinator:
             log.info("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
         self._apply(NodeLeft(self.now_s(), node_id))
         self._requests.on_node_lost(node_id)
-        self._tell_readiness()
+        self._standing.tell()
 
     def _apply(self, event: Event) -> None:
         """Take an event into the cluster's state, and act on what follows."""
@@ -398,53 +290,6 @@ class Coordinator:
         with contextlib.suppress(ShardNotFound, PeerLost):  # the first request tries again
             await self._catalogue.words(manifest)
 
-    async def _fetch_piece(self, model_id: str, offset: int) -> tuple[int, bytes]:
-        manifest = self._cluster.manifests[model_id]
-        last: ShardnetError = ShardNotFound(f"no connected node has the tokenizer of {manifest.name}")
-        for node in sorted(self._cluster.nodes.values(), key=lambda one: one.node_id):
-            if not any(model == model_id for model, _ in node.held):
-                continue
-            question = GetFile(
-                command_id=new_id(), deadline_s=FILE_DEADLINE_S, model_id=model_id, kind="tokenizer", offset=offset
-            )
-            try:
-                frame = await self._peers.ask(node.node_id, question, timeout_s=FILE_DEADLINE_S)
-            except ShardnetError as error:
-                last = error
-                continue
-            answer, data = cast("FileIs", frame.message), frame.payload("data")
-            if data is None or answer.piece_bytes > len(data):
-                raise ShardCorrupt(f"node {node.label} sent a piece of the tokenizer that is not whole")
-            return answer.total_bytes, bytes(data[: answer.piece_bytes])
-        raise last
-
-    # -- models --------------------------------------------------------------------------------------------------------------
-
-    def _served(self) -> list[Manifest]:
-        wanted = self._settings.models.serve
-        known = sorted(self._cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
-        return [one for one in known if not wanted or one.name in wanted or one.model_id in wanted]
-
-    def _options(self, manifest: Manifest) -> ShardOptions:
-        return self._settings.sequences.to_options(manifest.content.n_ctx_train)
-
-    def _tell_readiness(self) -> None:
-        """Log when a model becomes complete or is so no longer; each new reason once."""
-        for manifest in self._served():
-            ready = self.routes(manifest.model_id)
-            sentence = views.stages_sentence(self._cluster, manifest, ready[0]) if ready else ""
-            fact = sentence or str(self.not_ready(manifest.model_id))
-            if self._told.get(manifest.model_id) == fact:
-                continue
-            self._told[manifest.model_id] = fact
-            if ready:
-                log.info("pipeline_ready", model=manifest.name, stages=fact, pipelines=len(ready))
-                for note in self._notes.get(manifest.model_id, ()):
-                    log.info("placement_note", model=manifest.name, note=note)
-            else:
-                reason = fact.removeprefix(f"model {manifest.name} is not ready: ")
-                log.warning("pipeline_incomplete", model=manifest.name, reason=reason)
-
     # -- what requests need (requests.Swarm) ---------------------------------------------------------------------------------
 
     def now_s(self) -> float:
@@ -457,17 +302,11 @@ class Coordinator:
 
     def routes(self, model_id: str) -> list[Route]:
         """Returns: pipelines that are ready now."""
-        known = self._routes.get(model_id)
-        if known is None or known[0] != self._cluster.version:
-            options = self._options(self._cluster.manifests[model_id])
-            known = (self._cluster.version, routes(self._cluster, model_id, options, self._policy))
-            self._routes[model_id] = known
-        return known[1]
+        return self._standing.routes(model_id)
 
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""
-        manifest = self._cluster.manifests[model_id]
-        return views.not_ready(self._cluster, manifest, self._problems.get(model_id))
+        return self._standing.not_ready(model_id)
 
     def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None:
         """A stage does not have its shards after all: have them confirmed again."""
@@ -487,80 +326,27 @@ class Coordinator:
             requests=self._requests,
             settings=self._settings.requests,
             epoch=self._epoch,
-            manifests=self._served,
-            options=self._options,
+            manifests=self._standing.served,
+            options=self._standing.options,
             words=self._catalogue.words,
             status=self._status,
-            health=self._health,
-            describe_stage=self._describe_stage,
+            health=self._standing.health,
+            describe_stage=self._standing.describe_stage,
         )
-
-    def _describe_stage(self, route: Route, index: int) -> dict[str, Any]:
-        return views.stage_json(self._cluster, self._cluster.manifests[route.model_id], route, index)
-
-    def _health(self) -> dict[str, Any]:
-        models = [
-            views.health_model(self._cluster, one, self.routes(one.model_id), self._problems.get(one.model_id))
-            for one in self._served()
-        ]
-        ready = any(one["ready"] for one in models)
-        return {
-            "ready": ready,
-            "status": "ok" if ready else "not ready",
-            "nodes": len(self._cluster.nodes),
-            "models": models,
-        }
 
     def _status(self) -> dict[str, Any]:
         at_s = self.now_s()
-        nodes = sorted(self._cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
-        totals = self._requests.totals
-        return {
-            "coordinator": {
-                "node_id": self._identity.node_id,
-                "swarm_id": self._identity.swarm.swarm_id,
-                "version": __version__,
-                "epoch": self._epoch,
-                "uptime_s": round(at_s - self._began_s, 1),
-                "addresses": {what: str(address) if address else None for what, address in self._addresses.items()},
-            },
-            "nodes": [views.node_json(self._cluster, node, at_s) for node in nodes],
-            "models": [
-                views.model_json(
-                    self._cluster,
-                    one,
-                    self.routes(one.model_id),
-                    self._problems.get(one.model_id),
-                    self._notes.get(one.model_id, ()),
-                )
-                for one in self._served()
-            ],
-            "links": [
-                {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}
-                for (a, b), link in sorted(self._cluster.links.items())
-            ],
-            "requests": {
-                "running": len(self._requests.running),
-                "queued": self._requests.queued,
-                "finished": totals.finished,
-                "failed": totals.failed,
-                "cancelled": totals.cancelled,
-                "retried": totals.retried,
-                "late_answers": totals.late_answers,
-                "relayed_steps": self._frames.relayed,
-                "prompt_tokens": totals.prompt_tokens,
-                "completion_tokens": totals.completion_tokens,
-                "tokens_proposed": totals.tokens_proposed,
-                "tokens_accepted": totals.tokens_accepted,
-            },
+        addresses = self._doors.addresses if self._doors is not None else {}
+        about = {
+            "node_id": self._identity.node_id,
+            "swarm_id": self._identity.swarm.swarm_id,
+            "version": __version__,
+            "epoch": self._epoch,
+            "uptime_s": round(at_s - self._began_s, 1),
+            "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
-
-
-async def _be_found(directory: KademliaDirectory, where: Address) -> None:
-    try:
-        await directory.announce_coordinator(address=(where.host, where.port))
-    except UsageError as error:
-        log.warning("coordinator_not_announced", reason=str(error))
+        requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)
+        return {"coordinator": about} | self._standing.status(at_s) | {"requests": requests}
 
 
 class _Stopped(Exception):
@@ -571,17 +357,3 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Returns: the one error that matters: whatever came first took the others with it."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _port_error(error: SettingsError, address: HostPort, flag: str) -> SettingsError:
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-        return SettingsError(f"port {address[1]} on {address[0]} is in use; choose another with {flag}")
-    return error
-
-
-def _dialable(address: Address | None) -> Address | None:
-    """Where commands of this machine reach a listener that listens everywhere."""
-    if address is None or not is_wildcard(address.host):
-        return address
-    return Address(host="::1" if ":" in address.host else "127.0.0.1", port=address.port)

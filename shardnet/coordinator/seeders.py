@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 
 from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.events import Event, SeedersKnown
 from shardnet.dht.directory import Directory
 from shardnet.manifest import Manifest
 
@@ -19,6 +22,13 @@ class Seeders:
         self._directory = directory
         self._left_ms: dict[str, int] = {}
         self._connected: set[str] = set()
+
+    async def keep_known(self, models: Callable[[], list[Manifest]], apply: Callable[[Event], None]) -> None:
+        """As long as shards are with no connected node, ask the DHT who else has them; until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for manifest in models():
+                apply(SeedersKnown(manifest.model_id, await self.of(manifest)))
 
     async def of(self, manifest: Manifest) -> frozenset[int]:
         """Returns: shards of the model that nobody connected has whole, and somebody else on the DHT does."""

@@ -7,6 +7,7 @@ from typing import Any
 from shardnet.coordinator.cluster import Cluster, NodeView, joined
 from shardnet.coordinator.placement import layers_of
 from shardnet.coordinator.planning import Route, measured_pace
+from shardnet.coordinator.requests import Requests
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 
@@ -160,6 +161,25 @@ def stage_json(cluster: Cluster, manifest: Manifest, route: Route, index: int) -
         "layers": str(layers_of(manifest, stage.first_shard, stage.end_shard)),
         "relayed": index > 0 and stage.address is None,
         "bytes_on": 4 * manifest.content.n_embd if index + 1 < len(route.stages) else 0,
+    }
+
+
+def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, int]:
+    """Returns: requests in progress, and counters since the start."""
+    totals = requests.totals
+    return {
+        "running": len(requests.running),
+        "queued": requests.queued,
+        "finished": totals.finished,
+        "failed": totals.failed,
+        "cancelled": totals.cancelled,
+        "retried": totals.retried,
+        "late_answers": totals.late_answers,
+        "relayed_steps": relayed_steps,
+        "prompt_tokens": totals.prompt_tokens,
+        "completion_tokens": totals.completion_tokens,
+        "tokens_proposed": totals.tokens_proposed,
+        "tokens_accepted": totals.tokens_accepted,
     }
 
 

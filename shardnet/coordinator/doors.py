@@ -1,0 +1,140 @@
+"""Where the coordinator can be found: the ports for nodes, newcomers, HTTP clients and the DHT, and who is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from shardnet.coordinator.directory import open_directory
+from shardnet.coordinator.http_server import HttpServer
+from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.dht.kademlia_directory import KademliaDirectory
+from shardnet.errors import SettingsError, UsageError
+from shardnet.log import get
+from shardnet.messages import Address
+from shardnet.swarm.addresses import (
+    HostPort,
+    is_loopback,
+    is_wildcard,
+    parse_host_port,
+    reachable,
+    write_coordinator_addresses,
+)
+from shardnet.swarm.enrol_service import EnrolmentServer
+from shardnet.swarm.home import Home
+from shardnet.swarm.identity import Identity
+from shardnet.transport import HelloHandler, listen
+
+log = get("coordinator")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The addresses that the settings ask for."""
+
+    nodes: HostPort
+    api: HostPort
+    enrol: HostPort | None
+
+    @classmethod
+    def of(cls, settings: CoordinatorSettings) -> Wanted:
+        """Raises: SettingsError if one is no address."""
+        where = settings.listen
+        return cls(
+            nodes=parse_host_port(where.nodes, what="listen.nodes"),
+            api=parse_host_port(where.api, what="listen.api"),
+            enrol=parse_host_port(where.enrol, what="listen.enrol") if where.enrol else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """All of them, open."""
+
+    nodes: Address
+    api: Address
+    enrol: Address | None
+    dht: Address | None
+    http: HttpServer
+    directory: KademliaDirectory | None
+
+    @property
+    def addresses(self) -> dict[str, Address | None]:
+        """Returns: `nodes`, `enrol`, `api`, `dht`."""
+        return {"nodes": self.nodes, "enrol": self.enrol, "api": self.api, "dht": self.dht}
+
+    def write_down(self, home: Home) -> None:
+        """Tell the commands of this machine. Blocking. Raises: SettingsError, NoRoomError."""
+        write_coordinator_addresses(home, **{what: _dialable(address) for what, address in self.addresses.items()})
+
+    def log_them(self, *, epoch: int, has_key: bool) -> None:
+        """Tell whoever watches."""
+        log.info("coordinator_listening", address=str(self.nodes), epoch=epoch)
+        if self.enrol:
+            log.info("enrolment_listening", address=str(self.enrol))
+        log.info("api_listening", address=str(self.api))
+        if not is_loopback(self.api.host) and not has_key:
+            log.warning("api_open_to_everybody", address=str(self.api), advice="set api.key, or listen on 127.0.0.1")
+
+    async def be_found(self) -> None:
+        """Announce the coordinator on the DHT, if others can reach it."""
+        where = reachable(self.nodes)
+        if self.directory is None or where is None:
+            return
+        try:
+            await self.directory.announce_coordinator(address=(where.host, where.port))
+        except UsageError as error:
+            log.warning("coordinator_not_announced", reason=str(error))
+
+
+async def open_doors(
+    resources: AsyncExitStack,
+    wanted: Wanted,
+    settings: CoordinatorSettings,
+    home: Home,
+    identity: Identity,
+    on_hello: HelloHandler,
+) -> Doors:
+    """Open every port; `resources` closes them. Newcomers are let in only where this machine owns the swarm.
+
+    Raises: SettingsError, with the flag to change, if a port is taken.
+    """
+    try:
+        nodes = (await resources.enter_async_context(await listen(identity, wanted.nodes, on_hello))).address
+    except SettingsError as error:
+        raise _port_error(error, wanted.nodes, "--listen") from error
+    enrol: Address | None = None
+    if wanted.enrol is not None and identity.is_owner:
+        try:
+            server = await resources.enter_async_context(EnrolmentServer(home, identity, wanted.enrol))
+        except SettingsError as error:
+            raise _port_error(error, wanted.enrol, "--enrol") from error
+        enrol = server.address
+    try:
+        http = await asyncio.to_thread(HttpServer.listen, wanted.api)
+    except SettingsError as error:
+        raise _port_error(error, wanted.api, "--api") from error
+    resources.callback(http.close)
+    directory: KademliaDirectory | None = None
+    dht: Address | None = None
+    if settings.dht.enabled:
+        directory = await resources.enter_async_context(open_directory(identity, settings.dht, nodes))
+        host, port = directory.address
+        dht = Address(host=host, port=port)
+    return Doors(nodes=nodes, api=http.address, enrol=enrol, dht=dht, http=http, directory=directory)
+
+
+def _port_error(error: SettingsError, address: HostPort, flag: str) -> SettingsError:
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+        return SettingsError(f"port {address[1]} on {address[0]} is in use; choose another with {flag}")
+    return error
+
+
+def _dialable(address: Address | None) -> Address | None:
+    """Where commands of this machine reach a listener that listens everywhere."""
+    if address is None or not is_wildcard(address.host):
+        return address
+    return Address(host="::1" if ":" in address.host else "127.0.0.1", port=address.port)

@@ -1,0 +1,125 @@
+"""The models that are served, and how each stands: what is ready, what is missing and why. Decides by pure functions; sends nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardnet.coordinator import views
+from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.placement import Policy
+from shardnet.coordinator.planning import LoadOrder, Route, plan, routes
+from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.spreading import spread
+from shardnet.errors import ShardnetError
+from shardnet.log import get
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardOptions
+
+log = get("coordinator")
+
+
+class Standing:
+    """Remembers what the last plan could not do, and the routes of the cluster's present version."""
+
+    def __init__(self, settings: CoordinatorSettings, cluster: Cluster) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._policy = Policy(
+            stages=settings.placement.stages,
+            headroom_share=settings.placement.headroom_share,
+            ring=not settings.speculation.enabled,  # with it, each step is the coordinator's own
+        )
+        self._problems: dict[str, ShardnetError] = {}
+        self._notes: dict[str, tuple[str, ...]] = {}
+        self._routes: dict[str, tuple[int, list[Route]]] = {}
+        self._told: dict[str, str] = {}
+
+    def served(self) -> list[Manifest]:
+        """Returns: known models that the settings do not leave out, by name."""
+        wanted = self._settings.models.serve
+        known = sorted(self._cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
+        return [one for one in known if not wanted or one.name in wanted or one.model_id in wanted]
+
+    def options(self, manifest: Manifest) -> ShardOptions:
+        """Returns: what every shard of a model is loaded with."""
+        return self._settings.sequences.to_options(manifest.content.n_ctx_train)
+
+    def think_over(self) -> list[tuple[LoadOrder, ShardOptions]]:
+        """Plan anew. Returns: what to load where; what cannot be had is remembered."""
+        served = self.served()
+        models = {manifest.model_id: self.options(manifest) for manifest in served}
+        found = plan(self._cluster, models, self._policy, replicas=self._settings.placement.replicas)
+        self._problems, self._notes = found.problems, found.notes
+        orders = [*found.orders, *spread(self._cluster, served, self._settings.placement.copies)]
+        return [(order, models[order.model_id]) for order in orders]
+
+    def routes(self, model_id: str) -> list[Route]:
+        """Returns: pipelines that are ready now."""
+        known = self._routes.get(model_id)
+        if known is None or known[0] != self._cluster.version:
+            options = self.options(self._cluster.manifests[model_id])
+            known = (self._cluster.version, routes(self._cluster, model_id, options, self._policy))
+            self._routes[model_id] = known
+        return known[1]
+
+    def not_ready(self, model_id: str) -> ShardnetError:
+        """Returns: why there is no pipeline."""
+        return views.not_ready(self._cluster, self._cluster.manifests[model_id], self._problems.get(model_id))
+
+    def tell(self) -> None:
+        """Log when a model becomes complete or is so no longer; each new reason once."""
+        for manifest in self.served():
+            ready = self.routes(manifest.model_id)
+            sentence = views.stages_sentence(self._cluster, manifest, ready[0]) if ready else ""
+            fact = sentence or str(self.not_ready(manifest.model_id))
+            if self._told.get(manifest.model_id) == fact:
+                continue
+            self._told[manifest.model_id] = fact
+            if ready:
+                log.info("pipeline_ready", model=manifest.name, stages=fact, pipelines=len(ready))
+                for note in self._notes.get(manifest.model_id, ()):
+                    log.info("placement_note", model=manifest.name, note=note)
+            else:
+                reason = fact.removeprefix(f"model {manifest.name} is not ready: ")
+                log.warning("pipeline_incomplete", model=manifest.name, reason=reason)
+
+    # -- as JSON -------------------------------------------------------------------------------------------------------------
+
+    def describe_stage(self, route: Route, index: int) -> dict[str, Any]:
+        """Returns: node, layers and bytes sent on of one stage."""
+        return views.stage_json(self._cluster, self._cluster.manifests[route.model_id], route, index)
+
+    def health(self) -> dict[str, Any]:
+        """Returns: the models in short; `ready` if any is."""
+        models = [
+            views.health_model(self._cluster, one, self.routes(one.model_id), self._problems.get(one.model_id))
+            for one in self.served()
+        ]
+        ready = any(one["ready"] for one in models)
+        return {
+            "ready": ready,
+            "status": "ok" if ready else "not ready",
+            "nodes": len(self._cluster.nodes),
+            "models": models,
+        }
+
+    def status(self, at_s: float) -> dict[str, Any]:
+        """Returns: nodes, models and links in full."""
+        nodes = sorted(self._cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
+        return {
+            "nodes": [views.node_json(self._cluster, node, at_s) for node in nodes],
+            "models": [
+                views.model_json(
+                    self._cluster,
+                    one,
+                    self.routes(one.model_id),
+                    self._problems.get(one.model_id),
+                    self._notes.get(one.model_id, ()),
+                )
+                for one in self.served()
+            ],
+            "links": [
+                {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}
+                for (a, b), link in sorted(self._cluster.links.items())
+            ],
+        }
