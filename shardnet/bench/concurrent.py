@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
-from shardnet.bench.decode import PROMPT_TOKENS, OnRow
+from shardnet.bench.decode import OnRow
 from shardnet.bench.driver import DrivenRun
 from shardnet.bench.netem import NETS
 from shardnet.bench.plain import BatchedRun, PlainLlama
-from shardnet.bench.rows import machine, predicted, spread
+from shardnet.bench.rows import Row, machine, predicted, spread
 from shardnet.bench.world import Pipeline, World, cut, prompt_of
 from shardnet.errors import ParityError
 from shardnet.messages import ShardOptions
+from shardnet.steps import StageTiming
+
+STREAM_PROMPT_TOKENS = 16
+"""Short, so that all streams are soon decoding."""
+FEW_TOKENS = 9
+"""Of a warm-up, so that nodes have decode steps to tell of too."""
 
 
 async def many_streams(
@@ -39,10 +47,10 @@ async def many_streams(
     All start at once, each with a prompt of its own; what counts are the tokens that come while every stream is decoding. Batches of several rows
     are not computed bit for bit as single ones are (in plain llama.cpp neither), so equal answers are counted, not demanded.
     """
-    options = ShardOptions(n_ctx=max(512, PROMPT_TOKENS + n_tokens), n_seq=max(streams))
+    options = ShardOptions(n_ctx=max(512, STREAM_PROMPT_TOKENS + n_tokens), n_seq=max(streams))
     cache = work / "models_cache"
     pipelines = cut(model, cache, stages, by_time=True)
-    prompts = [prompt_of(seed + number, PROMPT_TOKENS) for number in range(max(streams))]
+    prompts = [prompt_of(seed + number, STREAM_PROMPT_TOKENS) for number in range(max(streams))]
     for net in nets:
         folder = work / net
         folder.mkdir()
@@ -65,7 +73,6 @@ async def many_streams(
                             same.append(_share_equal(expected, runs))
                     await world.driver.wait_beats()  # what nodes tell now, of the same weather
                     law, measured = world.law(pipeline), statistics.median(speeds)
-                    batches = [timing.batch_tokens for run in runs for step in run.timings[1:] for timing in step]
                     ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
                     on_row(
                         {
@@ -82,7 +89,7 @@ async def many_streams(
                             "plain_threads": total,
                             "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
                             **spread("ratio", ratios, 3),
-                            "batch_rows": round(statistics.fmean(batches), 2),
+                            **batching(runs),
                             "same_answers": round(statistics.fmean(same), 2),
                             "rounds": rounds,
                         }
@@ -99,20 +106,43 @@ async def _all_at_once(
     )
 
 
-def together_per_s(runs: Sequence[DrivenRun]) -> float:
-    """Returns: tokens per second of all runs together, from when the last of them has its first token until the first of them ends."""
-    times = []
+def all_decoding(runs: Sequence[DrivenRun]) -> tuple[float, float]:
+    """Returns: when the last of the runs had its first token, and when the first of them ended; where that is no time at all, from the very first to
+    the very last token."""
+    first = [run.started_at_s + run.first_token_s for run in runs]
+    begin_s, end_s = max(first), min(run.at_s for run in runs)
+    return (begin_s, end_s) if begin_s < end_s else (min(first), max(run.at_s for run in runs))
+
+
+def steps_within(runs: Sequence[DrivenRun], begin_s: float, end_s: float) -> list[tuple[StageTiming, ...]]:
+    """Returns: what the stages spent on each decode step whose token came within this time."""
+    found = []
     for run in runs:
-        at_s = run.started_at_s + run.first_token_s
-        own = [at_s]
-        for step_s in run.step_s:
-            at_s += step_s
-            own.append(at_s)
-        times.append(own)
-    begin_s, end_s = max(own[0] for own in times), min(own[-1] for own in times)
-    if end_s <= begin_s:  # so few tokens that the first ended before the last began
-        begin_s, end_s = min(own[0] for own in times), max(own[-1] for own in times)
-    return sum(begin_s < at_s <= end_s for own in times for at_s in own) / (end_s - begin_s)
+        ends = accumulate(run.step_s, initial=run.started_at_s + run.first_token_s)
+        found += [timing for at_s, timing in zip(ends, run.timings, strict=True) if begin_s < at_s <= end_s]
+    return found
+
+
+def batching(runs: Sequence[DrivenRun]) -> Row:
+    """Returns: while all runs were decoding: mean rows of a stage's batches, the share of steps in batches of each size, how busy each stage was."""
+    begin_s, end_s = all_decoding(runs)
+    steps = steps_within(runs, begin_s, end_s)
+    sizes = Counter(timing.batch_tokens for step in steps for timing in step)
+    n_batches, n_steps = sum(count / size for size, count in sizes.items()), sum(sizes.values())
+    busy_us = [
+        sum(step[stage].compute_us / step[stage].batch_tokens for step in steps) for stage in range(len(steps[0]))
+    ]
+    return {
+        "batch_rows": round(n_steps / n_batches, 2),
+        "batch_sizes": {str(size): round(count / n_steps, 2) for size, count in sorted(sizes.items())},
+        "stage_busy": [round(each * 1e-6 / (end_s - begin_s), 2) for each in busy_us],
+    }
+
+
+def together_per_s(runs: Sequence[DrivenRun]) -> float:
+    """Returns: tokens per second of all runs together, while all of them were decoding."""
+    begin_s, end_s = all_decoding(runs)
+    return len(steps_within(runs, begin_s, end_s)) / (end_s - begin_s)
 
 
 def _share_equal(expected: BatchedRun, runs: Sequence[DrivenRun]) -> float:
@@ -190,7 +220,3 @@ async def long_prompt(
                     }
                     | machine()
                 )
-
-
-FEW_TOKENS = 9
-"""Of the warm-up, so that nodes have decode steps to tell of too."""

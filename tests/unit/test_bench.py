@@ -10,13 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from shardnet.bench import plot
-from shardnet.bench.concurrent import together_per_s
+from shardnet.bench.concurrent import batching, together_per_s
 from shardnet.bench.driver import DrivenRun
 from shardnet.bench.rows import Row, describe, predicted, spread
 from shardnet.bench.world import cut, prompt_of, use_cores
 from shardnet.cli import app
 from shardnet.coordinator.law import step_bytes
 from shardnet.errors import ShardnetError, UsageError
+from shardnet.steps import StageTiming
 from tests.random_models import tiny_llama
 
 DECODE: Row = {
@@ -49,9 +50,15 @@ def test_the_same_seed_gives_the_same_prompt() -> None:
 
 
 def test_streams_count_while_all_of_them_decode() -> None:
-    early = DrivenRun(started_at_s=0.0, first_token_s=1.0, step_s=[1.0] * 9)  # tokens at 1, 2, ... 10
-    late = DrivenRun(started_at_s=0.0, first_token_s=4.5, step_s=[1.0] * 9)  # tokens at 4.5, 5.5, ... 13.5
+    step = (StageTiming(0.0, 200_000.0, batch_tokens=2), StageTiming(0.0, 500_000.0))
+    timings: list[tuple[StageTiming, ...]] = [step] * 10
+    early = DrivenRun(first_token_s=1.0, step_s=[1.0] * 9, at_s=10.0, timings=timings)  # tokens at 1, 2, ... 10
+    late = DrivenRun(first_token_s=4.5, step_s=[1.0] * 9, at_s=13.5, timings=timings)  # tokens at 4.5, 5.5, ... 13.5
     assert together_per_s([early, late]) == pytest.approx((6 + 5) / 5.5), "from 4.5 to 10"
+    facts = batching([early, late])
+    assert facts["stage_busy"] == [0.2, 1.0], "of 5.5 seconds, 11 steps of half a batch of 0.2 s, and of 0.5 s"
+    assert facts["batch_sizes"] == {"1": 0.5, "2": 0.5}
+    assert facts["batch_rows"] == 1.33
 
 
 def test_a_cut_by_time_leaves_out_what_is_only_looked_up(tmp_path: Path) -> None:
