@@ -86,7 +86,7 @@ class HeldShard(Frozen):
     step_us: float | None = Field(default=None, ge=0, description="median time of one decode step through this shard")
     rows_us: tuple[tuple[Annotated[int, Field(ge=2, le=MAX_STEP_TOKENS)], Annotated[float, Field(ge=0)]], ...] = Field(
         default=(),
-        max_length=16,
+        max_length=32,
         strict=False,
         exclude_if=lambda value: not value,
         description="(rows, median time) of larger batches through this shard, rows ascending",

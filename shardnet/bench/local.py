@@ -23,7 +23,7 @@ from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions
 from shardnet.wire import Buffer, Frame
 
-BATCHES = ((1, 24), (4, 4), (16, 3), (64, 3), (256, 2))
+BATCHES = ((1, 24), (2, 5), (3, 5), (4, 5), (5, 5), (8, 4), (16, 3), (64, 3), (256, 2))
 """(rows, how often)."""
 N_CTX = 1024
 

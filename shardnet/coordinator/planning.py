@@ -200,18 +200,15 @@ def pace_of(told: Iterable[tuple[int, HeldShard]], handover_us: float | None) ->
         told: (bytes of weights that a step reads, what the node said of the shard); those that are not loaded or were not run do not count.
     """
     nbytes = seconds = 0.0
-    times_longer: dict[int, list[tuple[int, float]]] = {}
+    times_longer: dict[int, list[float]] = {}
     for read, held in told:
         if not held.loaded or not held.step_us:
             continue
         nbytes += read
         seconds += held.step_us * 1e-6
         for rows, rows_us in held.rows_us:
-            times_longer.setdefault(rows.bit_length(), []).append((rows, rows_us / held.step_us))
-    costs: RowCosts = tuple(
-        (round(median(rows for rows, _ in points)), median(cost for _, cost in points))
-        for _, points in sorted(times_longer.items())
-    )
+            times_longer.setdefault(rows, []).append(rows_us / held.step_us)
+    costs: RowCosts = tuple((rows, median(found)) for rows, found in sorted(times_longer.items()))
     handover_s = None if handover_us is None else handover_us * 1e-6
     return Pace(nbytes / seconds if seconds else None, costs, handover_s)
 

@@ -14,6 +14,9 @@ Chain = tuple[str, int, int]
 MAX_STEPS = 256
 """Recent batches that a median is taken of."""
 
+EXACT_ROWS = 16
+"""Kernels take rows in fours: four may take less time than three."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTimes:
@@ -29,7 +32,7 @@ class ShardTimes:
 
 
 class StepTimes:
-    """Recent batches of each chain of shards, by their size: 1, 2 to 3, 4 to 7, 8 to 15, ... rows."""
+    """Recent batches of each chain of shards, by their size: each number of rows up to EXACT_ROWS; then 17 to 31, 32 to 63, ... rows."""
 
     def __init__(self) -> None:
         self._batches: dict[tuple[Chain, int], deque[tuple[int, float]]] = {}
@@ -41,7 +44,7 @@ class StepTimes:
         Args:
             handover_us: what the way from the daemon to the engine and back took, where a step went that way alone.
         """
-        key = (chain, max(1, rows).bit_length())
+        key = (chain, rows if rows <= EXACT_ROWS else EXACT_ROWS + rows.bit_length())
         batches = self._batches.get(key)
         if batches is None:
             batches = self._batches[key] = deque(maxlen=MAX_STEPS)

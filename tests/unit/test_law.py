@@ -99,7 +99,7 @@ def test_a_nodes_pace_is_what_its_shards_took() -> None:
         [(1000, told(10.0, ((8, 30.0),))), (3000, told(30.0, ((9, 60.0),))), (5, told(9.0, loaded=False))], 70
     )
     assert pace.bytes_per_s == pytest.approx(1e8)
-    assert pace.row_costs == ((8, 2.5),)
+    assert pace.row_costs == ((8, 3.0), (9, 2.0))
     assert pace.handover_s == pytest.approx(70e-6)
     assert pace_of([], None) == Pace()
 
