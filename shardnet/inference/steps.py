@@ -16,8 +16,8 @@ NO_RUN, BEGINS_RUN, OF_RUN = range(3)
 """`Step.run`: what is told of its further steps."""
 
 ROW = struct.Struct("<QIIi")
-"""A packet to the engine: command, first shard, position, token; then the hidden state, float32 (n_embd,), unless the stage is the first. Everything else
-is as in the step of this command that began the run."""
+"""A packet to the engine: command, first shard, position, token; then the hidden state, float32 (n_embd,), unless the stage is the first.
+Everything else is as in the step of this command that began the run."""
 
 ROW_DONE = struct.Struct("<QIiffI")
 """A packet from the engine: command, position and token that were sampled, queue_us, compute_us, batch_tokens; or, from a stage without the head,
