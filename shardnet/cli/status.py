@@ -39,6 +39,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"Coordinator {about['node_id'][:12]} of swarm {about['swarm_id'][:12]}, up {_duration(about['uptime_s'])}, "
         f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
         f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
+        f"Prompts: {requests['prompt_tokens']} tokens, {requests['prefix_tokens_reused']} of them in KV already, "
+        f"for {requests['prefix_hits']} requests; {requests['sequences_kept']} finished sequences are kept",
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]

@@ -50,6 +50,7 @@ from shardnet.manifest import Manifest
 from shardnet.messages import (
     PROTOCOL_VERSION,
     Address,
+    CancelTask,
     ExecuteTask,
     FreeSequence,
     Hello,
@@ -85,6 +86,7 @@ class Coordinator:
             max_queued=settings.requests.max_queued,
             queue_timeout_s=settings.requests.queue_timeout_s,
             make_speculation=settings.speculation.to_model if settings.speculation.enabled else None,
+            prefixes=settings.prefixes.to_prefixes(),
         )
         self._frames = Frames(
             self._cluster,
@@ -296,7 +298,9 @@ class Coordinator:
         """Returns: seconds of a clock that only goes forward. (uvloop's own counts milliseconds.)"""
         return time.monotonic()
 
-    def send(self, node_id: str, message: ExecuteTask | FreeSequence, payloads: Sequence[Buffer] = ()) -> None:
+    def send(
+        self, node_id: str, message: ExecuteTask | FreeSequence | CancelTask, payloads: Sequence[Buffer] = ()
+    ) -> None:
         """Send a step. Raises: PeerLost."""
         self._peers.send(node_id, message, payloads)
 

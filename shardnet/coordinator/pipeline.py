@@ -6,7 +6,8 @@ enough (`ExecuteTask.ahead`); where they do not, the next step goes out in the v
 our own: it may propose more tokens than the one it brings, and the last stage says how many of them it would have sampled itself.
 
 A replay from the start uses a fresh sequence id: a step of the abandoned attempt that is still under way somewhere can then never touch the
-new one's KV.
+new one's KV. With `keeps`, the sequence of an answer that came to its end is not freed but handed to the owner as `kept`; what
+still runs on the stages is cancelled. `start` can take such a sequence over: it keeps its id, and its first step drops what does not belong to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from shardnet.coordinator.planning import Route
+from shardnet.coordinator.prefixes import Kept
 from shardnet.coordinator.speculation import Speculator
 from shardnet.errors import (
     Busy,
@@ -30,6 +32,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import new_id
 from shardnet.messages import (
+    CancelTask,
     CommandFailed,
     ExecuteTask,
     FreeSequence,
@@ -55,7 +58,7 @@ class Send:
     """A message for a node. `payload` holds the tokens, int32."""
 
     node_id: str
-    message: ExecuteTask | FreeSequence
+    message: ExecuteTask | FreeSequence | CancelTask
     payload: bytes | None = None
 
 
@@ -110,9 +113,18 @@ class Generation:
     """The request machine. Every method is synchronous; time is the argument `at_s`, seconds of one clock."""
 
     def __init__(
-        self, spec: GenerationSpec, *, make_id: Callable[[], str] = new_id, speculator: Speculator | None = None
+        self,
+        spec: GenerationSpec,
+        *,
+        make_id: Callable[[], str] = new_id,
+        speculator: Speculator | None = None,
+        keeps: bool = False,
     ) -> None:
         self.spec = spec
+        self.keeps = keeps
+        self.kept: Kept | None = None
+        self.n_reused = 0  # prompt tokens that a sequence taken over had already
+        self.was_refused = False  # a stage did not go on with the sequence taken over
         self.speculator = speculator
         self.route: Route | None = None
         self.sequence_id = ""
@@ -132,6 +144,7 @@ class Generation:
             None  # a decode step that alone is in flight, and how many tokens it proposes
         )
         self._rejected = False  # KV of a refuted proposal is to be dropped by the step in flight
+        self._settled = 0  # tokens whose KV is on every stage for certain; 0: not known
         self._failing_since_s: float | None = None
         self._failures = 0  # since the last token
         self._crashes = 0
@@ -170,11 +183,15 @@ class Generation:
         """True if an answer with this id is still wanted."""
         return command_id in self._in_flight
 
-    def start(self, route: Route, at_s: float) -> None:
-        """Begin, or begin again, on a route: from the first token, with a sequence of its own."""
+    def start(self, route: Route, at_s: float, kept: tuple[Kept, int] | None = None) -> None:
+        """Begin, or begin again, on a route: from the first token, with a sequence of its own.
+
+        Args:
+            kept: a sequence of that route to take over, and how many tokens of the prompt it has; fewer than all.
+        """
         self._abandon()
         self.route = route
-        self.sequence_id = self._make_id()
+        self.sequence_id, self.n_reused = (self._make_id(), 0) if kept is None else (kept[0].sequence_id, kept[1])
         self.attempts += 1
         self.need = Need.NOTHING
         self._limit = min(self.spec.max_tokens, route.options.n_ctx - len(self.spec.prompt))
@@ -196,7 +213,7 @@ class Generation:
             ahead_deadline_s=self.spec.step_deadline_s,
             sampling=self.spec.sampling.model_copy(update={"prompt_tokens": len(self.spec.prompt)}),
         )
-        self._sent_to = 0
+        self._sent_to = self.n_reused
         self._send_chunks(at_s)
 
     def resume(self, at_s: float) -> None:
@@ -211,10 +228,13 @@ class Generation:
             self._send_chunks(at_s)
 
     def stop(self, reason: str = "stop") -> None:
-        """End the answer here, and free every stage."""
+        """End the answer here, and free every stage, or have its sequence kept."""
         if not self.is_done:
             self.finish_reason = reason
-            self._abandon()
+            if self.keeps and self._settled and reason != "cancelled":
+                self._hand_over()
+            else:
+                self._abandon()
 
     def fail(self, error: ShardnetError) -> None:
         """Give up, and free every stage."""
@@ -238,6 +258,7 @@ class Generation:
             self._in_flight[result.command_id] = at_s
         self._check_draft(result, at_s - sent_at_s)
         for token, logprobs in _with_logprobs(result):
+            self._settled = len(self.tokens)
             self.tokens.append(token)
             self.emitted.append(Emitted(token, logprobs))
             if self.spec.is_end(token) and not self.spec.ignore_eos:
@@ -284,9 +305,15 @@ class Generation:
         self._failures += 1
         self._in_flight.clear()
         self._resume_from = 0
+        self._settled = 0
         self._lone = None
         rejected, self._rejected = self._rejected, False
         match error:
+            case SequenceGap() if self.n_reused and not self.n_generated and self.route is not None:
+                self.was_refused = True
+                self._failing_since_s, self._failures = None, 0
+                self.attempts -= 1  # nobody need know of a shorter way that was none
+                self.start(self.route, at_s)
             case SequenceGap():
                 if rejected and self.speculator is not None:
                     self.speculator.model.rewindable = False  # its state cannot be taken back
@@ -374,11 +401,22 @@ class Generation:
         """Nothing that is under way is wanted; free the sequence on every stage."""
         self._in_flight.clear()
         self._lone = None
+        self._settled = 0
         self._sends = []
         if self.route is not None and self.sequence_id:
             message = FreeSequence(sequence_id=self.sequence_id)
             self._sends = [Send(node_id, message) for node_id in dict.fromkeys(self.route.node_ids)]
             self.sequence_id = ""
+
+    def _hand_over(self) -> None:
+        """Leave the sequence as it is, with what is certainly there; a run that goes on is stopped."""
+        assert self.route is not None
+        self.kept = Kept(self.sequence_id, self.route, self.tokens[: self._settled])
+        cancels = [CancelTask(command_id=command_id) for command_id in self._in_flight]
+        self._sends = [Send(node_id, one) for one in cancels for node_id in dict.fromkeys(self.route.node_ids)]
+        self._in_flight.clear()
+        self._lone = None
+        self.sequence_id = ""
 
 
 def _with_logprobs(result: TaskResult) -> list[tuple[int, tuple[TokenLogprob, ...]]]:

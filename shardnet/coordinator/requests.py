@@ -7,6 +7,7 @@ client happens after that, in the task that serves the client. Several requests 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
@@ -15,12 +16,13 @@ from typing import Any, Protocol
 
 from shardnet.coordinator.pipeline import Emitted, Generation, GenerationSpec, Need, StageStats
 from shardnet.coordinator.planning import Route
+from shardnet.coordinator.prefixes import Kept, Prefixes
 from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.text import TextStream
-from shardnet.errors import Busy, PlacementError, ShardnetError, ShardNotFound, UnreachableError
+from shardnet.errors import Busy, PlacementError, SequenceGap, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.ids import new_id
 from shardnet.log import get
-from shardnet.messages import CommandFailed, ExecuteTask, FreeSequence
+from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence
 from shardnet.steps import TaskResult
 from shardnet.wire import Buffer
 
@@ -34,7 +36,9 @@ class Swarm(Protocol):
 
     def now_s(self) -> float: ...
 
-    def send(self, node_id: str, message: ExecuteTask | FreeSequence, payloads: Sequence[Buffer] = ()) -> None:
+    def send(
+        self, node_id: str, message: ExecuteTask | FreeSequence | CancelTask, payloads: Sequence[Buffer] = ()
+    ) -> None:
         """Raises: PeerLost."""
         ...
 
@@ -170,6 +174,7 @@ class Requests:
     max_queued: int = 64
     queue_timeout_s: float = 60.0
     make_speculation: Callable[[], ModelSpeculation] | None = None
+    prefixes: Prefixes | None = None
     totals: Totals = field(default_factory=Totals)
     running: set[Running] = field(default_factory=set)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -210,7 +215,8 @@ class Requests:
         if model is not None:
             model.streams += 1
             speculator = Speculator(model) if spec.speculate else None
-        running = Running(self, Generation(spec, speculator=speculator), text, self.swarm.now_s())
+        keeps = self.prefixes is not None and self.prefixes.accepts(spec.model_id)
+        running = Running(self, Generation(spec, speculator=speculator, keeps=keeps), text, self.swarm.now_s())
         self.running.add(running)
         self.idle.clear()
         self._begin(running, route)
@@ -279,6 +285,8 @@ class Requests:
 
     def pump(self) -> None:
         """Places or routes may have become free: go on with stalled requests first, then with the queue."""
+        if self.prefixes is not None:
+            self._free(self.prefixes.drop(lambda kept: kept.route not in self.swarm.routes(kept.route.model_id)))
         for running in tuple(self.running):
             if running.generation.wants_route and running.timer is None:
                 self._find_route(running)
@@ -299,10 +307,46 @@ class Requests:
 
     def _begin(self, running: Running, route: Route) -> None:
         self._release(running)
+        kept = self._take_kept(running.generation, route)
+        if kept is not None:
+            route = kept[0].route
         self._places[running] = route.node_ids
         self._take_place(route.model_id, route.node_ids)
-        running.generation.start(route, self.swarm.now_s())
+        running.generation.start(route, self.swarm.now_s(), kept)
         self._go_on(running)
+
+    # -- kept sequences --------------------------------------------------------------------------------------------------------
+
+    def _take_kept(self, generation: Generation, route: Route) -> tuple[Kept, int] | None:
+        """Returns: the sequence that a new request begins with, if one fits; else the least recently used make room on `route`."""
+        if self.prefixes is None:
+            return None
+        found: tuple[Kept, int] | None = None
+        if not generation.attempts:
+            model_id = route.model_id
+            free = [one for one in self.swarm.routes(model_id) if self._pick([one]) is not None]
+            found = self.prefixes.take(free, generation.spec.prompt, self._used)
+        if found is None:
+            self._free(self.prefixes.make_room(route, self._used))
+        return found
+
+    def _keep(self, generation: Generation) -> None:
+        """An answer has ended: its sequence stays, if it may."""
+        kept, generation.kept = generation.kept, None
+        if kept is not None and (self.prefixes is None or self._closed or not self.prefixes.keep(kept)):
+            self._free([kept])
+
+    def _free(self, lost: Sequence[Kept]) -> None:
+        for kept in lost:
+            for node_id in dict.fromkeys(kept.route.node_ids):
+                with contextlib.suppress(UnreachableError):
+                    self.swarm.send(node_id, FreeSequence(sequence_id=kept.sequence_id))
+
+    def _note_refusal(self, generation: Generation) -> None:
+        if self.prefixes is not None and generation.was_refused and generation.route is not None:
+            generation.was_refused = False
+            log.debug("prefix_refused", model_id=generation.spec.model_id)
+            self._free(self.prefixes.was_refused(generation.route))
 
     def _go_on(self, running: Running) -> None:
         """Carry out what the machine decided."""
@@ -323,6 +367,7 @@ class Requests:
         if generation.is_done:
             running.wake()
             if self._release(running):
+                self._keep(generation)
                 self.pump()
             return
         if generation.need is not Need.NOTHING and running.timer is None:
@@ -411,6 +456,8 @@ class Requests:
         if generation.emitted:
             if running.first_token_at_s is None:
                 running.first_token_at_s = self.swarm.now_s()
+                if self.prefixes is not None and generation.n_reused:
+                    self.prefixes.worked(generation.spec.model_id, generation.n_reused)
             running.wake()
 
     def on_failed(self, node_id: str, failed: CommandFailed) -> None:
@@ -423,12 +470,12 @@ class Requests:
         generation = running.generation
         if generation.owns(failed.command_id) and generation.route is not None:
             error = failed.error.to_error()
-            log.warning(
-                "step_failed", request_id=running.request_id, node=node_id[:12], code=error.code, reason=str(error)
-            )
+            tell = log.debug if generation.n_reused and isinstance(error, SequenceGap) else log.warning
+            tell("step_failed", request_id=running.request_id, node=node_id[:12], code=error.code, reason=str(error))
             if isinstance(error, UnreachableError | ShardNotFound):
                 self.swarm.stage_failed(node_id, generation.route, error)
         generation.on_failed(failed, self.swarm.now_s())
+        self._note_refusal(generation)
         self._go_on(running)
 
     def node_of_stage(self, command_id: str, stage: int) -> str | None:
@@ -442,7 +489,9 @@ class Requests:
         return route is not None and node_id in route.node_ids
 
     def on_node_lost(self, node_id: str) -> None:
-        """A node is gone: whoever ran there needs another route."""
+        """A node is gone: whoever ran there needs another route, and what was kept there is lost."""
+        if self.prefixes is not None:
+            self._free(self.prefixes.drop(lambda kept: node_id in kept.route.node_ids))
         for running in tuple(self.running):
             if not running.generation.is_done and not running.generation.wants_route:
                 running.generation.on_node_lost(node_id, self.swarm.now_s())
@@ -471,7 +520,9 @@ class Requests:
         self._queue.clear()
 
     def fail_all(self) -> None:
-        """Give up what is still running."""
+        """Give up what is still running, and free what was kept."""
+        if self.prefixes is not None:
+            self._free(self.prefixes.drop(lambda _kept: True))
         for running in tuple(self.running):
             running.generation.fail(PlacementError("the coordinator stopped before the answer was complete"))
             self._go_on(running)

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from shardnet.coordinator.prefixes import Prefixes
 from shardnet.coordinator.speculation import ModelSpeculation
 from shardnet.dht.settings import DhtSettings
 from shardnet.log import LogFormat, LogLevel
@@ -119,6 +120,19 @@ class SpeculationSettings(Section):
         return ModelSpeculation(self.max_draft, self.min_ngram, self.max_ngram, self.max_streams)
 
 
+class PrefixSettings(Section):
+    """Finished sequences that stay in KV until room is needed."""
+
+    enabled: bool = Field(default=True, description="start a prompt that begins like an earlier one from its KV")
+    min_tokens: int = Field(
+        default=16, ge=1, le=1 << 20, description="shortest common beginning that is worth it, tokens"
+    )
+
+    def to_prefixes(self) -> Prefixes | None:
+        """Returns: an empty cache; None if there shall be none."""
+        return Prefixes(self.min_tokens) if self.enabled else None
+
+
 class ApiSettings(Section):
     """Who may use the HTTP API."""
 
@@ -160,6 +174,7 @@ class CoordinatorSettings(Section):
     sequences: SequenceSettings = Field(default=SequenceSettings(), description="context and KV cache")
     requests: RequestSettings = Field(default=RequestSettings(), description="queue, deadlines, limits")
     speculation: SpeculationSettings = Field(default=SpeculationSettings(), description="proposing tokens")
+    prefixes: PrefixSettings = Field(default=PrefixSettings(), description="keeping finished sequences")
     api: ApiSettings = Field(default=ApiSettings(), description="access to the HTTP API")
     dht: CoordinatorDhtSettings = Field(default=CoordinatorDhtSettings(), description="where nodes meet")
     log: LogSettings = Field(default=LogSettings(), description="log output")

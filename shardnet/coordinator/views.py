@@ -7,6 +7,7 @@ from typing import Any
 from shardnet.coordinator.cluster import Cluster, NodeView, joined
 from shardnet.coordinator.placement import layers_of
 from shardnet.coordinator.planning import Route, measured_pace
+from shardnet.coordinator.prefixes import Prefixes
 from shardnet.coordinator.requests import Requests
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
@@ -167,6 +168,7 @@ def stage_json(cluster: Cluster, manifest: Manifest, route: Route, index: int) -
 def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, int]:
     """Returns: requests in progress, and counters since the start."""
     totals = requests.totals
+    prefixes = Prefixes() if requests.prefixes is None else requests.prefixes
     return {
         "running": len(requests.running),
         "queued": requests.queued,
@@ -180,6 +182,11 @@ def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, int]:
         "completion_tokens": totals.completion_tokens,
         "tokens_proposed": totals.tokens_proposed,
         "tokens_accepted": totals.tokens_accepted,
+        "sequences_kept": len(prefixes),
+        "prefix_hits": prefixes.hits,
+        "prefix_tokens_reused": prefixes.tokens_reused,
+        "prefix_refused": prefixes.refused,
+        "prefix_evicted": prefixes.evicted,
     }
 
 

@@ -172,6 +172,8 @@ class Worker:
             hidden = _array(frame.payloads[1], np.float32).reshape(step.n_tokens, step.n_embd)
         if step.run == BEGINS_RUN:
             self._begin_run(step)
+        elif self._runs:  # rows of an earlier run come by another socket: one that is late must not run after this step
+            self._end_runs(step.sequence_id, but=int(step.command_id, 16))
         self._queue(Task(self._tickets, step, tokens, hidden, arrived_s=time.perf_counter()))
 
     def _begin_run(self, step: Step) -> None:

@@ -151,7 +151,12 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 async def test_three_stages_answer_a_chat_relayed_by_the_coordinator(make_world: Callable[..., Any]) -> None:
-    async with make_world() as world, world.node("a", 0) as a, world.node("b", 1) as b, world.node("c", 2) as c:
+    async with (
+        make_world(prefixes={"enabled": False}) as world,
+        world.node("a", 0) as a,
+        world.node("b", 1) as b,
+        world.node("c", 2) as c,
+    ):
         await world.ready()
         answer = (await world.chat(return_token_ids=True)).json()
         choice = answer["choices"][0]
@@ -181,7 +186,7 @@ async def test_a_stream_gives_the_same_text_and_ends_with_usage(make_world: Call
 
 
 async def test_a_stop_string_ends_the_answer_and_does_not_leak(make_world: Callable[..., Any]) -> None:
-    async with make_world() as world, world.node("a", 0, 1, 2) as a:
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2) as a:
         await world.ready()
         for stream in (False, True):
             response = await world.chat(stop=["brown"], max_tokens=100, stream=stream)
