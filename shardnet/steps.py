@@ -214,8 +214,12 @@ def pack_timing(timing: StageTiming) -> bytes:
 
 
 def unpack_timings(packed: bytes) -> tuple[StageTiming, ...]:
-    """Returns: what `NextStep.timings` says, unchecked."""
-    return tuple(map(StageTiming._make, _TIMING.iter_unpack(packed)))
+    """Returns: what `NextStep.timings` says; nothing if that is no time, or leaves no room for the last stage's own: whoever passes it on answers
+    for it to the coordinator."""
+    timings = tuple(map(StageTiming._make, _TIMING.iter_unpack(packed)))
+    if len(timings) >= MAX_STAGES or not all(0 <= us <= MAX_TIME_US for timing in timings for us in timing[:3]):
+        return ()
+    return timings
 
 
 def pack_sampled(tokens: Sequence[int], logprobs: Logprobs) -> bytes:

@@ -144,7 +144,7 @@ def _rows(plain_runs: Sequence[PlainRun], runs: dict[int, list[DrivenRun]], laws
             "stages": stages,
             "tokens": len(driven[0].tokens),
             **spread("tokens_per_s", speeds),
-            "ms_per_token": round(measured_ms, 3),
+            **spread("ms_per_token", [1e3 / speed for speed in speeds], 3),
             **predicted("ms_per_token", laws[stages] * 1e3, measured_ms),
             "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
             **spread("ratio", ratios, 3),

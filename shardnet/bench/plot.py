@@ -13,6 +13,7 @@ from shardnet.errors import ShardnetError, UsageError
 
 SUFFIXES = (".svg", ".png")
 PANEL_INCHES = (7.0, 3.6)
+INCHES_PER_BAR = 0.75
 
 
 def check_target(path: Path) -> None:
@@ -43,13 +44,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     width, height = PANEL_INCHES
+    width = max(width, INCHES_PER_BAR * max(len(own) for own in groups.values()))
     figure = Figure(figsize=(width, height * len(groups)), layout="constrained")
     panels: list[Any] = list(figure.subplots(len(groups), 1, squeeze=False)[:, 0])
     for axes, ((bench, model), own) in zip(panels, groups.items(), strict=True):
         PANELS[bench](axes, own)
         axes.set_title(f"{TITLES[bench]}: {model}", fontsize=10)
         axes.grid(visible=True, axis="y", alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     try:
         figure.savefig(path)
     except OSError as error:

@@ -462,10 +462,11 @@ class Requests:
 
     def on_failed(self, node_id: str, failed: CommandFailed) -> None:
         """A stage could not do its step."""
-        running = self._owners.pop(failed.command_id, None)
+        running = self._owners.get(failed.command_id)
         if running is None or not self._is_from_route(running, node_id):
             self.totals.late_answers += 1
             return
+        del self._owners[failed.command_id]
         running.command_ids.discard(failed.command_id)
         generation = running.generation
         if generation.owns(failed.command_id) and generation.route is not None:

@@ -174,9 +174,8 @@ class Child(asyncio.BufferedProtocol):
 
     def _send_row(self, step: Step, payloads: Sequence[Buffer]) -> bool:
         """Send a row of a run as a packet. Returns: False if there is no room; a frame does as well."""
-        head = ROW.pack(
-            int(step.command_id, 16), step.first_shard, step.position, int.from_bytes(payloads[0], "little")
-        )
+        token = int.from_bytes(payloads[0], "little", signed=True)
+        head = ROW.pack(int(step.command_id, 16), step.first_shard, step.position, token)
         try:
             self._packets.sendmsg((head, *payloads[1:]))
         except OSError:

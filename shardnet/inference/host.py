@@ -64,6 +64,7 @@ class EngineProcess:
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._late_steps: set[asyncio.Task[None]] = set()
+        self._unsent: dict[asyncio.Task[None], tuple[Step, OnStep]] = {}  # of these, those that are still wanted
 
     @property
     def shards(self) -> tuple[LoadedShard, ...]:
@@ -279,25 +280,46 @@ class EngineProcess:
         if child is not None and not child.is_dead:
             child.step(step, payloads, on_answer)
             return
-        task = asyncio.create_task(self._step_when_back(step, payloads, on_answer), name="step-when-back")
+        task = asyncio.create_task(self._step_when_back(payloads), name="step-when-back")
+        self._unsent[task] = step, on_answer
         self._late_steps.add(task)
-        task.add_done_callback(self._late_steps.discard)
+        task.add_done_callback(self._late_step_ended)
 
-    async def _step_when_back(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+    def _late_step_ended(self, task: asyncio.Task[None]) -> None:
+        self._late_steps.discard(task)
+        self._unsent.pop(task, None)
+
+    async def _step_when_back(self, payloads: Sequence[Buffer]) -> None:
+        child: Child | None = None
+        crash = EngineCrashed("the engine is not running")
         try:
             child = await self._engine()
         except EngineCrashed as error:
-            on_answer(error)
-            return
-        child.step(step, payloads, on_answer)
+            crash = error
+        task = asyncio.current_task()
+        unsent = None if task is None else self._unsent.pop(task, None)
+        if unsent is None:
+            return  # its sequence was dropped meanwhile
+        step, on_answer = unsent
+        if child is None:
+            on_answer(crash)
+        else:
+            child.step(step, payloads, on_answer)
 
     def halt(self, command_id: str) -> None:
         """End a run after the step under way."""
+        for task, (step, on_answer) in self._unsent.items():
+            if step.command_id == command_id:
+                self._unsent[task] = step._replace(ahead=0), on_answer
         if self._child is not None:
             self._child.send(Halt(command_id=command_id))
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence's KV and state; steps of it that still wait are answered with EngineError."""
+        for task, (step, on_answer) in tuple(self._unsent.items()):
+            if step.sequence_id == sequence_id:
+                del self._unsent[task]
+                on_answer(EngineError("the sequence was dropped before this step ran"))
         if self._child is not None:
             self._child.send(Forget(sequence_id=sequence_id))
 

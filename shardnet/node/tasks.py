@@ -134,7 +134,8 @@ class _Sequence:
     """One sequence that has KV here.
 
     Attributes:
-        legs: by number of the stage, of the latest command.
+        legs: by number of the stage, each of the latest command that this stage saw: a node with two stages sees the next command at the
+            first of them before the second one has seen the last.
         relayed: nodes that its tasks go to through the coordinator; once so, always, to keep their order.
         handed: (node, command) of tasks that were sent on and may not be answered yet.
     """
@@ -208,6 +209,9 @@ class TaskRunner:
         """Drop a sequence's KV; steps of it that are still under way are refused from now on."""
         self._sequences.pop(sequence_id, None)
         _remember(self._freed, sequence_id)
+        for flight in [one for one in self._flights.values() if one.task.sequence_id == sequence_id and not one.sent_s]:
+            self._drop(flight)  # it would bring KV back, and a run would go on for nobody
+            self._done(flight)
         self._engine.forget(sequence_id)
         self._look_idle()
 
@@ -222,7 +226,8 @@ class TaskRunner:
     def end_runs(self) -> None:
         """The coordinator is gone: what it began goes no further by itself."""
         for sequence in self._sequences.values():
-            _remember(self._cancelled, sequence.task.command_id)
+            for leg in sequence.legs.values():
+                _remember(self._cancelled, leg.task.command_id)
         for flight in [flight for flight in self._flights.values() if flight.ahead]:
             flight.ahead = 0
             self._engine.halt(flight.task.command_id)
@@ -344,8 +349,6 @@ class TaskRunner:
             known = self._sequences[task.sequence_id] = _Sequence(task)
             if len(self._sequences) > MAX_SEQUENCES:
                 self.free(next(iter(self._sequences)))
-        elif known.task.command_id != task.command_id:
-            known.legs.clear()
         known.task = task
         known.legs[leg.number] = leg
 

@@ -24,7 +24,7 @@ from shardnet.messages import (
 from shardnet.node.tasks import Flight, TaskRunner
 from shardnet.node.timings import ShardTimes, StepTimes
 from shardnet.shards import Dtype, TensorSpec
-from shardnet.steps import NextStep, TaskResult, unpack_timings
+from shardnet.steps import NextStep, StageTiming, TaskResult, pack_timing, unpack_timings
 from shardnet.wire import Buffer, Frame
 
 US, NEXT, LAST = "a" * 40, "b" * 40, "c" * 40
@@ -471,3 +471,34 @@ async def test_only_what_a_packet_can_carry_takes_the_engines_short_way(
     await world.engine.finish()
     world.runner.accept_next(next_step(), (bytes(4),))
     assert world.engine.steps[0][0].run == (OF_RUN if short else NO_RUN)
+
+
+@pytest.mark.parametrize("route", [(stage(US, 0),), (stage(US, 0), stage(NEXT, 1))])
+async def test_a_freed_sequences_task_that_waits_for_its_shard_never_runs(
+    world: World, route: tuple[StageRef, ...]
+) -> None:
+    world.ready = False
+    world.accept(route=route, ahead=5)
+    (flight,) = world.waiting
+    world.runner.free(SEQUENCE)
+    world.runner.run(flight.ticket)
+    assert not world.engine.steps
+    assert world.no_longer_waiting == [flight.ticket]
+    assert world.runner.n_tasks == 0
+
+
+async def test_a_run_over_two_stages_of_one_node_is_known_after_prompt_chunks_overtook_each_other(world: World) -> None:
+    route = (stage(US, 0), stage(NEXT, 1), stage(US, 2))
+    last = {"stage": 2, "tensors": (TOKENS, HIDDEN), "ahead": 5, "route": route}
+    for number, more in ((1, {"route": route}), (2, {"route": route, "ahead": 5}), (1, last | {"ahead": 0}), (2, last)):
+        world.accept(number, **more)
+        await world.engine.finish()
+    world.told.clear()
+    world.runner.accept_next(next_step(2, stage=0, n_embd=0), (bytes(4),))
+    assert not world.told
+    assert world.engine.steps[0][0].first_shard == 0
+
+
+@pytest.mark.parametrize("bad", [(float("nan"), 0.0, 0.0, 1), (0.0, -1.0, 0.0, 1), (0.0, 0.0, float("inf"), 1)])
+def test_an_earlier_stages_impossible_times_are_not_passed_on(bad: tuple[float, float, float, int]) -> None:
+    assert unpack_timings(pack_timing(StageTiming(*bad))) == ()
