@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 import structlog
 
 from shardnet.demo.model import find_demo_model
+
+
+# A shell that starts the tests in the background has Ctrl-C ignored, which every process of ours would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

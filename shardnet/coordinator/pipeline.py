@@ -249,6 +249,9 @@ class Generation:
         sent_at_s = self._in_flight.pop(result.command_id, None)
         if sent_at_s is None or self.is_done:
             return
+        if result.ahead and not result.tokens:
+            self.fail(RemoteProtocolError("a stage goes on with a run, and has nothing to go on with"))
+            return
         if result.tokens and result.position != len(self.tokens):
             self.fail(
                 RemoteProtocolError(f"a stage sampled position {result.position}, where {len(self.tokens)} was next")

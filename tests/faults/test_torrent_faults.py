@@ -172,7 +172,7 @@ async def test_with_an_honest_seed_beside_the_liar_the_shard_arrives_whole_and_t
         every == 100_000
     ):  # a bad byte in every second piece; where there are few, they may all have come from the honest one
         assert banned
-        assert reports[-1].banned_peers == len(banned)
+        assert 1 <= reports[-1].banned_peers <= len(banned)  # the last report may be older than the last ban
 
 
 async def test_who_was_banned_where_several_could_be_to_blame_gets_a_chance_alone(world: World, shard: Shard) -> None:

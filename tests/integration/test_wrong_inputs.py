@@ -207,8 +207,8 @@ class Proving:
     scratch: Path
 
     def check_nothing_is_left(self) -> None:
-        wait_for(lambda: not any(lives(child) for child in self.children), 10)
-        wait_for(lambda: list(self.scratch.glob("shardnet-verify-*")) == [], 10)
+        wait_for(lambda: not any(lives(child) for child in self.children), 40)
+        wait_for(lambda: list(self.scratch.glob("shardnet-verify-*")) == [], 40)
 
 
 def lives(process: psutil.Process) -> bool:

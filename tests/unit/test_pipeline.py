@@ -206,6 +206,13 @@ def test_a_result_of_another_position_than_the_next_ends_the_request() -> None:
     assert isinstance(machine.error, RemoteProtocolError)
 
 
+def test_a_run_that_goes_on_without_a_token_ends_the_request() -> None:
+    machine = generation()
+    (task,) = tasks(started(machine))
+    machine.on_result(TaskResult(task.command_id, task.sequence_id, 3, (), ahead=3), 1.0)
+    assert isinstance(machine.error, RemoteProtocolError)
+
+
 def test_several_tokens_of_one_step_are_all_taken() -> None:
     machine = generation()
     [first] = tasks(started(machine))
