@@ -13,7 +13,6 @@ import structlog
 
 from shardnet.demo.model import find_demo_model
 
-
 # A shell that starts the tests in the background has Ctrl-C ignored, which every process of ours would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
