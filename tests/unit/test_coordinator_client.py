@@ -131,7 +131,16 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
             "uptime_s": 5,
             "addresses": {"nodes": "127.0.0.1:7700", "api": "127.0.0.1:8080"},
         },
-        "requests": {"running": 1, "queued": 0, "finished": 2, "failed": 0},
+        "requests": {
+            "running": 1,
+            "queued": 0,
+            "finished": 2,
+            "failed": 0,
+            "prompt_tokens": 90,
+            "prefix_tokens_reused": 40,
+            "prefix_hits": 1,
+            "sequences_kept": 2,
+        },
         "models": [
             {
                 "model": "tiny",
