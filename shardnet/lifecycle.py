@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -108,6 +108,32 @@ class Backoff:
     def reset(self) -> None:
         """The attempt worked: the next failure waits little again."""
         self._next_s = 0.0
+
+
+class Jobs:
+    """Jobs of a daemon, started from wherever: each ends with the daemon at the latest, and its failure ends there.
+
+    `group` is to be set before the first one starts. Iterate over it for those that run.
+    """
+
+    def __init__(self) -> None:
+        self.group: asyncio.TaskGroup
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[asyncio.Task[None]]:
+        return iter(tuple(self._running))
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a job."""
+
+        async def guarded() -> None:
+            async with peer_guard(name):
+                await work
+
+        task = self.group.create_task(guarded(), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
 
 @asynccontextmanager

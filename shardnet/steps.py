@@ -30,7 +30,6 @@ MAX_SIDE = 1 << 24
 MAX_TIME_US = 1e12
 MAX_LOGPROB = 1e9
 
-_ID = "Q"
 _TIMING = struct.Struct("<fffI")
 _LOGPROB = struct.Struct("<Id")
 
@@ -189,8 +188,8 @@ class TaskResult(NamedTuple):
         return cls(f"{command:016x}", f"{sequence:016x}", position, tokens, logprobs, ahead, n_vocab, timings)
 
 
-_NEXT_STEP = struct.Struct(f"<{_ID}{_ID}HIIfI")
-_TASK_RESULT = struct.Struct(f"<{_ID}{_ID}IIIH")
+_NEXT_STEP = struct.Struct("<QQHIIfI")
+_TASK_RESULT = struct.Struct("<QQIIIH")
 _COUNTS = struct.Struct("<HH")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import ShardnetError
 from shardnet.ids import new_id
-from shardnet.inference.engine import Engine
+from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
 from shardnet.inference.protocol import Load
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
-from shardnet.wire import Buffer, Frame
+from shardnet.wire import Frame
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=4, n_batch=64)
 PROMPT = list(range(40, 57))
@@ -93,22 +91,6 @@ def make_step(
         ahead=ahead,
     )
     return step, payloads
-
-
-def answer_of(engine: Engine, step: Step, payloads: Sequence[Buffer]) -> asyncio.Future[Frame[StepDone]]:
-    """Returns: the one answer of a step that is no run."""
-    future: asyncio.Future[Frame[StepDone]] = asyncio.get_running_loop().create_future()
-
-    def take(answer: Frame[StepDone] | ShardnetError) -> None:
-        if future.done():
-            return
-        if isinstance(answer, ShardnetError):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-
-    engine.step(step, payloads, take)
-    return future
 
 
 @dataclass

@@ -45,7 +45,7 @@ def die_halfway_through_resume_data(handle: int, fsync: Any = os.fsync) -> None:
 MOMENTS: dict[str, tuple[Any, str, Any]] = {
     "verified, not flushed": (download.Download, "_put_in_place", die),
     "flushed, not compared with the manifest": (disk, "sha256_and_sync", die),
-    "renamed, the folder not synced": (disk, "sync_folder", die),
+    "renamed, the folder not synced": (download, "sync_folder", die),
     "resume data half written": (os, "fsync", die_halfway_through_resume_data),
 }
 """What is put in whose place, so that it happens then."""

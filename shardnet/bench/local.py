@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,15 @@ from numpy.typing import NDArray
 
 from shardnet.coordinator.law import Pace, step_bytes
 from shardnet.coordinator.planning import pace_of
-from shardnet.errors import ShardnetError
 from shardnet.ids import new_id
+from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import Load
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import Step, StepDone
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions
-from shardnet.wire import Buffer, Frame
+from shardnet.wire import Buffer
 
 BATCHES = ((1, 24), (2, 5), (3, 5), (4, 5), (5, 5), (8, 4), (16, 3), (64, 3), (256, 2))
 """(rows, how often)."""
@@ -108,17 +107,6 @@ async def _step(
         n_embd=manifest.content.n_embd if shard_id else 0,
     )
     payloads: Sequence[Buffer] = (tokens.tobytes(), hidden.tobytes()) if shard_id else (tokens.tobytes(),)
-    answer: asyncio.Future[StepDone] = asyncio.get_running_loop().create_future()
-
-    def on_answer(result: Frame[StepDone] | ShardnetError) -> None:
-        if answer.done():
-            return
-        if isinstance(result, ShardnetError):
-            answer.set_exception(result)
-        else:
-            answer.set_result(result.message)
-
     began_s = time.perf_counter()
-    engine.step(step, payloads, on_answer)
-    done = await answer
+    done = (await answer_of(engine, step, payloads)).message
     return done, (time.perf_counter() - began_s) * 1e6

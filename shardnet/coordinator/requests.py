@@ -12,6 +12,7 @@ import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from shardnet.coordinator.pipeline import Emitted, Generation, GenerationSpec, Need, StageStats
@@ -286,7 +287,8 @@ class Requests:
     def pump(self) -> None:
         """Places or routes may have become free: go on with stalled requests first, then with the queue."""
         if self.prefixes is not None:
-            self._free(self.prefixes.drop(lambda kept: kept.route not in self.swarm.routes(kept.route.model_id)))
+            routes_of = cache(self.swarm.routes)  # once for a model, not once for each of its kept sequences
+            self._free(self.prefixes.drop(lambda kept: kept.route not in routes_of(kept.route.model_id)))
         for running in tuple(self.running):
             if running.generation.wants_route and running.timer is None:
                 self._find_route(running)

@@ -82,17 +82,22 @@ class CaptureState(ctypes.Structure):
     )
 
 
-def _native_callback() -> Any | None:
-    """Returns: the compiled callback, or None where the package was built without a compiler."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX") or ".so"
-    library = Path(__file__).with_name(f"_capture{suffix}")
+def native_functions(*names: str) -> tuple[Any, ...] | None:
+    """Returns: functions of `native/*.c`; None where the package was built without a compiler, or from sources without one of them."""
+    library = Path(__file__).with_name(f"_capture{sysconfig.get_config_var('EXT_SUFFIX') or '.so'}")
     if not library.exists():
         return None
     try:
-        function = ctypes.CDLL(str(library)).shardnet_capture_2
+        loaded = ctypes.CDLL(str(library))
+        return tuple([getattr(loaded, name) for name in names])
     except (OSError, AttributeError):
         return None
-    return ctypes.cast(function, llama_cpp.ggml_backend_sched_eval_callback)
+
+
+def _native_callback() -> Any | None:
+    """Returns: the compiled callback, if there is one."""
+    found = native_functions("shardnet_capture_2")
+    return None if found is None else ctypes.cast(found[0], llama_cpp.ggml_backend_sched_eval_callback)
 
 
 NATIVE_CALLBACK = _native_callback()

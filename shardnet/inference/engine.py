@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,22 @@ class LoadedShard:
 
     request: Load
     answer: Loaded
+
+
+def answer_of(engine: Engine, step: Step, payloads: Sequence[Buffer]) -> asyncio.Future[Frame[StepDone]]:
+    """Returns: the one answer of a step that is no run; the future raises what `Engine.step` names."""
+    future: asyncio.Future[Frame[StepDone]] = asyncio.get_running_loop().create_future()
+
+    def take(answer: Frame[StepDone] | ShardnetError) -> None:
+        if future.done():
+            return
+        if isinstance(answer, ShardnetError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    engine.step(step, payloads, take)
+    return future
 
 
 class Engine(Protocol):

@@ -15,8 +15,6 @@ from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
 from shardnet.wire import Codec
 
-__all__ = ["Step", "StepDone"]
-
 
 class EngineSettings(Message):
     """First message to a new engine: what it may use. Answered by `Ready`."""

@@ -7,14 +7,13 @@ needed, changes the same state, and leaves everything else alone: a step that do
 from __future__ import annotations
 
 import ctypes
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
+from shardnet.inference.capture import native_functions
 from shardnet.inference.llama import LlamaContext
 from shardnet.inference.sampling import is_greedy, lookback, pick
 from shardnet.inference.sequences import SequenceState
@@ -45,14 +44,10 @@ class LaneState(ctypes.Structure):
 
 def _native_row() -> Any | None:
     """Returns: the compiled function; None without a compiler, or where llama.cpp's batch is not what it was compiled for."""
-    library = Path(__file__).with_name(f"_capture{sysconfig.get_config_var('EXT_SUFFIX') or '.so'}")
-    if not library.exists():
+    found = native_functions("shardnet_row_1", "shardnet_row_batch_bytes")
+    if found is None:
         return None
-    try:
-        loaded = ctypes.CDLL(str(library))
-        function, batch_bytes = loaded.shardnet_row_1, loaded.shardnet_row_batch_bytes
-    except (OSError, AttributeError):
-        return None
+    function, batch_bytes = found
     batch_bytes.restype = ctypes.c_size_t
     if batch_bytes() != ctypes.sizeof(llama_cpp.llama_batch):
         return None

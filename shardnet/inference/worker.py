@@ -303,9 +303,11 @@ class Worker:
 
     def _go_ahead(self, step: Step, tokens: list[int]) -> int:
         """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
+        if not step.ahead or len(tokens) != 1 or step.sample_from != step.n_tokens - 1:
+            return 0
         position = step.position + step.n_tokens
         room = self._chains.room(step, position)
-        if not step.ahead or len(tokens) != 1 or step.sample_from != step.n_tokens - 1 or not room:
+        if not room:
             return 0
         following = step._replace(
             position=position, n_tokens=1, sample_from=0, ahead=min(step.ahead, room) - 1, n_embd=0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
 
 import structlog
 
@@ -14,7 +13,7 @@ from shardnet.errors import ShardnetError, UnreachableError
 from shardnet.ids import ShardKey, short
 from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess, Restored
-from shardnet.lifecycle import peer_guard
+from shardnet.lifecycle import Jobs
 from shardnet.log import get
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -91,8 +90,7 @@ class NodeDaemon:
         self._listen_at = parse_host_port(node.listen, what="--listen")
         self._coordinator_at = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
         self._stopping = asyncio.Event()
-        self._group: asyncio.TaskGroup
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
         self._dialled: Address | None = None
@@ -114,7 +112,7 @@ class NodeDaemon:
             lambda: self._hello(None),
             lambda connection, frame: self._answering.from_peer(connection, frame),
             lambda node_id, error: self._tasks.peer_lost(node_id, error),
-            self._spawn,
+            self._jobs.spawn,
             dial_timeout_s=node.dial_timeout_s,
             redial_after_s=node.redial_after_s,
         )
@@ -147,19 +145,19 @@ class NodeDaemon:
             tell=self._coordinator.tell,
             run_task=self._tasks.run,
             fail_task=self._tasks.fail,
-            spawn=self._spawn,
+            spawn=self._jobs.spawn,
         )
         self._pulse = Pulse(
             self._state,
             self._tasks,
             self._engine,
             self._coordinator.tell,
-            self._spawn,
+            self._jobs.spawn,
             interval_s=node.heartbeat_interval_s,
             memory_limit_bytes=settings.inference.memory_limit_bytes,
         )
         self._answering = Answering(
-            identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._spawn
+            identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
         )
 
     def stop(self) -> None:
@@ -187,10 +185,10 @@ class NodeDaemon:
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
             resources.callback(self._performer.close)
-            async with asyncio.TaskGroup() as self._group:
+            async with asyncio.TaskGroup() as self._jobs.group:
                 children = [
-                    self._group.create_task(self._live(), name="live"),
-                    self._group.create_task(follow_revocations(self._identity), name="revocations"),
+                    self._jobs.group.create_task(self._live(), name="live"),
+                    self._jobs.group.create_task(follow_revocations(self._identity), name="revocations"),
                 ]
                 await self._stopping.wait()
                 await self._drain()
@@ -215,7 +213,7 @@ class NodeDaemon:
             self._identity.key_path.parent / "torrents",
             holders,
             memory_free=lambda: self._pulse.memory_free(),
-            spawn=self._spawn,
+            spawn=self._jobs.spawn,
             may_go=lambda key: not self._state.in_use(key),
             given_up=lambda key: self._performer.post(FileGivenUp(key)),
             is_assigned=lambda key: key in self._state.assigned(),
@@ -320,7 +318,9 @@ class NodeDaemon:
         self._epoch = max(self._epoch, welcome.epoch)
         if self._directory is not None and welcome.dht is not None and self._dialled is not None:
             host = self._dialled.host if is_wildcard(welcome.dht.host) else welcome.dht.host
-            self._spawn(_add_peer(self._directory, Address(host=host, port=welcome.dht.port)), "DHT of the coordinator")
+            self._jobs.spawn(
+                _add_peer(self._directory, Address(host=host, port=welcome.dht.port)), "DHT of the coordinator"
+            )
         self._tasks.follow_epoch(welcome.epoch)
         if welcome.revoked or self._identity.revoked:
             self._answering.revoke(frozenset(welcome.revoked))
@@ -334,18 +334,6 @@ class NodeDaemon:
         return Welcome(protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, epoch=self._epoch)
 
     # -- inside --------------------------------------------------------------------------------------------------------------
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start a job that ends with the daemon at the latest, and whose failure ends there."""
-
-        async def guarded() -> None:
-            async with peer_guard(name):
-                await work
-
-        task = self._group.create_task(guarded(), name=name)
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
-        return task
 
     def _wait_for_shards(self, flight: Flight, stage: StageRef) -> None:
         task = flight.task

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import (
@@ -19,7 +18,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import ShardKey, short
 from shardnet.inference.manifest_file import model_folder
-from shardnet.lifecycle import peer_guard
+from shardnet.lifecycle import Jobs
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, AnyMessage, Hello, Welcome
@@ -77,8 +76,7 @@ class SharingDaemon:
         self._stays = stays
         self._on_bytes = on_bytes
         self._stopping = asyncio.Event()
-        self._group: asyncio.TaskGroup
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
         self._directory: Directory | None = None
         self._not_met: UnreachableError | None = None
         self._store = ModelStore(node.models_cache)
@@ -91,7 +89,7 @@ class SharingDaemon:
             lambda: Hello(protocol=PROTOCOL_VERSION, node_id=identity.node_id, name=identity.name, role="node"),
             self._take,
             lambda _node_id, _error: None,
-            self._spawn,
+            self._jobs.spawn,
             dial_timeout_s=node.dial_timeout_s,
             redial_after_s=node.redial_after_s,
         )
@@ -109,10 +107,10 @@ class SharingDaemon:
             settings.torrent,
             identity.key_path.parent / "torrents",
             self._holders,
-            spawn=self._spawn,
+            spawn=self._jobs.spawn,
             rotted=self._put_aside,
         )
-        self._answers = FileAnswers(self._catalogue.find, self._store, self._exchange, self._spawn)
+        self._answers = FileAnswers(self._catalogue.find, self._store, self._exchange, self._jobs.spawn)
         self.fetched: tuple[Path, Manifest] | None = None
         """Where the model is now, and its manifest."""
 
@@ -146,10 +144,10 @@ class SharingDaemon:
             await resources.enter_async_context(self._exchange.serving(listener.address, self._directory))
             resources.push_async_callback(self._links.close)
             resources.push_async_callback(self._coordinator.close)
-            async with asyncio.TaskGroup() as self._group:
-                stopping = self._group.create_task(self._stopping.wait(), name="stop")
-                working = self._group.create_task(self._work(), name="share")
-                following = self._group.create_task(follow_revocations(self._identity), name="revocations")
+            async with asyncio.TaskGroup() as self._jobs.group:
+                stopping = self._jobs.group.create_task(self._stopping.wait(), name="stop")
+                working = self._jobs.group.create_task(self._work(), name="share")
+                following = self._jobs.group.create_task(follow_revocations(self._identity), name="revocations")
                 await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 await listener.close()
                 for task in (stopping, working, following, *self._jobs):
@@ -246,7 +244,7 @@ class SharingDaemon:
         return model
 
     def _put_aside(self, key: ShardKey, path: Path) -> None:
-        self._spawn(self._store.quarantine(path), f"put shard {key[1]} aside")
+        self._jobs.spawn(self._store.quarantine(path), f"put shard {key[1]} aside")
 
     def _greeted(self, connection: Connection, _hello: Hello) -> Welcome:
         self._links.adopt(connection)
@@ -255,13 +253,3 @@ class SharingDaemon:
     def _take(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
         if not self._answers.take(connection, frame.message):
             raise RemoteProtocolError(f"a node that only shares does not take {frame.message.type}")
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        async def guarded() -> None:
-            async with peer_guard(name):
-                await work
-
-        task = self._group.create_task(guarded(), name=name)
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
-        return task

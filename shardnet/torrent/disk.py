@@ -12,6 +12,7 @@ from typing import Any
 import libtorrent as lt
 
 from shardnet.errors import NoRoomError, ShardCorrupt
+from shardnet.files import sync_folder
 from shardnet.log import human_bytes
 
 Stamp = tuple[int, int, int]
@@ -35,15 +36,6 @@ def sha256_and_sync(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def regular_size(path: Path) -> int | None:

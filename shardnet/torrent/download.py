@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shardnet.errors import DeadlineExceeded, NoRoomError, ShardCorrupt, ShardError, ShardNotFound
+from shardnet.files import sync_folder
 from shardnet.log import get, human_bytes
 from shardnet.torrent import disk
 from shardnet.torrent.alerts import Finished, Flushed, Renamed, ResumeData, TorrentFailed
@@ -194,7 +195,7 @@ class Download:
         if answer.reason is not None:
             raise ShardError(f"{torrent.path} cannot be renamed to {self._target.name}: {answer.reason}")
         torrent.file_name, torrent.is_seed = self._target.name, True
-        await asyncio.to_thread(disk.sync_folder, torrent.folder)
+        await asyncio.to_thread(sync_folder, torrent.folder)
         return proved
 
     def _flush(self) -> asyncio.Future[Flushed | TorrentFailed]:

@@ -26,6 +26,7 @@ from shardnet.errors import (
     UsageError,
 )
 from shardnet.ids import new_id
+from shardnet.inference.engine import answer_of
 from shardnet.inference.gguf_file import read_gguf_header
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import Load
@@ -39,7 +40,6 @@ from tests.engine_world import (
     Route,
     SplitModel,
     Stage,
-    answer_of,
     hidden_of,
     load_request,
     logits_of,

@@ -12,12 +12,13 @@ import pytest_asyncio
 from shardnet.errors import SequenceGap
 from shardnet.ids import new_id
 from shardnet.inference import rows
+from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import BEGINS_RUN, OF_RUN, StepDone
 from shardnet.messages import Sampling
 from shardnet.wire import Frame
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, answer_of, hidden_of, make_step, split
+from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
 from tests.random_models import build_random_model, tiny_llama
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
