@@ -30,7 +30,7 @@ MAX_SIDE = 1 << 24
 MAX_TIME_US = 1e12
 MAX_LOGPROB = 1e9
 
-_TIMING = struct.Struct("<fffI")
+TIMING = struct.Struct("<fffI")
 _LOGPROB = struct.Struct("<Id")
 
 
@@ -104,23 +104,23 @@ class NextStep(NamedTuple):
         """Returns: the header."""
         command_id, sequence_id, stage, position, ahead, deadline_s, n_embd, timings = self
         return (
-            _NEXT_STEP.pack(int(command_id, 16), int(sequence_id, 16), stage, position, ahead, deadline_s, n_embd)
+            NEXT_STEP.pack(int(command_id, 16), int(sequence_id, 16), stage, position, ahead, deadline_s, n_embd)
             + timings
         )
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: ValueError, struct.error."""
-        command, sequence, stage, position, ahead, deadline_s, n_embd = _NEXT_STEP.unpack_from(header)
-        timings = bytes(header[_NEXT_STEP.size :])
+        command, sequence, stage, position, ahead, deadline_s, n_embd = NEXT_STEP.unpack_from(header)
+        timings = bytes(header[NEXT_STEP.size :])
         if (
             stage >= MAX_STAGES
             or position > MAX_POSITION
             or ahead > MAX_POSITION
             or not 0 < deadline_s <= MAX_DEADLINE_S
             or n_embd > MAX_SIDE
-            or len(timings) % _TIMING.size
-            or len(timings) > MAX_STAGES * _TIMING.size
+            or len(timings) % TIMING.size
+            or len(timings) > MAX_STAGES * TIMING.size
         ):
             raise ValueError("a number is out of range")
         return cls(f"{command:016x}", f"{sequence:016x}", stage, position, ahead, deadline_s, n_embd, timings)
@@ -173,7 +173,7 @@ class TaskResult(NamedTuple):
                     self.n_vocab,
                     len(self.timings),
                 ),
-                *starmap(_TIMING.pack, self.timings),
+                *starmap(TIMING.pack, self.timings),
                 pack_sampled(self.tokens, self.logprobs),
             )
         )
@@ -184,11 +184,12 @@ class TaskResult(NamedTuple):
         command, sequence, position, ahead, n_vocab, n_timings = _TASK_RESULT.unpack_from(header)
         _check(position <= MAX_POSITION and ahead <= MAX_POSITION and n_vocab <= MAX_SIDE, "a number is out of range")
         timings = _timings(header, _TASK_RESULT.size, n_timings)
-        tokens, logprobs = unpack_sampled(header, _TASK_RESULT.size + n_timings * _TIMING.size)
+        tokens, logprobs = unpack_sampled(header, _TASK_RESULT.size + n_timings * TIMING.size)
         return cls(f"{command:016x}", f"{sequence:016x}", position, tokens, logprobs, ahead, n_vocab, timings)
 
 
-_NEXT_STEP = struct.Struct("<QQHIIfI")
+NEXT_STEP = struct.Struct("<QQHIIfI")
+"""Fixed part of a `NextStep`'s header: command, sequence, stage, position, ahead, deadline_s, n_embd. The timings follow to its end."""
 _TASK_RESULT = struct.Struct("<QQIIIH")
 _COUNTS = struct.Struct("<HH")
 
@@ -200,7 +201,7 @@ def _check(holds: bool, problem: str) -> None:
 
 def _timings(header: memoryview, start: int, count: int) -> tuple[StageTiming, ...]:
     _check(count <= MAX_STAGES, "more timings than stages")
-    timings = tuple(StageTiming(*_TIMING.unpack_from(header, start + i * _TIMING.size)) for i in range(count))
+    timings = tuple(StageTiming(*TIMING.unpack_from(header, start + i * TIMING.size)) for i in range(count))
     for queue_us, compute_us, engine_us, _ in timings:
         _check(0 <= queue_us <= MAX_TIME_US and 0 <= compute_us <= MAX_TIME_US, "a time is out of range")
         _check(0 <= engine_us <= MAX_TIME_US, "a time is out of range")
@@ -209,13 +210,13 @@ def _timings(header: memoryview, start: int, count: int) -> tuple[StageTiming, .
 
 def pack_timing(timing: StageTiming) -> bytes:
     """Returns: one part of `NextStep.timings`."""
-    return _TIMING.pack(*timing)
+    return TIMING.pack(*timing)
 
 
 def unpack_timings(packed: bytes) -> tuple[StageTiming, ...]:
     """Returns: what `NextStep.timings` says; nothing if that is no time, or leaves no room for the last stage's own: whoever passes it on answers
     for it to the coordinator."""
-    timings = tuple(map(StageTiming._make, _TIMING.iter_unpack(packed)))
+    timings = tuple(map(StageTiming._make, TIMING.iter_unpack(packed)))
     if len(timings) >= MAX_STAGES or not all(0 <= us <= MAX_TIME_US for timing in timings for us in timing[:3]):
         return ()
     return timings

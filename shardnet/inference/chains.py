@@ -42,14 +42,14 @@ class Shard:
 
 @dataclass(slots=True)
 class Task:
-    """A step that waits, with its tensors: `tokens` int32 (n,), `hidden` float32 (n, n_embd) or None. `is_row`: it came as a packet."""
+    """A step that waits, with its tensors: `tokens` int32 (n,), `hidden` float32 (n, n_embd) or None. `row`: of a run, that it is (`runs.Row`)."""
 
     ticket: int
     step: Step
     tokens: NDArray[np.int32]
     hidden: NDArray[np.float32] | None
     arrived_s: float
-    is_row: bool = False
+    row: object | None = None
 
 
 @dataclass(slots=True)
@@ -198,6 +198,13 @@ class Chains:
         except ShardnetError:
             return 0
         return chain.n_ctx - position if chain.has_head else 0
+
+    def n_ctx(self, step: Step) -> int:
+        """Returns: tokens of context that a step's chain has; 0 if it is not here."""
+        try:
+            return self._chain(step).n_ctx
+        except ShardnetError:
+            return 0
 
     def lane(self, step: Step) -> Lane | None:
         """Returns: the short way of the rows that follow this step, of a sequence that is here; None if it has none, or not any more."""

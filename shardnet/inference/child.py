@@ -10,22 +10,28 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
-from shardnet.errors import EngineCrashed, EngineError, ShardnetError
-from shardnet.inference.engine import OnStep
+from shardnet.errors import Busy, EngineCrashed, EngineError, ShardnetError
+from shardnet.inference.engine import OnLink, OnRow, OnStep
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
     EngineSettings,
     Failed,
     FromEngine,
+    Halt,
     Loading,
     Ready,
+    RowsLost,
+    RowsMet,
     ToEngine,
 )
-from shardnet.inference.steps import OF_RUN, ROW, ROW_BYTES, ROW_DONE, Step, StepDone
+from shardnet.inference.steps import ROW_BYTES, ROW_LINK, RowDone, Step, StepDone
 from shardnet.log import get
+from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
 log = get("engine")
@@ -45,24 +51,31 @@ CHILD_ENVIRONMENT = {
 class Child(asyncio.BufferedProtocol):
     """A running engine process. Make one with `start`; `wait` is its life."""
 
-    def __init__(self, process: Process, last_words: IO[bytes], packets: socket.socket) -> None:
+    def __init__(self, process: Process, last_words: IO[bytes], packets: socket.socket, on_link: OnLink) -> None:
         self._process = process
         self._packets = packets
-        self._packet = bytearray(ROW_BYTES)
-        self._hidden = memoryview(self._packet)[ROW_DONE.size :]
+        self._packet = memoryview(bytearray(ROW_BYTES))
+        self._on_link = on_link
         self._last_words = last_words
         self._decoder: FrameDecoder[FromEngine] = FrameDecoder(FROM_ENGINE)
         self._transport: asyncio.Transport | None = None
         self._answers: dict[str, asyncio.Future[Frame[FromEngine]]] = {}
         self._listeners: dict[str, Callable[[float], None]] = {}
         self._steps: dict[str, list[OnStep]] = {}
+        self._runs: dict[tuple[str, int], _Run] = {}  # by command and stage
         self._disconnected = asyncio.Event()
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._death: EngineCrashed | None = None
 
     @classmethod
-    async def start(cls, settings: EngineSettings) -> Self:
-        """Start a process and connect to it. Raises: EngineError if the operating system refuses."""
+    async def start(cls, settings: EngineSettings, on_link: OnLink) -> Self:
+        """Start a process and connect to it.
+
+        Args:
+            on_link: gets what it tells of its own links.
+
+        Raises: EngineError if the operating system refuses.
+        """
         ours, theirs = socket.socketpair()
         packets, their_packets = socket.socketpair(type=PACKETS)
         last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed in wait)
@@ -88,7 +101,7 @@ class Child(asyncio.BufferedProtocol):
             packets.close()
             last_words.close()
             raise EngineError(f"cannot start the engine process: {error}") from error
-        child = cls(process, last_words, packets)
+        child = cls(process, last_words, packets, on_link)
         ours.setblocking(False)
         packets.setblocking(False)
         try:
@@ -155,7 +168,7 @@ class Child(asyncio.BufferedProtocol):
             raise
         return answer
 
-    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep, on_row: OnRow | None = None) -> None:
         """Send a step; each answer goes to `on_answer` at once, also those of the same command that is still under way."""
         if self._death is not None:
             on_answer(EngineCrashed(self._death.message))
@@ -164,26 +177,42 @@ class Child(asyncio.BufferedProtocol):
         if waiting is not None:
             waiting.append(on_answer)
             return
+        if on_row is not None:
+            self._runs[step.command_id, step.stage] = _Run(on_answer, on_row)
         self._steps[step.command_id] = [on_answer]
         try:
-            if step.run != OF_RUN or not self._send_row(step, payloads):
-                self.send(step, payloads)
+            self.send(step, payloads)
         except ShardnetError as error:
             del self._steps[step.command_id]
+            self._runs.pop((step.command_id, step.stage), None)
             on_answer(error)
 
-    def _send_row(self, step: Step, payloads: Sequence[Buffer]) -> bool:
-        """Send a row of a run as a packet. Returns: False if there is no room; a frame does as well."""
-        token = int.from_bytes(payloads[0], "little", signed=True)
-        head = ROW.pack(int(step.command_id, 16), step.first_shard, step.position, token)
+    def row(self, row: NextStep, payloads: Sequence[Buffer]) -> None:
+        """Send a row of a run."""
         try:
-            self._packets.sendmsg((head, *payloads[1:]))
-        except OSError:
-            return False
-        return True
+            self._packets.sendmsg((row.pack(), *payloads))
+        except OSError as error:
+            run = self._runs.pop((row.command_id, row.stage), None)
+            if run is not None:
+                run.on_answer(Busy(f"the engine does not take rows quickly enough ({error})", retry_after_s=1))
+
+    def halt(self, command_id: str) -> None:
+        """End a run."""
+        self._end_runs(command_id)
+        self.send(Halt(command_id=command_id))
+
+    def _end_runs(self, command_id: str) -> list[OnStep]:
+        """Returns: who is to hear of it, if something ended them."""
+        ended = [key for key in self._runs if key[0] == command_id]
+        return [self._runs.pop(key).on_answer for key in ended]
+
+    def adopt(self, link_id: int, connection: socket.socket) -> None:
+        """Hand over a connection that another engine dialled; if that cannot be, it is closed, and whoever dialled knows."""
+        with connection, suppress(OSError):
+            socket.send_fds(self._packets, [ROW_LINK.pack(link_id)], [connection.fileno()])
 
     def packet_received(self) -> None:
-        """A row is done."""
+        """Rows are done."""
         try:
             count = self._packets.recv_into(self._packet)
         except BlockingIOError:
@@ -193,15 +222,17 @@ class Child(asyncio.BufferedProtocol):
         if not count:  # the process has ended, which the other connection tells too
             asyncio.get_running_loop().remove_reader(self._packets.fileno())
             return
-        command, position, token, queue_us, compute_us, batch_tokens = ROW_DONE.unpack_from(self._packet)
-        command_id = f"{command:016x}"
-        n_embd = (count - ROW_DONE.size) // 4
-        tokens = () if n_embd else (token,)
-        done = StepDone(
-            command_id, position, tokens, (), 0, queue_us, compute_us, batch_tokens, 1 if n_embd else 0, n_embd
-        )
-        frame = Frame(done, (memoryview(bytes(self._hidden[: 4 * n_embd])),) if n_embd else ())
-        _tell(self._steps.pop(command_id, ()), frame)
+        done = RowDone.unpack(self._packet[:count])
+        key = done.command_id, done.stage
+        run = self._runs.get(key)
+        if run is None:
+            return  # nobody wants it any more
+        if done.command_id in self._steps:  # two sockets: the step that began the run was done before
+            run.early.append(done)
+            return
+        if not done.ahead:
+            del self._runs[key]
+        _tell_row(run, done)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
@@ -224,9 +255,13 @@ class Child(asyncio.BufferedProtocol):
         message = frame.message
         if isinstance(message, StepDone):
             waiting = self._steps.get(message.command_id, ())
-            if not message.ahead:
+            if not message.ahead or any(key[0] == message.command_id for key in self._runs):
                 self._steps.pop(message.command_id, None)
             _tell(waiting, cast("Frame[StepDone]", frame))
+            self._tell_early(message.command_id)
+            return
+        if isinstance(message, RowsMet | RowsLost):
+            self._on_link(message)
             return
         if isinstance(message, Loading):
             listener = self._listeners.get(message.command_id)
@@ -240,13 +275,22 @@ class Child(asyncio.BufferedProtocol):
         self._listeners.pop(message.command_id, None)
         answer = self._answers.pop(message.command_id, None)
         if answer is None and isinstance(message, Failed):
-            _tell(self._steps.pop(message.command_id, ()), message.error.to_error())
+            listeners = [*self._steps.pop(message.command_id, ()), *self._end_runs(message.command_id)]
+            _tell(list(dict.fromkeys(listeners)), message.error.to_error())
         if answer is None or answer.done():
             return  # whoever asked has gone
         if isinstance(message, Failed):
             answer.set_exception(message.error.to_error())
         else:
             answer.set_result(frame)
+
+    def _tell_early(self, command_id: str) -> None:
+        for key, run in [item for item in self._runs.items() if item[0][0] == command_id]:
+            early, run.early = run.early, []
+            for done in early:
+                if not done.ahead:
+                    self._runs.pop(key, None)
+                _tell_row(run, done)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """asyncio's."""
@@ -274,9 +318,10 @@ class Child(asyncio.BufferedProtocol):
                 answer.set_exception(EngineCrashed(self._death.message))
         self._answers.clear()
         self._listeners.clear()
-        steps, self._steps = self._steps, {}
-        for waiting in steps.values():
-            _tell(waiting, EngineCrashed(self._death.message))
+        listeners = [on_answer for waiting in self._steps.values() for on_answer in waiting]
+        listeners += [run.on_answer for run in self._runs.values()]
+        self._steps, self._runs = {}, {}
+        _tell(list(dict.fromkeys(listeners)), EngineCrashed(self._death.message))
         return self._death
 
     def close(self) -> None:
@@ -288,6 +333,22 @@ class Child(asyncio.BufferedProtocol):
         """End it now."""
         if self._process.returncode is None:
             self._process.kill()
+
+
+@dataclass(slots=True)
+class _Run:
+    """Who hears of a run's rows. `early`: those that were done before the step that began the run was told to be."""
+
+    on_answer: OnStep
+    on_row: OnRow
+    early: list[RowDone] = field(default_factory=list)
+
+
+def _tell_row(run: _Run, done: RowDone) -> None:
+    try:
+        run.on_row(done)
+    except Exception:
+        log.exception("engine_answer_not_taken")
 
 
 def _tell(listeners: Sequence[OnStep], answer: Frame[StepDone] | ShardnetError) -> None:

@@ -8,6 +8,7 @@ given up.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,12 +17,27 @@ from typing import cast
 from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, ShardnetError
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.child import Child
-from shardnet.inference.engine import LoadedShard, OnProgress, OnStep
-from shardnet.inference.protocol import Forget, Halt, Load, Loaded, Query, Ready, Report, Unload
+from shardnet.inference.engine import LoadedShard, OnLink, OnProgress, OnRow, OnStep
+from shardnet.inference.protocol import (
+    CutRows,
+    DialRows,
+    Forget,
+    Load,
+    Loaded,
+    Membership,
+    Query,
+    Ready,
+    Report,
+    RowsLost,
+    RowsMet,
+    TakeRows,
+    Unload,
+)
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import Step
+from shardnet.inference.steps import NO_RUN, Step
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
+from shardnet.steps import NextStep
 from shardnet.wire import Buffer
 
 log = get("engine")
@@ -46,6 +62,7 @@ class EngineProcess:
 
     Args:
         settings: threads, devices and memory.
+        membership: who the node is, for the engine's own links to other engines; None: it makes none.
         on_restart: called on the event loop when the engine is back after a crash.
     """
 
@@ -53,10 +70,13 @@ class EngineProcess:
         self,
         settings: InferenceSettings | None = None,
         *,
+        membership: Membership | None = None,
         on_restart: Callable[[Restored], None] | None = None,
     ) -> None:
         self._settings = settings or InferenceSettings()
+        self._membership = membership
         self._on_restart = on_restart
+        self.on_link: OnLink | None = None
         self._shards: dict[ShardKey, LoadedShard] = {}
         self._loading: dict[ShardKey, tuple[Load, list[OnProgress], asyncio.Task[LoadedShard]]] = {}
         self._process: tuple[Child, asyncio.Task[EngineCrashed]] | None = None  # the last one started, and its end
@@ -64,7 +84,9 @@ class EngineProcess:
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._late_steps: set[asyncio.Task[None]] = set()
-        self._unsent: dict[asyncio.Task[None], tuple[Step, OnStep]] = {}  # of these, those that are still wanted
+        self._unsent: dict[
+            asyncio.Task[None], tuple[Step, OnStep, OnRow | None]
+        ] = {}  # of these, those that are still wanted
 
     @property
     def shards(self) -> tuple[LoadedShard, ...]:
@@ -90,7 +112,8 @@ class EngineProcess:
 
     async def _spawn(self) -> tuple[Child, asyncio.Task[EngineCrashed], Ready]:
         """Returns: a process that is ready, and the task that ends with it. Raises: EngineError; then nothing is left."""
-        child = await Child.start(self._settings.to_engine())
+        settings = self._settings.to_engine().model_copy(update={"membership": self._membership})
+        child = await Child.start(settings, self._tell_link)
         death = asyncio.create_task(child.wait(), name="engine-process")
         try:
             return child, death, await child.ready(self._settings.start_timeout_s)
@@ -274,14 +297,14 @@ class EngineProcess:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep, on_row: OnRow | None = None) -> None:
         """Run one step or a run; answers as `Engine.step` says, and UsageError for a bad grammar."""
         child = self._child
         if child is not None and not child.is_dead:
-            child.step(step, payloads, on_answer)
+            child.step(step, payloads, on_answer, on_row)
             return
         task = asyncio.create_task(self._step_when_back(payloads), name="step-when-back")
-        self._unsent[task] = step, on_answer
+        self._unsent[task] = step, on_answer, on_row
         self._late_steps.add(task)
         task.add_done_callback(self._late_step_ended)
 
@@ -300,28 +323,51 @@ class EngineProcess:
         unsent = None if task is None else self._unsent.pop(task, None)
         if unsent is None:
             return  # its sequence was dropped meanwhile
-        step, on_answer = unsent
+        step, on_answer, on_row = unsent
         if child is None:
             on_answer(crash)
         else:
-            child.step(step, payloads, on_answer)
+            child.step(step, payloads, on_answer, on_row)
+
+    def row(self, row: NextStep, payloads: Sequence[Buffer]) -> None:
+        """Run a row of a run. If the engine that knew the run is dead, the run's listener has been told."""
+        if self._child is not None:
+            self._child.row(row, payloads)
 
     def halt(self, command_id: str) -> None:
         """End a run after the step under way."""
-        for task, (step, on_answer) in self._unsent.items():
+        for task, (step, on_answer, _) in self._unsent.items():
             if step.command_id == command_id:
-                self._unsent[task] = step._replace(ahead=0), on_answer
+                self._unsent[task] = step._replace(ahead=0, run=NO_RUN), on_answer, None
         if self._child is not None:
-            self._child.send(Halt(command_id=command_id))
+            self._child.halt(command_id)
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence's KV and state; steps of it that still wait are answered with EngineError."""
-        for task, (step, on_answer) in tuple(self._unsent.items()):
+        for task, (step, on_answer, _) in tuple(self._unsent.items()):
             if step.sequence_id == sequence_id:
                 del self._unsent[task]
                 on_answer(EngineError("the sequence was dropped before this step ran"))
         if self._child is not None:
             self._child.send(Forget(sequence_id=sequence_id))
+
+    # -- row links ---------------------------------------------------------------------------------------------------
+
+    def link(self, order: DialRows | TakeRows | CutRows) -> None:
+        """Make, use or end a row link; a dead engine has none."""
+        if self._child is not None:
+            self._child.send(order)
+
+    def adopt(self, link_id: int, connection: socket.socket) -> None:
+        """Hand over a connection that another engine dialled."""
+        if self._child is None:
+            connection.close()
+        else:
+            self._child.adopt(link_id, connection)
+
+    def _tell_link(self, news: RowsMet | RowsLost) -> None:
+        if self.on_link is not None:
+            self.on_link(news)
 
     async def report(self) -> Report:
         """Ask for memory and load. Raises: EngineCrashed."""

@@ -10,10 +10,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from shardnet.ids import CommandId, ModelId, SequenceId
+from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
 from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
 from shardnet.wire import Codec
+
+ROWS = "shardnet-rows/1"
+"""Names, by ALPN, the connections from engine to engine."""
+
+
+class Membership(Message):
+    """Who the engine's node is, for links of the engine's own (`row_links`)."""
+
+    certificate: str = Field(max_length=4096, description="path of the node's certificate")
+    key: str = Field(max_length=4096, description="path of its private key")
+    authority: str = Field(max_length=65536, description="certificate of the swarm's authority, PEM")
 
 
 class EngineSettings(Message):
@@ -31,6 +42,7 @@ class EngineSettings(Message):
     )
     memory_limit_bytes: int = Field(default=0, ge=0, description="cap of all memory for shards; 0: what is free")
     use_mmap: bool = True
+    membership: Membership | None = Field(default=None, description="None: no links to other engines")
 
 
 class Ready(Message):
@@ -95,10 +107,50 @@ class Forget(Message):
 
 
 class Halt(Message):
-    """End the run of a command after the step under way; its sequence stays. No answer of its own."""
+    """End the run of a command after the step under way; its sequence stays. No answer of its own, and none of its rows has one any more."""
 
     type: Literal["HALT"] = "HALT"
     command_id: CommandId
+
+
+class DialRows(Message):
+    """Connect to another node's engine. Answered by `RowsMet` or `RowsLost`."""
+
+    type: Literal["DIAL_ROWS"] = "DIAL_ROWS"
+    link_id: int = Field(ge=0)
+    host: str = Field(max_length=255)
+    port: int = Field(ge=1, le=65535)
+
+
+class RowsMet(Message):
+    """The other end of a row link has proved that it holds the key of this certificate, which is of the swarm; nothing goes over it yet."""
+
+    type: Literal["ROWS_MET"] = "ROWS_MET"
+    link_id: int
+    certificate: str = Field(description="DER, hex")
+
+
+class TakeRows(Message):
+    """The other end of a row link is this node, and may be handed rows, or hand us some, whichever of the two dialled: rows go one way."""
+
+    type: Literal["TAKE_ROWS"] = "TAKE_ROWS"
+    link_id: int
+    node_id: NodeId
+
+
+class CutRows(Message):
+    """End a row link. Answered by `RowsLost`, unless it has ended already."""
+
+    type: Literal["CUT_ROWS"] = "CUT_ROWS"
+    link_id: int
+
+
+class RowsLost(Message):
+    """A row link has ended, or was never made. What was handed over it and is not known to have arrived has `Failed` already."""
+
+    type: Literal["ROWS_LOST"] = "ROWS_LOST"
+    link_id: int
+    reason: str = Field(max_length=500)
 
 
 class Query(Message):
@@ -126,8 +178,8 @@ class Failed(Message):
     error: ErrorInfo
 
 
-_ToEngineJson = EngineSettings | Load | Unload | Forget | Halt | Query
-_FromEngineJson = Ready | Loading | Loaded | Unloaded | Report | Failed
+_ToEngineJson = EngineSettings | Load | Unload | Forget | Halt | DialRows | TakeRows | CutRows | Query
+_FromEngineJson = Ready | Loading | Loaded | Unloaded | Report | RowsMet | RowsLost | Failed
 ToEngine = _ToEngineJson | Step
 FromEngine = _FromEngineJson | StepDone
 TO_ENGINE: Codec[ToEngine] = Codec(TypeAdapter(Annotated[_ToEngineJson, Field(discriminator="type")]), {1: Step})

@@ -11,20 +11,19 @@ from shardnet.shards import TensorSpec
 from shardnet.steps import Logprobs, hidden_tensors, logits_tensors, pack_sampled, row_tensors, unpack_sampled
 
 NO_ROW = -1
+NOBODY = "0" * 40
 
-NO_RUN, BEGINS_RUN, OF_RUN = range(3)
-"""`Step.run`: what is told of its further steps."""
+NO_RUN, BEGINS_RUN = range(2)
+"""`Step.run`: whether rows of its command follow, as `NextStep`s."""
 
-ROW = struct.Struct("<QIIi")
-"""A packet to the engine: command, first shard, position, token; then the hidden state, float32 (n_embd,), unless the stage is the first.
-Everything else is as in the step of this command that began the run."""
-
-ROW_DONE = struct.Struct("<QIiffI")
-"""A packet from the engine: command, position and token that were sampled, queue_us, compute_us, batch_tokens; or, from a stage without the head,
-position of the row, 0, the times, and then its hidden state. What goes wrong is told by `Failed`."""
+TOKEN = struct.Struct("<i")
+"""Of a row, between its header and its hidden state."""
 
 ROW_BYTES = 1 << 20
-"""Room for one packet: a hidden state of 260,000 columns."""
+"""Room for one row: a hidden state of 260,000 columns."""
+
+ROW_LINK = struct.Struct("<Q")
+"""A packet to the engine that brings an accepted connection along (SCM_RIGHTS): the link's number. A row is longer."""
 
 
 class Step(NamedTuple):
@@ -40,7 +39,10 @@ class Step(NamedTuple):
         ahead: how many further steps the engine may run by itself, each with the token that the one before it sampled; each has an answer. Only
             where the shards are the whole model.
         sampling: JSON of a `Sampling`; empty: greedy.
-        run: whether later rows of its sequence will come as packets (`ROW`), or this is one of them.
+        run: whether rows of its command will follow, as `NextStep`s: packets from the daemon, or over the engine's own links.
+        stage: the stage's number in the route; rows name it.
+        source: node id of the stage that hands this one its rows, the last one's for the first.
+        onward: node id of the stage that gets them next, the first one's for the last.
     """
 
     command_id: str
@@ -56,6 +58,9 @@ class Step(NamedTuple):
     n_embd: int = 0
     sampling: bytes = b""
     run: int = NO_RUN
+    stage: int = 0
+    source: str = NOBODY
+    onward: str = NOBODY
 
     @property
     def payload_sizes(self) -> tuple[int, ...]:
@@ -89,6 +94,9 @@ class Step(NamedTuple):
                 self.return_logits,
                 self.n_embd,
                 self.run,
+                self.stage,
+                bytes.fromhex(self.source),
+                bytes.fromhex(self.onward),
             )
             + self.sampling
         )
@@ -96,9 +104,23 @@ class Step(NamedTuple):
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: struct.error."""
-        command, model, first, end, sequence, position, n_tokens, sample_from, ahead, return_logits, n_embd, run = (
-            _STEP.unpack_from(header)
-        )
+        (
+            command,
+            model,
+            first,
+            end,
+            sequence,
+            position,
+            n_tokens,
+            sample_from,
+            ahead,
+            return_logits,
+            n_embd,
+            run,
+            stage,
+            source,
+            onward,
+        ) = _STEP.unpack_from(header)
         return cls(
             f"{command:016x}",
             model.hex(),
@@ -113,6 +135,9 @@ class Step(NamedTuple):
             n_embd,
             bytes(header[_STEP.size :]),
             run,
+            stage,
+            source.hex(),
+            onward.hex(),
         )
 
 
@@ -195,7 +220,51 @@ class StepDone(NamedTuple):
         )
 
 
-_STEP = struct.Struct("<Q32sHHQIIiI?IB")
+class RowDone(NamedTuple):
+    """What became of one row of a run, told by a packet: of each row of the last stage, of each that the daemon has to hand on, and of some others.
+
+    Attributes:
+        stage: which of the command's stages did it.
+        position: of the sampled token; of the row, from a stage without the head.
+        ahead: rows that may follow; 0: the run is over for this stage.
+        token: sampled; the row's own, from a stage without the head.
+        deadline_s: the row's.
+        queue_us, compute_us, engine_us, batch_tokens: as in `StageTiming`.
+        went_on: the engine has handed the row on itself; else that is for the daemon to do.
+        n_embd: columns of `hidden`; 0 where `went_on`, and from the last stage.
+        timings: of the stages before, packed.
+        hidden: float32 (1, n_embd).
+    """
+
+    command_id: str
+    stage: int
+    position: int
+    ahead: int
+    token: int
+    deadline_s: float
+    queue_us: float
+    compute_us: float
+    engine_us: float
+    batch_tokens: int
+    went_on: bool
+    n_embd: int
+    timings: bytes
+    hidden: memoryview
+
+    @classmethod
+    def unpack(cls, packet: memoryview) -> Self:
+        """Returns: what `pack_row_done` packed, with a copy of the tensor."""
+        facts = _ROW_DONE.unpack_from(packet)
+        end = len(packet) - 4 * facts[-1]
+        timings, hidden = bytes(packet[_ROW_DONE.size : end]), memoryview(bytes(packet[end:]))
+        return cls._make((f"{facts[0]:016x}", *facts[1:], timings, hidden))
+
+
+_ROW_DONE = struct.Struct("<QHIIiffffI?I")
+pack_row_done = _ROW_DONE.pack
+"""Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
+
+_STEP = struct.Struct("<Q32sHHQIIiI?IBH20s20s")
 _STEP_DONE = struct.Struct("<QIIffIIII")
 
 

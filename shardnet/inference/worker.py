@@ -12,17 +12,17 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import EngineError, RemoteProtocolError, SequenceGap, ShardnetError
+from shardnet.errors import EngineError, RemoteProtocolError, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
 from shardnet.inference.census import EngineCensus, share_of_cores
 from shardnet.inference.chains import Chains, Outcome, Task
@@ -32,6 +32,8 @@ from shardnet.inference.loading import Finished, Loader, Progress
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
+    CutRows,
+    DialRows,
     EngineSettings,
     Failed,
     Forget,
@@ -43,26 +45,22 @@ from shardnet.inference.protocol import (
     Query,
     Ready,
     Report,
+    TakeRows,
     ToEngine,
     Unload,
     Unloaded,
 )
-from shardnet.inference.rows import Lane
-from shardnet.inference.steps import BEGINS_RUN, OF_RUN, ROW, ROW_BYTES, ROW_DONE, Step, StepDone
+from shardnet.inference.row_links import RowLinks
+from shardnet.inference.runs import Row, Runs
+from shardnet.inference.steps import BEGINS_RUN, ROW_BYTES, ROW_LINK, Step, StepDone
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
 PR_SET_PDEATHSIG = 1
+DESCRIPTOR = struct.Struct("i")
+ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTOR.size)
 STACK_BYTES = 64 << 20
 """llama.cpp parses grammars by recursion."""
-
-
-@dataclass(slots=True)
-class Run:
-    """A run whose rows come as packets: the step that each of them is, but for position and token, and its short way once it has one."""
-
-    step: Step
-    lane: Lane | None = None
 
 
 class Worker:
@@ -73,9 +71,7 @@ class Worker:
     ) -> None:
         self._connection = connection
         self._packets = packets
-        self._packet = bytearray(ROW_BYTES)
-        self._hidden_address = ctypes.addressof(ctypes.c_char.from_buffer(self._packet, ROW.size))
-        self._runs: dict[tuple[int, int], Run] = {}  # by command and first shard
+        self._packet = memoryview(bytearray(ROW_BYTES))
         self._census = census
         self._wanted_threads = settings.threads
         self._threads = self._fair_threads()
@@ -89,6 +85,11 @@ class Worker:
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
+        self._poll = select.poll()
+        self._runs = Runs(self._chains, packets, self._fail, self._queue)
+        self._links = self._runs.links = RowLinks(
+            settings.membership, self._poll, self._runs.take, self._send, self._runs.link_lost, self._ring
+        )
         used = lambda: (self._chains.memory_bytes, self._chains.gpu_bytes)  # noqa: E731
         self._loader = Loader(settings, self._on_loader, used, lambda: self._threads)
 
@@ -96,18 +97,31 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the daemon closes the connection."""
-        watched = [self._connection, self._packets, self._bell]
+        connection, packets, bell = self._connection.fileno(), self._packets.fileno(), self._bell.fileno()
+        for descriptor in (connection, packets, bell):
+            self._poll.register(descriptor, select.POLLIN)
         while True:
-            readable, _, _ = select.select(watched, [], [], 0 if self._waiting else None)
-            if self._bell in readable:
-                self._bell.recv(4096)
-                self._take_loaded()
-            if self._connection in readable and not self._receive():
-                return
-            if self._packets in readable and not self._take_rows():
-                watched.remove(self._packets)
+            for descriptor, events in self._poll.poll(0 if self._waiting or self._runs.has_rows else None):
+                if descriptor == connection:
+                    if not self._receive():
+                        return
+                elif descriptor == packets:
+                    if not self._take_packets():
+                        self._poll.unregister(packets)
+                elif descriptor == bell:
+                    self._bell.recv(4096)
+                    self._take_loaded()
+                    self._links.take_met()
+                else:
+                    self._links.serve(descriptor, events)
+            if self._runs.has_rows:
+                self._runs.go(is_free=not self._waiting)
             if self._waiting:
                 self._run_batch()
+
+    def _ring(self) -> None:
+        """On another thread: there is something to take."""
+        self._bell_rope.send(b"!")
 
     def _receive(self) -> bool:
         """Take in all that has arrived. Returns: False when the daemon has closed."""
@@ -137,6 +151,7 @@ class Worker:
             case Forget(sequence_id=sequence_id):
                 self._forget(sequence_id)
             case Halt(command_id=command_id):
+                self._runs.end(command_id)
                 for _, task in self._waiting.values():
                     if task.step.command_id == command_id:
                         task.step = task.step._replace(ahead=0)
@@ -150,6 +165,12 @@ class Worker:
                         busy_s=self._chains.busy_s,
                     )
                 )
+            case DialRows():
+                self._links.dial(frame.message)
+            case TakeRows(link_id=link_id, node_id=node_id):
+                self._links.allow(link_id, node_id)
+            case CutRows(link_id=link_id):
+                self._links.cut(link_id)
             case EngineSettings():
                 raise RemoteProtocolError("settings came twice")
 
@@ -171,68 +192,28 @@ class Worker:
         if step.n_embd:
             hidden = _array(frame.payloads[1], np.float32).reshape(step.n_tokens, step.n_embd)
         if step.run == BEGINS_RUN:
-            self._begin_run(step)
-        elif self._runs:  # rows of an earlier run come by another socket: one that is late must not run after this step
-            self._end_runs(step.sequence_id, but=int(step.command_id, 16))
-        self._queue(Task(self._tickets, step, tokens, hidden, arrived_s=time.perf_counter()))
+            self._runs.begin(step)
+        else:
+            self._runs.end_others(step)
+        self._queue(Task(0, step, tokens, hidden, arrived_s=time.perf_counter()))
 
-    def _begin_run(self, step: Step) -> None:
-        """Rows of this command will come as packets."""
-        command = int(step.command_id, 16)
-        self._end_runs(step.sequence_id, but=command)
-        self._runs[command, step.first_shard] = Run(step._replace(n_tokens=1, sample_from=0, ahead=0, run=OF_RUN))
-
-    def _end_runs(self, sequence_id: str, *, but: int | None = None) -> None:
-        for key in [k for k, run in self._runs.items() if run.step.sequence_id == sequence_id and k[0] != but]:
-            del self._runs[key]
-
-    def _take_rows(self) -> bool:
-        """Take the packets that are here: rows of runs. Returns: False when there will be no more."""
+    def _take_packets(self) -> bool:
+        """Take the packets that are here: rows of runs, and connections for the engine's own links. Returns: False when there will be no more."""
         while True:
             try:
-                count = self._packets.recv_into(self._packet, 0, socket.MSG_DONTWAIT)
+                count, brought, *_ = self._packets.recvmsg_into([self._packet], ANCILLARY_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return True
             except ConnectionError:
                 return False
             if not count:
                 return False
-            arrived_s = time.perf_counter()
-            command, first_shard, position, token = ROW.unpack_from(self._packet)
-            run = self._runs.get((command, first_shard))
-            if run is None:
-                gap = SequenceGap("the engine does not know the run that the row belongs to: begin it again", have=0)
-                self._fail(f"{command:016x}", gap)
-            elif len(self._runs) == 1 and not self._waiting and self._run_row(run, position, token, count, arrived_s):
-                return True  # it was the only one
+            if count == ROW_LINK.size:
+                for _, _, descriptors in brought:
+                    (descriptor,) = DESCRIPTOR.unpack(descriptors)
+                    self._links.adopt(ROW_LINK.unpack_from(self._packet)[0], socket.socket(fileno=descriptor))
             else:
-                self._queue_row(run.step, position, token, bytes(self._packet[ROW.size : count]), arrived_s)
-
-    def _run_row(self, run: Run, position: int, token: int, packet_bytes: int, arrived_s: float) -> bool:
-        """Run a row the short way and answer it. Returns: False if it has to go the general way."""
-        lane = run.lane
-        if lane is None or packet_bytes != ROW.size + lane.row_bytes:
-            return False
-        try:
-            picked = lane.run(position, token, self._hidden_address)
-        except ShardnetError as error:
-            self._fail(run.step.command_id, error)
-            return True
-        if picked is None:
-            return False
-        spent_s = time.perf_counter() - arrived_s
-        self._chains.busy_s += spent_s
-        sampled_at = position if lane.hidden is not None else position + 1
-        head = ROW_DONE.pack(int(run.step.command_id, 16), sampled_at, picked, 0.0, spent_s * 1e6, 1)
-        self._packets.sendmsg((head,) if lane.hidden is None else (head, lane.hidden))
-        return True
-
-    def _queue_row(self, template: Step, position: int, token: int, data: bytes, arrived_s: float) -> None:
-        """The general way of a row."""
-        hidden = np.frombuffer(data, dtype=np.float32).reshape(1, -1) if data else None
-        step = template._replace(position=position, n_embd=0 if hidden is None else hidden.shape[1])
-        tokens = np.array([token], dtype=np.int32)
-        self._queue(Task(self._tickets, step, tokens, hidden, arrived_s, is_row=True))
+                self._runs.take(self._packet[:count], None)
 
     def _queue(self, task: Task) -> None:
         """Have a step wait for its batch; one that cannot be is answered now."""
@@ -242,6 +223,7 @@ class Worker:
         except ShardnetError as error:
             self._fail(step.command_id, error)
             return
+        task.ticket = self._tickets
         waiting = Waiting(
             ticket=task.ticket,
             chain=(step.model_id, step.first_shard, step.end_shard),
@@ -265,9 +247,10 @@ class Worker:
         if outcome.error is not None:
             self._fail(step.command_id, outcome.error)
             return
-        if outcome.task.is_row:
-            self._answer_row(outcome, began_s)
+        if isinstance(outcome.task.row, Row):
+            self._runs.answer(outcome.task.row, outcome, began_s)
             return
+        begins_run = step.run == BEGINS_RUN
         payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
         self._send(
             StepDone(
@@ -275,7 +258,7 @@ class Worker:
                 position=step.position + (0 if step.sample_from is None else step.sample_from + 1),
                 tokens=tuple(outcome.tokens),
                 logprobs=tuple(outcome.logprobs),
-                ahead=self._go_ahead(step, outcome.tokens),
+                ahead=(self._runs.begun if begins_run else self._go_ahead)(step, outcome.tokens),
                 queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
                 compute_us=outcome.compute_s * 1e6,
                 batch_tokens=outcome.batch_rows,
@@ -285,21 +268,6 @@ class Worker:
             ),
             payloads,
         )
-
-    def _answer_row(self, outcome: Outcome, began_s: float) -> None:
-        step, task = outcome.task.step, outcome.task
-        head = ROW_DONE.pack(
-            int(step.command_id, 16),
-            step.position + len(outcome.tokens),
-            outcome.tokens[0] if outcome.tokens else 0,
-            max(0.0, (began_s - task.arrived_s) * 1e6),
-            outcome.compute_s * 1e6,
-            outcome.batch_rows,
-        )
-        self._packets.sendmsg((head,) if outcome.hidden is None else (head, outcome.hidden.data))
-        run = self._runs.get((int(step.command_id, 16), step.first_shard))
-        if run is not None and run.lane is None:
-            run.lane = self._chains.lane(run.step)
 
     def _go_ahead(self, step: Step, tokens: list[int]) -> int:
         """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
@@ -313,7 +281,7 @@ class Worker:
             position=position, n_tokens=1, sample_from=0, ahead=min(step.ahead, room) - 1, n_embd=0
         )
         token = np.array(tokens, dtype=np.int32)
-        self._queue(Task(self._tickets, following, token, None, arrived_s=time.perf_counter()))
+        self._queue(Task(0, following, token, None, arrived_s=time.perf_counter()))
         return following.ahead + 1
 
     def _forget(self, sequence_id: str) -> None:
@@ -321,7 +289,7 @@ class Worker:
         for ticket in stale:
             _, task = self._waiting.pop(ticket)
             self._fail(task.step.command_id, EngineError("the sequence was dropped before this step ran"))
-        self._end_runs(sequence_id)
+        self._runs.end_sequence(sequence_id)
         self._chains.forget(sequence_id)
 
     # -- loading -----------------------------------------------------------------------------------------------------
@@ -344,18 +312,13 @@ class Worker:
         self._send(Unloaded(command_id=request.command_id))
 
     def _remove(self, model_id: str, shard_id: int) -> None:
-        self._forget_lanes()
+        self._runs.forget_lanes()
         self._chains.remove(model_id, shard_id)
-
-    def _forget_lanes(self) -> None:
-        """Chains change: each run finds its short way anew."""
-        for run in self._runs.values():
-            run.lane = None
 
     def _on_loader(self, event: Progress | Finished) -> None:
         """On the loader's thread."""
         self._loaded.put(event)
-        self._bell_rope.send(b"!")
+        self._ring()
 
     def _take_loaded(self) -> None:
         while True:
@@ -373,7 +336,7 @@ class Worker:
             else:
                 shard = event.result
                 shard.context.set_threads(self._threads)  # the share may have changed while it was loaded
-                self._forget_lanes()
+                self._runs.forget_lanes()
                 self._chains.add(shard)
                 self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
             due, self._unloads = self._unloads, []
@@ -388,9 +351,7 @@ class Worker:
     # -- answering ---------------------------------------------------------------------------------------------------
 
     def _fail(self, command_id: str, error: ShardnetError) -> None:
-        command = int(command_id, 16)
-        for key in [key for key in self._runs if key[0] == command]:
-            del self._runs[key]
+        self._runs.end(command_id)
         self._send(Failed(command_id=command_id, error=ErrorInfo.of(error)))
 
     def _send(self, message: FromEngine, payloads: list[Buffer] | None = None) -> None:

@@ -99,7 +99,7 @@ class Answering:
         """
         message = frame.message
         if isinstance(message, NextStep):
-            self._tasks.accept_next(message, frame.payloads)
+            self._tasks.accept_next(message, frame.payloads, connection.peer_id)
         elif isinstance(message, ExecuteTask):
             self._tasks.accept(message, frame.payloads)
         else:

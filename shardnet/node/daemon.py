@@ -13,6 +13,7 @@ from shardnet.errors import ShardnetError, UnreachableError
 from shardnet.ids import ShardKey, short
 from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess, Restored
+from shardnet.inference.protocol import ROWS, Membership
 from shardnet.lifecycle import Jobs
 from shardnet.log import get
 from shardnet.messages import (
@@ -41,14 +42,17 @@ from shardnet.node.events import (
 from shardnet.node.exchange import ShardExchange
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.holders import Holders
+from shardnet.node.legs import Flight
 from shardnet.node.links import PeerLinks
 from shardnet.node.meeting import find_coordinators, open_directory
 from shardnet.node.performing import Performer
+from shardnet.node.row_links import RowLinks
 from shardnet.node.settings import NodeSettings
 from shardnet.node.state import NodeState
 from shardnet.node.store import ModelStore
 from shardnet.node.swarming import SwarmExchange
-from shardnet.node.tasks import Flight, TaskRunner
+from shardnet.node.tasks import TaskRunner
+from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.addresses import (
     is_loopback,
     is_wildcard,
@@ -105,8 +109,9 @@ class NodeDaemon:
         self._engine = (
             make_engine(self._engine_came_back)
             if make_engine is not None
-            else EngineProcess(settings.inference, on_restart=self._engine_came_back)
+            else EngineProcess(settings.inference, membership=_membership(identity), on_restart=self._engine_came_back)
         )
+        self._row_links = RowLinks(identity, self._engine, redial_after_s=node.redial_after_s)
         self._links = PeerLinks(
             identity,
             lambda: self._hello(None),
@@ -135,6 +140,7 @@ class NodeDaemon:
             is_ready=self._state.chain_is_ready,
             wait_for_shards=self._wait_for_shards,
             forget_wait=lambda ticket: self._performer.post(TaskGone(ticket)),
+            want_link=self._row_links.want,
             max_tasks=node.max_tasks,
         )
         self._performer = Performer(
@@ -178,7 +184,9 @@ class NodeDaemon:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
-            self._listener = await listen(self._identity, self._listen_at, self._greeted)
+            self._listener = await listen(
+                self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
+            )
             await resources.enter_async_context(self._listener)
             log.info("node_listening", address=str(self._listener.address))
             await self._meet(resources, self._listener.address)
@@ -340,6 +348,7 @@ class NodeDaemon:
         self._performer.post(TaskWaits(flight.ticket, task.model_id, stage.first_shard, stage.end_shard, task.options))
 
     def _engine_came_back(self, restored: Restored) -> None:
+        self._row_links.engine_came_back()
         self._performer.post(
             EngineCameBack(
                 tuple(
@@ -349,6 +358,14 @@ class NodeDaemon:
             )
         )
         self._pulse.beat()
+
+
+def _membership(identity: Identity) -> Membership:
+    return Membership(
+        certificate=str(identity.certificate_path),
+        key=str(identity.key_path),
+        authority=identity.swarm.ca_pem.decode(),
+    )
 
 
 async def _add_peer(directory: Directory, address: Address) -> None:

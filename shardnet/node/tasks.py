@@ -4,17 +4,16 @@ It is synchronous from the frame to the engine, and from the engine's answer to 
 sequence keep their order, because links, engine and the queues here do. Whatever goes wrong is told to the coordinator, with the command's id.
 
 A task with `ahead` begins a run (docs/decisions/0003-runs.md): where one node has the whole model, its engine goes on by itself; else the last stage
-sends each token that it sampled to the first stage, as a `NextStep`. The coordinator gets every result, and need not be waited for.
+sends each token that it sampled to the first stage, as a `NextStep`. The coordinator gets every result, and need not be waited for. The engines hand
+such rows to one another where they have links (docs/decisions/0004-row-links.md): then only the last stage's node hears of each.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -30,7 +29,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import NodeId, short
 from shardnet.inference.engine import Engine
-from shardnet.inference.steps import BEGINS_RUN, NO_RUN, OF_RUN, Step, StepDone
+from shardnet.inference.steps import BEGINS_RUN, NO_RUN, TOKEN, RowDone, Step, StepDone
 from shardnet.log import get
 from shardnet.messages import (
     Address,
@@ -40,6 +39,7 @@ from shardnet.messages import (
     ExecuteTask,
     StageRef,
 )
+from shardnet.node.legs import Flight, KnownSequence, Leg
 from shardnet.node.timings import StepTimes
 from shardnet.steps import NextStep, StageTiming, TaskResult, columns, pack_timing, row_tensors, unpack_timings
 from shardnet.wire import Buffer, Frame
@@ -50,8 +50,6 @@ MAX_FREED = 4096
 MIN_DEADLINE_S = 1e-3
 QUIET_S = 1.5
 """A draining node whose sequences see no task for so long has no one to wait for."""
-
-_TOKEN = struct.Struct("<i")
 
 log = get("node")
 clock = time.perf_counter
@@ -72,78 +70,11 @@ class Peers(Protocol):
         ...
 
 
+WantLink = Callable[[StageRef], None]
+"""The engine will have rows for this stage's engine: a link between the two would spare both daemons the work."""
+
 Tell = Callable[[AnyMessage, Sequence[Buffer]], None]
 """Sends to the coordinator; does nothing while there is none."""
-
-
-class Leg:
-    """One stage of a task's route, on this node: all that does not change from one step of a run to the next.
-
-    Attributes:
-        task: the command; a run's, as it was when it began.
-        number: of the stage; `stage` is its place in the route, `following` the next one's, None for the last.
-        is_alone: the whole route is this stage.
-        sampling: JSON of how the last stage samples, for the engine.
-        takes_rows: the engine's short way gives back a token or a hidden state and nothing else, and that is all that is wanted.
-    """
-
-    __slots__ = ("chain", "following", "is_alone", "number", "sampling", "stage", "takes_rows", "task")
-
-    def __init__(self, task: ExecuteTask, stage: StageRef) -> None:
-        self.task = task
-        self.number = task.stage
-        self.stage = stage
-        self.following = task.route[task.stage + 1] if task.stage + 1 < len(task.route) else None
-        self.is_alone = len(task.route) == 1
-        self.sampling = b""
-        if self.following is None and task.sampling is not None:
-            self.sampling = task.sampling.model_dump_json().encode()
-        wants_more = task.return_logits or (task.sampling is not None and task.sampling.top_logprobs is not None)
-        self.takes_rows = task.ahead > 0 and not self.is_alone and not wants_more
-        self.chain = (task.model_id, stage.first_shard, stage.end_shard)
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One step while it is here; a run, while one node does all of it.
-
-    Attributes:
-        next_step: the `NextStep` that this is, None for the task itself.
-        ahead: further steps that may follow unasked.
-        deadline_at_s: `clock` time.
-        sent_s: `clock` time when the engine got it, or gave the run's last answer; 0 before.
-    """
-
-    ticket: int
-    leg: Leg
-    next_step: NextStep | None
-    payloads: Sequence[Buffer]
-    ahead: int
-    deadline_at_s: float
-    is_dropped: bool = False
-    sent_s: float = 0.0
-
-    @property
-    def task(self) -> ExecuteTask:
-        """Returns: the command that it belongs to."""
-        return self.leg.task
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One sequence that has KV here.
-
-    Attributes:
-        legs: by number of the stage, each of the latest command that this stage saw: a node with two stages sees the next command at the
-            first of them before the second one has seen the last.
-        relayed: nodes that its tasks go to through the coordinator; once so, always, to keep their order.
-        handed: (node, command) of tasks that were sent on and may not be answered yet.
-    """
-
-    task: ExecuteTask
-    legs: dict[int, Leg] = field(default_factory=dict)
-    relayed: set[NodeId] = field(default_factory=set)
-    handed: list[tuple[NodeId, str]] = field(default_factory=list)
 
 
 class TaskRunner:
@@ -154,6 +85,7 @@ class TaskRunner:
         wait_for_shards: called with a flight whose shards are not; ends in `run` or `fail` with its ticket.
         forget_wait: the flight of that ticket no longer waits.
         tell: sends to the coordinator.
+        want_link: called when a run begins.
     """
 
     def __init__(
@@ -166,6 +98,7 @@ class TaskRunner:
         is_ready: Callable[[str, int, int], bool],
         wait_for_shards: Callable[[Flight, StageRef], None],
         forget_wait: Callable[[int], None],
+        want_link: WantLink,
         max_tasks: int,
     ) -> None:
         self._node_id = node_id
@@ -175,10 +108,12 @@ class TaskRunner:
         self._is_ready = is_ready
         self._wait_for_shards = wait_for_shards
         self._forget_wait = forget_wait
+        self._want_link = want_link
         self._max_tasks = max_tasks
         self._flights: dict[int, Flight] = {}
+        self._runs: dict[tuple[str, int], Flight] = {}  # by command and stage, once their first step is done
         self._tickets = 0
-        self._sequences: OrderedDict[str, _Sequence] = OrderedDict()
+        self._sequences: OrderedDict[str, KnownSequence] = OrderedDict()
         self._freed: OrderedDict[str, None] = OrderedDict()
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._epoch = 0
@@ -191,8 +126,8 @@ class TaskRunner:
 
     @property
     def n_tasks(self) -> int:
-        """Returns: tasks that are here."""
-        return len(self._flights)
+        """Returns: tasks and runs that are here."""
+        return len(self._flights) + len(self._runs)
 
     @property
     def n_sequences(self) -> int:
@@ -209,9 +144,11 @@ class TaskRunner:
         """Drop a sequence's KV; steps of it that are still under way are refused from now on."""
         self._sequences.pop(sequence_id, None)
         _remember(self._freed, sequence_id)
-        for flight in [one for one in self._flights.values() if one.task.sequence_id == sequence_id and not one.sent_s]:
+        for flight in [one for one in self._flights.values() if one.task.sequence_id == sequence_id]:
             self._drop(flight)  # it would bring KV back, and a run would go on for nobody
-            self._done(flight)
+            if not flight.sent_s:
+                self._done(flight)
+        self._end_runs(lambda run: run.task.sequence_id == sequence_id)
         self._engine.forget(sequence_id)
         self._look_idle()
 
@@ -222,6 +159,7 @@ class TaskRunner:
             self._drop(flight)
             if not flight.sent_s:
                 self._done(flight)
+        self._end_runs(lambda run: run.task.command_id == command_id)
 
     def end_runs(self) -> None:
         """The coordinator is gone: what it began goes no further by itself."""
@@ -231,6 +169,17 @@ class TaskRunner:
         for flight in [flight for flight in self._flights.values() if flight.ahead]:
             flight.ahead = 0
             self._engine.halt(flight.task.command_id)
+        self._end_runs(lambda _: True)
+
+    def _end_runs(self, which: Callable[[Flight], bool]) -> None:
+        for run in [run for run in self._runs.values() if which(run)]:
+            self._end_run(run)
+            self._engine.halt(run.task.command_id)
+
+    def _end_run(self, run: Flight) -> None:
+        run.is_dropped = True
+        self._runs.pop((run.task.command_id, run.leg.number), None)
+        self._look_idle()
 
     def drop_overdue(self) -> None:
         """Answer tasks whose deadline has passed. Called now and then."""
@@ -280,23 +229,36 @@ class TaskRunner:
         except ShardnetError as error:
             self._fail(task.command_id, error)
             return
+        if leg.takes_rows and leg.onward.node_id != self._node_id:
+            self._want_link(leg.onward)
         flight = self._new_flight(leg, None, payloads, task.ahead, task.deadline_s)
         if self._is_ready(*leg.chain):
             self._start(flight)
         else:
             self._wait_for_shards(flight, leg.stage)
 
-    def accept_next(self, step: NextStep, payloads: Sequence[Buffer]) -> None:
+    def accept_next(self, step: NextStep, payloads: Sequence[Buffer], sender: NodeId | None = None) -> None:
         """Take in a further step of a run. Never raises; a refusal goes to the coordinator.
 
         Its shards are not looked for: if they went in the middle of the run, the engine says so.
+
+        Args:
+            sender: the node that it came from; None: the coordinator, which passes steps on where nodes cannot.
         """
         known = self._sequences.get(step.sequence_id)
         leg = None if known is None else known.legs.get(step.stage)
         try:
             if leg is None or leg.task.command_id != step.command_id:
                 raise SequenceGap("this node does not know the run that the step belongs to: begin it again", have=0)
+            if sender is not None and sender != leg.source:
+                log.warning("step_from_a_stranger", peer_id=short(sender), task=step.command_id)
+                return
             self._check(step.command_id)
+            if leg.takes_rows:
+                if (step.command_id, step.stage) not in self._runs:
+                    raise SequenceGap("the run that the step belongs to is over here: begin it again", have=0)
+                self._engine.row(step, payloads)
+                return
         except ShardnetError as error:
             self._fail(step.command_id, error)
             return
@@ -346,11 +308,14 @@ class TaskRunner:
         if known is None:
             if self._is_draining:
                 raise UnreachableError("this node is leaving: take another route")
-            known = self._sequences[task.sequence_id] = _Sequence(task)
+            known = self._sequences[task.sequence_id] = KnownSequence(task)
             if len(self._sequences) > MAX_SEQUENCES:
                 self.free(next(iter(self._sequences)))
         known.task = task
+        before = known.legs.get(leg.number)
         known.legs[leg.number] = leg
+        if before is not None and before.task.command_id != task.command_id:
+            self._end_runs(lambda run: run.leg is before)
 
     def _start(self, flight: Flight) -> None:
         leg, following = flight.leg, flight.next_step
@@ -369,7 +334,8 @@ class TaskRunner:
                 task.return_logits and leg.following is None,
                 following.n_embd,
                 leg.sampling,
-                OF_RUN if leg.takes_rows else NO_RUN,
+                NO_RUN,
+                leg.number,
             )
         else:
             step = Step(
@@ -386,30 +352,45 @@ class TaskRunner:
                 n_embd=columns(task.tensors, "hidden"),
                 sampling=leg.sampling,
                 run=BEGINS_RUN if leg.takes_rows else NO_RUN,
+                stage=leg.number,
+                source=leg.source,
+                onward=leg.onward.node_id,
             )
+        on_row = partial(self._row_done, flight) if step.run == BEGINS_RUN else None
         flight.sent_s = clock()
-        self._engine.step(step, flight.payloads, partial(self._stepped, flight))
+        self._engine.step(step, flight.payloads, partial(self._stepped, flight), on_row)
 
     def _stepped(self, flight: Flight, answer: Frame[StepDone] | ShardnetError) -> None:
-        """The engine is done with a step."""
+        """The engine is done with a step, or a run has failed."""
         if isinstance(answer, ShardnetError):
             if not flight.is_dropped:
                 self._fail(flight.task.command_id, answer)
+            self._end_run(flight)
             self._done(flight)
             return
-        if not flight.is_dropped:
-            self._hand_on(flight, answer)
-        if not answer.message.ahead:
+        if flight.leg.takes_rows and not flight.is_dropped:
+            self._runs[flight.task.command_id, flight.leg.number] = flight
+        goes_on = not flight.is_dropped and self._hand_on(flight, answer)
+        if flight.leg.takes_rows:
+            if not goes_on and not flight.is_dropped:
+                self._end_run(flight)
+                self._engine.halt(flight.task.command_id)
+            self._done(flight)
+        elif not answer.message.ahead:
             self._done(flight)
 
-    def _hand_on(self, flight: Flight, frame: Frame[StepDone]) -> None:
-        """Send a step on, or back to the first stage, before anything else is done: the next stage waits for it."""
+    def _hand_on(self, flight: Flight, frame: Frame[StepDone]) -> bool:
+        """Send a step on, or back to the first stage, before anything else is done: the next stage waits for it.
+
+        Returns: whether there may be more steps of its run.
+        """
+        goes_on = flight.ahead > 0
         leg, step, done = flight.leg, flight.next_step, frame.message
         now_s = clock()
         engine_us = max(0.0, (now_s - flight.sent_s) * 1e6 - done.queue_us - done.compute_us)
         timing = StageTiming(done.queue_us, done.compute_us, engine_us, done.batch_tokens)
         if leg.following is None:
-            self._finish(flight, frame, timing)
+            goes_on = self._finish(flight, frame, timing) > 0
             flight.sent_s, flight.deadline_at_s = now_s, now_s + leg.task.ahead_deadline_s  # of the run's next answer
         else:
             left_s = max(MIN_DEADLINE_S, flight.deadline_at_s - now_s)
@@ -438,13 +419,19 @@ class TaskRunner:
                 )
             self._forward(leg.task.sequence_id, leg.following, onward, payloads)
         self.times.add(leg.chain, done.batch_tokens, done.compute_us, None if leg.is_alone else engine_us)
+        return goes_on
 
-    def _finish(self, flight: Flight, frame: Frame[StepDone], timing: StageTiming) -> None:
-        """The last stage is done with a step: send the next one on its way, if the run goes on, and tell the coordinator."""
+    def _finish(self, flight: Flight, frame: Frame[StepDone], timing: StageTiming) -> int:
+        """The last stage is done with a step: send the next one on its way, if the run goes on, and tell the coordinator.
+
+        Returns: how many more results the run will have.
+        """
         task, step, done = flight.leg.task, flight.next_step, frame.message
         ahead = done.ahead
-        if not ahead and not flight.leg.is_alone:
-            ahead = self._go_ahead(flight, done)
+        is_last_row = step is not None or task.sample_from == task.n_tokens - 1
+        if not ahead and not flight.leg.is_alone and is_last_row and len(done.tokens) == 1:
+            room = task.options.n_ctx - done.position
+            ahead = self._begin_next(flight.leg, done.position, done.tokens[0], min(flight.ahead, room))
         result = TaskResult(
             command_id=task.command_id,
             sequence_id=task.sequence_id,
@@ -456,24 +443,47 @@ class TaskRunner:
             timings=(*(task.timings if step is None else unpack_timings(step.timings)), timing),
         )
         self._tell(result, frame.payloads)
-
-    def _go_ahead(self, flight: Flight, done: StepDone) -> int:
-        """Send the sampled token to the first stage. Returns: how many more results the run will have."""
-        task = flight.leg.task
-        ahead = min(flight.ahead, task.options.n_ctx - done.position)
-        if (
-            ahead <= 0
-            or len(done.tokens) != 1
-            or (flight.next_step is None and task.sample_from != task.n_tokens - 1)
-            or task.command_id in self._cancelled
-        ):
-            return 0
-        following = NextStep(
-            task.command_id, task.sequence_id, 0, done.position, ahead - 1, task.ahead_deadline_s, 0, b""
-        )
-        if not self._forward(task.sequence_id, task.route[0], following, (_TOKEN.pack(done.tokens[0]),)):
-            return 0
         return ahead
+
+    def _row_done(self, run: Flight, done: RowDone) -> None:
+        """The engine is done with a row of a run; whether it has handed it on, `done` says."""
+        if run.is_dropped:
+            return
+        leg, ahead = run.leg, done.ahead
+        timing = StageTiming(done.queue_us, done.compute_us, done.engine_us, done.batch_tokens)
+        if leg.following is None:
+            if not done.went_on:
+                ahead = self._begin_next(leg, done.position, done.token, ahead)
+            task = leg.task
+            timings = (*unpack_timings(done.timings), timing)
+            self._tell(
+                TaskResult(task.command_id, task.sequence_id, done.position, (done.token,), (), ahead, 0, timings), ()
+            )
+        elif not done.went_on:
+            onward = NextStep(
+                done.command_id,
+                leg.task.sequence_id,
+                leg.number + 1,
+                done.position,
+                ahead,
+                done.deadline_s,
+                done.n_embd,
+                done.timings + pack_timing(timing),
+            )
+            self._forward(leg.task.sequence_id, leg.following, onward, (TOKEN.pack(done.token), done.hidden))
+        self.times.add(leg.chain, done.batch_tokens, done.compute_us, None if leg.is_alone else done.engine_us)
+        if not ahead:
+            self._end_run(run)
+        elif self._is_draining:
+            self._look_idle()
+
+    def _begin_next(self, leg: Leg, position: int, token: int, ahead: int) -> int:
+        """Send a sampled token to the first stage. Returns: how many more results the run will have."""
+        task = leg.task
+        if ahead <= 0 or task.command_id in self._cancelled:
+            return 0
+        step = NextStep(task.command_id, task.sequence_id, 0, position, ahead - 1, task.ahead_deadline_s)
+        return ahead if self._forward(task.sequence_id, task.route[0], step, (TOKEN.pack(token),)) else 0
 
     def _forward(
         self, sequence_id: str, to: StageRef, step: ExecuteTask | NextStep, payloads: Sequence[Buffer]
@@ -485,7 +495,7 @@ class TaskRunner:
         node_id = to.node_id
         if node_id == self._node_id:
             if isinstance(step, NextStep):
-                self.accept_next(step, payloads)
+                self.accept_next(step, payloads, self._node_id)
             else:
                 self.accept(step, payloads)
         elif node_id in sequence.relayed:
@@ -504,7 +514,7 @@ class TaskRunner:
         node_id: NodeId,
         step: ExecuteTask | NextStep,
         payloads: Sequence[Buffer],
-        sequence: _Sequence,
+        sequence: KnownSequence,
         _error: ShardnetError,
     ) -> None:
         """The next node cannot be reached from here: the coordinator, which everybody is connected to, passes the step on."""
@@ -531,7 +541,7 @@ class TaskRunner:
 
     def _look_idle(self) -> None:
         if not self._is_draining or self._flights:
-            return
+            return  # a run is seen by what the engine tells of its rows now and then
         if not self._sequences:
             self._idle.set()
             return

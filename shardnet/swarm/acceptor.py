@@ -11,6 +11,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 from shardnet.log import get
@@ -23,6 +24,8 @@ MAX_CONNECTIONS = 1024
 LINES_PER_WINDOW = 20
 WINDOW_S = 10.0
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.1
+HELLO_BYTES = 4096
+"""More than a ClientHello has; what of it came in the first packet is looked at."""
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 log = get("transport")
@@ -50,6 +53,24 @@ class RefusalLog:
             self._hidden += 1
 
 
+@dataclass(frozen=True, slots=True)
+class Diversion:
+    """Connections that somebody else shall take: those that ask for a protocol by ALPN, which stands in clear in TLS's first message.
+
+    Attributes:
+        protocol: its name.
+        take: gets the connection, with nothing read and no handshake made: who it is the taker has to find out.
+    """
+
+    protocol: str
+    take: Callable[[socket.socket], None]
+
+    def is_asked_for(self, hello: bytes) -> bool:
+        """True if a ClientHello names the protocol. That proves nothing: the handshake decides."""
+        name = self.protocol.encode()
+        return bytes((len(name),)) + name in hello
+
+
 class TlsAcceptor(Generic[P]):
     """Accepts until closed. Each connection is one task: the handshake, then `serve`."""
 
@@ -60,10 +81,12 @@ class TlsAcceptor(Generic[P]):
         make_protocol: Callable[[], P],
         serve: Callable[[P, str], Awaitable[None]],
         *,
+        diversion: Diversion | None = None,
         max_handshakes: int = MAX_HANDSHAKES,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """Args:
+        diversion: of connections that are not ours to serve.
         serve: gets the protocol, connected, and the peer's `host:port`. While it runs, and until the link is closed after, the connection counts.
         """
         self.address: Address = bound_address(listening)
@@ -72,6 +95,7 @@ class TlsAcceptor(Generic[P]):
         self._context = context
         self._make_protocol = make_protocol
         self._serve = serve
+        self._diversion = diversion
         self._max_handshakes = max_handshakes
         self._max_connections = max_connections
         self._handshakes: dict[asyncio.Task[None], None] = {}  # oldest first
@@ -125,6 +149,9 @@ class TlsAcceptor(Generic[P]):
         loop = asyncio.get_running_loop()
         protocol = self._make_protocol()
         try:
+            if self._diversion is not None and self._diversion.is_asked_for(await _first_bytes(accepted)):
+                self._diversion.take(accepted)
+                return
             # Not what this returns: uvloop gives its own TLS protocol there.
             await loop.connect_accepted_socket(
                 lambda: protocol,
@@ -139,6 +166,7 @@ class TlsAcceptor(Generic[P]):
                 self.refusals.refused(peer, "too many unfinished TLS handshakes, this was the oldest")
             raise
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            accepted.close()
             self.refusals.refused(peer, refusal_reason(error))
             return
         task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -146,3 +174,21 @@ class TlsAcceptor(Generic[P]):
         self._serving.add(task)
         self._open_links += 1
         await self._serve(protocol, peer)
+
+
+async def _first_bytes(accepted: socket.socket) -> bytes:
+    """Returns: what came first, which stays there to be read. Raises: OSError, TimeoutError."""
+    loop, descriptor = asyncio.get_running_loop(), accepted.fileno()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def note() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(descriptor, note)
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await ready
+    finally:
+        loop.remove_reader(descriptor)
+    return accepted.recv(HELLO_BYTES, socket.MSG_PEEK)

@@ -12,7 +12,7 @@ from shardnet.errors import Busy, PeerRefused, ShardnetError
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import Address, Hello, Welcome
-from shardnet.swarm.acceptor import TlsAcceptor
+from shardnet.swarm.acceptor import Diversion, TlsAcceptor
 from shardnet.swarm.addresses import HostPort, open_listening_socket
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.tls import check_not_revoked, server_context
@@ -103,11 +103,14 @@ class Listener:
             del self._per_peer[link.peer_id]
 
 
-async def listen(identity: Identity, address: HostPort | Address, on_hello: HelloHandler) -> Listener:
+async def listen(
+    identity: Identity, address: HostPort | Address, on_hello: HelloHandler, *, diversion: Diversion | None = None
+) -> Listener:
     """Begin to accept members of the swarm.
 
     Args:
         address: port 0 lets the system choose.
+        diversion: of connections that somebody else takes.
 
     Raises: SettingsError if the port is taken, UnreachableError if the host is not one of this machine's.
     """
@@ -120,7 +123,7 @@ async def listen(identity: Identity, address: HostPort | Address, on_hello: Hell
         await listener.greet(link, peer)
 
     listening = await asyncio.to_thread(open_listening_socket, address)
-    acceptor = TlsAcceptor(listening, context, Link, greet, max_connections=MAX_LINKS)
+    acceptor = TlsAcceptor(listening, context, Link, greet, diversion=diversion, max_connections=MAX_LINKS)
     listener = Listener(identity, acceptor, on_hello)
     acceptor.start()
     return listener

@@ -1,23 +1,24 @@
-"""Rows of a run that come as packets: the short way through native code gives what the general way gives, and steps aside for it."""
+"""Rows of a run: the short way through native code gives what the general way gives, and steps aside for it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from shardnet.errors import SequenceGap
+from shardnet.errors import SequenceGap, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference import rows
-from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import BEGINS_RUN, OF_RUN, StepDone
+from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
 from shardnet.messages import Sampling
-from shardnet.wire import Frame
+from shardnet.steps import NextStep
+from shardnet.wire import Buffer, Frame
 from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
 from tests.random_models import build_random_model, tiny_llama
 
@@ -49,42 +50,69 @@ async def engine(tiny: SplitModel) -> AsyncIterator[EngineProcess]:
 
 
 class RunOfStages:
-    """A run as nodes play it: the first step as a frame to each stage, then rows round and round."""
+    """A run as nodes without links between their engines play it: the first step as a frame to each stage, then rows round and round."""
 
     def __init__(self, engine: EngineProcess, model: SplitModel, cuts: list[tuple[int, int]]) -> None:
         self.engine, self.model, self.cuts = engine, model, cuts
         self.sequence_id = new_id()
         self.command_id = new_id()
+        self._done: asyncio.Queue[RowDone | ShardnetError] = asyncio.Queue()
 
-    async def pass_through(
-        self, position: int, tokens: list[int], run: int, sampling: Sampling | None
-    ) -> Frame[StepDone]:
+    async def begin(self, prompt: list[int], sampling: Sampling | None = None) -> int:
+        """Returns: the first token."""
         hidden, frame = None, None
         for number, shards in enumerate(self.cuts):
             step, payloads = make_step(
                 self.model.model_id,
                 shards,
                 self.sequence_id,
-                position,
-                tokens,
+                0,
+                prompt,
                 hidden=hidden,
-                sample_from=len(tokens) - 1,
+                sample_from=len(prompt) - 1,
                 sampling=sampling if number == len(self.cuts) - 1 else None,
             )
-            step = step._replace(command_id=self.command_id, run=run)
-            frame = await answer_of(self.engine, step, payloads)
+            step = step._replace(command_id=self.command_id, run=BEGINS_RUN, stage=number)
+            first: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
+
+            def take(answer: Frame[StepDone] | ShardnetError, first: Any = first) -> None:
+                first.put_nowait(answer)
+                if isinstance(answer, ShardnetError):
+                    self._done.put_nowait(answer)
+
+            self.engine.step(step, payloads, take, self._done.put_nowait)
+            answer = await first.get()
+            assert not isinstance(answer, ShardnetError)
+            frame = answer
             hidden = hidden_of(frame)
         assert frame is not None
-        return frame
+        return frame.message.tokens[0]
+
+    async def row(self, position: int, token: int, ahead: int = 9) -> RowDone:
+        """Returns: what the last stage made of it. Raises: what a stage failed with."""
+        payloads: tuple[Buffer, ...] = (TOKEN.pack(token),)
+        done: RowDone | None = None
+        for number in range(len(self.cuts)):
+            n_embd = 0 if done is None else done.n_embd
+            self.engine.row(
+                NextStep(self.command_id, self.sequence_id, number, position, ahead, 30.0, n_embd), payloads
+            )
+            answer = await self._done.get()
+            if isinstance(answer, ShardnetError):
+                raise answer
+            assert (answer.stage, answer.went_on) == (number, False)
+            done = answer
+            payloads = (TOKEN.pack(done.token), done.hidden)
+        assert done is not None
+        return done
 
     async def generate(self, prompt: list[int], count: int, sampling: Sampling | None) -> list[int]:
-        frame = await self.pass_through(0, prompt, BEGINS_RUN, sampling)
-        tokens = [frame.message.tokens[0]]
+        tokens = [await self.begin(prompt, sampling)]
         while len(tokens) < count:
             position = len(prompt) + len(tokens) - 1
-            frame = await self.pass_through(position, tokens[-1:], OF_RUN, sampling)
-            assert frame.message.position == position + 1
-            tokens.append(frame.message.tokens[0])
+            done = await self.row(position, tokens[-1])
+            assert done.position == position + 1
+            tokens.append(done.token)
         return tokens
 
 
@@ -120,17 +148,37 @@ async def test_a_repeated_row_gives_the_same_token(engine: EngineProcess, tiny: 
     tokens = await run.generate(list(PROMPT), 6, None)
     for back in (1, 3):
         position = len(PROMPT) + len(tokens) - 1 - back
-        frame = await run.pass_through(position, [tokens[-1 - back]], OF_RUN, None)
-        assert frame.message.tokens == (tokens[-back],)
+        assert (await run.row(position, tokens[-1 - back])).token == tokens[-back]
     engine.forget(run.sequence_id)
 
 
-async def test_a_row_of_a_run_that_is_not_known_is_a_gap(engine: EngineProcess, tiny: SplitModel) -> None:
-    run = RunOfStages(engine, tiny, [(0, 3)])
+async def test_a_row_of_a_run_that_is_over_has_no_answer(engine: EngineProcess, tiny: SplitModel) -> None:
+    run, other = RunOfStages(engine, tiny, [(0, 3)]), RunOfStages(engine, tiny, [(0, 3)])
     await run.generate(list(PROMPT), 3, None)
-    engine.forget(run.sequence_id)
-    with pytest.raises(SequenceGap):
-        await run.pass_through(len(PROMPT) + 2, [5], OF_RUN, None)
+    engine.halt(run.command_id)
+    engine.row(NextStep(run.command_id, run.sequence_id, 0, len(PROMPT) + 2, 5, 30.0), (TOKEN.pack(5),))
+    await other.generate(list(PROMPT), 3, None)  # the engine has had both
+    assert run._done.empty()
+    for one in (run, other):
+        engine.forget(one.sequence_id)
+
+
+async def test_a_whole_model_goes_on_by_itself_until_the_run_is_long_enough(
+    engine: EngineProcess, tiny: SplitModel
+) -> None:
+    expected = await RunOfStages(engine, tiny, [(0, 3)]).generate(list(PROMPT), 8, None)
+    step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), sample_from=len(PROMPT) - 1)
+    tokens: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+    def take(answer: Frame[StepDone] | ShardnetError) -> None:
+        assert not isinstance(answer, ShardnetError)
+        tokens.put_nowait((answer.message.tokens[0], answer.message.ahead))
+
+    engine.step(
+        step._replace(run=BEGINS_RUN, ahead=7), payloads, take, lambda done: tokens.put_nowait((done.token, done.ahead))
+    )
+    assert [await tokens.get() for _ in range(8)] == list(zip(expected, range(7, -1, -1), strict=True))
+    engine.forget(step.sequence_id)
 
 
 async def test_a_shard_that_is_loaded_again_in_the_middle_of_a_run_is_a_gap_and_no_wrong_answer(
@@ -141,7 +189,7 @@ async def test_a_shard_that_is_loaded_again_in_the_middle_of_a_run_is_a_gap_and_
     await engine.unload(tiny.model_id, 1)
     await Stage(engine, tiny, (1, 2)).load()
     with pytest.raises(SequenceGap):
-        await run.pass_through(len(PROMPT) + 2, [5], OF_RUN, None)
+        await run.row(len(PROMPT) + 2, 5)
     engine.forget(run.sequence_id)
 
 

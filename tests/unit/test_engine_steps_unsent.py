@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from shardnet.errors import EngineError, ShardnetError
+from shardnet.errors import Busy, EngineError, ShardnetError
 from shardnet.inference.child import PACKETS, Child
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import OF_RUN, ROW, Step, StepDone
+from shardnet.inference.steps import BEGINS_RUN, TOKEN, Step, StepDone
+from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.wire import Frame
 
 STEP = Step("1" * 16, "d" * 64, 0, 1, "5" * 16, 0, 1, 0, ahead=7)
@@ -62,8 +63,20 @@ async def test_what_ends_while_the_engine_restarts_does_not_run_when_it_is_back(
 async def test_a_made_up_rows_negative_token_reaches_the_engine_which_refuses_it() -> None:
     ours, theirs = socket.socketpair(type=PACKETS)
     with ours, theirs:
-        child = Child(None, None, ours)  # type: ignore[arg-type]
-        child.step(STEP._replace(run=OF_RUN, ahead=0), ((-1).to_bytes(4, "little", signed=True),), lambda _: None)
+        child = Child(None, None, ours, lambda _: None)  # type: ignore[arg-type]
+        child.row(NextStep("1" * 16, "5" * 16, 0, 3, 1, 30.0), (TOKEN.pack(-1),))
         theirs.settimeout(10)
-        assert ROW.unpack(theirs.recv(1024))[-1] == -1
+        assert TOKEN.unpack_from(theirs.recv(1024), NEXT_STEP.size) == (-1,)
+        child._ready.cancel()
+
+
+async def test_a_row_that_the_engine_does_not_take_ends_its_run_as_busy() -> None:
+    ours, theirs = socket.socketpair(type=PACKETS)
+    theirs.close()
+    with ours:
+        child = Child(None, None, ours, lambda _: None)  # type: ignore[arg-type]
+        answers: list[Frame[StepDone] | ShardnetError] = []
+        child.step(STEP._replace(run=BEGINS_RUN), (bytes(4),), answers.append, lambda _: None)
+        child.row(NextStep(STEP.command_id, STEP.sequence_id, 0, 3, 1, 30.0), (TOKEN.pack(1),))
+        assert [type(answer) for answer in answers] == [Busy]
         child._ready.cancel()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
-from shardnet.inference.engine import Engine, OnStep
-from shardnet.inference.steps import BEGINS_RUN, NO_RUN, OF_RUN, Step, StepDone, parse_sampling
+from shardnet.inference.engine import Engine, OnRow, OnStep
+from shardnet.inference.steps import BEGINS_RUN, NO_RUN, RowDone, Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
     AnyMessage,
@@ -21,7 +21,8 @@ from shardnet.messages import (
     ShardOptions,
     StageRef,
 )
-from shardnet.node.tasks import Flight, TaskRunner
+from shardnet.node.legs import Flight
+from shardnet.node.tasks import TaskRunner
 from shardnet.node.timings import ShardTimes, StepTimes
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.steps import NextStep, StageTiming, TaskResult, pack_timing, unpack_timings
@@ -41,9 +42,41 @@ class FakeEngine:
         self.steps: list[tuple[Step, Sequence[Buffer], OnStep]] = []
         self.forgotten: list[str] = []
         self.halted: list[str] = []
+        self.rows: list[tuple[NextStep, Sequence[Buffer]]] = []
+        self.on_row: dict[tuple[str, int], OnRow] = {}
 
-    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep) -> None:
+    def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep, on_row: OnRow | None = None) -> None:
         self.steps.append((step, payloads, on_answer))
+        assert (on_row is not None) == (step.run == BEGINS_RUN)
+        if on_row is not None:
+            self.on_row[step.command_id, step.stage] = on_row
+
+    def row(self, row: NextStep, payloads: Sequence[Buffer]) -> None:
+        self.rows.append((row, payloads))
+
+    def finish_row(
+        self, number: int = 1, *, stage: int = 0, last: bool = False, went_on: bool = False, **more: Any
+    ) -> None:
+        """Tell what became of a row, of the oldest that it got or of one that another engine handed it."""
+        row = self.rows.pop(0)[0] if self.rows else next_step(number, stage=stage)
+        hidden = 0 if last or went_on else 4
+        done = RowDone(
+            row.command_id,
+            row.stage,
+            row.position + last,
+            row.ahead,
+            9 if last else 7,
+            row.deadline_s,
+            1.0,
+            100.0,
+            2.0,
+            1,
+            went_on,
+            hidden,
+            row.timings,
+            memoryview(bytes(4 * hidden)),
+        )
+        self.on_row[row.command_id, row.stage](done._replace(**more))
 
     def halt(self, command_id: str) -> None:
         self.halted.append(command_id)
@@ -100,6 +133,7 @@ class World:
         self.told: list[AnyMessage] = []
         self.ready = True
         self.waiting: list[Flight] = []
+        self.wanted_links: list[str] = []
         self.no_longer_waiting: list[int] = []
         engine: Engine = self.engine  # type: ignore[assignment]
         self.runner = TaskRunner(
@@ -110,6 +144,7 @@ class World:
             is_ready=lambda _model, _first, _end: self.ready,
             wait_for_shards=lambda flight, _stage: self.waiting.append(flight),
             forget_wait=self.no_longer_waiting.append,
+            want_link=lambda stage: self.wanted_links.append(stage.node_id),
             max_tasks=3,
         )
 
@@ -352,19 +387,23 @@ def next_step(number: int = 1, **more: Any) -> NextStep:
 async def test_one_node_with_the_whole_model_lets_its_engine_run_and_tells_each_result(world: World) -> None:
     world.accept(route=(stage(US, 0),), ahead=2)
     assert world.engine.steps[0][0].ahead == 2
-    for left in (2, 1, 0):
-        await world.engine.finish(last=True, ahead=left)
+    await world.engine.finish(last=True, ahead=2)
+    for position, left in ((3, 1), (4, 0)):
+        world.engine.finish_row(last=True, went_on=left > 0, ahead=left, position=position)
     assert [(result.ahead, result.position) for result in world.told if isinstance(result, TaskResult)] == [
         (2, 2),
         (1, 3),
         (0, 4),
     ]
     assert world.runner.n_tasks == 0
+    assert not world.wanted_links
 
 
 async def test_the_last_stage_sends_its_token_to_the_first_and_the_result_to_the_coordinator(world: World) -> None:
     world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=2)
     assert world.engine.steps[0][0].ahead == 0, "the engine has not the whole model"
+    assert (world.engine.steps[0][0].source, world.engine.steps[0][0].onward) == (NEXT, NEXT)
+    assert world.wanted_links == [NEXT]
     await world.engine.finish(last=True)
     ((node_id, following, payloads),) = world.peers.sent
     assert (node_id, payloads) == (NEXT, ((9).to_bytes(4, "little"),))
@@ -377,13 +416,79 @@ async def test_the_last_stage_sends_its_token_to_the_first_and_the_result_to_the
         world.told.clear()
         world.peers.sent.clear()
         world.runner.accept_next(
-            next_step(stage=1, position=3 - ahead, ahead=ahead, n_embd=4), (bytes(4), memoryview(bytes(16)))
+            next_step(stage=1, position=3 - ahead, ahead=ahead, n_embd=4), (bytes(4), memoryview(bytes(16))), NEXT
         )
-        assert world.engine.steps[0][0].sampling, "the run's own sampling"
-        await world.engine.finish(last=True)
+        world.engine.finish_row(last=True)
         assert len(world.peers.sent) == ahead
         assert [result.ahead for result in world.told if isinstance(result, TaskResult)] == [ahead]
     assert world.runner.n_tasks == 0
+
+
+async def test_what_the_engines_hand_over_is_not_sent_again_and_each_token_is_told(world: World) -> None:
+    world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=3)
+    await world.engine.finish(last=True)
+    world.peers.sent.clear()
+    world.told.clear()
+    timing = pack_timing(StageTiming(1, 50, 2))
+    for ahead in (2, 1, 0):
+        world.engine.finish_row(stage=1, last=True, went_on=ahead > 0, ahead=ahead, timings=timing)
+    results = [result for result in world.told if isinstance(result, TaskResult)]
+    assert [(result.tokens, result.ahead) for result in results] == [((9,), 2), ((9,), 1), ((9,), 0)]
+    assert [timing.compute_us for timing in results[0].timings] == [50, 100]
+    assert not world.peers.sent
+    assert world.runner.n_tasks == 0
+
+
+async def test_a_stage_in_between_hears_of_the_end_of_a_run_that_passed_by(world: World) -> None:
+    world.accept(ahead=4)
+    await world.engine.finish()
+    world.peers.sent.clear()
+    world.engine.finish_row(went_on=True, ahead=2)
+    assert world.runner.n_tasks == 1
+    world.engine.finish_row(went_on=True, ahead=0)
+    assert world.runner.n_tasks == 0
+    assert not world.told
+    assert not world.peers.sent
+
+
+async def test_a_run_that_fails_in_the_engine_is_told_once(world: World) -> None:
+    asked = world.accept(ahead=4)
+    on_answer = world.engine.steps[0][2]
+    await world.engine.finish()
+    on_answer(PeerLost("the link to the next stage's engine broke"))
+    assert world.failure().command_id == asked.command_id
+    assert world.runner.n_tasks == 0
+    world.runner.accept_next(next_step(), (bytes(4),))
+    assert world.failure().error.code == "SEQUENCE_GAP"
+
+
+async def test_a_new_command_of_the_sequence_ends_its_run(world: World) -> None:
+    asked = world.accept(1, ahead=4)
+    await world.engine.finish()
+    world.accept(2)
+    assert world.engine.halted == [asked.command_id]
+    assert world.runner.n_tasks == 1
+
+
+async def test_a_step_from_a_node_that_has_no_part_in_the_run_is_not_taken(world: World) -> None:
+    world.accept(ahead=4)
+    await world.engine.finish()
+    world.runner.accept_next(next_step(), (bytes(4),), NEXT)
+    assert not world.engine.rows
+    world.runner.accept_next(next_step(), (bytes(4),), LAST)
+    assert len(world.engine.rows) == 1, "the last stage hands its token to the first"
+
+
+async def test_results_with_more_than_a_token_go_through_the_daemons(world: World) -> None:
+    world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=2, return_logits=True)
+    await world.engine.finish(last=True)
+    for ahead in (1, 0):
+        world.runner.accept_next(next_step(stage=1, ahead=ahead, n_embd=4), (bytes(4), memoryview(bytes(16))), NEXT)
+        assert world.engine.steps[0][0].sampling, "the run's own sampling"
+        await world.engine.finish(last=True)
+    assert [result.ahead for result in world.told if isinstance(result, TaskResult)] == [2, 1, 0]
+    assert world.runner.n_tasks == 0
+    assert not world.wanted_links
 
 
 async def test_a_stage_in_between_passes_a_next_step_on_with_its_hidden_states(world: World) -> None:
@@ -391,7 +496,7 @@ async def test_a_stage_in_between_passes_a_next_step_on_with_its_hidden_states(w
     await world.engine.finish()
     world.peers.sent.clear()
     world.runner.accept_next(next_step(), (bytes(4),))
-    await world.engine.finish()
+    world.engine.finish_row()
     ((node_id, onward, payloads),) = world.peers.sent
     assert isinstance(onward, NextStep)
     assert (node_id, onward.stage, onward.n_embd, onward.ahead, onward.position) == (NEXT, 1, 4, 3, 5)
@@ -431,20 +536,28 @@ async def test_a_run_ends_when_nobody_wants_it(world: World, why: str) -> None:
     assert world.runner.n_tasks == 0
 
 
-@pytest.mark.parametrize("why", ["cancel", "no coordinator", "overdue"])
-async def test_an_engines_run_is_halted_when_nobody_wants_it(world: World, why: str) -> None:
-    asked = world.accept(route=(stage(US, 0),), ahead=9, ahead_deadline_s=1e-9)
+@pytest.mark.parametrize("why", ["cancel", "no coordinator", "free"])
+@pytest.mark.parametrize("logits", [False, True])
+async def test_an_engines_run_is_halted_when_nobody_wants_it(world: World, why: str, logits: bool) -> None:
+    asked = world.accept(route=(stage(US, 0),), ahead=9, return_logits=logits)
     await world.engine.finish(last=True, ahead=9)
     if why == "cancel":
         world.runner.cancel(asked.command_id)
-    elif why == "overdue":
-        await asyncio.sleep(0.001)
-        world.runner.drop_overdue()
+    elif why == "free":
+        world.runner.free(SEQUENCE)
     else:
         world.runner.end_runs()
     assert world.engine.halted == [asked.command_id]
     await world.engine.finish(last=True)
     assert world.runner.n_tasks == 0
+
+
+async def test_an_engines_overdue_run_of_steps_is_halted(world: World) -> None:
+    asked = world.accept(route=(stage(US, 0),), ahead=9, ahead_deadline_s=1e-9, return_logits=True)
+    await world.engine.finish(last=True, ahead=9)
+    await asyncio.sleep(0.001)
+    world.runner.drop_overdue()
+    assert world.engine.halted == [asked.command_id]
 
 
 async def test_a_task_whose_tensors_are_not_its_rows_is_refused(world: World) -> None:
@@ -460,7 +573,6 @@ async def test_a_task_whose_tensors_are_not_its_rows_is_refused(world: World) ->
         ({"ahead": 0}, False),
         ({"return_logits": True}, False),
         ({"sampling": Sampling(top_logprobs=1)}, False),
-        ({"route": (stage(US, 0),)}, False),
     ],
 )
 async def test_only_what_a_packet_can_carry_takes_the_engines_short_way(
@@ -470,7 +582,7 @@ async def test_only_what_a_packet_can_carry_takes_the_engines_short_way(
     assert world.engine.steps[0][0].run == (BEGINS_RUN if short else NO_RUN)
     await world.engine.finish()
     world.runner.accept_next(next_step(), (bytes(4),))
-    assert world.engine.steps[0][0].run == (OF_RUN if short else NO_RUN)
+    assert (len(world.engine.rows), len(world.engine.steps)) == ((1, 0) if short else (0, 1))
 
 
 @pytest.mark.parametrize("route", [(stage(US, 0),), (stage(US, 0), stage(NEXT, 1))])
@@ -496,7 +608,7 @@ async def test_a_run_over_two_stages_of_one_node_is_known_after_prompt_chunks_ov
     world.told.clear()
     world.runner.accept_next(next_step(2, stage=0, n_embd=0), (bytes(4),))
     assert not world.told
-    assert world.engine.steps[0][0].first_shard == 0
+    assert world.engine.rows[0][0].stage == 0
 
 
 @pytest.mark.parametrize("bad", [(float("nan"), 0.0, 0.0, 1), (0.0, -1.0, 0.0, 1), (0.0, 0.0, float("inf"), 1)])

@@ -1,0 +1,323 @@
+"""The engine's own links: rows of runs go from one node's engine straight to the next one's. Lives in the engine process.
+
+A row that has to pass through both daemons costs three wake-ups and two rounds of two event loops, right after llama.cpp streamed its weights through
+the caches: half a millisecond, where a small model's stage computes for three. Here it costs one wake-up. docs/decisions/0004-row-links.md.
+
+Such a link is TLS 1.3 between members, like every other, on the nodes' usual ports: ALPN tells the daemon to hand the connection to its engine. It
+carries `NextStep` frames of `shardnet.wire`, from who dialled to who accepted. The daemon judges who the other end is and says so with
+`TakeRows`; then the accepting side sends one byte, and rows may come. Nothing is awaited: what cannot be handed on here goes through the daemons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from shardnet.errors import RemoteProtocolError
+from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
+from shardnet.inference.steps import ROW_BYTES, TOKEN
+from shardnet.messages import MESSAGES
+from shardnet.steps import MAX_STAGES, NEXT_STEP, TIMING, NextStep
+from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer
+
+WELCOME = b"\x01"
+CONNECT_TIMEOUT_S = 5.0
+MAX_HANDSHAKES = 16
+"""At a time; whoever comes then is turned away, and goes through the daemons."""
+MAX_UNSENT_BYTES = 4 << 20
+"""What may wait for a slow reader before its link is cut."""
+FIRST_BUFFER_BYTES = 64 << 10
+MAX_HEADER_BYTES = NEXT_STEP.size + MAX_STAGES * TIMING.size
+KIND = next(kind for kind, message in MESSAGES.compact.items() if message is NextStep)
+
+OnRow = Callable[[memoryview, "RowLink"], None]
+
+
+class _Met(NamedTuple):
+    link_id: int
+    tls: ssl.SSLSocket
+    is_dialled: bool
+
+
+class _NotMet(NamedTuple):
+    link_id: int
+    reason: str
+
+
+class RowLink:
+    """One connection. Every method may raise OSError or RemoteProtocolError: then it is over."""
+
+    def __init__(self, met: _Met) -> None:
+        self.link_id = met.link_id
+        self.is_dialled = met.is_dialled
+        self.node_id = ""
+        self.is_welcome = False
+        self.tls = met.tls
+        self._buffer = memoryview(bytearray(FIRST_BUFFER_BYTES))
+        self._start = self._end = 0
+        self.unsent = bytearray()
+
+    def send(self, header: bytes, payload: Sequence[Buffer]) -> None:
+        """Send one frame: the header of a `NextStep`, and its tensors."""
+        body = b"".join(payload)
+        data = PREFIX.pack(MAGIC, VERSION, KIND, len(header), len(body)) + header + body
+        if self.unsent:
+            self.unsent += data
+            if len(self.unsent) > MAX_UNSENT_BYTES:
+                raise ConnectionAbortedError("it takes nothing")
+            return
+        sent = self._write(data)
+        if sent < len(data):
+            self.unsent += data[sent:]
+
+    def flush(self) -> None:
+        """Send what waits, as far as it goes."""
+        del self.unsent[: self._write(self.unsent)]
+
+    def _write(self, data: Buffer) -> int:
+        try:
+            return self.tls.send(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+
+    def receive(self, take: OnRow) -> None:
+        """Take in what has arrived; `take` gets each row: a `NextStep`'s header and its tensors, a view of no duration."""
+        while True:
+            try:
+                count = self.tls.recv_into(self._buffer[self._end :])
+            except ssl.SSLWantReadError:
+                return
+            if not count:
+                raise ConnectionResetError("it closed the link")
+            self._end += count
+            if self.is_dialled:
+                self._greeted()
+            else:
+                self._cut_rows(take)
+            if not self.tls.pending():
+                return
+
+    def _greeted(self) -> None:
+        if self.is_welcome or self._buffer[: self._end] != WELCOME:
+            raise RemoteProtocolError("it sent what nobody asked for")
+        self.is_welcome, self._end = True, 0
+
+    def _cut_rows(self, take: OnRow) -> None:
+        while self._end - self._start >= PREFIX.size:
+            magic, version, kind, header_bytes, payload_bytes = PREFIX.unpack_from(self._buffer, self._start)
+            if (magic, version, kind) != (MAGIC, VERSION, KIND) or not self.is_welcome:
+                raise RemoteProtocolError("it sent something else than rows")
+            if not NEXT_STEP.size <= header_bytes <= MAX_HEADER_BYTES or not TOKEN.size <= payload_bytes <= ROW_BYTES:
+                raise RemoteProtocolError(f"a row of {header_bytes} + {payload_bytes} bytes")
+            size = PREFIX.size + header_bytes + payload_bytes
+            if self._end - self._start < size:
+                self._make_room(size)
+                return
+            take(self._buffer[self._start + PREFIX.size : self._start + size], self)
+            self._start += size
+        self._make_room(PREFIX.size)
+
+    def _make_room(self, size: int) -> None:
+        """Move what is left to the buffer's start, which has room for a frame of `size` bytes then."""
+        left = bytes(self._buffer[self._start : self._end])
+        if size > len(self._buffer):
+            self._buffer = memoryview(bytearray(size))
+        self._buffer[: len(left)] = left
+        self._start, self._end = 0, len(left)
+
+
+class RowLinks:
+    """All row links of this engine.
+
+    Args:
+        membership: None: there are none.
+        poll: told of the sockets to look at; `serve` is to be called for them.
+        take: gets each row that came.
+        tell: sends to the daemon.
+        lost: called with a link over which rows went, before the daemon hears of its end.
+        wake: called on another thread when `take_met` has something to do.
+    """
+
+    def __init__(
+        self,
+        membership: Membership | None,
+        poll: select.poll,
+        take: OnRow,
+        tell: Callable[[RowsMet | RowsLost], None],
+        lost: Callable[[RowLink], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._membership = membership
+        self._poll = poll
+        self._take = take
+        self._tell = tell
+        self._lost = lost
+        self._wake = wake
+        self._contexts: dict[int, ssl.SSLContext] = {}
+        self._links: dict[int, RowLink] = {}  # by file descriptor
+        self._onward: dict[str, RowLink] = {}  # by node id, those that rows may go over
+        self._met: SimpleQueue[_Met | _NotMet] = SimpleQueue()
+        self._handshakes = threading.Semaphore(MAX_HANDSHAKES)
+
+    def to(self, node_id: str) -> RowLink | None:
+        """Returns: the link to hand rows on to a node, if there is one now."""
+        return self._onward.get(node_id)
+
+    # -- making them ---------------------------------------------------------------------------------------------------------
+
+    def dial(self, order: DialRows) -> None:
+        """Connect, on a thread."""
+        self._start(
+            order.link_id,
+            lambda: socket.create_connection((order.host, order.port), CONNECT_TIMEOUT_S),
+            is_dialled=True,
+        )
+
+    def adopt(self, link_id: int, connection: socket.socket) -> None:
+        """Take over a connection whose first bytes have not been read, on a thread."""
+        self._start(link_id, lambda: connection, is_dialled=False)
+
+    def _start(self, link_id: int, connect: Callable[[], socket.socket], *, is_dialled: bool) -> None:
+        if not self._handshakes.acquire(blocking=False):
+            if not is_dialled:
+                connect().close()
+            self._tell(RowsLost(link_id=link_id, reason=f"{MAX_HANDSHAKES} handshakes are under way"))
+            return
+        threading.Thread(
+            target=self._shake_hands, args=(link_id, connect, is_dialled), name=f"row-link-{link_id}", daemon=True
+        ).start()
+
+    def _shake_hands(self, link_id: int, connect: Callable[[], socket.socket], is_dialled: bool) -> None:
+        """On a thread of its own."""
+        raw: socket.socket | None = None
+        try:
+            raw = connect()
+            context = self._context(is_dialled)
+            raw.settimeout(CONNECT_TIMEOUT_S)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tls = context.wrap_socket(raw, server_side=not is_dialled)
+            if tls.selected_alpn_protocol() != ROWS:
+                raise ConnectionRefusedError("the other node does not take rows this way")
+            tls.setblocking(False)
+            self._met.put(_Met(link_id, tls, is_dialled))
+        except OSError as error:
+            if raw is not None:
+                raw.close()
+            self._met.put(_NotMet(link_id, str(error) or type(error).__name__))
+        finally:
+            self._handshakes.release()
+        self._wake()
+
+    def _context(self, is_dialled: bool) -> ssl.SSLContext:
+        side = ssl.PROTOCOL_TLS_CLIENT if is_dialled else ssl.PROTOCOL_TLS_SERVER
+        if side not in self._contexts:
+            if self._membership is None:
+                raise ConnectionRefusedError("this engine makes no links")
+            context = ssl.SSLContext(side)
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+            context.check_hostname = False  # nodes have no names; the key says who it is
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=self._membership.authority)
+            context.load_cert_chain(self._membership.certificate, self._membership.key)
+            context.set_alpn_protocols([ROWS])
+            if not is_dialled:
+                context.num_tickets = 0
+            self._contexts[side] = context
+        return self._contexts[side]
+
+    def take_met(self) -> None:
+        """Tell the daemon of connections whose handshake is done."""
+        while True:
+            try:
+                met = self._met.get_nowait()
+            except Empty:
+                return
+            if isinstance(met, _NotMet):
+                self._tell(RowsLost(link_id=met.link_id, reason=met.reason[:500]))
+                continue
+            certificate = met.tls.getpeercert(binary_form=True)
+            assert certificate is not None  # CERT_REQUIRED
+            self._links[met.tls.fileno()] = RowLink(met)
+            self._tell(RowsMet(link_id=met.link_id, certificate=certificate.hex()))
+
+    def allow(self, link_id: int, node_id: str) -> None:
+        """The daemon knows who the other end is, and wants the link."""
+        link = self._by_id(link_id)
+        if link is None:
+            return
+        link.node_id = node_id
+        self._poll.register(link.tls.fileno(), select.POLLIN)
+        try:
+            if link.is_dialled:
+                link.receive(self._take)  # the welcome may be here
+                self._note_welcome(link)
+            else:
+                link.is_welcome = True
+                link.tls.send(WELCOME)
+        except (OSError, RemoteProtocolError) as error:
+            self.end(link, str(error))
+
+    def cut(self, link_id: int) -> None:
+        """The daemon does not want the link any more."""
+        link = self._by_id(link_id)
+        if link is not None:
+            self.end(link, "it is not wanted any more")
+
+    def _by_id(self, link_id: int) -> RowLink | None:
+        return next((link for link in self._links.values() if link.link_id == link_id), None)
+
+    # -- using them ----------------------------------------------------------------------------------------------------------
+
+    def serve(self, descriptor: int, events: int) -> None:
+        """Look after a socket that `poll` named."""
+        link = self._links.get(descriptor)
+        if link is None:
+            return
+        try:
+            if events & select.POLLOUT:
+                link.flush()
+                self._watch(link)
+            if events & ~select.POLLOUT:
+                link.receive(self._take)
+                if link.is_dialled:
+                    self._note_welcome(link)
+        except (OSError, RemoteProtocolError) as error:
+            self.end(link, str(error))
+
+    def send(self, link: RowLink, header: bytes, payload: Sequence[Buffer]) -> bool:
+        """Hand a row on. Returns: False if the link is over; then nothing of the row has arrived."""
+        try:
+            link.send(header, payload)
+        except OSError as error:
+            self.end(link, str(error))
+            return False
+        if link.unsent:
+            self._watch(link)
+        return True
+
+    def _note_welcome(self, link: RowLink) -> None:
+        if link.is_welcome:
+            self._onward[link.node_id] = link
+
+    def _watch(self, link: RowLink) -> None:
+        self._poll.modify(link.tls.fileno(), select.POLLIN | (select.POLLOUT if link.unsent else 0))
+
+    def end(self, link: RowLink, reason: str) -> None:
+        """Close a link, and say so."""
+        descriptor = link.tls.fileno()
+        if self._links.pop(descriptor, None) is None:
+            return
+        if self._onward.get(link.node_id) is link:
+            del self._onward[link.node_id]
+        with contextlib.suppress(KeyError):  # it was not allowed yet
+            self._poll.unregister(descriptor)
+        link.tls.close()
+        self._lost(link)
+        self._tell(RowsLost(link_id=link.link_id, reason=reason[:500]))
