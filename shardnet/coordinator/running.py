@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardnet.coordinator.pipeline import Emitted, Generation, StageStats
+from shardnet.coordinator.pipeline import Emitted, Generation
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.text import TextStream
 from shardnet.ids import new_id
@@ -98,16 +97,4 @@ class Running:
         route = self.generation.route
         if route is None:
             return []
-        return [describe(route, index) | _medians(stats) for index, stats in enumerate(self.generation.stats)]
-
-
-def _medians(stats: StageStats) -> dict[str, Any]:
-    def middle(values: Sequence[float]) -> float:
-        return round(statistics.median(values), 1) if values else 0.0
-
-    return {
-        "queue_us": middle(stats.queue_us),
-        "compute_us": middle(stats.compute_us),
-        "engine_us": middle(stats.engine_us),
-        "batch_tokens": round(statistics.fmean(stats.batch_tokens), 2) if stats.batch_tokens else 0,
-    }
+        return [describe(route, index) | stats.as_json() for index, stats in enumerate(self.generation.stats)]
