@@ -5,6 +5,7 @@ No I/O, and no import of ours but `errors`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from math import prod
 from typing import Self
@@ -45,6 +46,17 @@ class LayerRange(Frozen):
 
     def __str__(self) -> str:
         return f"[{self.first}, {self.end})"
+
+
+def joined(ranges: Iterable[LayerRange]) -> list[LayerRange]:
+    """Returns: the ranges in order, neighbours joined."""
+    result: list[LayerRange] = []
+    for one in sorted(ranges, key=lambda layers: layers.first):
+        if result and result[-1].end == one.first:
+            result[-1] = LayerRange(first=result[-1].first, end=one.end)
+        else:
+            result.append(one)
+    return result
 
 
 class TensorSpec(Frozen):

@@ -333,9 +333,9 @@ def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequ
     model = llama_cpp.llama_model_init_from_user(header, callback, None, params)
     library.gguf_free(header)
     if not model:
-        from shardnet.inference.llama import _why
+        from shardnet.inference.llama_log import why
 
-        raise ValueError(f"llama.cpp cannot make a {architecture} of this metadata: {_why('no reason given')}")
+        raise ValueError(f"llama.cpp cannot make a {architecture} of this metadata: {why('no reason given')}")
     llama_cpp.llama_model_free(model)
     return [
         tensor for name, tensor in found.items() if not any(fnmatch.fnmatch(name, pattern) for pattern in leave_out)

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardnet.coordinator.api_models import ChatRequest, CompletionRequest
 from shardnet.coordinator.pipeline import Emitted
-from shardnet.coordinator.requests import Piece
+from shardnet.coordinator.running import Piece
 from shardnet.coordinator.service import Answering
 
 

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-
 from shardnet.coordinator.events import (
     Effect,
     Event,
@@ -28,86 +25,14 @@ from shardnet.coordinator.events import (
     TimePassed,
 )
 from shardnet.coordinator.law import LinkTime
-from shardnet.errors import ShardnetError
+from shardnet.coordinator.node_view import Key, Load, NodeView, Refusal, is_whole
 from shardnet.manifest import Manifest
-from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
-from shardnet.shards import LayerRange
-
-Key = tuple[str, int]
-"""`(model_id, shard_id)`"""
+from shardnet.messages import HeldShard
+from shardnet.shards import LayerRange, joined
 
 FIRST_RETRY_S, MOST_RETRY_S = 2.0, 60.0
 CONFIRMED_S = 1.5
 """One heartbeat interval and a half."""
-
-
-@dataclass(slots=True)
-class Load:
-    """A LOAD_SHARD on its way."""
-
-    since_s: float
-    reserved_bytes: int
-    keep_only: bool = False
-    progress: LoadProgress | None = None
-
-
-@dataclass(slots=True)
-class Refusal:
-    """A node could not load a shard; it is asked again after a while. `waits` until then."""
-
-    error: ShardnetError
-    retry_at_s: float
-    delay_s: float
-    waits: bool = True
-
-
-@dataclass(slots=True)
-class NodeView:
-    """One connected node.
-
-    Invariants: a key of `ready` is loaded in `held`; no key is in both `loads` and `ready`.
-
-    Attributes:
-        ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
-    """
-
-    node_id: str
-    name: str
-    address: Address | None
-    capabilities: Capabilities
-    joined_at_s: float
-    heard_at_s: float
-    held: dict[Key, HeldShard] = field(default_factory=dict)
-    ready: dict[Key, float] = field(default_factory=dict)
-    loads: dict[Key, Load] = field(default_factory=dict)
-    refusals: dict[Key, Refusal] = field(default_factory=dict)
-    memory_free_bytes: int = 0
-    load: float = 0.0
-    sequences: int = 0
-    handover_us: float | None = None
-    draining: bool = False
-
-    @property
-    def label(self) -> str:
-        """Returns: what people read."""
-        return self.name or self.node_id[:12]
-
-    @property
-    def free_bytes(self) -> int:
-        """Returns: memory for more shards, what is promised to loads under way left out."""
-        return max(0, self.memory_free_bytes - sum(load.reserved_bytes for load in self.loads.values()))
-
-    def allowed(self, model_id: str, name: str) -> frozenset[int] | None:
-        """Returns: shards of a model that this node may be given; None: any."""
-        if self.capabilities.accepts_any:
-            return None
-        known = {shard for model, shard in self.capabilities.assigned if model == model_id}
-        return frozenset(known.union(*(_meant(text, model_id, name) for text in self.capabilities.bound)))
-
-    def check(self) -> None:
-        """Raises: AssertionError if an invariant is broken."""
-        assert all(self.held[key].loaded for key in self.ready), self
-        assert not self.ready.keys() & self.loads.keys(), self
 
 
 class Cluster:
@@ -169,18 +94,7 @@ class Cluster:
     # -- nodes ---------------------------------------------------------------------------------------------------------------
 
     def _joined(self, event: NodeJoined) -> list[Effect]:
-        hello = event.hello
-        node = NodeView(
-            node_id=hello.node_id,
-            name=hello.name,
-            address=hello.listen,
-            capabilities=hello.capabilities,
-            joined_at_s=event.at_s,
-            heard_at_s=event.at_s,
-            held={(shard.model_id, shard.shard_id): shard for shard in hello.held},
-            memory_free_bytes=_free_of(hello),
-        )
-        self.nodes[hello.node_id] = node
+        self.nodes[event.hello.node_id] = NodeView.of(event.hello, event.at_s)
         self.version += 1
         return [PlanNeeded("a node joined")]
 
@@ -323,39 +237,5 @@ class Cluster:
         return joined(shard.layers for shard in shards if shard.shard_id not in ready)
 
 
-def _meant(binding: str, model_id: str, name: str) -> set[int]:
-    """Returns: the shard of this model that a node's `--shard MODEL:ID` or `--shard ID` means, if it means one."""
-    model, _, number = binding.rpartition(":")
-    if not (number.isascii() and number.isdecimal()) or (
-        model not in ("", name) and not (len(model) >= 6 and model_id.startswith(model))
-    ):
-        return set()
-    return {int(number[:6])}
-
-
 def _states(held: dict[Key, HeldShard]) -> dict[Key, tuple[bool, bool]]:
     return {key: (shard.loaded, is_whole(shard)) for key, shard in held.items()}
-
-
-def is_whole(held: HeldShard) -> bool:
-    """True if the holder has all of the shard: it is not still being fetched."""
-    return held.loaded or held.progress is None or held.progress >= 1
-
-
-def joined(ranges: Iterable[LayerRange]) -> list[LayerRange]:
-    """Returns: the ranges in order, neighbours joined."""
-    result: list[LayerRange] = []
-    for one in sorted(ranges, key=lambda layers: layers.first):
-        if result and result[-1].end == one.first:
-            result[-1] = LayerRange(first=result[-1].first, end=one.end)
-        else:
-            result.append(one)
-    return result
-
-
-def _free_of(hello: Hello) -> int:
-    """Until the first heartbeat, one second later: the limit less what is loaded, or what the processor's memory has free."""
-    limit = hello.capabilities.memory_limit_bytes
-    if limit:
-        return max(0, limit - sum(shard.memory_bytes for shard in hello.held if shard.loaded))
-    return max((device.free_bytes for device in hello.capabilities.devices), default=0)

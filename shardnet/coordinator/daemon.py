@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -23,7 +23,6 @@ from shardnet.coordinator.events import (
     NodeJoined,
     NodeLeft,
     PlanNeeded,
-    ShardsLost,
     TimePassed,
 )
 from shardnet.coordinator.fetching import fetch_piece
@@ -31,37 +30,21 @@ from shardnet.coordinator.frames import Frames
 from shardnet.coordinator.loads import Loader
 from shardnet.coordinator.measuring import keep_measured
 from shardnet.coordinator.peers import Peers
-from shardnet.coordinator.planning import Route
 from shardnet.coordinator.requests import Requests
 from shardnet.coordinator.seeders import Seeders
 from shardnet.coordinator.service import Service
 from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.stages import Stages
 from shardnet.coordinator.standing import Standing
-from shardnet.errors import (
-    Busy,
-    PeerLost,
-    PeerRefused,
-    ShardnetError,
-    ShardNotFound,
-)
+from shardnet.errors import Busy, PeerLost, PeerRefused, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.manifest import Manifest
-from shardnet.messages import (
-    PROTOCOL_VERSION,
-    Address,
-    CancelTask,
-    ExecuteTask,
-    FreeSequence,
-    Hello,
-    Revoked,
-    Welcome,
-)
+from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.membership import follow_revocations
 from shardnet.transport import Connection
-from shardnet.wire import Buffer
 
 TICK_S = 0.5
 
@@ -82,7 +65,7 @@ class Coordinator:
         self._standing = Standing(settings, self._cluster)
         self._peers = Peers()
         self._requests = Requests(
-            self,
+            Stages(self._standing, self._peers, self._apply),
             max_queued=settings.requests.max_queued,
             queue_timeout_s=settings.requests.queue_timeout_s,
             make_speculation=settings.speculation.to_model if settings.speculation.enabled else None,
@@ -93,12 +76,12 @@ class Coordinator:
             self._peers,
             self._requests,
             self._apply,
-            self.now_s,
+            time.monotonic,
             self._spawn,
             accepts=lambda manifest: self._catalogue.accepts(manifest),
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
         )
-        self._loader = Loader(self._cluster, self._peers, self._apply, self.now_s)
+        self._loader = Loader(self._cluster, self._peers, self._apply, time.monotonic)
         self._stopping = asyncio.Event()
         self._plan_needed = asyncio.Event()
         self._tasks: asyncio.TaskGroup
@@ -107,7 +90,7 @@ class Coordinator:
         self._doors: Doors | None = None
         self._epoch = 0
         self._is_over = False
-        self._began_s = self.now_s()
+        self._began_s = time.monotonic()
         self._ready = asyncio.Event()
 
     # -- life ----------------------------------------------------------------------------------------------------------------
@@ -161,7 +144,7 @@ class Coordinator:
                         looking = seeders.keep_known(self._standing.served, self._apply)
                         children.append(self._tasks.create_task(looking, name="seeders"))
                     if self._settings.placement.measure_links:
-                        measuring = keep_measured(self._cluster, self._loader, self.now_s)
+                        measuring = keep_measured(self._cluster, self._loader, time.monotonic)
                         children.append(self._tasks.create_task(measuring, name="measure"))
                     self._ready.set()
                     await self._stopping.wait()
@@ -189,7 +172,7 @@ class Coordinator:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._apply(TimePassed(self.now_s()))
+            self._apply(TimePassed(time.monotonic()))
             self._requests.on_time()
 
     async def _keep_planned(self) -> None:
@@ -248,7 +231,7 @@ class Coordinator:
             lambda frame: self._frames.take(node_id, connection, frame),
             lambda error: self._on_close(node_id, connection, error),
         )
-        self._apply(NodeJoined(self.now_s(), hello))
+        self._apply(NodeJoined(time.monotonic(), hello))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
         return self._welcome()
 
@@ -268,7 +251,7 @@ class Coordinator:
             return
         if node is not None:
             log.info("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
-        self._apply(NodeLeft(self.now_s(), node_id))
+        self._apply(NodeLeft(time.monotonic(), node_id))
         self._requests.on_node_lost(node_id)
         self._standing.tell()
 
@@ -292,37 +275,6 @@ class Coordinator:
         with contextlib.suppress(ShardNotFound, PeerLost):  # the first request tries again
             await self._catalogue.words(manifest)
 
-    # -- what requests need (requests.Swarm) ---------------------------------------------------------------------------------
-
-    def now_s(self) -> float:
-        """Returns: seconds of a clock that only goes forward. (uvloop's own counts milliseconds.)"""
-        return time.monotonic()
-
-    def send(
-        self, node_id: str, message: ExecuteTask | FreeSequence | CancelTask, payloads: Sequence[Buffer] = ()
-    ) -> None:
-        """Send a step. Raises: PeerLost."""
-        self._peers.send(node_id, message, payloads)
-
-    def routes(self, model_id: str) -> list[Route]:
-        """Returns: pipelines that are ready now."""
-        return self._standing.routes(model_id)
-
-    def not_ready(self, model_id: str) -> ShardnetError:
-        """Returns: why there is no pipeline."""
-        return self._standing.not_ready(model_id)
-
-    def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None:
-        """A stage does not have its shards after all: have them confirmed again."""
-        if isinstance(error, ShardNotFound):
-            shards = {
-                shard
-                for one in route.stages
-                if one.node_id == node_id
-                for shard in range(one.first_shard, one.end_shard)
-            }
-            self._apply(ShardsLost(node_id, tuple((route.model_id, shard) for shard in sorted(shards))))
-
     # -- what the API needs --------------------------------------------------------------------------------------------------
 
     def _service(self) -> Service:
@@ -339,7 +291,7 @@ class Coordinator:
         )
 
     def _status(self) -> dict[str, Any]:
-        at_s = self.now_s()
+        at_s = time.monotonic()
         addresses = self._doors.addresses if self._doors is not None else {}
         about = {
             "node_id": self._identity.node_id,

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from shardnet.coordinator.chain import find_chain
-from shardnet.coordinator.cluster import Cluster, NodeView, is_whole
+from shardnet.coordinator.cluster import Cluster
 from shardnet.coordinator.law import Links, Pace, RowCosts, step_bytes
+from shardnet.coordinator.node_view import NodeView, is_whole
 from shardnet.coordinator.placement import (
     NodeOffer,
     Placement,

@@ -11,7 +11,8 @@ from shardnet.coordinator.api_models import ChatRequest, CommonRequest, Completi
 from shardnet.coordinator.catalogue import Words, resolve
 from shardnet.coordinator.pipeline import GenerationSpec
 from shardnet.coordinator.planning import Route
-from shardnet.coordinator.requests import Requests, Running
+from shardnet.coordinator.requests import Requests
+from shardnet.coordinator.running import Running
 from shardnet.coordinator.settings import RequestSettings
 from shardnet.coordinator.text import TextStream
 from shardnet.errors import ContextExceeded, UsageError

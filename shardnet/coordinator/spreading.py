@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shardnet.coordinator.cluster import Cluster, NodeView, is_whole
+from shardnet.coordinator.cluster import Cluster
+from shardnet.coordinator.node_view import NodeView, is_whole
 from shardnet.coordinator.planning import LoadOrder
 from shardnet.manifest import Manifest
 

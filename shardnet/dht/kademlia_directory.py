@@ -1,4 +1,4 @@
-"""The `Directory` on Kademlia: announcements that renew themselves, a table that is swept, a way back after being alone.
+"""The `Directory` on Kademlia: opens and ends the parts, asks the right key for each question, and sweeps.
 
 Knows nothing of torrents, inference or the daemons: a caller tells it what to announce.
 """
@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from kademlia.node import Node
-
 from shardnet.dht.addresses import is_loopback
 from shardnet.dht.announcer import Announcement, Announcer
 from shardnet.dht.directory import Address, DhtStats
-from shardnet.dht.peers import MAX_PEERS, PeersFile, RememberedPeer, read_peers, write_peers
+from shardnet.dht.neighbourhood import Neighbourhood
 from shardnet.dht.records import (
     CoordinatorRecord,
     Kind,
@@ -34,16 +31,13 @@ from shardnet.dht.records import (
 )
 from shardnet.dht.refusals import Refusals
 from shardnet.dht.sealing import Sealer
-from shardnet.dht.server import SealedServer, resolve
-from shardnet.dht.settings import DhtSettings, split_host_port
+from shardnet.dht.server import SealedServer
+from shardnet.dht.settings import DhtSettings
 from shardnet.dht.storage import RecordStorage, StorageLimits
-from shardnet.errors import LocalProtocolError, UsageError
-from shardnet.lifecycle import Backoff
+from shardnet.errors import LocalProtocolError
 from shardnet.log import get
 
 log = get("dht")
-
-SWEEP_PINGS_AT_ONCE = 16
 
 
 class KademliaDirectory:
@@ -70,7 +64,6 @@ class KademliaDirectory:
         Raises: LocalProtocolError if the key or the identity is of the wrong kind.
         """
         self._settings = settings
-        self._state_file = state_file
         self._clock = clock
         self._refusals = Refusals()
         verifier = RecordVerifier(
@@ -92,27 +85,26 @@ class KademliaDirectory:
             self._refusals,
             clock=clock,
             spawn=self._spawn,
-            on_contacts=self._contacts_changed,
+            on_contacts=lambda: self._neighbourhood.contacts_changed(),
             revoked=revoked,
         )
         self._announcer = Announcer(settings, signer, self._storage, self._server, self._refusals, clock=clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._has_contact = asyncio.Event()
-        self._is_alone = asyncio.Event()
-        self._has_asked = asyncio.Event()
-        self._entries: list[str] = list(settings.bootstrap)
-        self._remembered = PeersFile()
+        self._neighbourhood = Neighbourhood(settings, self._server, state_file, self._announcer.renew_all_now)
         self._address: Address | None = None
 
     # life
 
     async def __aenter__(self) -> Self:
         """Listen, and begin to look for peers. Raises: SettingsError if the UDP port cannot be had."""
-        self._remembered = await asyncio.to_thread(read_peers, self._state_file)
-        self._announcer.sequence = self._remembered.sequence
+        self._announcer.sequence = await self._neighbourhood.read()
         self._address = await self._server.open()
         log.info("dht_listening", address=f"{self._address[0]}:{self._address[1]}")
-        for loop in (self._keep_joined(), self._keep_swept(), self._announcer.keep_renewed()):
+        for loop in (
+            self._neighbourhood.keep_joined(self._address),
+            self._keep_swept(),
+            self._announcer.keep_renewed(),
+        ):
             self._spawn(loop)
         return self
 
@@ -133,11 +125,11 @@ class KademliaDirectory:
                 except TimeoutError:
                     log.info("dht_left_in_haste", announcements=len(self._announcer))
             if leave:
-                await self._remember_peers()
+                await self._neighbourhood.remember(self._announcer.sequence)
                 self._server.protocol.say_goodbye()  # last: whoever asks now must find nobody
         finally:
             self._address = None
-            self._has_asked.set()
+            self._neighbourhood.has_asked.set()
             self._server.stop()
             for task in self._tasks:
                 task.cancel()
@@ -151,7 +143,7 @@ class KademliaDirectory:
     async def _ready(self) -> None:
         """Whoever announces or asks right after the start waits until the first round of greetings is over (a call's timeout at most)."""
         self._check_running()
-        await self._has_asked.wait()
+        await self._neighbourhood.has_asked.wait()
         self._check_running()
 
     def _check_running(self) -> Address:
@@ -185,65 +177,10 @@ class KademliaDirectory:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("dht_task_failed", exc_info=error)
 
-    # the way in
-
-    def _contacts_changed(self) -> None:
-        (self._has_contact if len(self._server.protocol.router) else self._is_alone).set()
-
-    async def _keep_joined(self) -> None:
-        """Find peers, and again whenever alone; with peers, still look for bootstrap entries that are not among them, lest two islands form."""
-        backoff = Backoff()
-        is_told = False
-        while True:
-            await self._ask_everybody()
-            self._has_asked.set()
-            if len(self._server.protocol.router):
-                log.info("dht_joined", peers=len(self._server.protocol.router))
-                self._announcer.renew_all_now()
-                backoff.reset()
-                while len(self._server.protocol.router):
-                    self._is_alone.clear()
-                    if not await _happens(self._is_alone, self._settings.sweep_interval_s):
-                        await self._ask_missing()
-                is_told = False
-            self._has_contact.clear()
-            if not is_told and (self._entries or self._remembered.peers):
-                is_told = True
-                log.warning("dht_alone", asked=len(self._entries) + len(self._remembered.peers))
-            await _happens(self._has_contact, backoff.next_delay_s())
-
-    async def _ask_everybody(self) -> int:
-        addresses = await self._bootstrap_addresses()
-        addresses += [(peer.host, peer.port) for peer in self._remembered.peers]
-        answered = await self._server.bootstrap(dict.fromkeys(addresses))
-        if not answered and len(self._server.protocol.router):
-            await self._server.near(self._server.node.id)  # somebody came to us first: look around from there
-        return len(answered)
-
-    async def _ask_missing(self) -> None:
-        known = {(node.ip, node.port) for node in self._server.protocol.router.contacts()}
-        missing = [address for address in await self._bootstrap_addresses() if address not in known]
-        if missing:
-            await self._server.bootstrap(missing)
-
-    async def _bootstrap_addresses(self) -> list[Address]:
-        ipv6 = ":" in self._settings.listen_host
-        found = await asyncio.gather(*(resolve(entry, ipv6=ipv6) for entry in self._entries))
-        return [address for addresses in found for address in addresses if address != self._address]
-
     async def add_peers(self, addresses: Sequence[str]) -> int:
         """See `Directory`. Raises: UsageError if an address is not "host:port"."""
         self._check_running()
-        for entry in addresses:
-            try:
-                split_host_port(entry)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            if entry not in self._entries:
-                self._entries.append(entry)
-        ipv6 = ":" in self._settings.listen_host
-        found = await asyncio.gather(*(resolve(entry, ipv6=ipv6) for entry in addresses))
-        return len(await self._server.bootstrap({address for several in found for address in several}))
+        return await self._neighbourhood.add_peers(addresses)
 
     # the sweep
 
@@ -256,25 +193,8 @@ class KademliaDirectory:
         """Forget what is over, ping who was not heard, look somewhere at random for new peers, remember the peers. Runs by itself; tests call it."""
         self._storage.expire(self._clock())
         self._storage.forget_revoked()
-        protocol = self._server.protocol
-        limit = asyncio.Semaphore(SWEEP_PINGS_AT_ONCE)
-
-        async def ping(node: Node) -> None:
-            async with limit:
-                await protocol.call_ping(node)
-
-        await asyncio.gather(*(ping(node) for node in protocol.quiet_contacts()))
-        await self._server.near(secrets.token_bytes(20))
-        await self._remember_peers()
-
-    async def _remember_peers(self) -> None:
-        """A node that lost everybody keeps the old list: those are the ones to ask."""
-        near = self._server.protocol.router.find_neighbors(self._server.node, MAX_PEERS)
-        peers = tuple(RememberedPeer(node_id=n.id.hex(), host=n.ip, port=n.port) for n in near)
-        peers = tuple(sorted(peers, key=lambda peer: peer.node_id)) or self._remembered.peers
-        content = PeersFile(sequence=self._announcer.sequence, peers=peers)
-        if content != self._remembered and await asyncio.to_thread(write_peers, self._state_file, content):
-            self._remembered = content
+        await self._neighbourhood.refresh()
+        await self._neighbourhood.remember(self._announcer.sequence)
 
     # announcing
 
@@ -387,11 +307,3 @@ class KademliaDirectory:
     async def _lookup(self, key: bytes, kind: Kind) -> Iterable[Record]:
         await self._ready()
         return (record for record in await self._server.gather(key) if record.kind is kind)
-
-
-async def _happens(event: asyncio.Event, within_s: float) -> bool:
-    try:
-        async with asyncio.timeout(within_s):
-            return await event.wait()
-    except TimeoutError:
-        return False

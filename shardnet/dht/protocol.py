@@ -1,4 +1,6 @@
-"""kademlia's protocol, hardened: sealed datagrams, proved contacts, calls that are repeated, replies that are believed only when whole.
+"""kademlia's protocol, hardened: sealed datagrams, and contacts that are proved before they are believed.
+
+`calls` has our questions, `answers` what is said to others', `hearing` who was heard when.
 
 What is taken from the package: the routing table, the nodes, the storage interface, the place of the protocol in the server. What is replaced:
 everything that reads or writes a datagram. No method of this class can be called by name from the network.
@@ -11,18 +13,21 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
 from shardnet.dht.addresses import is_loopback, plain_host
+from shardnet.dht.answers import Answers
+from shardnet.dht.calls import Calls
+from shardnet.dht.directory import Address
+from shardnet.dht.hearing import Hearing
 from shardnet.dht.packets import (
     CALL_ID_BYTES,
     CHALLENGE_BYTES,
     NOBODY,
     RECORDS_PER_STORE,
-    Body,
     Contact,
     Find,
     Found,
@@ -35,9 +40,8 @@ from shardnet.dht.packets import (
     decode,
     encode,
     pong_statement,
-    records_per_page,
 )
-from shardnet.dht.records import Signer, compressed_public_key, sign_raw, verify_raw
+from shardnet.dht.records import Signer, verify_raw
 from shardnet.dht.refusals import Refusals
 from shardnet.dht.routing import ExactRoutingTable
 from shardnet.dht.sealing import Sealer
@@ -45,14 +49,10 @@ from shardnet.dht.settings import DhtSettings
 from shardnet.dht.storage import RecordStorage
 from shardnet.errors import RemoteProtocolError
 
-Address = tuple[str, int]
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
-Reply = TypeVar("Reply", Pong, Found, Stored)
 
 MAX_INTRODUCTIONS = 64
 """Strangers that are being asked who they are, at once; further ones will be met again."""
-MAX_STALLS = 3
-"""Attempts of one call that are forgiven because this process was held up itself."""
 HANDOVER_SLICE = 50
 """Keys looked at before other work gets its turn."""
 HANDOVER_SENDERS = 2
@@ -62,8 +62,7 @@ HANDOVER_SENDERS = 2
 class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
     """One UDP socket's protocol.
 
-    Invariants: a contact is in `router` only after it signed a fresh challenge at that very address; `_calls` holds a future for each call
-    under way and nothing else; `_silent` holds ids that let a whole call go by, until they are heard again or their time is up.
+    Invariant: a contact is in `router` only after it signed a fresh challenge at that very address.
     """
 
     def __init__(
@@ -87,18 +86,15 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         self.router = ExactRoutingTable(self, settings.ksize, node)
         self._settings = settings
         self._allow_loopback = is_loopback(settings.listen_host)
-        self._signer = signer
-        self._public_key = compressed_public_key(signer.public_key_bytes)
         self._sealer = sealer
         self._refusals = refusals
         self._spawn = spawn
         self._on_contacts = on_contacts
         self._revoked = revoked
-        self._slots = asyncio.Semaphore(settings.max_calls_in_flight)
-        self._calls: dict[bytes, tuple[asyncio.Future[Packet], Address, bytes, type[Body]]] = {}
+        self._calls = Calls(node.id, settings, lambda packet, address: self._send(packet, address))
+        self._answers = Answers(node.id, signer, self.router, storage, refusals)
         self._introductions: set[tuple[bytes, Address]] = set()
-        self._silent: dict[bytes, float] = {}
-        self._last_heard: dict[bytes, float] = {}
+        self._hearing = Hearing(settings.sweep_interval_s)
         self._is_ipv6 = False
         self.datagrams_in = 0
         self.datagrams_out = 0
@@ -118,8 +114,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop: whoever still waits for a reply gets none."""
-        for future, *_ in self._calls.values():
-            future.cancel()
+        self._calls.cancel_all()
 
     def error_received(self, exc: OSError) -> None:
         """Called by the event loop for an ICMP error: the call's own timeout deals with it."""
@@ -141,7 +136,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
             return
         match packet.body:
             case Ping() | Find() | Store():
-                self._send(Packet(packet.call_id, self.source_node.id, packet.source, self._answer(packet)), sender)
+                self._send(Packet(packet.call_id, self.source_node.id, packet.source, self._answers.to(packet)), sender)
                 self._meet(packet.source, sender)
             case Pong() | Found() | Stored():
                 self._take_reply(packet, sender)
@@ -168,87 +163,19 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         except (OSError, ValueError):
             self._refusals.count("network_error")
 
-    # answering
-
-    def _answer(self, packet: Packet) -> Body:
-        match packet.body:
-            case Ping(challenge):
-                statement = pong_statement(challenge, packet.source, self.source_node.id)
-                return Pong(self._public_key, sign_raw(self._signer, statement))
-            case Find() as find:
-                return self._answer_find(find, packet.source)
-            case Store(key, records):
-                return self._answer_store(key, records, packet.source)
-            case other:
-                raise AssertionError(f"{other} is no request")
-
-    def _answer_find(self, find: Find, asker: bytes) -> Found:
-        contacts: tuple[Contact, ...] = ()
-        if find.wants_contacts:
-            near = self.router.find_neighbors(Node(find.key), exclude=Node(asker))
-            contacts = tuple(Contact(node.id, node.ip, node.port) for node in near)
-        if not find.wants_records:
-            return Found(bytes(8), False, contacts, ())
-        after = "" if find.after == NOBODY else find.after.hex()
-        records, has_more, digest = self.storage.page(find.key, after, records_per_page(len(contacts)))
-        return Found(digest, has_more, contacts, tuple(record.raw for record in records))
-
-    def _answer_store(self, key: bytes, records: Iterable[bytes], asker: bytes) -> Stored:
-        kept = refused = 0
-        for raw in records:
-            try:
-                self.storage.merge(key, raw)
-                kept += 1
-            except RemoteProtocolError as error:
-                refused += 1
-                self._refusals.note("record", error, asker.hex())
-        return Stored(kept, refused)
-
     # calling
 
-    async def _call(
-        self, address: Address, target: bytes, request: Body, answer: type[Reply]
-    ) -> tuple[Reply, bytes] | None:
-        """Ask until there is an answer, `call_attempts` times, each sealed anew.
-
-        Returns: the answer and the id of who gave it; None if nobody did.
-        """
-        call_id = secrets.token_bytes(CALL_ID_BYTES)
-        packet = Packet(call_id, self.source_node.id, target, request)
-        future: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
-        async with self._slots:
-            self._calls[call_id] = (future, address, target, answer)
-            try:
-                attempts, stalls = self._settings.call_attempts, 0
-                while attempts and not future.done():
-                    self._send(packet, address)
-                    asked_at = time.monotonic()
-                    await asyncio.wait({future}, timeout=self._settings.call_retry_s)
-                    if time.monotonic() - asked_at > 2 * self._settings.call_retry_s and stalls < MAX_STALLS:
-                        stalls += 1  # it was our own loop that slept: the peer had no chance to be heard
-                    else:
-                        attempts -= 1
-            finally:
-                del self._calls[call_id]
-        if not future.done() or future.cancelled():
-            return None
-        reply = future.result()
-        return (reply.body, reply.source) if isinstance(reply.body, answer) else None
-
     def _take_reply(self, packet: Packet, sender: Address) -> None:
-        call = self._calls.get(packet.call_id)
-        if call is None:
+        try:
+            is_awaited = self._calls.take(packet, sender)
+        except RemoteProtocolError as error:
+            self._refusals.note("datagram", error, sender[0])
+            return
+        if not is_awaited:
             self._refusals.count("late_reply")
             known = self.router.get(packet.source)
             if known is not None and (known.ip, known.port) == sender:
                 self._heard(known)
-            return
-        future, address, target, answer = call
-        if sender != address or target not in (packet.source, NOBODY) or not isinstance(packet.body, answer):
-            error = RemoteProtocolError("a reply that nobody asked for", reason="unasked")
-            self._refusals.note("datagram", error, sender[0])
-        elif not future.done():
-            future.set_result(packet)
 
     async def ping_address(self, address: Address) -> Node | None:
         """Ask an address who it is, and take it among the contacts. Returns: the contact, or None."""
@@ -264,7 +191,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     async def _prove(self, address: Address, expected: bytes) -> Node | None:
         challenge = secrets.token_bytes(CHALLENGE_BYTES)
-        reply = await self._call(address, expected, Ping(challenge), Pong)
+        reply = await self._calls.ask(address, expected, Ping(challenge), Pong)
         if reply is None:
             return None
         pong, source = reply
@@ -282,7 +209,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
     async def call_find(self, node: Node, find: Find) -> Found | None:
         """Returns: the node's answer with unusable contacts left out, or None if it gave none."""
         asked_at = time.monotonic()
-        reply = await self._call((node.ip, node.port), node.id, find, Found)
+        reply = await self._calls.ask((node.ip, node.port), node.id, find, Found)
         if reply is None:
             self._lost(node, asked_at)
             return None
@@ -297,7 +224,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
         for at in range(0, len(records), RECORDS_PER_STORE):
             batch = records[at : at + RECORDS_PER_STORE]
             asked_at = time.monotonic()
-            reply = await self._call((node.ip, node.port), node.id, Store(key, batch), Stored)
+            reply = await self._calls.ask((node.ip, node.port), node.id, Store(key, batch), Stored)
             if reply is None:
                 self._lost(node, asked_at)
                 return kept
@@ -312,16 +239,15 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     def is_silent(self, node: Node) -> bool:
         """Returns: True if the node let a call go by a short while ago, so that asking it again would only cost time."""
-        return self._silent.get(node.id, 0) > time.monotonic()
+        return self._hearing.is_silent(node.id)
 
     def _lost(self, node: Node, asked_at: float) -> None:
         """A call went unanswered. Whoever was heard since it began is not dead, but overrun, or we are."""
-        if self._last_heard.get(node.id, 0) >= asked_at:
+        if self._hearing.was_heard_since(node.id, asked_at):
             return
         known = self.router.get(node.id)
         if known is None or known.same_home_as(node):
-            self._silent[node.id] = time.monotonic() + self._settings.sweep_interval_s
-            self._last_heard.pop(node.id, None)
+            self._hearing.fell_silent(node.id)
             self.router.remove_contact(node)
             if known is not None:
                 self._on_contacts()
@@ -366,8 +292,7 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
             self._introductions.discard((node_id, address))
 
     def _heard(self, node: Node) -> None:
-        self._silent.pop(node.id, None)
-        self._last_heard[node.id] = time.monotonic()
+        self._hearing.heard(node.id)
         self.router.add_contact(node)
 
     def welcome_if_new(self, node: Node) -> None:
@@ -398,10 +323,4 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     def quiet_contacts(self) -> list[Node]:
         """Returns: contacts not heard from for a sweep interval, to be pinged. Forgets old entries of the silent."""
-        now = time.monotonic()
-        self._silent = {node_id: until for node_id, until in self._silent.items() if until > now}
-        contacts = list(self.router.contacts())
-        names = {node.id for node in contacts}
-        self._last_heard = {node_id: at for node_id, at in self._last_heard.items() if node_id in names}
-        since = now - self._settings.sweep_interval_s
-        return [node for node in contacts if self._last_heard.get(node.id, 0) < since]
+        return self._hearing.quiet(self.router.contacts())

@@ -11,7 +11,8 @@ from kademlia.network import Server
 from kademlia.node import Node
 
 from shardnet.dht.crawl import BoundedCrawl, NewestRecords
-from shardnet.dht.protocol import Address, HardenedProtocol, Spawn
+from shardnet.dht.directory import Address
+from shardnet.dht.protocol import HardenedProtocol, Spawn
 from shardnet.dht.records import Record, RecordVerifier, Signer
 from shardnet.dht.refusals import Refusals
 from shardnet.dht.sealing import Sealer

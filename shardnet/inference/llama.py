@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,49 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError
+from shardnet.inference import llama_log
 from shardnet.inference.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
+from shardnet.inference.llama_batch import MROPE_SECTIONS, Batch
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
     {llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE, llama_cpp.LLAMA_ROPE_TYPE_VISION}
 )
-MROPE_SECTIONS = 4
 MAX_VALUE_BYTES = 256
-
-_last_errors: deque[str] = deque(maxlen=8)
-_buffers: dict[str, int] = {}
-GGML_LOG_LEVEL_ERROR = 4
-BUFFER_LINE = re.compile(rb"([A-Za-z0-9_]+) +(model|KV|RS|compute|output) buffer size *= *([0-9.]+) MiB")
-"""llama.cpp tells the sizes of what it allocates in its log alone."""
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _user_data: Any) -> None:
-    """llama.cpp writes to stderr by default; we keep its last errors for our own sentences."""
-    if level == GGML_LOG_LEVEL_ERROR:
-        _last_errors.append(text.decode(errors="replace").strip())
-    elif b"buffer size" in text and (found := BUFFER_LINE.search(text)):
-        key = f"{found[1].decode()} {found[2].decode()}"
-        _buffers[key] = _buffers.get(key, 0) + round(float(found[3]) * (1 << 20))
 
 
 def start_backend() -> None:
     """Initialise llama.cpp for this process; harmless when repeated."""
-    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    llama_log.listen()
     llama_cpp.llama_backend_init()
-
-
-def _take_buffers() -> dict[str, int]:
-    """Returns: bytes of the buffers made since the last call, by device and kind: `{"CPU KV": 1234, ...}`."""
-    taken = dict(_buffers)
-    _buffers.clear()
-    return taken
-
-
-def _why(default: str) -> str:
-    reasons = [text for text in _last_errors if text]
-    _last_errors.clear()
-    return reasons[0] if reasons else default
 
 
 class LlamaModel:
@@ -99,14 +69,13 @@ class LlamaModel:
 
         self._progress = llama_cpp.llama_progress_callback(progress)
         params.progress_callback = self._progress
-        _last_errors.clear()
-        _buffers.clear()
+        llama_log.forget()
         self.path = path
         self.uses_gpu = n_gpu_layers != 0
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
-            raise EngineError(f"llama.cpp cannot load {path}: {_why('no reason given')}")
-        self.buffers = _take_buffers()
+            raise EngineError(f"llama.cpp cannot load {path}: {llama_log.why('no reason given')}")
+        self.buffers = llama_log.take_buffers()
         self.n_layer = int(llama_cpp.llama_model_n_layer(self.pointer))
         self.n_embd = int(llama_cpp.llama_model_n_embd(self.pointer))
         self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self.pointer))
@@ -211,14 +180,15 @@ class LlamaContext:
             params.cb_eval = hook.callback
             params.cb_eval_user_data = hook.user_data
         self._hook = hook
-        _last_errors.clear()
-        _buffers.clear()
+        llama_log.forget()
         self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.pointer:
-            raise EngineError(f"llama.cpp cannot make a context for {model.path}: {_why('not enough memory?')}")
-        self.buffers = _take_buffers()
+            raise EngineError(
+                f"llama.cpp cannot make a context for {model.path}: {llama_log.why('not enough memory?')}"
+            )
+        self.buffers = llama_log.take_buffers()
         self._memory = llama_cpp.llama_get_memory(self.pointer)
-        self._batch = _Batch(n_batch)
+        self._batch = Batch(n_batch)
         self._row_type = ctypes.c_float * model.n_vocab
 
     def __enter__(self) -> Self:
@@ -249,7 +219,14 @@ class LlamaContext:
         hidden = rows.hidden
         if hidden is not None and self.model.architecture in FED_AS_TOKENS:
             rows = replace(rows, tokens=np.zeros(count, dtype=np.int32), hidden=None)
-        batch = self._batch.fill(rows, all_outputs=self._captures, sections=self._sections(rows))
+        batch = self._batch.fill(
+            rows.positions,
+            rows.slots,
+            None if self._captures else rows.outputs,
+            tokens=rows.tokens,
+            hidden=rows.hidden,
+            sections=MROPE_SECTIONS if self.model.uses_mrope and rows.hidden is not None else 1,
+        )
         if self._capture is not None:
             self._capture.reset()
             if self._capture.takes_input and hidden is not None:
@@ -258,12 +235,11 @@ class LlamaContext:
         if code == 1:
             raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
         if code != 0:
-            raise EngineError(f"llama.cpp refused a batch of {count} rows (code {code}): {_why('no reason given')}")
+            raise EngineError(
+                f"llama.cpp refused a batch of {count} rows (code {code}): {llama_log.why('no reason given')}"
+            )
         if self._capture is not None:
             self._capture.check_input()
-
-    def _sections(self, rows: Rows) -> int:
-        return MROPE_SECTIONS if self.model.uses_mrope and rows.hidden is not None else 1
 
     def _check(self, rows: Rows, count: int) -> None:
         if not 0 < count <= self.n_batch:
@@ -335,51 +311,6 @@ class LlamaContext:
     def last_position(self, slot: int) -> int:
         """Returns: the largest position with KV in a slot, -1 for none."""
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot))
-
-
-class _Batch:
-    """A `llama_batch` over arrays of our own, filled without a Python loop over rows."""
-
-    def __init__(self, n_rows: int) -> None:
-        self._tokens: NDArray[np.int32] = np.zeros(n_rows, dtype=np.int32)
-        self._positions: NDArray[np.int32] = np.zeros(n_rows * MROPE_SECTIONS, dtype=np.int32)
-        self._slots: NDArray[np.int32] = np.zeros(n_rows, dtype=np.int32)
-        self._counts: NDArray[np.int32] = np.ones(n_rows, dtype=np.int32)
-        self._outputs: NDArray[np.int8] = np.zeros(n_rows, dtype=np.int8)
-        # seq_id is an array of pointers, one to each row's (only) slot.
-        self._slot_pointers: NDArray[np.uintp] = (self._slots.ctypes.data + 4 * np.arange(n_rows)).astype(np.uintp)
-        self._batch = llama_cpp.llama_batch()
-        self._pos_pointer = _pointer(self._positions, llama_cpp.llama_pos)
-        self._token_pointer = _pointer(self._tokens, llama_cpp.llama_token)
-        self._batch.pos = self._pos_pointer
-        self._batch.n_seq_id = _pointer(self._counts, ctypes.c_int32)
-        self._batch.seq_id = _pointer(self._slot_pointers, ctypes.POINTER(llama_cpp.llama_seq_id))
-        self._batch.logits = _pointer(self._outputs, ctypes.c_int8)
-        self._hidden: NDArray[np.float32] | None = None
-
-    def fill(self, rows: Rows, *, all_outputs: bool, sections: int) -> Any:
-        count = len(rows.positions)
-        self._batch.n_tokens = count
-        if sections == 1:
-            self._positions[:count] = rows.positions
-        else:  # sections 0 to 2 hold the position, section 3 zeros
-            for section in range(sections):
-                self._positions[section * count : (section + 1) * count] = (
-                    rows.positions if section < sections - 1 else 0
-                )
-        self._slots[:count] = rows.slots
-        self._outputs[:count] = 1 if all_outputs else rows.outputs
-        if rows.tokens is not None:
-            self._tokens[:count] = rows.tokens
-            self._batch.token, self._batch.embd = self._token_pointer, None
-        else:
-            self._hidden = np.ascontiguousarray(rows.hidden, dtype=np.float32)  # kept alive over the call
-            self._batch.token, self._batch.embd = None, _pointer(self._hidden, ctypes.c_float)
-        return self._batch
-
-
-def _pointer(array: NDArray[Any], kind: Any) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
 def single_sequence_rows(

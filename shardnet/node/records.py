@@ -104,6 +104,17 @@ class ShardRecord:
             case Kind.UNLOAD:
                 return self.memory is None
 
+    def begin(self, phase: Phase) -> None:
+        """Something is being done about it now."""
+        self.phase = phase
+        self.progress = 0.0
+
+    def end(self) -> None:
+        """What was being done is over, whatever came of it."""
+        self.phase = Phase.IDLE
+        self.loading = None
+        self.progress = None
+
     def as_held(self, times: ShardTimes) -> HeldShard | None:
         """Returns: the shard as the coordinator is told of it; None if it is neither here nor on its way."""
         if not self.paths and self.phase is not Phase.FETCHING:

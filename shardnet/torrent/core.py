@@ -1,6 +1,6 @@
 """The rim around libtorrent: one native session, its torrents, and its alerts as events on the event loop.
 
-The loop is woken by a pipe that libtorrent writes to, and calls only functions that libtorrent answers at once or posts to its own thread.
+The loop calls only functions that libtorrent answers at once or posts to its own thread.
 Knows nothing of what a download is for: `session` and `download` stand on it.
 """
 
@@ -9,13 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import libtorrent as lt
 
 from shardnet.errors import Busy, LocalProtocolError, SettingsError, ShardError
 from shardnet.log import get
@@ -30,18 +25,17 @@ from shardnet.torrent.alerts import (
     PieceFailed,
     Removed,
     StateChanged,
-    Status,
     Statuses,
     TorrentEvent,
     TorrentFailed,
     translate,
 )
-from shardnet.torrent.metainfo import TorrentFacts
-from shardnet.torrent.native import open_native
-from shardnet.torrent.progress import TorrentStats
+from shardnet.torrent.entry import Address, Torrent
+from shardnet.torrent.native import open_native, refusing, torrent_params
 from shardnet.torrent.settings import TorrentSettings
-from shardnet.torrent.slots import FIRST_SLOTS, SeedReading, UploadSlots
+from shardnet.torrent.slots import SeedReading, UploadSlots
 from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
+from shardnet.torrent.waking import WakingPipe
 
 ANSWER_TIMEOUT_S = 30.0
 """How long libtorrent may take to answer a request that only concerns itself or the disk."""
@@ -52,78 +46,7 @@ READY_TIMEOUT_S = 1.0
 MOST_PEERS = 200
 """Addresses remembered per torrent: a directory under attack may name thousands."""
 
-Address = tuple[str, int]
 log = get("torrent")
-
-
-@dataclass(slots=True, eq=False)
-class Torrent:
-    """One torrent of the session.
-
-    Invariants: `native` is None until libtorrent has added it; every future in `waiting` is settled by an event or by `settle_all`.
-    """
-
-    metainfo: bytes
-    facts: TorrentFacts
-    folder: Path
-    file_name: str
-    label: str
-    is_seed: bool
-    native: Any = None
-    status: Status | None = None
-    peers: dict[Address, None] = field(default_factory=dict)
-    banned: set[Address] = field(default_factory=set)
-    bans: int = 0
-    last_refusal: str = ""
-    has_first_slots: bool = False
-    """True for a torrent that was added as a seed: it begins with `FIRST_SLOTS` upload slots."""
-    waiting: list[tuple[tuple[type[Event], ...], asyncio.Future[Any]]] = field(default_factory=list)
-
-    @property
-    def path(self) -> Path:
-        """Returns: where the bytes are."""
-        return self.folder / self.file_name
-
-    def expect(self, *kinds: type[Event]) -> asyncio.Future[Any]:
-        """Returns: a future of the next event of one of these kinds. Ask before causing it, so that it cannot be missed."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.waiting.append((kinds, future))
-        return future
-
-    def settle(self, event: Event) -> None:
-        """Hand `event` to all who wait for it."""
-        for kinds, future in self.waiting:
-            if isinstance(event, kinds) and not future.done():
-                future.set_result(event)
-        self.waiting = [(kinds, future) for kinds, future in self.waiting if not future.done()]
-
-    def settle_all(self, error: Exception) -> None:
-        """Nothing more will come."""
-        for _, future in self.waiting:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # whoever still waits gets it; if nobody does, that is no news
-        self.waiting.clear()
-
-    def stats(self) -> TorrentStats:
-        """Returns: the figures as of the last report."""
-        status = self.status
-        done = self.facts.file_bytes if self.is_seed else (status.bytes_done if status else 0)
-        return TorrentStats(
-            info_hash=self.facts.info_hash,
-            label=self.label,
-            is_seeding=self.is_seed,
-            is_checking=status.is_checking if status else False,
-            bytes_done=done,
-            bytes_total=self.facts.file_bytes,
-            download_bytes_per_s=status.download_bytes_per_s if status else 0,
-            upload_bytes_per_s=status.upload_bytes_per_s if status else 0,
-            peers=status.peers if status else 0,
-            downloaded_bytes=status.downloaded_bytes if status else 0,
-            uploaded_bytes=status.uploaded_bytes if status else 0,
-            wasted_bytes=status.wasted_bytes if status else 0,
-            banned_peers=len(self.banned),
-        )
 
 
 class TorrentCore:
@@ -140,7 +63,7 @@ class TorrentCore:
         self._by_handle: dict[int, Torrent] = {}
         self._on_rotten = on_rotten
         self._native: Any = None
-        self._pipe: tuple[int, int] | None = None
+        self._pipe: WakingPipe | None = None
         self._listening: asyncio.Future[Listening | ListenFailed] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._slots = UploadSlots(most=settings.max_uploads)
@@ -148,14 +71,10 @@ class TorrentCore:
 
     async def open(self) -> None:
         """Listen. Raises: SettingsError if the address cannot be had."""
-        loop = asyncio.get_running_loop()
-        self._listening = loop.create_future()
+        self._listening = asyncio.get_running_loop().create_future()
         self._native = await asyncio.to_thread(open_native, self.settings, with_tls=self.tls is not None)
-        self._pipe = os.pipe()
-        for end in self._pipe:
-            os.set_blocking(end, False)
-        loop.add_reader(self._pipe[0], self._wake)
-        self._native.set_alert_fd(self._pipe[1])
+        self._pipe = WakingPipe(self._pump)
+        self._native.set_alert_fd(self._pipe.write_end)
         self._pump()
         where = f"{self.settings.listen_host} port {self.settings.listen_port}"
         try:
@@ -186,17 +105,12 @@ class TorrentCore:
         # The last reference goes in a thread: libtorrent joins its own threads then.
         await asyncio.to_thread(holder.clear)
         if self._pipe is not None:
-            asyncio.get_running_loop().remove_reader(self._pipe[0])
-            for end in self._pipe:
-                os.close(end)
+            self._pipe.close()
             self._pipe = None
 
     def block(self, hosts: Iterable[str]) -> None:
         """Have nothing to do with these IP addresses, in both directions, from now on; open connections end. Replaces earlier lists."""
-        refused = lt.ip_filter()
-        for host in hosts:
-            refused.add_rule(host, host, 1)
-        self._native.set_ip_filter(refused)
+        self._native.set_ip_filter(refusing(hosts))
 
     async def add(self, torrent: Torrent, *, resume: bytes | None, web_seeds: Iterable[str]) -> None:
         """Add a torrent, with its certificate, and let it run.
@@ -205,7 +119,7 @@ class TorrentCore:
         """
         if torrent.facts.info_hash in self.torrents:
             raise Busy(f"{torrent.label} is already being fetched or seeded", retry_after_s=1.0)
-        params = await asyncio.to_thread(_params, torrent, resume, tuple(web_seeds))
+        params = await asyncio.to_thread(torrent_params, torrent, resume, tuple(web_seeds))
         if self._native is None:
             raise LocalProtocolError("the torrent session is closed")
         if torrent.facts.info_hash in self.torrents:
@@ -278,13 +192,6 @@ class TorrentCore:
         for address in torrent.peers if peers is None else peers:
             if address not in torrent.banned:
                 torrent.native.connect_peer(address)
-
-    def _wake(self) -> None:
-        if self._pipe is not None:
-            with contextlib.suppress(BlockingIOError):
-                while len(os.read(self._pipe[0], 4096)) == 4096:
-                    pass
-        self._pump()
 
     def _pump(self) -> None:
         if self._native is None:
@@ -384,30 +291,3 @@ class TorrentCore:
 def _say_why_it_ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("torrent_figures_ended", exc_info=error)
-
-
-def _params(torrent: Torrent, resume: bytes | None, web_seeds: tuple[str, ...]) -> Any:
-    params = lt.load_torrent_buffer(torrent.metainfo)
-    if resume is not None:
-        saved = lt.read_resume_data(resume)
-        if str(saved.info_hashes.v2) == torrent.facts.info_hash:
-            params.have_pieces = saved.have_pieces
-            params.verified_pieces = saved.verified_pieces
-            if not torrent.bans:
-                # Else blocks of a banned peer may be among them, and libtorrent would blame whoever completes the piece.
-                params.unfinished_pieces = saved.unfinished_pieces
-    flags = lt.torrent_flags
-    chosen = flags.default_flags | flags.paused | flags.duplicate_is_error | flags.override_web_seeds
-    chosen &= ~flags.auto_managed
-    if torrent.is_seed:
-        # Upload mode: a seed whose file turns out to be rotten must never write into it.
-        chosen |= flags.seed_mode | flags.upload_mode
-        params.max_uploads = FIRST_SLOTS
-        torrent.has_first_slots = True
-    params.flags = chosen
-    params.save_path = str(torrent.folder)
-    params.renamed_files = {0: torrent.file_name}
-    params.trackers = []
-    params.dht_nodes = []
-    params.url_seeds = list(web_seeds)
-    return params

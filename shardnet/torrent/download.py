@@ -12,7 +12,8 @@ from shardnet.files import sync_folder
 from shardnet.log import get, human_bytes
 from shardnet.torrent import disk
 from shardnet.torrent.alerts import Finished, Flushed, Renamed, ResumeData, TorrentFailed
-from shardnet.torrent.core import ANSWER_TIMEOUT_S, Address, Torrent, TorrentCore
+from shardnet.torrent.core import ANSWER_TIMEOUT_S, TorrentCore
+from shardnet.torrent.entry import Address, Torrent
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.watchdog import Remedy, StallWatchdog
 

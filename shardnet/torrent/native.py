@@ -1,15 +1,18 @@
-"""The libtorrent session as we want it: TCP only, no discovery of its own, no lookup beyond what it is told."""
+"""What libtorrent is given: a session of TCP only, without discovery of its own or any lookup beyond what it is told, and torrents to match."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any
 
 import libtorrent as lt
 
 from shardnet.errors import SettingsError
 from shardnet.torrent.alerts import MASK
+from shardnet.torrent.entry import Torrent
 from shardnet.torrent.settings import TorrentSettings
+from shardnet.torrent.slots import FIRST_SLOTS
 
 ALERT_QUEUE = 20_000
 """libtorrent's own default of 2,000 overflows when many peers come and go between two turns of the loop."""
@@ -81,3 +84,42 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
     everyone.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << lt.session.global_peer_class_id)
     session.set_peer_class_filter(everyone)
     return session
+
+
+def refusing(hosts: Iterable[str]) -> Any:
+    """Returns: an IP filter of libtorrent's that keeps these addresses out, and nobody else."""
+    refused = lt.ip_filter()
+    for host in hosts:
+        refused.add_rule(host, host, 1)
+    return refused
+
+
+def torrent_params(torrent: Torrent, resume: bytes | None, web_seeds: tuple[str, ...]) -> Any:
+    """Returns: libtorrent's parameters for adding a torrent, paused, with what `resume` says is there already. Blocks: call it in a thread.
+
+    A seed is marked as one that begins with `FIRST_SLOTS` upload slots.
+    """
+    params = lt.load_torrent_buffer(torrent.metainfo)
+    if resume is not None:
+        saved = lt.read_resume_data(resume)
+        if str(saved.info_hashes.v2) == torrent.facts.info_hash:
+            params.have_pieces = saved.have_pieces
+            params.verified_pieces = saved.verified_pieces
+            if not torrent.bans:
+                # Else blocks of a banned peer may be among them, and libtorrent would blame whoever completes the piece.
+                params.unfinished_pieces = saved.unfinished_pieces
+    flags = lt.torrent_flags
+    chosen = flags.default_flags | flags.paused | flags.duplicate_is_error | flags.override_web_seeds
+    chosen &= ~flags.auto_managed
+    if torrent.is_seed:
+        # Upload mode: a seed whose file turns out to be rotten must never write into it.
+        chosen |= flags.seed_mode | flags.upload_mode
+        params.max_uploads = FIRST_SLOTS
+        torrent.has_first_slots = True
+    params.flags = chosen
+    params.save_path = str(torrent.folder)
+    params.renamed_files = {0: torrent.file_name}
+    params.trackers = []
+    params.dht_nodes = []
+    params.url_seeds = list(web_seeds)
+    return params

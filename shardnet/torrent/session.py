@@ -11,8 +11,9 @@ from typing import Self
 from shardnet.errors import Busy, ShardCorrupt
 from shardnet.log import get, human_bytes
 from shardnet.torrent import disk
-from shardnet.torrent.core import Address, Torrent, TorrentCore
+from shardnet.torrent.core import TorrentCore
 from shardnet.torrent.download import PARTIAL_SUFFIX, Download, OnProgress
+from shardnet.torrent.entry import Address, Torrent
 from shardnet.torrent.metainfo import TorrentFacts, check_torrent, parse_torrent
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.settings import TorrentSettings

@@ -342,7 +342,7 @@ async def test_ten_thousand_fake_holders_are_capped_and_push_nobody_out(tmp_path
             fake = sign_record(
                 KeySigner(), KEY, Kind.PROVIDER, address=("10.1.2.3", 1), sequence=1, expires_at=clock.now + 600
             )
-            answer = target._server.protocol._answer_store(KEY, [fake.raw] * 10, b"x" * 20)
+            answer = target._server.protocol._answers.store(KEY, [fake.raw] * 10, b"x" * 20)
             assert answer.kept + answer.refused == 10
         assert len(target._storage.records(KEY)) == 64
         assert target.stats().refused["record_full"] == (1_000 - 63) * 10
@@ -530,7 +530,7 @@ async def test_cancelling_an_announcement_or_a_lookup_leaves_everything_whole(tm
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 protocol = nodes[0]._server.protocol
-                assert protocol._slots._value == 32
+                assert protocol._calls._slots._value == 32
         await nodes[0].announce(MODEL, 1, address=("127.0.0.1", 4000))
         assert len(await nodes[5].lookup(MODEL, 1)) == 1
         await still_serves(net)

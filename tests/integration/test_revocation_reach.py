@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import ShardNotFound
-from shardnet.node.swarming import hosts_to_block
+from shardnet.node.presence import hosts_to_block
 from tests.dht_world import MODEL, SWARM_KEY, KeySigner, entry_of, eventually, quick_settings, world
 from tests.torrent_world import Reached, World, make_shard
 

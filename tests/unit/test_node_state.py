@@ -14,7 +14,8 @@ from shardnet.messages import CommandFailed, Done, LoadProgress, LoadShard, Shar
 from shardnet.node import effects as do
 from shardnet.node import events as ev
 from shardnet.node.assignment import Assignment, parse_binding
-from shardnet.node.state import MAX_FINISHED, NodeState
+from shardnet.node.state import NodeState
+from shardnet.node.waiters import MAX_FINISHED
 from shardnet.shards import LayerRange
 from tests.node_world import make_manifest
 
@@ -184,9 +185,19 @@ def test_a_repeated_command_gets_the_same_answer_and_causes_nothing(world: World
 
 def test_remembered_answers_are_bounded(world: World) -> None:
     world.start()
-    for _ in range(MAX_FINISHED + 10):
-        world.load(0)
-    assert len(world.state._finished) == MAX_FINISHED
+
+    def ask(command: LoadShard) -> list[do.Effect]:
+        return world.state.handle(ev.LoadAsked(command, False, 0))
+
+    commands = [world.command(0) for _ in range(MAX_FINISHED + 10)]
+    first_time = [ask(command) for command in commands]
+    assert all(of(effects, do.StartTimer) for effects in first_time)
+    again = [
+        ask(command) for command in reversed(commands)
+    ]  # the newest first: what is remembered does not change for these
+    remembered = [effects for effects in again if len(effects) == 1 and of(effects, do.Send)]
+    assert remembered == again[:MAX_FINISHED]
+    assert all(of(effects, do.StartTimer) for effects in again[MAX_FINISHED:]), "forgotten, and done anew"
 
 
 def test_an_engine_that_refuses_fails_those_who_asked_for_the_same(world: World) -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.pipeline import MAX_CRASHES, Generation, GenerationSpec, Need, Send
+from shardnet.coordinator.attempt import Send
+from shardnet.coordinator.pipeline import Generation, GenerationSpec, Need
 from shardnet.coordinator.planning import Route
+from shardnet.coordinator.setbacks import MAX_CRASHES
 from shardnet.coordinator.text import TextStream
 from shardnet.errors import (
     Busy,

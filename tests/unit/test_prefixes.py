@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from shardnet.coordinator.pipeline import Generation, GenerationSpec
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
-from shardnet.coordinator.requests import Requests, Running
+from shardnet.coordinator.requests import Requests
+from shardnet.coordinator.running import Running
 from shardnet.coordinator.text import TextStream
 from shardnet.errors import EngineCrashed, PlacementError, SequenceGap, ShardnetError
 from shardnet.messages import (

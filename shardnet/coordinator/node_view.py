@@ -1,0 +1,118 @@
+"""What the coordinator knows of one node. Plain data; only the cluster changes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+from shardnet.errors import ShardnetError
+from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
+
+Key = tuple[str, int]
+"""`(model_id, shard_id)`"""
+
+
+@dataclass(slots=True)
+class Load:
+    """A LOAD_SHARD on its way."""
+
+    since_s: float
+    reserved_bytes: int
+    keep_only: bool = False
+    progress: LoadProgress | None = None
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A node could not load a shard; it is asked again after a while. `waits` until then."""
+
+    error: ShardnetError
+    retry_at_s: float
+    delay_s: float
+    waits: bool = True
+
+
+@dataclass(slots=True)
+class NodeView:
+    """One connected node.
+
+    Invariants: a key of `ready` is loaded in `held`; no key is in both `loads` and `ready`.
+
+    Attributes:
+        ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
+    """
+
+    node_id: str
+    name: str
+    address: Address | None
+    capabilities: Capabilities
+    joined_at_s: float
+    heard_at_s: float
+    held: dict[Key, HeldShard] = field(default_factory=dict)
+    ready: dict[Key, float] = field(default_factory=dict)
+    loads: dict[Key, Load] = field(default_factory=dict)
+    refusals: dict[Key, Refusal] = field(default_factory=dict)
+    memory_free_bytes: int = 0
+    load: float = 0.0
+    sequences: int = 0
+    handover_us: float | None = None
+    draining: bool = False
+
+    @property
+    def label(self) -> str:
+        """Returns: what people read."""
+        return self.name or self.node_id[:12]
+
+    @property
+    def free_bytes(self) -> int:
+        """Returns: memory for more shards, what is promised to loads under way left out."""
+        return max(0, self.memory_free_bytes - sum(load.reserved_bytes for load in self.loads.values()))
+
+    @classmethod
+    def of(cls, hello: Hello, at_s: float) -> Self:
+        """Returns: a node that has just joined."""
+        return cls(
+            node_id=hello.node_id,
+            name=hello.name,
+            address=hello.listen,
+            capabilities=hello.capabilities,
+            joined_at_s=at_s,
+            heard_at_s=at_s,
+            held={(shard.model_id, shard.shard_id): shard for shard in hello.held},
+            memory_free_bytes=_free_of(hello),
+        )
+
+    def allowed(self, model_id: str, name: str) -> frozenset[int] | None:
+        """Returns: shards of a model that this node may be given; None: any."""
+        if self.capabilities.accepts_any:
+            return None
+        known = {shard for model, shard in self.capabilities.assigned if model == model_id}
+        return frozenset(known.union(*(_meant(text, model_id, name) for text in self.capabilities.bound)))
+
+    def check(self) -> None:
+        """Raises: AssertionError if an invariant is broken."""
+        assert all(self.held[key].loaded for key in self.ready), self
+        assert not self.ready.keys() & self.loads.keys(), self
+
+
+def is_whole(held: HeldShard) -> bool:
+    """True if the holder has all of the shard: it is not still being fetched."""
+    return held.loaded or held.progress is None or held.progress >= 1
+
+
+def _free_of(hello: Hello) -> int:
+    """Until the first heartbeat, one second later: the limit less what is loaded, or what the processor's memory has free."""
+    limit = hello.capabilities.memory_limit_bytes
+    if limit:
+        return max(0, limit - sum(shard.memory_bytes for shard in hello.held if shard.loaded))
+    return max((device.free_bytes for device in hello.capabilities.devices), default=0)
+
+
+def _meant(binding: str, model_id: str, name: str) -> set[int]:
+    """Returns: the shard of this model that a node's `--shard MODEL:ID` or `--shard ID` means, if it means one."""
+    model, _, number = binding.rpartition(":")
+    if not (number.isascii() and number.isdecimal()) or (
+        model not in ("", name) and not (len(model) >= 6 and model_id.startswith(model))
+    ):
+        return set()
+    return {int(number[:6])}

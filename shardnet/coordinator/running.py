@@ -1,0 +1,100 @@
+"""One request in progress as the task sees it that serves its client: what came so far, as text and tokens, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from shardnet.coordinator.pipeline import Emitted, Generation
+from shardnet.coordinator.planning import Route
+from shardnet.coordinator.text import TextStream
+from shardnet.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What came since the last piece."""
+
+    text: str = ""
+    tokens: tuple[Emitted, ...] = ()
+    finish_reason: str | None = None
+
+
+class Running:
+    """One request. Its owner calls `wait` and `take` until `take` gives a finish reason or raises, and `close` in any case.
+
+    Args:
+        ended: called once, when nobody wants more of it.
+        at_s: now, seconds of the clock that `first_token_at_s` will be of.
+    """
+
+    def __init__(self, generation: Generation, text: TextStream, ended: Callable[[Running], None], at_s: float) -> None:
+        self.request_id = new_id()
+        self.generation = generation
+        self.command_ids: set[str] = set()
+        self.timer: asyncio.TimerHandle | None = None
+        self.started_at_s = at_s
+        self.first_token_at_s: float | None = None
+        self._text = text
+        self._tell_ended = ended
+        self._news = asyncio.Event()
+        self._ended = False
+        self._taken = 0
+
+    @property
+    def n_completion(self) -> int:
+        """Returns: tokens of the answer that were taken."""
+        return self._taken
+
+    def wake(self) -> None:
+        """There is something to take."""
+        self._news.set()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for something to take. Returns: False if nothing came in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def take(self) -> Piece:
+        """Returns: what came since the last call. Raises: the error that ended the request."""
+        self._news.clear()
+        tokens: list[Emitted] = []
+        text = ""
+        for emitted in self.generation.take_emitted():
+            tokens.append(emitted)
+            text += self._text.push(emitted.token)
+            if self._text.stopped:
+                self.generation.stop("stop")
+                if self.generation.finish_reason == "length":  # the tokens behind came in the same step
+                    self.generation.finish_reason = "stop"
+                break
+        self._taken += len(tokens)
+        if not self.generation.is_done:
+            return Piece(text, tuple(tokens))
+        if self.generation.error is not None and tokens:
+            self._news.set()  # these first, the error at the next call
+            return Piece(text, tuple(tokens))
+        self.close()
+        if self.generation.error is not None:
+            raise self.generation.error
+        return Piece(text + self._text.flush(), tuple(tokens), self.generation.finish_reason)
+
+    def close(self) -> None:
+        """Nobody wants more: free every stage. Harmless when repeated."""
+        if not self._ended:
+            self._ended = True
+            self.generation.stop("cancelled")
+            self._tell_ended(self)
+
+    def stages(self, describe: Callable[[Route, int], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns: for each stage its description and median microseconds per decode step."""
+        route = self.generation.route
+        if route is None:
+            return []
+        return [describe(route, index) | stats.as_json() for index, stats in enumerate(self.generation.stats)]

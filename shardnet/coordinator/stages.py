@@ -1,0 +1,56 @@
+"""The stages as requests see them: which routes there are, how a step gets to its node, and what it means when one cannot be done there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from shardnet.coordinator.events import Event, ShardsLost
+from shardnet.coordinator.peers import Peers
+from shardnet.coordinator.planning import Route
+from shardnet.coordinator.standing import Standing
+from shardnet.errors import ShardnetError, ShardNotFound
+from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
+from shardnet.wire import Buffer
+
+
+class Stages:
+    """The coordinator's `requests.Swarm`.
+
+    Args:
+        apply: takes an event into the cluster's state.
+    """
+
+    def __init__(self, standing: Standing, peers: Peers, apply: Callable[[Event], None]) -> None:
+        self._standing = standing
+        self._peers = peers
+        self._apply = apply
+
+    def now_s(self) -> float:
+        """Returns: seconds of a clock that only goes forward. (uvloop's own counts milliseconds.)"""
+        return time.monotonic()
+
+    def send(
+        self, node_id: str, message: ExecuteTask | FreeSequence | CancelTask, payloads: Sequence[Buffer] = ()
+    ) -> None:
+        """Send a step. Raises: PeerLost."""
+        self._peers.send(node_id, message, payloads)
+
+    def routes(self, model_id: str) -> list[Route]:
+        """Returns: pipelines that are ready now."""
+        return self._standing.routes(model_id)
+
+    def not_ready(self, model_id: str) -> ShardnetError:
+        """Returns: why there is no pipeline."""
+        return self._standing.not_ready(model_id)
+
+    def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None:
+        """A stage does not have its shards after all: have them confirmed again."""
+        if isinstance(error, ShardNotFound):
+            shards = {
+                shard
+                for one in route.stages
+                if one.node_id == node_id
+                for shard in range(one.first_shard, one.end_shard)
+            }
+            self._apply(ShardsLost(node_id, tuple((route.model_id, shard) for shard in sorted(shards))))

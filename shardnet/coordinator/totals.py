@@ -1,0 +1,54 @@
+"""How all requests went since the start: counters, and the line in the log that each request ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardnet.coordinator.running import Running
+from shardnet.log import get
+
+log = get("requests")
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters since the start."""
+
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    late_answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_proposed: int = 0
+    tokens_accepted: int = 0
+
+    def account(self, running: Running, at_s: float) -> None:
+        """Count a request that is over, and log it."""
+        generation = running.generation
+        seconds = at_s - running.started_at_s
+        self.retried += max(0, generation.attempts - 1)
+        self.prompt_tokens += len(generation.spec.prompt)
+        self.completion_tokens += running.n_completion
+        if generation.speculator is not None:
+            self.tokens_proposed += generation.speculator.proposed
+            self.tokens_accepted += generation.speculator.accepted
+        if generation.error is not None:
+            self.failed += 1
+            log.warning("request_failed", request_id=running.request_id, reason=str(generation.error))
+            return
+        if generation.finish_reason == "cancelled":
+            self.cancelled += 1
+        else:
+            self.finished += 1
+        decoding = seconds - ((running.first_token_at_s or 0.0) - running.started_at_s)
+        log.info(
+            "request_finished" if generation.finish_reason != "cancelled" else "request_cancelled",
+            request_id=running.request_id,
+            prompt_tokens=len(generation.spec.prompt),
+            completion_tokens=running.n_completion,
+            seconds=round(seconds, 3),
+            tokens_per_s=round(max(0, running.n_completion - 1) / decoding, 2) if decoding > 0 else 0.0,
+            attempts=generation.attempts,
+        )

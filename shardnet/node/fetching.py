@@ -1,0 +1,202 @@
+"""One shard's way here: a torrent of it from any holder, then its pieces from all of them.
+
+The torrent is asked of holders over our own links, and believed only as far as hashes carry: pieces by the torrent, the whole file by the manifest.
+If the bytes that a torrent promises are not the manifest's, the torrent was the lie, and another holder is asked for another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound
+from shardnet.log import get
+from shardnet.manifest import Manifest
+from shardnet.messages import ShardSource
+from shardnet.node import torrent_files
+from shardnet.node.exchange import FetchProgress, OnFetchProgress
+from shardnet.node.holders import Holder, Holders
+from shardnet.node.presence import Presence
+from shardnet.node.settings import NodeTorrentSettings
+from shardnet.torrent import disk
+from shardnet.torrent.metainfo import MAX_TORRENT_BYTES, TorrentFacts, check_torrent
+from shardnet.torrent.progress import TorrentStats
+
+ASK_AGAIN_S = 1.0
+"""While nobody is known who has a shard."""
+FIRST_LOOK_S, MOST_LOOK_S = 0.25, 3.0
+"""While a download runs: whoever came meanwhile helps. Those who begin together should find each other soon."""
+
+log = get("exchange")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A torrent that may be good, what it says, and who is known to have the shard."""
+
+    torrent: bytes
+    facts: TorrentFacts
+    holders: list[Holder]
+
+
+class ShardFetch:
+    """Brings one shard to `target`, once.
+
+    Args:
+        authority: the swarm's certificate authority, PEM, which the torrent has to name.
+        sources: holders that the coordinator knows of.
+        spawn: starts a job that lives no longer than the daemon.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        shard_id: int,
+        target: Path,
+        sources: tuple[ShardSource, ...],
+        *,
+        presence: Presence,
+        holders: Holders,
+        settings: NodeTorrentSettings,
+        authority: bytes,
+        on_progress: OnFetchProgress,
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+    ) -> None:
+        self._manifest = manifest
+        self._shard_id = shard_id
+        self._target = target
+        self._sources = sources
+        self._presence = presence
+        self._holders = holders
+        self._settings = settings
+        self._authority = authority
+        self._on_progress = on_progress
+        self._spawn = spawn
+        self._refused: set[str] = set()
+        self._trouble: ShardCorrupt | None = None
+
+    async def run(self) -> tuple[disk.Stamp | None, Found]:
+        """Returns: the file's stamp as its hash was seen to be right (None: it was not computed), and the torrent that was good.
+
+        Raises: ShardNotFound if nobody has it, NoRoomError, ShardCorrupt, DeadlineExceeded.
+        """
+        while True:
+            found = await self._find_torrent()
+            try:
+                return await self._download(found), found
+            except ShardCorrupt as error:
+                self._trouble = error
+                self._refused.add(found.facts.info_hash)
+                await asyncio.to_thread(
+                    torrent_files.forget, self._target.parent, self._manifest, self._shard_id, self._authority
+                )
+
+    # -- the torrent ---------------------------------------------------------------------------------------------------------
+
+    async def _find_torrent(self) -> Found:
+        """Raises: what was wrong with those refused, if there are no others; ShardNotFound if nobody gives one within `find_holders_s`."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._settings.find_holders_s
+        manifest, shard_id = self._manifest, self._shard_id
+        size = manifest.content.shards[shard_id].bytes
+        kept = await asyncio.to_thread(
+            torrent_files.read_kept, self._target.parent, manifest, shard_id, self._authority
+        )
+        why = "no node that is up has it"
+        told = ""
+        while True:
+            holders = await self._holders.of_shard(manifest.model_id, shard_id, self._sources)
+            if kept is not None and holders:
+                facts = check_torrent(kept, expect_bytes=size, root_cert_pem=self._authority)
+                if facts.info_hash not in self._refused:
+                    return Found(kept, facts, holders)
+            for holder in holders:
+                try:
+                    torrent = await self._holders.torrent(holder, manifest, shard_id, most_bytes=MAX_TORRENT_BYTES)
+                    facts = check_torrent(
+                        torrent,
+                        expect_bytes=size,
+                        root_cert_pem=self._authority,
+                        expect_open_info_hash=manifest.files[shard_id].info_hash,
+                    )
+                except ShardnetError as error:
+                    why = str(error)
+                    continue
+                if facts.info_hash not in self._refused:
+                    return Found(torrent, facts, holders)
+            if self._trouble is not None:
+                raise self._trouble
+            if loop.time() >= until_s:
+                raise ShardNotFound(
+                    f"shard {shard_id} of {manifest.name} can be had from nobody: {why}; "
+                    "start a node that has its file, and it is fetched then",
+                    model_id=manifest.model_id,
+                    shard_id=shard_id,
+                )
+            if why != told:
+                told = why
+                log.info("shard_has_no_holder_yet", shard_id=shard_id, model=manifest.name, reason=why)
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    # -- the pieces ----------------------------------------------------------------------------------------------------------
+
+    async def _download(self, found: Found) -> disk.Stamp | None:
+        loop = asyncio.get_running_loop()
+        manifest, shard_id = self._manifest, self._shard_id
+        session = self._presence.session()
+        most_bytes, moved_s = -1, loop.time()
+
+        def on_stats(stats: TorrentStats) -> None:
+            nonlocal most_bytes, moved_s
+            if stats.bytes_done > most_bytes:
+                most_bytes, moved_s = stats.bytes_done, loop.time()
+            rate = float(max(0, stats.download_bytes_per_s))
+            self._on_progress(FetchProgress(stats.bytes_done, stats.bytes_total, rate, stats.peers))
+
+        async def watch() -> NoReturn:
+            """Name whoever appears meanwhile, and give up where nothing comes for too long."""
+            wait_s = FIRST_LOOK_S
+            await self._presence.announce_download(manifest, shard_id)
+            while loop.time() - moved_s < self._settings.give_up_s:
+                others = await self._holders.who_fetch(manifest.model_id, shard_id)
+                others += await self._holders.of_shard(manifest.model_id, shard_id, self._sources)
+                session.add_peers(found.facts.info_hash, self._presence.peers_of(others))
+                await asyncio.sleep(wait_s)
+                wait_s = min(MOST_LOOK_S, 2 * wait_s)
+            raise ShardNotFound(
+                f"shard {shard_id} of {manifest.name}: nothing came for {self._settings.give_up_s:g} s, its holders are gone; "
+                f"{max(0, most_bytes)} bytes are kept for when one is back",
+                model_id=manifest.model_id,
+                shard_id=shard_id,
+            )
+
+        fetching = asyncio.create_task(
+            session.fetch(
+                found.torrent,
+                self._target,
+                expect_sha256=manifest.files[shard_id].sha256,
+                expect_bytes=found.facts.file_bytes,
+                label=str(shard_id),
+                peers=self._presence.peers_of(found.holders),
+                on_progress=on_stats,
+            ),
+            name=f"fetch {shard_id}",
+        )
+        watching = asyncio.create_task(watch(), name=f"watch fetch {shard_id}")
+        try:
+            await asyncio.wait({fetching, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                await watching
+            return await fetching
+        finally:
+            for task in (fetching, watching):
+                task.cancel()
+            await asyncio.gather(fetching, watching, return_exceptions=True)
+            leaving = self._presence.withdraw_download(manifest, shard_id)
+            try:
+                self._spawn(leaving, f"download {shard_id} is over")
+            except RuntimeError:  # the daemon is ending, and withdraws everything
+                leaving.close()
