@@ -206,6 +206,12 @@ class Chains:
         except ShardnetError:
             return 0
 
+    def slot(self, step: Step) -> int:
+        """Returns: the place that a step's sequence has in every shard; 0 if it is not here."""
+        model = self._models.get(step.model_id)
+        state = None if model is None else model.sequences.get(step.sequence_id)
+        return 0 if state is None else state.slot
+
     def lane(self, step: Step) -> Lane | None:
         """Returns: the short way of the rows that follow this step, of a sequence that is here; None if it has none, or not any more."""
         try:

@@ -62,32 +62,37 @@ class RowLink:
         self._buffer = memoryview(bytearray(FIRST_BUFFER_BYTES))
         self._start = self._end = 0
         self.unsent = bytearray()
+        self._put: list[Buffer] = []
 
-    def send(self, header: bytes, payload: Sequence[Buffer]) -> None:
-        """Send one frame: the header of a `NextStep`, and its tensors."""
-        body = b"".join(payload)
-        data = PREFIX.pack(MAGIC, VERSION, KIND, len(header), len(body)) + header + body
-        if self.unsent:
-            self.unsent += data
-            if len(self.unsent) > MAX_UNSENT_BYTES:
-                raise ConnectionAbortedError("it takes nothing")
-            return
-        sent = self._write(data)
-        if sent < len(data):
-            self.unsent += data[sent:]
+    def put(self, header: bytes, payload: Sequence[Buffer]) -> None:
+        """Have one frame sent with the next `flush`: the header of a `NextStep`, and its tensors."""
+        n_bytes = sum(map(len, payload))
+        self._put += (PREFIX.pack(MAGIC, VERSION, KIND, len(header), n_bytes), header, *map(bytes, payload))
 
     def flush(self) -> None:
-        """Send what waits, as far as it goes."""
-        del self.unsent[: self._write(self.unsent)]
-
-    def _write(self, data: Buffer) -> int:
+        """Send what waits, as far as it goes: rows of one batch together, so that they can be one batch again."""
+        data: Buffer = b"".join(self._put)
+        self._put = []
+        if self.unsent:
+            self.unsent += data
+            data = self.unsent
         try:
-            return self.tls.send(data)
+            sent = self.tls.send(data)
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return 0
+            sent = 0
+        if sent == len(data):
+            self.unsent = bytearray()
+            return
+        self.unsent = bytearray(data[sent:])
+        if len(self.unsent) > MAX_UNSENT_BYTES:
+            raise ConnectionAbortedError("it takes nothing")
 
     def receive(self, take: OnRow) -> None:
-        """Take in what has arrived; `take` gets each row: a `NextStep`'s header and its tensors, a view of no duration."""
+        """Take in all that has arrived, so that rows which came together can run together.
+
+        Args:
+            take: gets each row, a `NextStep`'s header and its tensors: a view that is soon overwritten.
+        """
         while True:
             try:
                 count = self.tls.recv_into(self._buffer[self._end :])
@@ -100,8 +105,6 @@ class RowLink:
                 self._greeted()
             else:
                 self._cut_rows(take)
-            if not self.tls.pending():
-                return
 
     def _greeted(self) -> None:
         if self.is_welcome or self._buffer[: self._end] != WELCOME:
@@ -163,6 +166,7 @@ class RowLinks:
         self._links: dict[int, RowLink] = {}  # by file descriptor
         self._onward: dict[str, RowLink] = {}  # by node id, those that rows may go over
         self._met: SimpleQueue[_Met | _NotMet] = SimpleQueue()
+        self._to_flush: dict[RowLink, None] = {}
         self._handshakes = threading.Semaphore(MAX_HANDSHAKES)
 
     def to(self, node_id: str) -> RowLink | None:
@@ -291,16 +295,22 @@ class RowLinks:
         except (OSError, RemoteProtocolError) as error:
             self.end(link, str(error))
 
-    def send(self, link: RowLink, header: bytes, payload: Sequence[Buffer]) -> bool:
-        """Hand a row on. Returns: False if the link is over; then nothing of the row has arrived."""
-        try:
-            link.send(header, payload)
-        except OSError as error:
-            self.end(link, str(error))
-            return False
-        if link.unsent:
-            self._watch(link)
-        return True
+    def put(self, link: RowLink, header: bytes, payload: Sequence[Buffer]) -> None:
+        """Hand a row on, with the next `flush`."""
+        link.put(header, payload)
+        self._to_flush[link] = None
+
+    def flush(self) -> None:
+        """Send what was put."""
+        links, self._to_flush = self._to_flush, {}
+        for link in links:
+            try:
+                link.flush()
+            except OSError as error:
+                self.end(link, str(error))
+                continue
+            if link.unsent:
+                self._watch(link)
 
     def _note_welcome(self, link: RowLink) -> None:
         if link.is_welcome:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ class Run:
         step: what each of its rows is, but for position and token.
         n_ctx: tokens that find room here.
         is_alone: its rows go on right here: the chain is the whole model.
+        chain: model and shards.
+        slot: of its sequence, once the step that began it is done.
         handed_over: the link over which its last row left.
         noted_s: when the daemon heard of it.
     """
@@ -44,7 +46,9 @@ class Run:
     step: Step
     n_ctx: int
     is_alone: bool
+    chain: Hashable
     lane: Lane | None = None
+    slot: int = 0
     is_over: bool = False
     handed_over: RowLink | None = None
     noted_s: float = 0.0
@@ -86,6 +90,7 @@ class Runs:
         self.links: RowLinks
         self._runs: dict[tuple[int, int], Run] = {}  # by command and stage
         self._rows: list[Row] = []
+        self._done: list[tuple[Buffer, ...]] = []  # packets for the daemon
         self._hidden = memoryview(bytearray(ROW_BYTES))
         self._hidden_address = ctypes.addressof(ctypes.c_char.from_buffer(self._hidden))
 
@@ -101,13 +106,15 @@ class Runs:
         command = int(step.command_id, 16)
         self.end_others(step)
         template = step._replace(n_tokens=1, sample_from=0, ahead=0, run=NO_RUN)
-        self._runs[command, step.stage] = Run(command, template, self._chains.n_ctx(step), step.ahead > 0)
+        chain = (step.model_id, step.first_shard, step.end_shard)
+        self._runs[command, step.stage] = Run(command, template, self._chains.n_ctx(step), step.ahead > 0, chain)
 
     def begun(self, step: Step, tokens: list[int]) -> int:
         """The step that began a run is done. Returns: how many rows will follow that nobody sends."""
         run = self._runs.get((int(step.command_id, 16), step.stage))
         if run is None:
             return 0
+        run.slot = self._chains.slot(step)
         run.lane = self._chains.lane(run.step)
         position = step.position + step.n_tokens
         ahead = min(step.ahead, run.n_ctx - position)
@@ -183,16 +190,21 @@ class Runs:
         timings, hidden = bytes(data[NEXT_STEP.size : timings_end]), bytes(data[timings_end + TOKEN.size :])
         self._rows.append(Row(run, position, token, ahead, deadline_s, timings, hidden, time.perf_counter()))
 
+    def expected(self, chain: Hashable) -> tuple[list[int], int]:
+        """Returns: the slots of all runs through this chain, and how many of their rows can be here at a time while the other stages have as many."""
+        runs = [run for run in self._runs.values() if run.chain == chain]
+        return [run.slot for run in runs], len(runs) // max((run.step.stages for run in runs), default=1)
+
     def go(self, *, is_free: bool) -> None:
-        """Have the rows that came run: a single one now, if the engine `is_free`; several as steps of a batch."""
+        """Have the rows that came run: that of the only run now, if the engine `is_free`; else as steps that wait for their batch."""
         rows, self._rows = self._rows, []
-        if len(rows) == 1 and is_free and self._run_short(rows[0]):
+        if len(rows) == 1 and is_free and len(self._runs) == 1 and self.run_short(rows[0]):
             return
         for row in rows:
             if not row.run.is_over:
                 self._queue(self._task(row))
 
-    def _run_short(self, row: Row) -> bool:
+    def run_short(self, row: Row) -> bool:
         """Run a row the short way. Returns: False if it has to go the general way."""
         run, lane = row.run, row.run.lane
         if run.is_over:
@@ -211,6 +223,7 @@ class Runs:
         compute_s = time.perf_counter() - began_s
         self._chains.busy_s += compute_s
         self._pass_on(row, picked, lane.hidden, 0.0, compute_s * 1e6, (began_s - row.arrived_s) * 1e6, 1)
+        self.flush()
         return True
 
     def _task(self, row: Row) -> Task:
@@ -241,7 +254,7 @@ class Runs:
         engine_us: float,
         batch_rows: int,
     ) -> None:
-        """Hand a row on before anything else is done: the next stage waits for it. Then tell the daemon what it has to know."""
+        """Hand a row on, and tell the daemon what it has to know; both with the next `flush`."""
         run = row.run
         step, is_last = run.step, hidden is None
         position, token, ahead, timings = row.position, row.token, row.ahead, row.timings
@@ -270,7 +283,7 @@ class Runs:
                 went_on,
                 len(rest) // 4,
             )
-            self._packets.sendmsg((head, timings, rest))
+            self._done.append((head, timings, bytes(rest)))
         if not ahead:
             self._end(run)
 
@@ -294,8 +307,13 @@ class Runs:
             run.command, int(run.step.sequence_id, 16), stage, position, ahead, row.deadline_s, n_embd
         )
         payload: tuple[Buffer, ...] = (TOKEN.pack(token),) if hidden is None else (TOKEN.pack(token), hidden)
-        run.handed_over = None  # a link that breaks over this row has lost nothing
-        if not self.links.send(link, header + timings, payload):
-            return False
+        self.links.put(link, header + timings, payload)
         run.handed_over = link
         return True
+
+    def flush(self) -> None:
+        """Send what a batch gave: to the next stages first, since they wait for it."""
+        self.links.flush()
+        done, self._done = self._done, []
+        for packet in done:
+            self._packets.sendmsg(packet)

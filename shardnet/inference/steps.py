@@ -43,6 +43,7 @@ class Step(NamedTuple):
         stage: the stage's number in the route; rows name it.
         source: node id of the stage that hands this one its rows, the last one's for the first.
         onward: node id of the stage that gets them next, the first one's for the last.
+        stages: of the route.
     """
 
     command_id: str
@@ -61,6 +62,7 @@ class Step(NamedTuple):
     stage: int = 0
     source: str = NOBODY
     onward: str = NOBODY
+    stages: int = 1
 
     @property
     def payload_sizes(self) -> tuple[int, ...]:
@@ -97,6 +99,7 @@ class Step(NamedTuple):
                 self.stage,
                 bytes.fromhex(self.source),
                 bytes.fromhex(self.onward),
+                self.stages,
             )
             + self.sampling
         )
@@ -120,6 +123,7 @@ class Step(NamedTuple):
             stage,
             source,
             onward,
+            stages,
         ) = _STEP.unpack_from(header)
         return cls(
             f"{command:016x}",
@@ -138,6 +142,7 @@ class Step(NamedTuple):
             stage,
             source.hex(),
             onward.hex(),
+            stages,
         )
 
 
@@ -264,7 +269,7 @@ _ROW_DONE = struct.Struct("<QHIIiffffI?I")
 pack_row_done = _ROW_DONE.pack
 """Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
 
-_STEP = struct.Struct("<Q32sHHQIIiI?IBH20s20s")
+_STEP = struct.Struct("<Q32sHHQIIiI?IBH20s20sH")
 _STEP_DONE = struct.Struct("<QIIffIIII")
 
 

@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections import deque
+from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -29,6 +30,7 @@ from shardnet.inference.chains import Chains, Outcome, Task
 from shardnet.inference.devices import all_devices, usable_threads
 from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
 from shardnet.inference.loading import Finished, Loader, Progress
+from shardnet.inference.pacing import Pacing, WaitingRow
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -80,6 +82,7 @@ class Worker:
         self._waiting: dict[int, tuple[Waiting, Task]] = {}
         self._tickets = 0
         self._last_was_decode = False
+        self._pacing = Pacing()
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
@@ -100,8 +103,9 @@ class Worker:
         connection, packets, bell = self._connection.fileno(), self._packets.fileno(), self._bell.fileno()
         for descriptor in (connection, packets, bell):
             self._poll.register(descriptor, select.POLLIN)
+        wait_s: float | None = None
         while True:
-            for descriptor, events in self._poll.poll(0 if self._waiting or self._runs.has_rows else None):
+            for descriptor, events in self._poll.poll(None if wait_s is None else ceil(1e3 * wait_s)):
                 if descriptor == connection:
                     if not self._receive():
                         return
@@ -116,8 +120,9 @@ class Worker:
                     self._links.serve(descriptor, events)
             if self._runs.has_rows:
                 self._runs.go(is_free=not self._waiting)
-            if self._waiting:
-                self._run_batch()
+            wait_s = self._run_batch() if self._waiting else None
+            if self._runs.has_rows or (self._waiting and wait_s is None):
+                wait_s = 0.0
 
     def _ring(self) -> None:
         """On another thread: there is something to take."""
@@ -235,12 +240,27 @@ class Worker:
         self._waiting[task.ticket] = (waiting, task)
         self._tickets += 1
 
-    def _run_batch(self) -> None:
+    def _run_batch(self) -> float | None:
+        """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
         chosen = next_batch((w for w, _ in self._waiting.values()), last_was_decode=self._last_was_decode)
+        chain, began_s = chosen[0].chain, time.perf_counter()
+        tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
+        rows = {ticket: row for ticket in tickets if isinstance(row := self._waiting[ticket][1].row, Row)}
+        are_rows = len(rows) == len(tickets)
+        if are_rows:
+            waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
+            choice = self._pacing.choose(chain, waiting, *self._runs.expected(chain), began_s)
+            if not choice.tickets and len(self._waiting) == len(rows):
+                return choice.wait_s
+            tickets = choice.tickets or tickets
         self._last_was_decode = not chosen[0].is_prompt
-        tasks = [self._waiting.pop(waiting.ticket)[1] for waiting in chosen]
-        began = time.perf_counter()
-        self._chains.run(tasks, lambda outcome: self._answer(outcome, began))
+        tasks = [self._waiting.pop(ticket)[1] for ticket in tickets]
+        if not (are_rows and len(tasks) == 1 and self._runs.run_short(rows[tickets[0]])):
+            self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
+            self._runs.flush()
+        if are_rows:
+            self._pacing.note(chain, len(tasks), time.perf_counter() - began_s)
+        return None
 
     def _answer(self, outcome: Outcome, began_s: float) -> None:
         step = outcome.task.step

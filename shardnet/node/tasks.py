@@ -355,6 +355,7 @@ class TaskRunner:
                 stage=leg.number,
                 source=leg.source,
                 onward=leg.onward.node_id,
+                stages=len(task.route),
             )
         on_row = partial(self._row_done, flight) if step.run == BEGINS_RUN else None
         flight.sent_s = clock()

@@ -1,0 +1,128 @@
+"""Which of the waiting rows form the next batch, by what batches of each size took. Pure: times and slots in, a choice out.
+
+A batch's time does not grow with its rows as one would think. Kernels take quantised rows in fours: of a 1B model in Q4_0 four rows took 62 ms on
+one thread, and three took 97. A small model's batch of two took more than two batches of one. And llama.cpp computes in one piece only sequences whose
+slots are neighbours: four rows of slots 0, 2, 3 and 5 took as long as three batches. So rows travel in blocks of four, eight, ... neighbouring slots,
+as large as leaves every stage one; they go whole or one by one, whichever takes less time per row. Where a whole block would take much less time per
+row, and the rest of it is on its way, it pays to wait a moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+KERNEL_ROWS = 4
+"""Rows that kernels take at once: the smallest block."""
+SAMPLES = 9
+"""Recent batches of a size that its time is the median of."""
+TRUSTED = 2
+"""A size with fewer samples is tried."""
+TRY_EVERY = 64
+"""Each so many batches the size that was not tried for longest is: weather and contexts change."""
+WORTH_WAITING = 0.75
+"""The rest of a block is waited for if a row of a whole block takes at most this share of the time that it takes otherwise."""
+
+
+class WaitingRow(NamedTuple):
+    """A row of a run. `ticket` grows in order of arrival; `slot` is its sequence's."""
+
+    ticket: int
+    slot: int
+    arrived_s: float
+
+
+class Choice(NamedTuple):
+    """Tickets of the next batch, by slot; or none, and how long to wait for more rows."""
+
+    tickets: tuple[int, ...]
+    wait_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Size:
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    noted_at: int = 0
+
+    @property
+    def median_s(self) -> float:
+        return median(self.seconds)
+
+
+class Pacing:
+    """What batches of rows in neighbouring slots took, by chain of shards and number of rows."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[Hashable, int], _Size] = {}
+        self._batches = 0
+
+    def note(self, chain: Hashable, rows: int, seconds: float) -> None:
+        """A batch is done. `seconds`: all that the engine spent on it, sampling and handing on included."""
+        size = self._sizes.setdefault((chain, rows), _Size())
+        size.seconds.append(seconds)
+        self._batches += 1
+        size.noted_at = self._batches
+
+    def choose(
+        self, chain: Hashable, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float
+    ) -> Choice:
+        """Form the next batch of rows through a chain.
+
+        Args:
+            waiting: one of each sequence, at least one.
+            active: slots of all sequences that have rows to come through this chain, those that wait included.
+            expected: rows that can be here at a time without other stages standing idle for it.
+        """
+        full = max(KERNEL_ROWS, 1 << max(0, expected.bit_length() - 1))
+        blocks: dict[int, list[WaitingRow]] = {}
+        for row in sorted(waiting):
+            blocks.setdefault(row.slot // full, []).append(row)
+        for number, rows in blocks.items():
+            members = [slot for slot in active if slot // full == number]
+            if len(rows) >= len(members):
+                return self._of(chain, rows)
+            if len(members) == full <= expected:
+                wait_s = self._wait_s(chain, len(rows), full, now_s - rows[0].arrived_s)
+                if wait_s > 0:
+                    whole = next((one for one in blocks.values() if len(one) == full), None)
+                    return Choice((), wait_s) if whole is None else self._of(chain, whole)
+        return self._of(chain, next(iter(blocks.values())))
+
+    def _of(self, chain: Hashable, rows: Sequence[WaitingRow]) -> Choice:
+        """Returns: all rows of a block that stand beside the oldest, or that one alone."""
+        oldest, by_slot = rows[0], {row.slot: row for row in rows}
+        first = end = oldest.slot
+        while first - 1 in by_slot:
+            first -= 1
+        while end in by_slot:
+            end += 1
+        if self._best(chain, end - first) == 1:
+            return Choice((oldest.ticket,))
+        return Choice(tuple(by_slot[slot].ticket for slot in range(first, end)))
+
+    def _best(self, chain: Hashable, rows: int) -> int:
+        """Returns: 1 or `rows`, whichever takes less time per row."""
+        if rows == 1:
+            return 1
+        whole, single = self._known(chain, rows), self._known(chain, 1)
+        if whole is None:
+            return rows
+        if single is None:
+            return 1
+        if self._batches % TRY_EVERY == 0:
+            return 1 if single.noted_at < whole.noted_at else rows
+        return 1 if single.median_s < whole.median_s / rows else rows
+
+    def _wait_s(self, chain: Hashable, rows: int, full: int, waited_s: float) -> float:
+        block = self._known(chain, full)
+        here = [size.median_s / count for count in (1, rows) if (size := self._known(chain, count)) is not None]
+        if block is None or not here or block.median_s / full > WORTH_WAITING * min(here):
+            return 0.0
+        return max(0.0, block.median_s - waited_s)
+
+    def _known(self, chain: Hashable, rows: int) -> _Size | None:
+        size = self._sizes.get((chain, rows))
+        return size if size is not None and len(size.seconds) >= TRUSTED else None

@@ -1,0 +1,88 @@
+"""Which rows form the next batch: what each size took decides, and slots that are neighbours go together."""
+
+from __future__ import annotations
+
+from shardnet.inference.pacing import SAMPLES, TRUSTED, TRY_EVERY, Choice, Pacing, WaitingRow
+
+CHAIN = ("model", 0, 1)
+
+
+def row(slot: int, ticket: int | None = None, arrived_s: float = 0.0) -> WaitingRow:
+    return WaitingRow(slot if ticket is None else ticket, slot, arrived_s)
+
+
+def rows(*slots: int) -> list[WaitingRow]:
+    return [row(slot) for slot in slots]
+
+
+def paced(**seconds: float) -> Pacing:
+    """Returns: one that knows batches of these sizes: `r4=0.06` is four rows in 60 ms."""
+    pacing = Pacing()
+    for name, time_s in seconds.items():
+        for _ in range(TRUSTED):
+            pacing.note(CHAIN, int(name[1:]), time_s)
+    return pacing
+
+
+FOURS = {"r1": 0.034, "r4": 0.062}
+"""A model whose kernels take rows in fours."""
+SINGLES = {"r1": 0.0076, "r4": 0.0334, "r8": 0.0563}
+"""A small model that gains nothing from four rows, and a little from eight."""
+
+
+def choose(pacing: Pacing, waiting: list[WaitingRow], active: int, stages: int, now_s: float = 0.0) -> Choice:
+    return pacing.choose(CHAIN, waiting, range(active), active // stages, now_s)
+
+
+def test_one_sequence_never_waits() -> None:
+    for pacing in (Pacing(), paced(**FOURS), paced(**SINGLES)):
+        assert choose(pacing, rows(0), active=1, stages=2) == Choice((0,))
+
+
+def test_a_whole_block_goes_together_where_that_takes_less_time_per_row() -> None:
+    assert choose(paced(**FOURS), rows(4, 5, 6, 7), active=8, stages=2) == Choice((4, 5, 6, 7))
+    assert choose(paced(**SINGLES), rows(4, 5, 6, 7), active=8, stages=2) == Choice((4,))
+
+
+def test_more_sequences_make_larger_blocks() -> None:
+    assert choose(paced(**SINGLES), rows(*range(8)), active=16, stages=2) == Choice(tuple(range(8)))
+
+
+def test_the_rest_of_a_block_is_waited_for_as_long_as_it_would_take() -> None:
+    pacing = paced(**FOURS)
+    assert choose(pacing, rows(0, 1, 2), active=8, stages=2, now_s=0.01) == Choice((), 0.052)
+    assert choose(pacing, rows(0, 1, 2), active=8, stages=2, now_s=0.07).tickets
+    assert choose(paced(**SINGLES), rows(0, 1, 2), active=8, stages=2).tickets, "it would gain nothing"
+    assert choose(pacing, rows(0, 1), active=4, stages=2).tickets, "the other stage would stand idle"
+
+
+def test_while_one_block_is_not_whole_another_runs() -> None:
+    waiting = [row(0, ticket=1), *(row(slot, ticket=slot) for slot in (4, 5, 6, 7))]
+    assert choose(paced(**FOURS), waiting, active=8, stages=2) == Choice((4, 5, 6, 7))
+
+
+def test_slots_that_are_no_neighbours_do_not_share_a_batch() -> None:
+    waiting = [row(3, ticket=1), row(0, ticket=2), row(2, ticket=3)]
+    assert choose(Pacing(), waiting, active=4, stages=2) == Choice((3, 1))
+
+
+def test_a_block_of_fewer_sequences_is_whole_with_what_it_has() -> None:
+    assert choose(Pacing(), rows(0, 1, 2), active=3, stages=1) == Choice((0, 1, 2))
+
+
+def test_each_size_is_tried_before_it_is_judged_and_again_now_and_then() -> None:
+    pacing = Pacing()
+    tried = []
+    for _ in range(2 * TRY_EVERY):
+        choice = choose(pacing, rows(0, 1, 2, 3), active=8, stages=2)
+        tried.append(len(choice.tickets))
+        pacing.note(CHAIN, len(choice.tickets), {1: 0.034, 4: 0.062}[len(choice.tickets)])
+    assert tried[: 2 * TRUSTED] == [4] * TRUSTED + [1] * TRUSTED
+    assert tried[2 * TRUSTED :].count(1) == 1
+
+
+def test_old_times_are_forgotten() -> None:
+    pacing = paced(**FOURS)
+    for _ in range(SAMPLES):
+        pacing.note(CHAIN, 4, 0.2)
+    assert len(choose(pacing, rows(0, 1, 2, 3), active=8, stages=2).tickets) == 1
