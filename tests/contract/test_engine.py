@@ -47,29 +47,12 @@ from tests.engine_world import (
     plain_logits,
     split,
 )
-from tests.random_models import build_random_model, tiny_llama
+from tests.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ONE_THREAD = InferenceSettings(threads=1)
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.1, seed=7)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    folder = tmp_path_factory.mktemp("tiny")
-    return split(tiny_llama(folder / "tiny.gguf", tied=False), 3, folder / "cache")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(tiny: SplitModel) -> AsyncIterator[EngineProcess]:
-    engine = EngineProcess(ONE_THREAD)
-    await engine.start()
-    try:
-        await Stage(engine, tiny, (0, 3)).load()
-        yield engine
-    finally:
-        await engine.close()
 
 
 NewRoute = Callable[[], Route]
