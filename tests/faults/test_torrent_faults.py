@@ -24,6 +24,7 @@ from shardnet.errors import NoRoomError, ShardCorrupt, ShardNotFound
 from shardnet.torrent.alerts import PeerBanned
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
+from tests.small_disks import fill, small_disk
 from tests.torrent_world import Authority, Reached, Shard, World, make_shard, raw_session, with_flipped_bytes
 
 pytestmark = pytest.mark.integration
@@ -371,44 +372,35 @@ async def test_damaged_resume_data_is_as_good_as_none(world: World, shard: Shard
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 32 MB of its own."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "32m"):
+        yield tmp_path / "small"
 
 
-async def test_too_small_a_disk_is_refused_before_the_first_byte(
-    world: World, small_disk: Path, tmp_path: Path
-) -> None:
+async def test_too_small_a_disk_is_refused_before_the_first_byte(world: World, disk: Path, tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "origin", 40 * MB)
     node = await world.session("node")
     with pytest.raises(NoRoomError, match="are free") as caught:
-        await node.fetch(shard.torrent, small_disk / "shard-0.gguf", **shard.wanted())
+        await node.fetch(shard.torrent, disk / "shard-0.gguf", **shard.wanted())
     assert caught.value.facts["needed_bytes"] == shard.size
-    assert os.listdir(small_disk) == []  # noqa: PTH208 - a folder of nothing
+    assert os.listdir(disk) == []  # noqa: PTH208 - a folder of nothing
 
 
 async def test_a_disk_that_fills_up_on_the_way_is_a_clear_error_and_no_loss(
-    world: World, small_disk: Path, shard: Shard
+    world: World, disk: Path, shard: Shard
 ) -> None:
     seed = await world.session("seed", upload_limit_bytes_per_s=8 * MB)
     node = await world.session("node")
     await seed.seed(shard.torrent, shard.path, label="0")
-    target, holders = small_disk / "shard-0.gguf", [("127.0.0.1", seed.port)]
+    target, holders = disk / "shard-0.gguf", [("127.0.0.1", seed.port)]
     begun = Reached(0.2)
     fetch = asyncio.create_task(
         node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=begun, **shard.wanted())
     )
     await begun.wait()
-    hog = small_disk / "hog"
-    with hog.open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(1 << 16))
+    hog = disk / "hog"
+    fill(hog, 1 << 16)
     with pytest.raises(NoRoomError, match="is full"):
         await fetch
     assert not target.exists()
@@ -421,18 +413,15 @@ async def test_a_disk_that_fills_up_on_the_way_is_a_clear_error_and_no_loss(
 
 
 async def test_a_disk_that_is_full_when_resume_data_is_written_costs_a_look_at_the_bytes_and_nothing_else(
-    world: World, small_disk: Path, shard: Shard
+    world: World, disk: Path, shard: Shard
 ) -> None:
     (world.folder / "node").mkdir()
-    (world.folder / "node" / "state").symlink_to(small_disk)  # the shard itself goes to a disk with room
+    (world.folder / "node" / "state").symlink_to(disk)  # the shard itself goes to a disk with room
     seed = await world.session("seed", upload_limit_bytes_per_s=RATE)
     node = await world.session("node")
     await seed.seed(shard.torrent, shard.path, label="0")
     target, holders = world.target("node"), [("127.0.0.1", seed.port)]
-    hog = small_disk / "hog"
-    with hog.open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(1 << 12))
+    fill(disk / "hog")
     half = Reached(0.5)
     fetch = asyncio.create_task(node.fetch(shard.torrent, target, peers=holders, on_progress=half, **shard.wanted()))
     await half.wait()
@@ -440,7 +429,7 @@ async def test_a_disk_that_is_full_when_resume_data_is_written_costs_a_look_at_t
     with pytest.raises(asyncio.CancelledError):
         await fetch
     assert node.stats() == {}
-    assert os.listdir(small_disk / "resume") == []  # noqa: PTH208 - a folder of nothing
+    assert os.listdir(disk / "resume") == []  # noqa: PTH208 - a folder of nothing
     reports: list[TorrentStats] = []
     await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=reports.append, **shard.wanted())
     assert target.read_bytes() == shard.path.read_bytes()
