@@ -16,8 +16,8 @@ from shardnet.swarm.home import Home
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
-PROMPT = [(11 * index) % 900 + 20 for index in range(300)]
+OPTIONS = ShardOptions(n_ctx=256, n_seq=2, n_batch=32)
+PROMPT = [(11 * index) % 900 + 20 for index in range(75)]
 """Longer than two chunks, so that chunked prefill is part of the promise."""
 
 SAMPLINGS = [
