@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,10 @@ import pytest
 import structlog
 
 from shardnet.demo.model import find_demo_model
+from shardnet.inference.split import CutRequest, plan_split, split_model
+
+SplitSmolLM2 = Callable[[int], tuple[Path, Path]]
+"""`(number of shards)` -> the models cache that has them, and their folder in it."""
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which every process of ours would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,6 +26,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct Q4_1, 98 MB, out of the wheel that `make test` installs. The package itself is never imported."""
     return find_demo_model()
+
+
+@pytest.fixture(scope="session")
+def split_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> SplitSmolLM2:
+    """SmolLM2 in so many shards, called `smollm2`, cut when it is first asked for. Not to be written to."""
+
+    @functools.cache
+    def split(n_shards: int) -> tuple[Path, Path]:
+        cache = tmp_path_factory.mktemp(f"smollm2-{n_shards}")
+        folder, _ = split_model(plan_split(smollm2, CutRequest(n_shards=n_shards), "smollm2"), cache)
+        return cache, folder
+
+    return split
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
+from tests.conftest import SplitSmolLM2
 from tests.engine_world import (
     OPTIONS,
     PROMPT,
@@ -107,8 +108,9 @@ async def test_three_engines_give_the_logits_of_the_whole_model(tiny: SplitModel
 
 
 @pytest.mark.model
-async def test_smollm2_in_three_shards_is_smollm2(smollm2: Path, tmp_path: Path) -> None:
-    model = split(smollm2, 3, tmp_path)
+async def test_smollm2_in_three_shards_is_smollm2(smollm2: Path, split_smollm2: SplitSmolLM2) -> None:
+    _, folder = split_smollm2(3)
+    model = SplitModel("5" * 64, smollm2, tuple(folder / f"shard-{index}.gguf" for index in range(3)))
     engine = EngineProcess(ONE_THREAD)
     await engine.start()
     try:

@@ -87,7 +87,7 @@ class World:
 
     def check_answer(self) -> None:
         answer = self.complete()
-        with PlainLlama(self.whole, n_ctx=256) as plain:
+        with PlainLlama(self.whole, n_ctx=256, threads=1) as plain:
             assert answer.token_ids == plain.generate(answer.prompt_token_ids, len(answer.token_ids)).tokens
         assert answer.token_ids
 
