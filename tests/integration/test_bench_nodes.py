@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_slow_network_costs_its_round_trip_and_the_planner_says_so(model: Path) -> None:
-    rows = run_bench(model, "--stages", "1,2", "--net", "loopback,20ms", "--tokens", "12")
+    rows = run_bench(model, "--stages", "1,2", "--net", "loopback,20ms", "--tokens", "12", "--threads", "1")
     assert [(row["net"], row["stages"]) for row in rows] == [
         ("loopback", 1),
         ("loopback", 2),

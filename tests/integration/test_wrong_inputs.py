@@ -440,7 +440,10 @@ def test_a_fetch_that_finds_nobody_is_exit_code_5(tmp_path: Path, arguments: tup
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fetch_that_finds_nobody_for_the_rest_is_exit_code_5(model: Split, tmp_path: Path) -> None:
+def test_a_fetch_that_finds_nobody_for_the_rest_is_exit_code_5(
+    model: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDNET_TORRENT__FIND_HOLDERS_S", "0.3")
     (model.copy(tmp_path / "cache") / "shard-1.gguf").unlink()
     done = shardnet(tmp_path / "home", "fetch", "tiny", "--out", tmp_path / "cache", "--log-level", "error")
     refused(done, 5, "nobody of the swarm can be asked for model tiny")

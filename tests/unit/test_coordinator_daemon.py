@@ -116,7 +116,7 @@ def make_world(
             "listen": {"nodes": "127.0.0.1:0", "api": "127.0.0.1:0", "enrol": "127.0.0.1:0"},
             "dht": {"listen_port": 0},
             "models": {"cache": cache},
-            "placement": {"debounce_s": 0.02, "dead_after_s": 1.5},
+            "placement": {"debounce_s": 0.02, "dead_after_s": 15},
             "drain_timeout_s": 0.5,
         }
         merged = defaults | {
