@@ -54,12 +54,13 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Iterator[Published]:
-    whole = tiny_llama(tmp_path / "tiny.gguf", n_layers=4, n_embd=256)
-    folder, _ = split_model(plan_split(whole, CutRequest(n_shards=2), "tiny"), tmp_path / "split")
-    with LocalSwarm(tmp_path / "publisher", log_format="json") as processes:
-        done = run(processes.home, "torrent", str(folder), "--out", str(tmp_path / "torrents"), "--json")
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    place = tmp_path_factory.mktemp("published")
+    whole = tiny_llama(place / "tiny.gguf", n_layers=4, n_embd=256)
+    folder, _ = split_model(plan_split(whole, CutRequest(n_shards=2), "tiny"), place / "split")
+    with LocalSwarm(place / "publisher", log_format="json") as processes:
+        done = run(processes.home, "torrent", str(folder), "--out", str(place / "torrents"), "--json")
         assert done.returncode == 0, done.stderr
         seed = processes.start("seed", "seed", str(folder), "--open", "--listen", "127.0.0.1:0")
 
