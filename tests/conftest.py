@@ -69,9 +69,11 @@ def _logging_as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture(autouse=True)
-def _ignore_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _ignore_the_users_environment() -> Iterator[None]:
     """Settings of the person who runs the tests must not change them."""
-    for name in list(os.environ):
-        if name.startswith("SHARDNET_"):
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as environment:
+        for name in list(os.environ):
+            if name.startswith("SHARDNET_"):
+                environment.delenv(name)
+        yield

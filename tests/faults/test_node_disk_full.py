@@ -136,7 +136,7 @@ async def world(home: Path, tmp_path: Path, resize: Callable[[str], None]) -> As
     swarm = ensure_swarm(Home(home))
     made = []
     for name, n_embd in (("small", 64), ("big", 512)):
-        whole = tiny_llama(tmp_path / f"{name}.gguf", n_layers=4, n_embd=n_embd, name=name)
+        whole = tiny_llama(tmp_path / f"{name}.gguf", n_layers=2, n_embd=n_embd, name=name)
         folder, manifest = split_model(plan_split(whole, CutRequest(n_shards=1), name), tmp_path / "seed")
         manifest = sign(manifest, swarm)
         (folder / "manifest.json").write_text(manifest.model_dump_json())

@@ -65,7 +65,7 @@ async def test_strangers_get_not_a_byte(world: World, tmp_path: Path) -> None:
         for _ in range(6):
             for handle in handles:
                 handle.connect_peer(("127.0.0.1", seed.port))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.25)
         for handle in handles:
             assert (await asyncio.to_thread(handle.status)).total_download == 0
     assert seed.stats()[info_hash(shard.torrent)].uploaded_bytes == 0

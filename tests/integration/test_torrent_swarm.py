@@ -91,7 +91,7 @@ async def test_peers_may_be_named_while_a_fetch_waits(world: World, shard: Shard
 async def test_a_fetch_without_holders_ends_at_its_deadline_with_a_clear_sentence(world: World, shard: Shard) -> None:
     alone = await world.session("alone", stall_timeout_s=0.5)
     with pytest.raises(ShardNotFound, match="no peer has 0: no peer known; it goes on when one appears"):
-        await alone.fetch(shard.torrent, world.target("alone"), deadline_s=1.5, **shard.wanted())
+        await alone.fetch(shard.torrent, world.target("alone"), deadline_s=0.8, **shard.wanted())
     assert alone.stats() == {}
 
 
@@ -131,7 +131,9 @@ async def test_a_cancelled_fetch_is_resumed_by_the_next_session_without_fetching
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
-    again = await world.session("second")
+    again, quick = await world.session("second"), await world.session("quick")
+    await quick.seed(shard.torrent, shard.path, label="0")
+    holders = [("127.0.0.1", quick.port)]
     reports: list[TorrentStats] = []
     await again.fetch(shard.torrent, target, peers=holders, on_progress=reports.append, **shard.wanted())
     assert reports[-1].downloaded_bytes < 0.52 * shard.size
@@ -281,7 +283,7 @@ async def test_web_seeds_give_the_shard_where_they_are_allowed(
     url = f"{address}/shard-0.gguf"
     forbidden = await world.session("forbidden", tls, stall_timeout_s=0.5)
     with pytest.raises(ShardNotFound):
-        await forbidden.fetch(shard.torrent, world.target("f"), web_seeds=[url], deadline_s=1.5, **shard.wanted())
+        await forbidden.fetch(shard.torrent, world.target("f"), web_seeds=[url], deadline_s=0.8, **shard.wanted())
     allowed = await world.session("allowed", tls, web_seeds_allowed=True)
     await allowed.fetch(shard.torrent, world.target("a"), web_seeds=[url], deadline_s=30, **shard.wanted())
     assert world.target("a").read_bytes() == shard.path.read_bytes()
