@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from shardnet.demo.model import find_demo_model
 from shardnet.inference.split import CutRequest, plan_split, split_model
@@ -20,6 +21,10 @@ SplitSmolLM2 = Callable[[int], tuple[Path, Path]]
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which every process of ours would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example may take is not held against it: a busy machine holds up any of them.
+settings.register_profile("shardnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shardnet")
 
 
 @pytest.fixture(scope="session")

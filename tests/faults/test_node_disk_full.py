@@ -6,7 +6,6 @@ A whole node in this process, with its real engine and its real transfers; the t
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from shardnet.swarm.identity import claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
+from tests.free_ports import free_ports
 from tests.random_models import tiny_llama
 from tests.small_disks import fill, small_disk
 
@@ -121,14 +121,6 @@ class World:
         assert isinstance(result, TaskResult), result
         self.connection.send(FreeSequence(sequence_id=task.sequence_id))
         return result.tokens
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture
