@@ -18,7 +18,9 @@ pytestmark = pytest.mark.integration
 
 def run_bench(model: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "shardnet", "bench", "--model", str(model), "--rounds", "1", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=os.environ, check=False)
+    # It waits for what nodes tell after a measurement.
+    environment = os.environ | {"SHARDNET_NODE__HEARTBEAT_INTERVAL_S": "0.2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
