@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from shardnet.demo.model import find_demo_model
+from shardnet.inference.split import CutRequest, plan_split, split_model
+
+SplitSmolLM2 = Callable[[int], tuple[Path, Path]]
+"""`(number of shards)` -> the models cache that has them, and their folder in it."""
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which every process of ours would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example may take is not held against it: a busy machine holds up any of them.
+settings.register_profile("shardnet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shardnet")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct Q4_1, 98 MB, out of the wheel that `make test` installs. The package itself is never imported."""
     return find_demo_model()
+
+
+@pytest.fixture(scope="session")
+def split_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> SplitSmolLM2:
+    """SmolLM2 in so many shards, called `smollm2`, cut when it is first asked for. Not to be written to."""
+
+    @functools.cache
+    def split(n_shards: int) -> tuple[Path, Path]:
+        cache = tmp_path_factory.mktemp(f"smollm2-{n_shards}")
+        folder, _ = split_model(plan_split(smollm2, CutRequest(n_shards=n_shards), "smollm2"), cache)
+        return cache, folder
+
+    return split
 
 
 @pytest.fixture
@@ -51,9 +74,11 @@ def _logging_as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture(autouse=True)
-def _ignore_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _ignore_the_users_environment() -> Iterator[None]:
     """Settings of the person who runs the tests must not change them."""
-    for name in list(os.environ):
-        if name.startswith("SHARDNET_"):
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as environment:
+        for name in list(os.environ):
+            if name.startswith("SHARDNET_"):
+                environment.delenv(name)
+        yield

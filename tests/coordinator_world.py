@@ -1,4 +1,4 @@
-"""What the coordinator's tests share: manifests, nodes that say Hello, and heartbeats. Plain data."""
+"""What the coordinator's tests share: manifests, nodes that say Hello, heartbeats, and routes. Plain data."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from itertools import pairwise
 
 from shardnet.coordinator.cluster import Cluster
 from shardnet.coordinator.events import ManifestKnown, NodeJoined, ShardIsReady
+from shardnet.coordinator.planning import Route
 from shardnet.manifest import FileContent, Manifest, ModelContent, ShardContent, ShardFile
-from shardnet.messages import PROTOCOL_VERSION, Address, Capabilities, Heartbeat, HeldShard, Hello
+from shardnet.messages import (
+    PROTOCOL_VERSION,
+    Address,
+    Capabilities,
+    Heartbeat,
+    HeldShard,
+    Hello,
+    ShardOptions,
+    StageRef,
+)
 from shardnet.shards import LayerRange
+
+MODEL_ID = "ab" * 32
+"""Of the model that `route` serves."""
 
 
 def make_manifest(
@@ -51,6 +64,15 @@ def make_manifest(
 def node_id(number: int) -> str:
     """A node id that is easy to read."""
     return f"{number:040x}"
+
+
+def route(*numbers: int, n_ctx: int = 64, n_seq: int = 2, n_batch: int = 4) -> Route:
+    """Returns: a route over these nodes, a shard each; they tell no address."""
+    stages = tuple(
+        StageRef(node_id=node_id(number), address=None, first_shard=index, end_shard=index + 1)
+        for index, number in enumerate(numbers)
+    )
+    return Route(MODEL_ID, stages, ShardOptions(n_ctx=n_ctx, n_seq=n_seq, n_batch=n_batch))
 
 
 def held(manifest: Manifest, shard_id: int, *, loaded: bool = True, step_us: float | None = None) -> HeldShard:

@@ -127,6 +127,7 @@ class World:
     folder: Path
     stack: AsyncExitStack
     authority: Authority = field(default_factory=Authority)
+    _sessions: list[TorrentSession] = field(default_factory=list)
 
     async def session(
         self,
@@ -138,9 +139,16 @@ class World:
     ) -> TorrentSession:
         """Returns: an entered session with quick timings."""
         chosen = TorrentSettings(**(NO_WAIT | settings))
-        return await self.stack.enter_async_context(
-            TorrentSession(chosen, tls, self.folder / name / "state", on_rotten=on_rotten)
-        )
+        session = TorrentSession(chosen, tls, self.folder / name / "state", on_rotten=on_rotten)
+        await session.__aenter__()
+        if not self._sessions:
+            self.stack.push_async_callback(self._close)
+        self._sessions.append(session)
+        return session
+
+    async def _close(self) -> None:
+        """All at once: libtorrent holds up a session for three seconds that leaves a TLS link whose other end stays."""
+        await asyncio.gather(*(session.__aexit__(None, None, None) for session in self._sessions))
 
     def target(self, name: str) -> Path:
         """Returns: where that node's shard belongs."""

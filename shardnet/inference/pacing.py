@@ -1,8 +1,8 @@
 """Which of the waiting rows form the next batch, by what batches of each size took. Pure: times and slots in, a choice out.
 
 A batch's time does not grow with its rows as one would think. Kernels take quantised rows in fours: of a 1B model in Q4_0 four rows took 62 ms on
-one thread, and three took 97. A small model's batch of two took more than two batches of one. And llama.cpp computes in one piece only sequences whose
-slots are neighbours: four rows of slots 0, 2, 3 and 5 took as long as three batches. So rows travel in blocks of four, eight, ... neighbouring slots,
+one thread, and three took 97. A small model's batch of two took more than two batches of one. And llama.cpp computes in one piece only sequences
+whose slots are neighbours: four rows of slots 0, 2, 3 and 5 took as long as three batches. So rows travel in blocks of four, eight, ... neighbours,
 as large as leaves every stage one; they go whole or one by one, whichever takes less time per row. Where a whole block would take much less time per
 row, and the rest of it is on its way, it pays to wait a moment.
 """

@@ -34,6 +34,7 @@ from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
+from tests.conftest import SplitSmolLM2
 from tests.engine_world import (
     OPTIONS,
     PROMPT,
@@ -47,29 +48,12 @@ from tests.engine_world import (
     plain_logits,
     split,
 )
-from tests.random_models import build_random_model, tiny_llama
+from tests.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ONE_THREAD = InferenceSettings(threads=1)
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.1, seed=7)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    folder = tmp_path_factory.mktemp("tiny")
-    return split(tiny_llama(folder / "tiny.gguf", tied=False), 3, folder / "cache")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(tiny: SplitModel) -> AsyncIterator[EngineProcess]:
-    engine = EngineProcess(ONE_THREAD)
-    await engine.start()
-    try:
-        await Stage(engine, tiny, (0, 3)).load()
-        yield engine
-    finally:
-        await engine.close()
 
 
 NewRoute = Callable[[], Route]
@@ -124,8 +108,9 @@ async def test_three_engines_give_the_logits_of_the_whole_model(tiny: SplitModel
 
 
 @pytest.mark.model
-async def test_smollm2_in_three_shards_is_smollm2(smollm2: Path, tmp_path: Path) -> None:
-    model = split(smollm2, 3, tmp_path)
+async def test_smollm2_in_three_shards_is_smollm2(smollm2: Path, split_smollm2: SplitSmolLM2) -> None:
+    _, folder = split_smollm2(3)
+    model = SplitModel("5" * 64, smollm2, tuple(folder / f"shard-{index}.gguf" for index in range(3)))
     engine = EngineProcess(ONE_THREAD)
     await engine.start()
     try:

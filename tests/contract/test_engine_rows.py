@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from shardnet.errors import SequenceGap, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference import rows
 from shardnet.inference.host import EngineProcess
-from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
 from shardnet.messages import Sampling
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
 from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
-from tests.random_models import build_random_model, tiny_llama
+from tests.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,23 +27,6 @@ SAMPLINGS = [
     Sampling(repeat_penalty=1.3, logit_bias={5: 3.0}),
     Sampling(temperature=0.8, seed=3, grammar="root ::= [a-z ]+", prompt_tokens=len(PROMPT)),
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    folder = tmp_path_factory.mktemp("tiny")
-    return split(tiny_llama(folder / "tiny.gguf", tied=False), 3, folder / "cache")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(tiny: SplitModel) -> AsyncIterator[EngineProcess]:
-    engine = EngineProcess(InferenceSettings(threads=1))
-    await engine.start()
-    try:
-        await Stage(engine, tiny, (0, 3)).load()
-        yield engine
-    finally:
-        await engine.close()
 
 
 class RunOfStages:

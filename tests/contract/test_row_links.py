@@ -31,8 +31,7 @@ from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.tls import client_context
 from shardnet.transport import Listener, listen
 from shardnet.wire import Buffer, Frame, encode
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
-from tests.random_models import tiny_llama
+from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -167,12 +166,6 @@ class Ring:
     def forget(self) -> None:
         for node in self.nodes:
             node.engine.forget(self.sequence_id)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    folder = tmp_path_factory.mktemp("tiny")
-    return split(tiny_llama(folder / "tiny.gguf", tied=False), 3, folder / "cache")
 
 
 @asynccontextmanager

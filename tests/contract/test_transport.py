@@ -315,9 +315,9 @@ def test_many_connections_leave_no_descriptor_behind(world: World, loop: str) ->
                 for link in links:
                     link.send(Heartbeat(memory_free_bytes=1, load=0))
                 await asyncio.gather(*(link.close() for link in links))
-                await asyncio.sleep(0.1)
+                await until(lambda: len(world.ends) == 10 * (round_number + 1))  # noqa: B023 - it is called here
                 if round_number == 0:
                     before = open_files()
-            assert open_files() <= before
+            await until(lambda: open_files() <= before)
 
     run(loop, main())

@@ -6,11 +6,7 @@ A whole node in this process, with its real engine and its real transfers; the t
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +43,9 @@ from shardnet.swarm.identity import claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
+from tests.free_ports import free_ports
 from tests.random_models import tiny_llama
+from tests.small_disks import fill, small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -57,22 +55,10 @@ SLOW = 4_000_000
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """`tmp_path/node` is a disk of its own. Returns: what changes its size."""
-    folder = tmp_path / "node"
-    folder.mkdir()
-
-    def mount(options: str) -> bool:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-    def resize(size: str) -> None:
-        assert mount(f"remount,size={size}")
-
-    if os.geteuid() != 0 or not mount("size=6m"):
-        pytest.skip("needs the right to mount a tmpfs")
-    yield resize
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def resize(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """`tmp_path/node` is a small disk of its own. Returns: what changes its size."""
+    with small_disk(tmp_path / "node", "6m") as resize:
+        yield resize
 
 
 @dataclass
@@ -137,26 +123,12 @@ class World:
         return result.tokens
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def fill(path: Path) -> None:
-    with path.open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(1 << 16))
-
-
 @pytest.fixture
-async def world(home: Path, tmp_path: Path, small_disk: Callable[[str], None]) -> AsyncIterator[World]:
+async def world(home: Path, tmp_path: Path, resize: Callable[[str], None]) -> AsyncIterator[World]:
     swarm = ensure_swarm(Home(home))
     made = []
     for name, n_embd in (("small", 64), ("big", 512)):
-        whole = tiny_llama(tmp_path / f"{name}.gguf", n_layers=4, n_embd=n_embd, name=name)
+        whole = tiny_llama(tmp_path / f"{name}.gguf", n_layers=2, n_embd=n_embd, name=name)
         folder, manifest = split_model(plan_split(whole, CutRequest(n_shards=1), name), tmp_path / "seed")
         manifest = sign(manifest, swarm)
         (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -206,7 +178,7 @@ async def world(home: Path, tmp_path: Path, small_disk: Callable[[str], None]) -
 
 
 async def test_a_full_disk_is_a_clear_refusal_harms_nothing_loaded_and_is_over_when_there_is_room(
-    world: World, small_disk: Callable[[str], None], tmp_path: Path
+    world: World, resize: Callable[[str], None], tmp_path: Path
 ) -> None:
     disk = tmp_path / "node"
     ready = await world.until(world.load(world.small), ShardReady, CommandFailed)
@@ -216,7 +188,7 @@ async def test_a_full_disk_is_a_clear_refusal_harms_nothing_loaded_and_is_over_w
     assert "are free" in await world.refusal(world.big), "too small from the start: refused before the first byte"
     assert await world.answer(world.small) == expected
 
-    small_disk("24m")
+    resize("24m")
     command_id = world.load(world.big)
     while True:
         message = await world.until(command_id, LoadProgress, ShardReady, CommandFailed)
@@ -232,7 +204,7 @@ async def test_a_full_disk_is_a_clear_refusal_harms_nothing_loaded_and_is_over_w
     assert not list(disk.glob(f"shards/{world.big.name}-*/shard-*.gguf")), "nothing stands under the final name"
     assert await world.answer(world.small) == expected
 
-    small_disk("64m")
+    resize("64m")
     ready = await world.until(world.load(world.big), ShardReady, CommandFailed)
     assert isinstance(ready, ShardReady), ready
     assert ready.source == "torrent"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from shardnet.inference.manifest_file import HashCache, check_shard, load_manifest, scan_cache
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from tests.random_models import tiny_llama
+from tests.small_disks import fill, small_disk
 
 STOPS_IN_THE_MIDDLE = """
 import os, signal, sys
@@ -98,13 +98,7 @@ def test_two_splits_at_the_same_time_do_not_disturb_each_other(model: Path, tmp_
 
 def test_a_disk_that_fills_up_in_the_middle_is_told_and_nothing_is_left(model: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
+    with small_disk(disk, "80m"):
         with start(model, disk, 0.1, "wait") as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "waiting\n"
@@ -113,12 +107,3 @@ def test_a_disk_that_fills_up_in_the_middle_is_told_and_nothing_is_left(model: P
         assert "NoRoomError: the disk of" in errors
         assert "filled up while the shards were written" in errors
         assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write until the disk takes nothing more."""
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(1 << 12))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from shardnet.errors import NoRoomError, ShardCorrupt, ShardNotFound
+from shardnet.torrent import download
 from shardnet.torrent.alerts import PeerBanned
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
+from shardnet.torrent.watchdog import Remedy
+from tests.small_disks import fill, small_disk
 from tests.torrent_world import Authority, Reached, Shard, World, make_shard, raw_session, with_flipped_bytes
 
 pytestmark = pytest.mark.integration
@@ -47,19 +50,24 @@ def liar_folder(world: World, shard: Shard, *, every: int) -> Path:
     return with_flipped_bytes(shard.path, world.folder / "liar", every=every)
 
 
-@pytest.mark.parametrize("who", ["foreign authority", "no certificate"])
-async def test_strangers_get_not_a_byte(world: World, tmp_path: Path, who: str) -> None:
+async def test_strangers_get_not_a_byte(world: World, tmp_path: Path) -> None:
+    """One with a certificate of another authority, and one with none."""
     shard = make_shard(tmp_path / "origin", 2 * MB, world.authority.pem)
     seed = await world.session("seed", world.authority.member())
     await seed.seed(shard.torrent, shard.path, label="0")
-    stranger = Authority("other").member() if who == "foreign authority" else None
-    folder = world.folder / "stranger"
-    folder.mkdir()
-    with raw_session(shard.torrent, folder, tls=stranger, seeding=False) as (_, handle):
+    with ExitStack() as stack:
+        handles = []
+        for name, stranger in (("foreign", Authority("other").member()), ("bare", None)):
+            folder = world.folder / name
+            folder.mkdir()
+            _, handle = stack.enter_context(raw_session(shard.torrent, folder, tls=stranger, seeding=False))
+            handles.append(handle)
         for _ in range(6):
-            handle.connect_peer(("127.0.0.1", seed.port))
-            await asyncio.sleep(0.5)
-        assert (await asyncio.to_thread(handle.status)).total_download == 0
+            for handle in handles:
+                handle.connect_peer(("127.0.0.1", seed.port))
+            await asyncio.sleep(0.25)
+        for handle in handles:
+            assert (await asyncio.to_thread(handle.status)).total_download == 0
     assert seed.stats()[info_hash(shard.torrent)].uploaded_bytes == 0
     member = await world.session("member", world.authority.member())
     await member.fetch(
@@ -75,15 +83,15 @@ async def test_a_stranger_cannot_give_anything_to_a_member(world: World, tmp_pat
         pytest.raises(ShardNotFound),
     ):
         await member.fetch(
-            shard.torrent, world.target("m"), peers=[("127.0.0.1", port)], deadline_s=4, **shard.wanted()
+            shard.torrent, world.target("m"), peers=[("127.0.0.1", port)], deadline_s=2, **shard.wanted()
         )
     assert not world.target("m").exists()
 
 
 async def test_when_one_of_two_seeds_leaves_the_other_finishes_the_job(world: World, shard: Shard) -> None:
     async with AsyncExitStack() as stack:
-        leaving = await World(world.folder, stack).session("leaving", upload_limit_bytes_per_s=4 * MB)
-        staying = await world.session("staying", upload_limit_bytes_per_s=4 * MB)
+        leaving = await World(world.folder, stack).session("leaving", upload_limit_bytes_per_s=8 * MB)
+        staying = await world.session("staying", upload_limit_bytes_per_s=8 * MB)
         for session in (leaving, staying):
             await session.seed(shard.torrent, shard.path, label="0")
         node = await world.session("node")
@@ -102,7 +110,7 @@ async def test_when_one_of_two_seeds_leaves_the_other_finishes_the_job(world: Wo
 async def test_when_the_only_seed_leaves_the_fetch_says_so_and_goes_on_when_it_returns(
     world: World, shard: Shard
 ) -> None:
-    node = await world.session("node", stall_timeout_s=1.0)
+    node = await world.session("node", stall_timeout_s=0.5)
     async with AsyncExitStack() as stack:
         seed = await World(world.folder, stack).session("seed", upload_limit_bytes_per_s=8 * MB)
         port = seed.port
@@ -114,7 +122,11 @@ async def test_when_the_only_seed_leaves_the_fetch_says_so_and_goes_on_when_it_r
             )
         )
         await half.wait()
-    await asyncio.sleep(4.5)  # long enough for every remedy, removing and adding again included
+        logs = stack.enter_context(capture_logs())
+        await seed.remove(info_hash(shard.torrent))
+        async with asyncio.timeout(30):
+            while not any(line.get("remedy") == Remedy.READD.value for line in logs):  # the last of them  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
     assert not fetch.done()
     back = await world.session("seed", listen_port=port)
     await back.seed(shard.torrent, shard.path, label="0")
@@ -123,7 +135,10 @@ async def test_when_the_only_seed_leaves_the_fetch_says_so_and_goes_on_when_it_r
     assert back.stats()[info_hash(shard.torrent)].uploaded_bytes < 0.6 * shard.size
 
 
-async def test_a_lone_liar_ends_in_a_clear_error_and_no_file(world: World, shard: Shard) -> None:
+async def test_a_lone_liar_ends_in_a_clear_error_and_no_file(
+    world: World, shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "BANNED_GRACE_S", 0.5)
     node = await world.session("node")
     with (
         raw_session(shard.torrent, liar_folder(world, shard, every=100_000), seeding=True) as (port, _),
@@ -137,16 +152,10 @@ async def test_a_lone_liar_ends_in_a_clear_error_and_no_file(world: World, shard
 async def test_with_an_honest_seed_beside_the_liar_the_shard_arrives_whole_and_the_liar_is_banned(
     world: World, shard: Shard, liars_host: str, every: int
 ) -> None:
-    """How quick beside the quiet case is printed, not asserted: a busy machine may hold up either."""
+    """How quick beside the quiet case, which the seed's limit makes four seconds, is printed, not asserted: a busy machine may hold it up."""
     seed = await world.session("seed", upload_limit_bytes_per_s=5 * MB)
     await seed.seed(shard.torrent, shard.path, label="0")
-    alone, node = await world.session("alone"), await world.session("node")
-    started = time.monotonic()
-    await alone.fetch(
-        shard.torrent, world.target("alone"), peers=[("127.0.0.1", seed.port)], deadline_s=40, **shard.wanted()
-    )
-    alone_s = time.monotonic() - started
-    await alone.remove(info_hash(shard.torrent))
+    node = await world.session("node")
     reports: list[TorrentStats] = []
     with (
         raw_session(shard.torrent, liar_folder(world, shard, every=every), host=liars_host, seeding=True) as (port, _),
@@ -164,7 +173,7 @@ async def test_with_an_honest_seed_beside_the_liar_the_shard_arrives_whole_and_t
         )
         seconds = time.monotonic() - started
     assert world.target("n").read_bytes() == shard.path.read_bytes()
-    print(f"beside a liar {seconds:.2f} s, without {alone_s:.2f} s")  # noqa: T201 - a figure of table B
+    print(f"beside a liar {seconds:.2f} s, without {shard.size / (5 * MB):.2f} s")  # noqa: T201 - a figure of table B
     banned = {line["peer"] for line in logs if line["event"] == "torrent_peer_banned"}
     if (
         every == 100_000
@@ -174,7 +183,7 @@ async def test_with_an_honest_seed_beside_the_liar_the_shard_arrives_whole_and_t
 
 
 async def test_who_was_banned_where_several_could_be_to_blame_gets_a_chance_alone(world: World, shard: Shard) -> None:
-    seeds = [await world.session(f"seed-{index}", upload_limit_bytes_per_s=5 * MB) for index in range(2)]
+    seeds = [await world.session(f"seed-{index}", upload_limit_bytes_per_s=8 * MB) for index in range(2)]
     for seed in seeds:
         await seed.seed(shard.torrent, shard.path, label="0")
     node = await world.session("node")
@@ -217,7 +226,7 @@ async def test_a_seed_whose_file_rots_notices_stops_and_tells(world: World, shar
     await seed.seed(shard.torrent, shard.path, label="0")
     with pytest.raises(ShardNotFound):
         await node.fetch(
-            shard.torrent, world.target("n"), peers=[("127.0.0.1", seed.port)], deadline_s=5, **shard.wanted()
+            shard.torrent, world.target("n"), peers=[("127.0.0.1", seed.port)], deadline_s=3, **shard.wanted()
         )
     assert rotten == [("0", shard.path)]
     assert seed.stats() == {}
@@ -249,11 +258,12 @@ async def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 async def test_kill_9_at_any_share_costs_next_to_nothing(world: World, tmp_path: Path, share: float) -> None:
     shard = make_shard(tmp_path / "origin", 30 * MB)
-    seed = await world.session("seed", upload_limit_bytes_per_s=RATE)
+    seed, quick = await world.session("seed", upload_limit_bytes_per_s=RATE), await world.session("quick")
     await seed.seed(shard.torrent, shard.path, label="0")
+    await quick.seed(shard.torrent, shard.path, label="0")
     process = start_fetcher(world, shard, seed.port)
     try:
         had = 0
@@ -272,7 +282,7 @@ async def test_kill_9_at_any_share_costs_next_to_nothing(world: World, tmp_path:
     await node.fetch(
         shard.torrent,
         world.target("killed"),
-        peers=[("127.0.0.1", seed.port)],
+        peers=[("127.0.0.1", quick.port)],
         on_progress=reports.append,
         **shard.wanted(),
     )
@@ -283,12 +293,13 @@ async def test_kill_9_at_any_share_costs_next_to_nothing(world: World, tmp_path:
     assert fetched_again < shard.size // 2
 
 
-async def fetch_after_the_kill(world: World, shard: Shard, port: int) -> list[TorrentStats]:
-    """Fetch into the place where the killed process worked. Returns: the reports."""
-    node = await world.session("killed")
+async def fetch_after_the_kill(world: World, shard: Shard) -> list[TorrentStats]:
+    """Fetch, from a quick seed, into the place where the killed process worked. Returns: the reports."""
+    quick, node = await world.session("quick"), await world.session("killed")
+    await quick.seed(shard.torrent, shard.path, label="0")
     reports: list[TorrentStats] = []
     target = world.target("killed")
-    holders = [("127.0.0.1", port)]
+    holders = [("127.0.0.1", quick.port)]
     await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=reports.append, **shard.wanted())
     assert target.read_bytes() == shard.path.read_bytes()
     assert [path.name for path in target.parent.iterdir() if path.is_file()] == ["shard-0.gguf"]
@@ -313,11 +324,13 @@ async def test_kill_9_between_the_last_piece_and_the_end_leaves_what_the_next_fe
     world: World, tmp_path: Path, moment: str
 ) -> None:
     shard = make_shard(tmp_path / "origin", 30 * MB)
-    seed = await world.session("seed", upload_limit_bytes_per_s=RATE)
+    # How much is lost between two flushes depends on how quickly it comes; behind the last flush it does not matter.
+    rate = RATE if moment == "verified, not flushed" else 0
+    seed = await world.session("seed", upload_limit_bytes_per_s=rate)
     await seed.seed(shard.torrent, shard.path, label="0")
     await run_until_it_kills_itself(world, shard, seed.port, die_at=moment)
     assert world.target("killed").exists() == (moment == "renamed, the folder not synced")
-    reports = await fetch_after_the_kill(world, shard, seed.port)
+    reports = await fetch_after_the_kill(world, shard)
     fetched_again = max((report.downloaded_bytes for report in reports), default=0)
     print(f"killed when {moment}: {fetched_again} of {shard.size} bytes fetched again")  # noqa: T201 - a figure of table B
     if moment != "verified, not flushed":
@@ -332,7 +345,7 @@ async def test_kill_9_while_resume_data_is_written_costs_a_look_at_the_bytes_and
     await seed.seed(shard.torrent, shard.path, label="0")
     await run_until_it_kills_itself(world, shard, seed.port, die_at="resume data half written", cancel_at=0.5)
     assert list((world.folder / "killed" / "state").rglob("*.tmp"))
-    reports = await fetch_after_the_kill(world, shard, seed.port)
+    reports = await fetch_after_the_kill(world, shard)
     assert reports[-1].downloaded_bytes <= 0.52 * shard.size
 
 
@@ -366,73 +379,64 @@ async def test_damaged_resume_data_is_as_good_as_none(world: World, shard: Shard
         case _:
             document: Any = lt.bdecode(whole)
             resume.write_bytes(lt.bencode({b"resume": b"d4:junki1ee", b"stamp": document[b"stamp"]}))
-    reports = await fetch_after_the_kill(world, shard, seed.port)
+    reports = await fetch_after_the_kill(world, shard)
     assert reports[-1].downloaded_bytes <= 0.52 * shard.size
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 32 MB of its own."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "32m"):
+        yield tmp_path / "small"
 
 
-async def test_too_small_a_disk_is_refused_before_the_first_byte(
-    world: World, small_disk: Path, tmp_path: Path
-) -> None:
+async def test_too_small_a_disk_is_refused_before_the_first_byte(world: World, disk: Path, tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "origin", 40 * MB)
     node = await world.session("node")
     with pytest.raises(NoRoomError, match="are free") as caught:
-        await node.fetch(shard.torrent, small_disk / "shard-0.gguf", **shard.wanted())
+        await node.fetch(shard.torrent, disk / "shard-0.gguf", **shard.wanted())
     assert caught.value.facts["needed_bytes"] == shard.size
-    assert os.listdir(small_disk) == []  # noqa: PTH208 - a folder of nothing
+    assert os.listdir(disk) == []  # noqa: PTH208 - a folder of nothing
 
 
 async def test_a_disk_that_fills_up_on_the_way_is_a_clear_error_and_no_loss(
-    world: World, small_disk: Path, shard: Shard
+    world: World, disk: Path, shard: Shard
 ) -> None:
     seed = await world.session("seed", upload_limit_bytes_per_s=8 * MB)
     node = await world.session("node")
     await seed.seed(shard.torrent, shard.path, label="0")
-    target, holders = small_disk / "shard-0.gguf", [("127.0.0.1", seed.port)]
+    target, holders = disk / "shard-0.gguf", [("127.0.0.1", seed.port)]
     begun = Reached(0.2)
     fetch = asyncio.create_task(
         node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=begun, **shard.wanted())
     )
     await begun.wait()
-    hog = small_disk / "hog"
-    with hog.open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(1 << 16))
+    hog = disk / "hog"
+    fill(hog, 1 << 16)
     with pytest.raises(NoRoomError, match="is full"):
         await fetch
     assert not target.exists()
     assert node.stats() == {}
     hog.unlink()
+    quick = await world.session("quick")
+    await quick.seed(shard.torrent, shard.path, label="0")
     reports: list[TorrentStats] = []
+    holders = [("127.0.0.1", quick.port)]
     await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=reports.append, **shard.wanted())
     assert target.read_bytes() == shard.path.read_bytes()
     assert reports[-1].downloaded_bytes < 0.9 * shard.size
 
 
 async def test_a_disk_that_is_full_when_resume_data_is_written_costs_a_look_at_the_bytes_and_nothing_else(
-    world: World, small_disk: Path, shard: Shard
+    world: World, disk: Path, shard: Shard
 ) -> None:
     (world.folder / "node").mkdir()
-    (world.folder / "node" / "state").symlink_to(small_disk)  # the shard itself goes to a disk with room
+    (world.folder / "node" / "state").symlink_to(disk)  # the shard itself goes to a disk with room
     seed = await world.session("seed", upload_limit_bytes_per_s=RATE)
     node = await world.session("node")
     await seed.seed(shard.torrent, shard.path, label="0")
     target, holders = world.target("node"), [("127.0.0.1", seed.port)]
-    hog = small_disk / "hog"
-    with hog.open("wb") as file, suppress(OSError):
-        while True:
-            os.write(file.fileno(), bytes(1 << 12))
+    fill(disk / "hog")
     half = Reached(0.5)
     fetch = asyncio.create_task(node.fetch(shard.torrent, target, peers=holders, on_progress=half, **shard.wanted()))
     await half.wait()
@@ -440,7 +444,7 @@ async def test_a_disk_that_is_full_when_resume_data_is_written_costs_a_look_at_t
     with pytest.raises(asyncio.CancelledError):
         await fetch
     assert node.stats() == {}
-    assert os.listdir(small_disk / "resume") == []  # noqa: PTH208 - a folder of nothing
+    assert os.listdir(disk / "resume") == []  # noqa: PTH208 - a folder of nothing
     reports: list[TorrentStats] = []
     await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, on_progress=reports.append, **shard.wanted())
     assert target.read_bytes() == shard.path.read_bytes()

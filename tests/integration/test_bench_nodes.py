@@ -18,7 +18,9 @@ pytestmark = pytest.mark.integration
 
 def run_bench(model: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "shardnet", "bench", "--model", str(model), "--rounds", "1", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=os.environ, check=False)
+    # It waits for what nodes tell after a measurement.
+    environment = os.environ | {"SHARDNET_NODE__HEARTBEAT_INTERVAL_S": "0.2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -29,7 +31,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_slow_network_costs_its_round_trip_and_the_planner_says_so(model: Path) -> None:
-    rows = run_bench(model, "--stages", "1,2", "--net", "loopback,20ms", "--tokens", "12")
+    rows = run_bench(model, "--stages", "1,2", "--net", "loopback,20ms", "--tokens", "12", "--threads", "1")
     assert [(row["net"], row["stages"]) for row in rows] == [
         ("loopback", 1),
         ("loopback", 2),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import pytest
 
 from shardnet.demo.processes import LocalSwarm
 from shardnet.inference.split import CutRequest, plan_split, split_model
+from tests.free_ports import free_ports
 from tests.random_models import tiny_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -54,12 +54,13 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Iterator[Published]:
-    whole = tiny_llama(tmp_path / "tiny.gguf", n_layers=4, n_embd=256)
-    folder, _ = split_model(plan_split(whole, CutRequest(n_shards=2), "tiny"), tmp_path / "split")
-    with LocalSwarm(tmp_path / "publisher", log_format="json") as processes:
-        done = run(processes.home, "torrent", str(folder), "--out", str(tmp_path / "torrents"), "--json")
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    place = tmp_path_factory.mktemp("published")
+    whole = tiny_llama(place / "tiny.gguf", n_layers=4, n_embd=256)
+    folder, _ = split_model(plan_split(whole, CutRequest(n_shards=2), "tiny"), place / "split")
+    with LocalSwarm(place / "publisher", log_format="json") as processes:
+        done = run(processes.home, "torrent", str(folder), "--out", str(place / "torrents"), "--json")
         assert done.returncode == 0, done.stderr
         seed = processes.start("seed", "seed", str(folder), "--open", "--listen", "127.0.0.1:0")
 
@@ -102,15 +103,15 @@ class QBittorrent:
 
     def __init__(self, folder: Path) -> None:
         assert QBITTORRENT is not None
-        self._base = f"http://127.0.0.1:{free_port()}/api/v2"
+        web_port, port = free_ports(2)
+        self._base = f"http://127.0.0.1:{web_port}/api/v2"
         config = folder / "qBittorrent" / "config" / "qBittorrent.conf"
         config.parent.mkdir(parents=True)
         off = "".join(f"Session\\{name}=false\n" for name in ("DHTEnabled", "LSDEnabled", "PeXEnabled"))
         config.write_text(
-            f"[LegalNotice]\nAccepted=true\n\n[BitTorrent]\n{off}Session\\Port={free_port()}\n\n"
+            f"[LegalNotice]\nAccepted=true\n\n[BitTorrent]\n{off}Session\\Port={port}\n\n"
             "[Preferences]\nWebUI\\Address=127.0.0.1\nWebUI\\LocalHostAuth=false\n"
         )
-        web_port = str(urllib.parse.urlsplit(self._base).port)
         self._process = subprocess.Popen(
             [QBITTORRENT, f"--profile={folder}", f"--webui-port={web_port}"],
             stdin=subprocess.DEVNULL,
@@ -163,12 +164,6 @@ class QBittorrent:
         hashes = "|".join(one["hash"] for one in self.torrents())
         data = urllib.parse.urlencode({"hashes": hashes, "peers": f"127.0.0.1:{port}"}).encode()
         self.post("torrents/addPeers", data, "application/x-www-form-urlencoded")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.skipif(QBITTORRENT is None, reason="needs qbittorrent-nox (Debian: apt-get install qbittorrent-nox)")

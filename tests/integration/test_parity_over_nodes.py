@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,15 @@ from shardnet.bench.driver import Driver
 from shardnet.bench.parity import compare
 from shardnet.bench.plain import PlainLlama
 from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.manifest_file import load_manifest
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.swarm.home import Home
+from tests.conftest import SplitSmolLM2
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
-PROMPT = [(11 * index) % 900 + 20 for index in range(300)]
+OPTIONS = ShardOptions(n_ctx=256, n_seq=2, n_batch=32)
+PROMPT = [(11 * index) % 900 + 20 for index in range(75)]
 """Longer than two chunks, so that chunked prefill is part of the promise."""
 
 SAMPLINGS = [
@@ -29,13 +32,12 @@ SAMPLINGS = [
 
 @pytest.mark.model
 async def test_a_real_model_over_three_nodes_gives_the_unsplit_models_logits_and_tokens(
-    tmp_path: Path, smollm2: Path, home: Path
+    tmp_path: Path, smollm2: Path, split_smollm2: SplitSmolLM2, home: Path
 ) -> None:
     cache = tmp_path / "cache"
-    whole, one = split_model(plan_split(smollm2, CutRequest(n_shards=1), "whole"), cache)
-    _, two = split_model(plan_split(smollm2, CutRequest(n_shards=2), "two"), cache)
-    _, three = split_model(plan_split(smollm2, CutRequest(n_shards=3), "three"), cache)
-    assert whole.is_dir()
+    for n_shards in (1, 2, 3):
+        shutil.copytree(split_smollm2(n_shards)[0], cache, copy_function=os.link, dirs_exist_ok=True)
+    one, two, three = [load_manifest(split_smollm2(n_shards)[1]) for n_shards in (1, 2, 3)]
     with (
         LocalSwarm(tmp_path) as swarm,
         PlainLlama(smollm2, n_ctx=OPTIONS.n_ctx, n_batch=OPTIONS.n_batch, threads=1) as plain,
@@ -55,6 +57,6 @@ async def test_a_real_model_over_three_nodes_gives_the_unsplit_models_logits_and
                         await driver.load(node, manifest, shard_id, OPTIONS)
                 samplings = SAMPLINGS if manifest is three and len(route) == 3 else SAMPLINGS[:1]
                 for sampling in samplings:
-                    row = await compare(driver, plain, manifest, route, PROMPT, 24, sampling, OPTIONS)
+                    row = await compare(driver, plain, manifest, route, PROMPT, 16, sampling, OPTIONS)
                     assert row.tokens_equal, row
                     assert row.max_abs_logit_diff == 0, row

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from tests.random_models import bpe_vocabulary, tiny_llama
+from tests.random_models import bpe_vocabulary
+from tests.two_nodes import complete, tiny_halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -22,57 +18,32 @@ THIRD = [90 + index % 20 for index in range(40)]
 NEXT = [81, 82, 83, 84, 85]
 
 
-def complete(swarm: LocalSwarm, prompt: list[int], **more: object) -> list[int]:
-    body = {
-        "model": "tiny",
-        "prompt": prompt,
-        "max_tokens": 12,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    } | more
-    request = urllib.request.Request(
-        f"{swarm.api}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found: dict[str, Any] = json.loads(answer.read())
-    tokens: list[int] = found["choices"][0]["token_ids"]
+def answer_to(swarm: LocalSwarm, prompt: list[int], **more: object) -> list[int]:
+    tokens: list[int] = complete(swarm, prompt, **{"max_tokens": 12, **more})["choices"][0]["token_ids"]
     return tokens
-
-
-def serve(swarm: LocalSwarm, tmp_path: Path, folder: Path) -> None:
-    swarm.start_coordinator("--models-cache", str(tmp_path / "cache"), "--stages", "2")
-    for index in range(2):
-        own = swarm.folder / f"node-{index}"
-        target = own / "shards" / folder.name
-        target.mkdir(parents=True)
-        for name in (f"shard-{index}.gguf", "tokenizer.gguf", "manifest.json"):
-            shutil.copy(folder / name, target / name)
-        swarm.start_node(f"node-{index}", own, "--shard", str(index))
-    swarm.wait_ready(60)
 
 
 def test_the_second_turn_runs_only_what_is_new_and_answers_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "tiny.gguf"
-    tiny_llama(model)
-    folder, _ = split_model(plan_split(model, CutRequest(n_shards=2), "tiny"), tmp_path / "cache")
-    with LocalSwarm(tmp_path / "warm") as swarm:
-        serve(swarm, tmp_path, folder)
-        answer = complete(swarm, FIRST)
+    halves = tiny_halves(tmp_path)
+    with LocalSwarm(tmp_path / "swarm") as swarm:
+        halves.serve(swarm)
+        answer = answer_to(swarm, FIRST)
         second = [*FIRST, *answer, *NEXT]
-        warm = complete(swarm, second)
+        warm = answer_to(swarm, second)
         totals = swarm.get("/status")["requests"]
         end = {str(bpe_vocabulary()[END]): 100}
-        complete(swarm, THIRD, ignore_eos=False, logit_bias=end, max_tokens=60)  # ends while its run goes on
-        after_end = complete(swarm, [*THIRD, *NEXT])
+        answer_to(swarm, THIRD, ignore_eos=False, logit_bias=end, max_tokens=60)  # ends while its run goes on
+        after_end = answer_to(swarm, [*THIRD, *NEXT])
         later = swarm.get("/status")["requests"]
-    monkeypatch.setenv("SHARDNET_PREFIXES__ENABLED", "false")
-    with LocalSwarm(tmp_path / "cold") as swarm:
-        serve(swarm, tmp_path, folder)
-        cold = complete(swarm, second)
-        cold_after_end = complete(swarm, [*THIRD, *NEXT])
+        port = swarm.listen_port
+        swarm.processes.pop("coordinator").kill()
+        monkeypatch.setenv("SHARDNET_PREFIXES__ENABLED", "false")
+        halves.start_coordinator(swarm, "--listen", f"127.0.0.1:{port}")
+        swarm.wait_ready(60)
+        cold = answer_to(swarm, second)
+        cold_after_end = answer_to(swarm, [*THIRD, *NEXT])
         off = swarm.get("/status")["requests"]
     assert warm == cold
     assert after_end == cold_after_end

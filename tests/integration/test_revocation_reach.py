@@ -95,6 +95,9 @@ async def test_transfers_with_a_blocked_address_end_and_begin_again_when_it_is_f
         await fetch
     assert begun.reports[-1].fraction < 0.6
     node.block([])
+    quick = await torrents.session("quick", torrents.authority.member(), listen_host="127.0.0.2")
+    await quick.seed(shard.torrent, shard.path, label="0")
+    holders = [("127.0.0.2", quick.port)]
     await node.fetch(shard.torrent, torrents.target("node"), peers=holders, deadline_s=30, **shard.wanted())
 
 

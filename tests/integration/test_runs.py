@@ -10,40 +10,35 @@ import pytest
 
 from shardnet.bench.plain import PlainLlama
 from shardnet.demo.client import ask, stream_events
-from shardnet.demo.model import find_demo_model
 from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from tests.conftest import SplitSmolLM2
+from tests.two_nodes import Halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
 TOKENS = 120
-BODY = {"model": "smol", "prompt": "Once upon a time", "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+BODY = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("smol") / "cache"
-    split_model(plan_split(find_demo_model(), CutRequest(n_shards=2), "smol"), folder)
-    return folder
+def halves(split_smollm2: SplitSmolLM2, smollm2: Path) -> Halves:
+    return Halves("smollm2", smollm2, *split_smollm2(2))
 
 
 @pytest.fixture
-def swarm(tmp_path: Path, cache: Path) -> Iterator[LocalSwarm]:
-    """A coordinator and two nodes, one shard each."""
+def swarm(tmp_path: Path, halves: Halves) -> Iterator[LocalSwarm]:
+    """To be disturbed."""
     with LocalSwarm(tmp_path / "swarm") as swarm:
-        start_coordinator(swarm, cache)
-        for index in range(2):
-            start_node(swarm, cache, index)
-        swarm.wait_ready(60)
+        halves.serve(swarm)
         yield swarm
 
 
-def start_coordinator(swarm: LocalSwarm, cache: Path, *arguments: str) -> None:
-    swarm.start_coordinator("--models-cache", str(cache), "--stages", "2", *arguments)
-
-
-def start_node(swarm: LocalSwarm, cache: Path, index: int) -> None:
-    swarm.start_node(f"node-{index}", cache, "--shard", f"smol:{index}", "--threads", "1")
+@pytest.fixture(scope="module")
+def calm_swarm(tmp_path_factory: pytest.TempPathFactory, halves: Halves) -> Iterator[LocalSwarm]:
+    """All of whose processes live on."""
+    with LocalSwarm(tmp_path_factory.mktemp("calm")) as swarm:
+        halves.serve(swarm)
+        yield swarm
 
 
 def begin(swarm: LocalSwarm, tokens: int) -> tuple[Iterator[dict[str, Any]], list[int]]:
@@ -65,19 +60,20 @@ def sequences(swarm: LocalSwarm) -> list[int]:
     return [] if not status else [node["sequences"] for node in status["nodes"]]
 
 
-def test_a_stage_killed_in_the_middle_of_a_run_costs_no_token(swarm: LocalSwarm, cache: Path) -> None:
+def test_a_stage_killed_in_the_middle_of_a_run_costs_no_token(swarm: LocalSwarm, halves: Halves) -> None:
     events, found = begin(swarm, 15)
     swarm.processes.pop("node-1").kill()
-    start_node(swarm, cache, 1)
+    halves.start_node(swarm, 1)
     for event in events:
         found += tokens_of(event)
     undisturbed = ask(swarm.api, "/v1/completions", BODY)
     assert found == undisturbed.token_ids
-    with PlainLlama(find_demo_model(), n_ctx=1024) as plain:
+    with PlainLlama(halves.whole, n_ctx=1024, threads=1) as plain:
         assert found == plain.generate(undisturbed.prompt_token_ids, TOKENS).tokens
 
 
-def test_a_client_that_walks_away_stops_the_run_on_every_stage(swarm: LocalSwarm) -> None:
+def test_a_client_that_walks_away_stops_the_run_on_every_stage(calm_swarm: LocalSwarm) -> None:
+    swarm = calm_swarm
     events, _ = begin(swarm, 5)
     assert sequences(swarm) != []
     events.close()  # type: ignore[attr-defined]
@@ -85,19 +81,20 @@ def test_a_client_that_walks_away_stops_the_run_on_every_stage(swarm: LocalSwarm
 
 
 def test_a_coordinator_killed_in_the_middle_of_a_run_leaves_nodes_that_serve_the_next_one(
-    swarm: LocalSwarm, cache: Path
+    swarm: LocalSwarm, halves: Halves
 ) -> None:
     _, found = begin(swarm, 5)
     port = swarm.listen_port
     swarm.processes.pop("coordinator").kill()
-    start_coordinator(swarm, cache, "--listen", f"127.0.0.1:{port}")
+    halves.start_coordinator(swarm, "--listen", f"127.0.0.1:{port}")
     swarm.wait_ready(60)
     swarm.wait_for(lambda: sequences(swarm) == [0, 0], 20, "what the old coordinator began to be freed")
     answer = ask(swarm.api, "/v1/completions", BODY)
     assert answer.token_ids[: len(found)] == found
 
 
-def test_log_probabilities_come_with_every_token_of_a_run(swarm: LocalSwarm) -> None:
+def test_log_probabilities_come_with_every_token_of_a_run(calm_swarm: LocalSwarm) -> None:
+    swarm = calm_swarm
     plain = ask(swarm.api, "/v1/completions", BODY | {"max_tokens": 12})
     body = BODY | {"max_tokens": 12, "logprobs": 2, "return_token_ids": True}
     tokens, listed = [], 0

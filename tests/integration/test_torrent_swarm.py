@@ -15,6 +15,7 @@ import pytest
 from shardnet.errors import Busy, DeadlineExceeded, ManifestError, SettingsError, ShardCorrupt, ShardNotFound
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
+from shardnet.torrent.session import TorrentSession
 from tests.torrent_world import Authority, Reached, Shard, World, make_shard
 
 pytestmark = pytest.mark.integration
@@ -90,14 +91,14 @@ async def test_peers_may_be_named_while_a_fetch_waits(world: World, shard: Shard
 async def test_a_fetch_without_holders_ends_at_its_deadline_with_a_clear_sentence(world: World, shard: Shard) -> None:
     alone = await world.session("alone", stall_timeout_s=0.5)
     with pytest.raises(ShardNotFound, match="no peer has 0: no peer known; it goes on when one appears"):
-        await alone.fetch(shard.torrent, world.target("alone"), deadline_s=1.5, **shard.wanted())
+        await alone.fetch(shard.torrent, world.target("alone"), deadline_s=0.8, **shard.wanted())
     assert alone.stats() == {}
 
 
 async def test_a_slow_fetch_is_told_apart_from_one_without_holders_and_keeps_what_it_has(
     world: World, shard: Shard
 ) -> None:
-    first = await world.session("first", upload_limit_bytes_per_s=4 * MB)
+    first, quick = await world.session("first", upload_limit_bytes_per_s=4 * MB), await world.session("quick")
     second = await world.session("second")
     await first.seed(shard.torrent, shard.path, label="0")
     target, holders = world.target("second"), [("127.0.0.1", first.port)]
@@ -105,7 +106,9 @@ async def test_a_slow_fetch_is_told_apart_from_one_without_holders_and_keeps_wha
         await second.fetch(shard.torrent, target, peers=holders, deadline_s=3, **shard.wanted())
     assert not target.exists()
     kept = second  # the same session goes on without hashing: its resume data is true
+    await quick.seed(shard.torrent, shard.path, label="0")
     reports: list[TorrentStats] = []
+    holders = [("127.0.0.1", quick.port)]
     await kept.fetch(shard.torrent, target, peers=holders, on_progress=reports.append, **shard.wanted())
     assert not any(report.is_checking for report in reports)
     assert 0 < reports[-1].downloaded_bytes < 0.8 * shard.size
@@ -128,7 +131,9 @@ async def test_a_cancelled_fetch_is_resumed_by_the_next_session_without_fetching
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
-    again = await world.session("second")
+    again, quick = await world.session("second"), await world.session("quick")
+    await quick.seed(shard.torrent, shard.path, label="0")
+    holders = [("127.0.0.1", quick.port)]
     reports: list[TorrentStats] = []
     await again.fetch(shard.torrent, target, peers=holders, on_progress=reports.append, **shard.wanted())
     assert reports[-1].downloaded_bytes < 0.52 * shard.size
@@ -196,32 +201,37 @@ async def test_what_is_no_regular_file_is_never_written_to(world: World, shard: 
 
 
 async def test_limits_hold_on_loopback_too(world: World, shard: Shard) -> None:
-    first = await world.session("first", upload_limit_bytes_per_s=8 * MB)
-    second, third = await world.session("second"), await world.session("third", download_limit_bytes_per_s=8 * MB)
-    await first.seed(shard.torrent, shard.path, label="0")
-    started = time.monotonic()
-    await second.fetch(shard.torrent, world.target("second"), peers=[("127.0.0.1", first.port)], **shard.wanted())
-    assert time.monotonic() - started > 2.0, "20 MB at 8 MB/s, less what a full bucket lets through"
-    await first.remove(info_hash(shard.torrent))
-    started = time.monotonic()
-    await third.fetch(shard.torrent, world.target("third"), peers=[("127.0.0.1", second.port)], **shard.wanted())
-    assert time.monotonic() - started > 2.0, "20 MB at 8 MB/s, less what a full bucket lets through"
+    free = [await world.session(f"free-{index}") for index in range(2)]
+    sends = await world.session("sends", upload_limit_bytes_per_s=8 * MB)
+    takes = await world.session("takes", download_limit_bytes_per_s=8 * MB)
+
+    async def seconds(seed: TorrentSession, node: TorrentSession, name: str) -> float:
+        await seed.seed(shard.torrent, shard.path, label="0")
+        started = time.monotonic()
+        await node.fetch(shard.torrent, world.target(name), peers=[("127.0.0.1", seed.port)], **shard.wanted())
+        return time.monotonic() - started
+
+    both = await asyncio.gather(seconds(sends, free[0], "sent"), seconds(free[1], takes, "taken"))
+    assert min(both) > 2.0, "20 MB at 8 MB/s, less what a full bucket lets through"
 
 
 async def test_three_capped_seeds_add_up(world: World, tmp_path: Path) -> None:
-    """Line B1 of the torrent table, small: `bench_torrent` measures it at 30 MiB/s."""
+    """Line B1 of the torrent table, small: all three give at once. What it gains is for `bench_torrent` to say, on a quiet machine."""
     shard = make_shard(tmp_path / "origin", 16 * MB)
     seeds = [await world.session(f"seed-{index}", upload_limit_bytes_per_s=4 * MB) for index in range(3)]
     for seed in seeds:
         await seed.seed(shard.torrent, shard.path, label="0")
-    seconds = {}
-    for count in (1, 3):
-        node = await world.session(f"node-{count}")
-        holders = [("127.0.0.1", seed.port) for seed in seeds[:count]]
-        started = time.monotonic()
-        await node.fetch(shard.torrent, world.target(f"node-{count}"), peers=holders, deadline_s=30, **shard.wanted())
-        seconds[count] = time.monotonic() - started
-    assert seconds[1] > 1.3 * seconds[3], seconds  # 2.9 on a quiet machine
+    node = await world.session("node")
+    holders = [("127.0.0.1", seed.port) for seed in seeds]
+    await node.fetch(shard.torrent, world.target("node"), peers=holders, deadline_s=30, **shard.wanted())
+
+    def sent() -> list[int]:
+        return [seed.stats()[info_hash(shard.torrent)].uploaded_bytes for seed in seeds]
+
+    async with asyncio.timeout(10):
+        while sum(sent()) < shard.size:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert max(sent()) < shard.size / 1.3, sent()  # a third of it on a quiet machine
 
 
 async def test_a_taken_port_is_named_in_the_error(world: World) -> None:
@@ -273,7 +283,7 @@ async def test_web_seeds_give_the_shard_where_they_are_allowed(
     url = f"{address}/shard-0.gguf"
     forbidden = await world.session("forbidden", tls, stall_timeout_s=0.5)
     with pytest.raises(ShardNotFound):
-        await forbidden.fetch(shard.torrent, world.target("f"), web_seeds=[url], deadline_s=1.5, **shard.wanted())
+        await forbidden.fetch(shard.torrent, world.target("f"), web_seeds=[url], deadline_s=0.8, **shard.wanted())
     allowed = await world.session("allowed", tls, web_seeds_allowed=True)
     await allowed.fetch(shard.torrent, world.target("a"), web_seeds=[url], deadline_s=30, **shard.wanted())
     assert world.target("a").read_bytes() == shard.path.read_bytes()

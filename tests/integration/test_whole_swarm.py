@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
+from tests.free_ports import free_ports
 from tests.random_models import N_VOCAB, tiny_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
@@ -87,15 +87,9 @@ class World:
 
     def check_answer(self) -> None:
         answer = self.complete()
-        with PlainLlama(self.whole, n_ctx=256) as plain:
+        with PlainLlama(self.whole, n_ctx=256, threads=1) as plain:
             assert answer.token_ids == plain.generate(answer.prompt_token_ids, len(answer.token_ids)).tokens
         assert answer.token_ids
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -135,7 +129,7 @@ def test_two_empty_nodes_fetch_their_shards_from_the_one_that_has_them(make_worl
 def test_the_order_in_which_processes_start_does_not_matter(make_world: Callable[..., World]) -> None:
     """Nodes first, the empty one before the full one, and the coordinator last; the nodes know nothing but a port to come."""
     world = make_world(2)
-    port = free_port()
+    (port,) = free_ports(1)
     world.start_node("node-1", "--shard", "1", "--coordinator", f"127.0.0.1:{port}")
     world.wait_for_fact("node-1", "shard_not_found_locally")
     world.give("node-0", [0, 1])

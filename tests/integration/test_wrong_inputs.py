@@ -25,6 +25,7 @@ import pytest
 from shardnet.demo.processes import LocalSwarm, Process
 from shardnet.lifecycle import run_loop
 from tests.random_models import build_random_model, tiny_llama
+from tests.small_disks import small_disk
 
 pytestmark = pytest.mark.integration
 
@@ -153,19 +154,11 @@ def test_the_manifest_of_another_model_is_noticed(model: Split, other: Split, tm
 def test_a_disk_without_room_is_told_with_what_has_to_stay_free(tmp_path: Path) -> None:
     """The sentence once read "the shards take 540 kB, but the disk has 23 MB free"."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
+    with small_disk(disk, "30m"):
         source = tiny_llama(tmp_path / "tiny.gguf")
         done = shardnet(tmp_path / "home", "split", source, "--out", disk, "--shards", "2")
         refused(done, 6, "the shards take", "have to stay free", "31.5 MB free", "--out")
         assert [path for path in disk.rglob("*") if path.is_file()] == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_limit_for_one_file_is_told_with_what_would_fit(tmp_path: Path) -> None:
@@ -447,7 +440,10 @@ def test_a_fetch_that_finds_nobody_is_exit_code_5(tmp_path: Path, arguments: tup
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fetch_that_finds_nobody_for_the_rest_is_exit_code_5(model: Split, tmp_path: Path) -> None:
+def test_a_fetch_that_finds_nobody_for_the_rest_is_exit_code_5(
+    model: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDNET_TORRENT__FIND_HOLDERS_S", "0.3")
     (model.copy(tmp_path / "cache") / "shard-1.gguf").unlink()
     done = shardnet(tmp_path / "home", "fetch", "tiny", "--out", tmp_path / "cache", "--log-level", "error")
     refused(done, 5, "nobody of the swarm can be asked for model tiny")

@@ -116,7 +116,7 @@ def make_world(
             "listen": {"nodes": "127.0.0.1:0", "api": "127.0.0.1:0", "enrol": "127.0.0.1:0"},
             "dht": {"listen_port": 0},
             "models": {"cache": cache},
-            "placement": {"debounce_s": 0.02, "dead_after_s": 1.5},
+            "placement": {"debounce_s": 0.02, "dead_after_s": 15},
             "drain_timeout_s": 0.5,
         }
         merged = defaults | {
@@ -272,7 +272,7 @@ async def test_shards_on_disk_are_loaded_with_one_set_of_options(make_world: Cal
 
 async def test_a_silent_node_is_cut_off(make_world: Callable[..., Any]) -> None:
     async with (
-        make_world(placement={"debounce_s": 0.02, "dead_after_s": 0.8}) as world,
+        make_world(placement={"debounce_s": 0.02, "dead_after_s": 1.5}) as world,
         world.node("a", 0, 1, 2) as node,
     ):
         await world.ready()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,11 +80,10 @@ async def test_an_endless_template_is_stopped() -> None:
     endless = ChatTemplate(
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", model="loop"
     )
-    began_s = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="loop"):
         await endless.render([], timeout_s=0.1)
-    await asyncio.get_running_loop().shutdown_default_executor()  # returns only when its thread has ended
-    assert time.monotonic() - began_s < 5
+    async with asyncio.timeout(60):  # it would go on for hours
+        await asyncio.get_running_loop().shutdown_default_executor()  # returns only when its thread has ended
 
 
 @pytest.mark.parametrize(

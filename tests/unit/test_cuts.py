@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shardnet.errors import UsageError
@@ -31,7 +31,6 @@ def badness(weights: Weights, cuts: tuple[int, ...]) -> tuple[int, int, tuple[in
     return max(sizes), sum(size * size for size in sizes), cuts
 
 
-@settings(deadline=None)
 @given(st.lists(SIZES, min_size=2, max_size=8), st.integers(0, 20), st.integers(0, 20), st.data())
 def test_no_other_legal_cuts_are_better(layers: list[int], first: int, last: int, data: st.DataObject) -> None:
     weights = Weights(tuple(layers), first, last)

@@ -102,7 +102,7 @@ def test_mutated_messages_are_read_or_refused_and_nothing_else() -> None:
         assert len(encode(packet)) == len(payload)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=1400))
 def test_any_bytes_are_read_or_refused_and_nothing_else(payload: bytes) -> None:
     with contextlib.suppress(RemoteProtocolError):

@@ -178,7 +178,7 @@ def test_what_was_verified_once_is_remembered_within_bounds() -> None:
     assert len(checker._verified) == 3
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200) | st.binary(min_size=RECORD_BYTES, max_size=RECORD_BYTES))
 def test_any_bytes_are_refused_without_another_exception(raw: bytes) -> None:
     with pytest.raises(RemoteProtocolError):

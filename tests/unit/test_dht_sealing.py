@@ -112,7 +112,7 @@ def test_a_key_of_another_length_is_refused(keys: list[bytes]) -> None:
         Sealer(keys, clock=FakeClock())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=1500))
 def test_any_bytes_are_refused_without_another_exception(datagram: bytes) -> None:
     with pytest.raises(RemoteProtocolError):

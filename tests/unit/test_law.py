@@ -142,7 +142,7 @@ def cheapest_ring(n_shards: int, costs: Table, hops: Table, stages: int) -> floa
     return best
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_the_ring_is_as_cheap_as_the_best_of_all(data: st.DataObject) -> None:
     n_nodes, n_shards = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))

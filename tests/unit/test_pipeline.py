@@ -29,22 +29,11 @@ from shardnet.messages import (
     ExecuteTask,
     FreeSequence,
     Sampling,
-    ShardOptions,
-    StageRef,
 )
 from shardnet.steps import TaskResult
-from tests.coordinator_world import node_id
+from tests.coordinator_world import MODEL_ID, node_id, route
 
 END = 2
-MODEL_ID = "ab" * 32
-
-
-def route(*numbers: int, n_ctx: int = 64, n_batch: int = 4) -> Route:
-    stages = tuple(
-        StageRef(node_id=node_id(number), address=None, first_shard=index, end_shard=index + 1)
-        for index, number in enumerate(numbers)
-    )
-    return Route(MODEL_ID, stages, ShardOptions(n_ctx=n_ctx, n_seq=2, n_batch=n_batch))
 
 
 def generation(prompt: Sequence[int] = (10, 11, 12), *, max_tokens: int = 8, ignore_eos: bool = False) -> Generation:

@@ -188,7 +188,7 @@ def brute_force(n_shards: int, costs: Table, limits: list[int], hops: Table, sta
     return best
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_the_chain_is_as_cheap_as_the_best_of_all(data: st.DataObject) -> None:
     n_nodes, n_shards = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
@@ -215,7 +215,7 @@ def test_the_chain_is_as_cheap_as_the_best_of_all(data: st.DataObject) -> None:
         assert len({node for node, _, _ in found.runs}) == len(found.runs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(2, 8))
 def test_every_layer_is_covered_and_memory_respected(rooms: list[int], n_shards: int) -> None:
     manifest = make_manifest(range(n_shards + 1))

@@ -23,23 +23,12 @@ from shardnet.messages import (
     ExecuteTask,
     FreeSequence,
     Sampling,
-    ShardOptions,
-    StageRef,
 )
 from shardnet.steps import TaskResult
 from shardnet.wire import Buffer
-from tests.coordinator_world import node_id
+from tests.coordinator_world import MODEL_ID, node_id, route
 
 END = 2
-MODEL_ID = "ab" * 32
-
-
-def route(*numbers: int, n_seq: int = 2, n_batch: int = 8) -> Route:
-    stages = tuple(
-        StageRef(node_id=node_id(number), address=None, first_shard=index, end_shard=index + 1)
-        for index, number in enumerate(numbers)
-    )
-    return Route(MODEL_ID, stages, ShardOptions(n_ctx=256, n_seq=n_seq, n_batch=n_batch))
 
 
 def kept(name: str, tokens: Sequence[int], where: Route | None = None) -> Kept:
@@ -164,14 +153,14 @@ def test_after_an_error_nothing_counts_as_kept_until_a_token_came_again() -> Non
 
 def test_a_sequence_taken_over_keeps_its_id_and_begins_at_the_common_length() -> None:
     machine = Generation(spec(range(10, 30)), keeps=True)
-    machine.start(route(1, 2), 0.0, (kept("ee" * 8, range(10, 25)), 13))
+    machine.start(route(1, 2, n_batch=8), 0.0, (kept("ee" * 8, range(10, 25)), 13))
     tasks = [send.message for send in machine.take_sends() if isinstance(send.message, ExecuteTask)]
     assert [(task.sequence_id, task.position, task.n_tokens) for task in tasks] == [("ee" * 8, 13, 7)]
 
 
 def test_a_gap_at_the_beginning_starts_over_cold_at_once_and_is_no_retry() -> None:
     machine = Generation(spec(range(10, 16)), keeps=True)
-    machine.start(route(1, 2), 0.0, (kept("ee" * 8, range(10, 14)), 4))
+    machine.start(route(1, 2, n_batch=8), 0.0, (kept("ee" * 8, range(10, 14)), 4))
     task = first_task(machine)
     error = ErrorInfo.of(SequenceGap("it is not here", have=0, position=4))
     machine.on_failed(CommandFailed(command_id=task.command_id, error=error), 1.0)

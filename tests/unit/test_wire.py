@@ -49,7 +49,7 @@ def by_reading_into_place(data: bytes, sizes: list[int]) -> list[Frame[AnyMessag
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_frames_come_out_the_same_however_the_bytes_are_cut(sizes: list[int]) -> None:
     frames = by_reading_into_place(STREAM, sizes)
     assert [frame.message for frame in frames] == list(SAMPLES)
@@ -241,7 +241,7 @@ def test_twenty_thousand_damaged_frames_end_in_nothing_but_a_protocol_error(limi
 
 
 @given(st.binary(max_size=300), st.booleans())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_arbitrary_bytes_end_in_nothing_but_a_protocol_error(data: bytes, framed: bool) -> None:
     refuses_or_reads(prefix(len(data), 0) + data if framed else data, Limits())
 
@@ -256,7 +256,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from((1, 2)), st.binary(max_size=200), st.integers(0, 300))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_bytes_as_a_compact_header_end_in_nothing_but_a_protocol_error(kind: int, noise: bytes, cut: int) -> None:
     (good,) = (sample.pack() for sample in SAMPLES if type(sample) is MESSAGES.compact[kind])
     for header in (noise, good[:cut], good[:cut] + noise, bytes(a ^ b for a, b in zip(good, noise, strict=False))):
@@ -264,7 +264,7 @@ def test_any_bytes_as_a_compact_header_end_in_nothing_but_a_protocol_error(kind:
 
 
 @given(st.sampled_from([sample for sample in SAMPLES if isinstance(sample, BaseModel)]), st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_json_in_any_field_ends_in_nothing_but_a_protocol_error(message: AnyMessage, data: st.DataObject) -> None:
     import json
 

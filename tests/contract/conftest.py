@@ -1,0 +1,30 @@
+"""A tiny model in three shards, and for each module an engine process that has loaded them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from shardnet.inference.host import EngineProcess
+from shardnet.inference.settings import InferenceSettings
+from tests.engine_world import SplitModel, Stage, split
+from tests.random_models import tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
+    folder = tmp_path_factory.mktemp("tiny")
+    return split(tiny_llama(folder / "tiny.gguf", tied=False), 3, folder / "cache")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tiny: SplitModel) -> AsyncIterator[EngineProcess]:
+    engine = EngineProcess(InferenceSettings(threads=1))
+    await engine.start()
+    try:
+        await Stage(engine, tiny, (0, 3)).load()
+        yield engine
+    finally:
+        await engine.close()

@@ -1,0 +1,76 @@
+"""A coordinator and two nodes as processes, each node with one half of a model on its disk, as most tests of a whole swarm want them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from shardnet.demo.processes import LocalSwarm
+from shardnet.inference.split import CutRequest, plan_split, split_model
+from tests.random_models import tiny_llama
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A model, whole and in two shards.
+
+    Attributes:
+        cache: the models cache with both of them, which the coordinator is told of.
+        folder: where they lie in it.
+    """
+
+    name: str
+    whole: Path
+    cache: Path
+    folder: Path
+
+    def serve(self, swarm: LocalSwarm) -> None:
+        """Start everything, and wait until the model is served."""
+        self.start_coordinator(swarm)
+        for index in range(2):
+            self.start_node(swarm, index)
+        swarm.wait_ready(60)
+
+    def start_coordinator(self, swarm: LocalSwarm, *arguments: str) -> None:
+        """Start the coordinator; also once more, when it was killed."""
+        swarm.start_coordinator("--models-cache", str(self.cache), "--stages", "2", *arguments)
+
+    def start_node(self, swarm: LocalSwarm, index: int) -> None:
+        """Start `node-0` or `node-1`; also once more, when it was killed. It has its own half and no other."""
+        own = swarm.folder / f"node-{index}"
+        target = own / "shards" / self.folder.name
+        if not target.exists():
+            target.mkdir(parents=True)
+            for name in (f"shard-{index}.gguf", "tokenizer.gguf", "manifest.json"):
+                os.link(self.folder / name, target / name)
+        swarm.start_node(f"node-{index}", own, "--shard", f"{self.name}:{index}", "--threads", "1")
+
+
+def halve(whole: Path, name: str, cache: Path) -> Halves:
+    """Cut a model in two."""
+    folder, _ = split_model(plan_split(whole, CutRequest(n_shards=2), name), cache)
+    return Halves(name, whole, cache, folder)
+
+
+def tiny_halves(folder: Path) -> Halves:
+    """A small random model called `tiny`, which answers at once."""
+    return halve(tiny_llama(folder / "tiny.gguf"), "tiny", folder / "cache")
+
+
+def complete(swarm: LocalSwarm, prompt: str | list[int], **more: object) -> dict[str, Any]:
+    """Returns: the whole answer to a greedy completion by `tiny`, its token ids included."""
+    body = {
+        "model": "tiny",
+        "prompt": prompt,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    } | more
+    answer = httpx.post(f"{swarm.api}/v1/completions", json=body, timeout=60, trust_env=False)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
