@@ -17,13 +17,15 @@ from shardnet.bench.driver import DrivenRun
 from shardnet.bench.netem import NETS
 from shardnet.bench.plain import BatchedRun, PlainLlama
 from shardnet.bench.rows import Row, machine, predicted, spread
-from shardnet.bench.world import Pipeline, World, cut, prompt_of
+from shardnet.bench.world import Pipeline, World, cut, prompt_of, recut
 from shardnet.errors import ParityError
 from shardnet.messages import ShardOptions
 from shardnet.steps import StageTiming
 
 STREAM_PROMPT_TOKENS = 16
 """Short, so that all streams are soon decoding."""
+PACE_TOKENS = 40
+"""By which stages are balanced."""
 FEW_TOKENS = 9
 """Of a warm-up, so that nodes have decode steps to tell of too."""
 
@@ -49,8 +51,16 @@ async def many_streams(
     """
     options = ShardOptions(n_ctx=max(512, STREAM_PROMPT_TOKENS + n_tokens), n_seq=max(streams))
     cache = work / "models_cache"
-    pipelines = cut(model, cache, stages, by_time=True)
     prompts = [prompt_of(seed + number, STREAM_PROMPT_TOKENS) for number in range(max(streams))]
+    pipelines = cut(model, cache, stages, by_time=True)
+    (work / "paces").mkdir()
+    async with World(work / "paces", cache, max(stages), threads=threads, shape=NETS["loopback"], pin=pin) as world:
+        await world.load(pipelines, options)
+        paced = []
+        for pipeline in pipelines:
+            runs = await _all_at_once(world, pipeline, prompts, PACE_TOKENS, options)
+            paced.append(recut(model, cache, pipeline, row_us(runs)))
+    pipelines = paced
     for net in nets:
         folder = work / net
         folder.mkdir()
@@ -129,14 +139,21 @@ def batching(runs: Sequence[DrivenRun]) -> Row:
     steps = steps_within(runs, begin_s, end_s)
     sizes = Counter(timing.batch_tokens for step in steps for timing in step)
     n_batches, n_steps = sum(count / size for size, count in sizes.items()), sum(sizes.values())
-    busy_us = [
-        sum(step[stage].compute_us / step[stage].batch_tokens for step in steps) for stage in range(len(steps[0]))
-    ]
+    busy_us = [len(steps) * each for each in row_us(runs)]
     return {
         "batch_rows": round(n_steps / n_batches, 2),
         "batch_sizes": {str(size): round(count / n_steps, 2) for size, count in sorted(sizes.items())},
         "stage_busy": [round(each * 1e-6 / (end_s - begin_s), 2) for each in busy_us],
     }
+
+
+def row_us(runs: Sequence[DrivenRun]) -> list[float]:
+    """Returns: microseconds that each stage took for a row, while all runs were decoding."""
+    steps = steps_within(runs, *all_decoding(runs))
+    return [
+        statistics.fmean(step[stage].compute_us / step[stage].batch_tokens for step in steps)
+        for stage in range(len(steps[0]))
+    ]
 
 
 def together_per_s(runs: Sequence[DrivenRun]) -> float:

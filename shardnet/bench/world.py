@@ -79,6 +79,25 @@ def _cuts_by_time(model: Path, count: int) -> tuple[int, ...]:
     return balanced_cuts(weights, rules.legal_cuts, count, rules.forbidden_lengths)
 
 
+def recut(model: Path, cache: Path, pipeline: Pipeline, row_us: Sequence[float]) -> Pipeline:
+    """Cut again so that every stage takes as long as the others, as placement does with shards of a few layers.
+
+    Args:
+        row_us: microseconds that each stage of `pipeline` took for a row; the last one's hold the head.
+    """
+    if pipeline.stages == 1:
+        return pipeline
+    header = read_model(model)
+    rules = families.rules_for(header)
+    counts = [shard.layers.end - shard.layers.first for shard in pipeline.manifest.content.shards]
+    layer_us = sum(row_us[:-1]) / sum(counts[:-1])
+    head_us = max(0.0, row_us[-1] - counts[-1] * layer_us)
+    weights = Weights((round(1e3 * layer_us),) * sum(counts), first=0, last=round(1e3 * head_us))
+    cuts = balanced_cuts(weights, rules.legal_cuts, pipeline.stages, rules.forbidden_lengths)
+    _, manifest = split_model(plan_split(model, CutRequest(cuts=cuts), f"bench-{pipeline.stages}-paced"), cache)
+    return Pipeline(pipeline.stages, manifest)
+
+
 class World:
     """Running nodes `node-0`, `node-1`, ... An asynchronous context manager.
 
