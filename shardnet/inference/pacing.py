@@ -21,8 +21,10 @@ SAMPLES = 9
 """Recent batches of a size that its time is the median of."""
 TRUSTED = 2
 """A size with fewer samples is tried."""
-TRY_EVERY = 64
+TRY_EVERY = 128
 """Each so many batches the size that was not tried for longest is: weather and contexts change."""
+HOPELESS = 1.5
+"""A size whose rows took so many times longer is not tried again: it tears a block apart for nothing."""
 WORTH_WAITING = 0.75
 """The rest of a block is waited for if a row of a whole block takes at most this share of the time that it takes otherwise."""
 
@@ -112,9 +114,11 @@ class Pacing:
             return rows
         if single is None:
             return 1
-        if self._batches % TRY_EVERY == 0:
+        single_s, whole_s = single.median_s, whole.median_s / rows
+        is_open = max(single_s, whole_s) < HOPELESS * min(single_s, whole_s)
+        if is_open and self._batches % TRY_EVERY == 0:
             return 1 if single.noted_at < whole.noted_at else rows
-        return 1 if single.median_s < whole.median_s / rows else rows
+        return 1 if single_s < whole_s else rows
 
     def _wait_s(self, chain: Hashable, rows: int, full: int, waited_s: float) -> float:
         block = self._known(chain, full)
