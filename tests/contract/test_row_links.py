@@ -423,7 +423,9 @@ async def test_a_member_has_one_link_here_the_newest(nodes: list[Node]) -> None:
 async def test_an_address_that_is_none_is_a_link_that_is_lost(nodes: list[Node]) -> None:
     news = watched(nodes[0])
     nodes[0].engine.link(DialRows(link_id=10_000, host="a..b", port=1))
-    assert type(await asyncio.wait_for(news.get(), TIMEOUT_S)) is RowsLost
+    while (lost := await asyncio.wait_for(news.get(), TIMEOUT_S)).link_id != 10_000:
+        pass  # others, of earlier tests
+    assert isinstance(lost, RowsLost)
 
 
 async def test_a_connection_that_the_engine_cannot_be_handed_is_no_link(nodes: list[Node]) -> None:
@@ -436,7 +438,9 @@ async def test_a_connection_that_the_engine_cannot_be_handed_is_no_link(nodes: l
         ours, theirs = socket.socketpair()
         with ours:
             nodes[0].links.adopt(theirs)
-            assert type(await asyncio.wait_for(news.get(), TIMEOUT_S)) is RowsLost
+            async with asyncio.timeout(TIMEOUT_S):
+                while not (isinstance(lost := await news.get(), RowsLost) and "takes no connection" in lost.reason):
+                    pass  # others, of earlier tests
     finally:
         os.kill(nodes[0].engine.pid, signal.SIGCONT)
 
