@@ -156,6 +156,7 @@ class Chains:
             if state is not None:
                 for shard_id in state.lengths:
                     model.shards[shard_id].context.truncate(state.slot, 0)
+                state.lengths.clear()  # a lane may still have it, and its slot is another's now
 
     def check(self, task: Task) -> int:
         """Look a step over before it waits.

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
@@ -61,7 +60,7 @@ class Child(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._answers: dict[str, asyncio.Future[Frame[FromEngine]]] = {}
         self._listeners: dict[str, Callable[[float], None]] = {}
-        self._steps: dict[str, list[OnStep]] = {}
+        self._steps: dict[str, _Asked] = {}
         self._runs: dict[tuple[str, int], _Run] = {}  # by command and stage
         self._disconnected = asyncio.Event()
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -173,13 +172,13 @@ class Child(asyncio.BufferedProtocol):
         if self._death is not None:
             on_answer(EngineCrashed(self._death.message))
             return
-        waiting = self._steps.get(step.command_id)
-        if waiting is not None:
-            waiting.append(on_answer)
+        asked = self._steps.get(step.command_id)
+        if asked is not None:
+            asked.listeners.append(on_answer)
             return
         if on_row is not None:
             self._runs[step.command_id, step.stage] = _Run(on_answer, on_row)
-        self._steps[step.command_id] = [on_answer]
+        self._steps[step.command_id] = _Asked([on_answer], begins_rows=on_row is not None)
         try:
             self.send(step, payloads)
         except ShardnetError as error:
@@ -207,9 +206,12 @@ class Child(asyncio.BufferedProtocol):
         return [self._runs.pop(key).on_answer for key in ended]
 
     def adopt(self, link_id: int, connection: socket.socket) -> None:
-        """Hand over a connection that another engine dialled; if that cannot be, it is closed, and whoever dialled knows."""
-        with connection, suppress(OSError):
-            socket.send_fds(self._packets, [ROW_LINK.pack(link_id)], [connection.fileno()])
+        """Hand over a connection that another engine dialled; if that cannot be, it is closed, and both sides know."""
+        with connection:
+            try:
+                socket.send_fds(self._packets, [ROW_LINK.pack(link_id)], [connection.fileno()])
+            except OSError as error:
+                self._on_link(RowsLost(link_id=link_id, reason=f"the engine takes no connection now ({error})"))
 
     def packet_received(self) -> None:
         """Rows are done."""
@@ -254,10 +256,11 @@ class Child(asyncio.BufferedProtocol):
     def _take(self, frame: Frame[FromEngine]) -> None:
         message = frame.message
         if isinstance(message, StepDone):
-            waiting = self._steps.get(message.command_id, ())
-            if not message.ahead or any(key[0] == message.command_id for key in self._runs):
-                self._steps.pop(message.command_id, None)
-            _tell(waiting, cast("Frame[StepDone]", frame))
+            asked = self._steps.get(message.command_id)
+            if asked is not None:
+                if asked.begins_rows or not message.ahead:
+                    del self._steps[message.command_id]
+                _tell(asked.listeners, cast("Frame[StepDone]", frame))
             self._tell_early(message.command_id)
             return
         if isinstance(message, RowsMet | RowsLost):
@@ -275,7 +278,8 @@ class Child(asyncio.BufferedProtocol):
         self._listeners.pop(message.command_id, None)
         answer = self._answers.pop(message.command_id, None)
         if answer is None and isinstance(message, Failed):
-            listeners = [*self._steps.pop(message.command_id, ()), *self._end_runs(message.command_id)]
+            asked = self._steps.pop(message.command_id, None)
+            listeners = [*(asked.listeners if asked is not None else ()), *self._end_runs(message.command_id)]
             _tell(list(dict.fromkeys(listeners)), message.error.to_error())
         if answer is None or answer.done():
             return  # whoever asked has gone
@@ -318,7 +322,7 @@ class Child(asyncio.BufferedProtocol):
                 answer.set_exception(EngineCrashed(self._death.message))
         self._answers.clear()
         self._listeners.clear()
-        listeners = [on_answer for waiting in self._steps.values() for on_answer in waiting]
+        listeners = [on_answer for asked in self._steps.values() for on_answer in asked.listeners]
         listeners += [run.on_answer for run in self._runs.values()]
         self._steps, self._runs = {}, {}
         _tell(list(dict.fromkeys(listeners)), EngineCrashed(self._death.message))
@@ -333,6 +337,14 @@ class Child(asyncio.BufferedProtocol):
         """End it now."""
         if self._process.returncode is None:
             self._process.kill()
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Who hears of a step. `begins_rows`: it has one answer, whatever follows; else one until `ahead` is 0."""
+
+    listeners: list[OnStep]
+    begins_rows: bool
 
 
 @dataclass(slots=True)

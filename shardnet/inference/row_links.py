@@ -14,6 +14,7 @@ import contextlib
 import select
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -28,8 +29,10 @@ from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer
 
 WELCOME = b"\x01"
 CONNECT_TIMEOUT_S = 5.0
+SILENCE_TIMEOUT_S = 120
+"""A link whose other end takes nothing for so long is over, and the node may be dialled anew: longer than an engine computes on a prompt."""
 MAX_HANDSHAKES = 16
-"""At a time; whoever comes then is turned away, and goes through the daemons."""
+"""At a time, each of those that we and that others begin; whoever comes then is turned away, and goes through the daemons."""
 MAX_UNSENT_BYTES = 4 << 20
 """What may wait for a slow reader before its link is cut."""
 FIRST_BUFFER_BYTES = 64 << 10
@@ -135,6 +138,16 @@ class RowLink:
         self._start, self._end = 0, len(left)
 
 
+def tune(sock: socket.socket) -> None:
+    """No waiting to fill packets, and a machine that vanished without a word is noticed."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_TIMEOUT_S // 4)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_TIMEOUT_S // 12)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_TIMEOUT_S)
+
+
 class RowLinks:
     """All row links of this engine.
 
@@ -167,7 +180,8 @@ class RowLinks:
         self._onward: dict[str, RowLink] = {}  # by node id, those that rows may go over
         self._met: SimpleQueue[_Met | _NotMet] = SimpleQueue()
         self._to_flush: dict[RowLink, None] = {}
-        self._handshakes = threading.Semaphore(MAX_HANDSHAKES)
+        self._dialling = threading.Semaphore(MAX_HANDSHAKES)
+        self._accepting = threading.Semaphore(MAX_HANDSHAKES)  # apart: anybody on the network can keep it busy
 
     def to(self, node_id: str) -> RowLink | None:
         """Returns: the link to hand rows on to a node, if there is one now."""
@@ -188,7 +202,7 @@ class RowLinks:
         self._start(link_id, lambda: connection, is_dialled=False)
 
     def _start(self, link_id: int, connect: Callable[[], socket.socket], *, is_dialled: bool) -> None:
-        if not self._handshakes.acquire(blocking=False):
+        if not (self._dialling if is_dialled else self._accepting).acquire(blocking=False):
             if not is_dialled:
                 connect().close()
             self._tell(RowsLost(link_id=link_id, reason=f"{MAX_HANDSHAKES} handshakes are under way"))
@@ -204,19 +218,18 @@ class RowLinks:
             raw = connect()
             context = self._context(is_dialled)
             raw.settimeout(CONNECT_TIMEOUT_S)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tune(raw)
             tls = context.wrap_socket(raw, server_side=not is_dialled)
             if tls.selected_alpn_protocol() != ROWS:
                 raise ConnectionRefusedError("the other node does not take rows this way")
             tls.setblocking(False)
             self._met.put(_Met(link_id, tls, is_dialled))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a host whose name is none
             if raw is not None:
                 raw.close()
             self._met.put(_NotMet(link_id, str(error) or type(error).__name__))
         finally:
-            self._handshakes.release()
+            (self._dialling if is_dialled else self._accepting).release()
         self._wake()
 
     def _context(self, is_dialled: bool) -> ssl.SSLContext:

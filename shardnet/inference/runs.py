@@ -18,7 +18,7 @@ import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.inference.chains import Chains, Outcome, Task
-from shardnet.inference.row_links import RowLink, RowLinks
+from shardnet.inference.row_links import MAX_HEADER_BYTES, RowLink, RowLinks
 from shardnet.inference.rows import Lane
 from shardnet.inference.steps import NO_RUN, ROW_BYTES, TOKEN, Step, pack_row_done
 from shardnet.steps import MAX_DEADLINE_S, MAX_POSITION, NEXT_STEP, TIMING
@@ -38,6 +38,7 @@ class Run:
         is_alone: its rows go on right here: the chain is the whole model.
         chain: model and shards.
         slot: of its sequence, once the step that began it is done.
+        has_row: one of its rows waits: the next one cannot come before that has gone round.
         handed_over: the link over which its last row left.
         noted_s: when the daemon heard of it.
     """
@@ -50,6 +51,7 @@ class Run:
     lane: Lane | None = None
     slot: int = 0
     is_over: bool = False
+    has_row: bool = False
     handed_over: RowLink | None = None
     noted_s: float = 0.0
 
@@ -166,12 +168,20 @@ class Runs:
             link: that it came over; None: from the daemon. Over a link, a row of a run that is over, or that nobody began here, is dropped: whoever
                 ended the run, or restarted the engine, has said so already.
 
-        Raises: RemoteProtocolError for what no engine sends.
+        Raises: RemoteProtocolError for what no engine sends; a row from the daemon, which has it from another node, fails its command instead.
         """
+        try:
+            self._take(data, link)
+        except RemoteProtocolError as error:
+            if link is not None:
+                raise
+            self._fail(f"{NEXT_STEP.unpack_from(data)[0]:016x}", error)
+
+    def _take(self, data: memoryview, link: RowLink | None) -> None:
         command, _sequence, stage, position, ahead, deadline_s, n_embd = NEXT_STEP.unpack_from(data)
         timings_end = len(data) - 4 * n_embd - TOKEN.size
         if (
-            timings_end < NEXT_STEP.size
+            not NEXT_STEP.size <= timings_end < MAX_HEADER_BYTES  # there is room for ours
             or (timings_end - NEXT_STEP.size) % TIMING.size
             or position > MAX_POSITION
             or ahead > MAX_POSITION
@@ -186,8 +196,11 @@ class Runs:
             return
         if link is not None and link.node_id != run.step.source:
             raise RemoteProtocolError("a row of a run that the other node has no part in")
+        if run.has_row:
+            raise RemoteProtocolError("a row before the last one of its run was done")
         (token,) = TOKEN.unpack_from(data, timings_end)
         timings, hidden = bytes(data[NEXT_STEP.size : timings_end]), bytes(data[timings_end + TOKEN.size :])
+        run.has_row = True
         self._rows.append(Row(run, position, token, ahead, deadline_s, timings, hidden, time.perf_counter()))
 
     def expected(self, chain: Hashable) -> tuple[list[int], int]:
@@ -256,6 +269,7 @@ class Runs:
     ) -> None:
         """Hand a row on, and tell the daemon what it has to know; both with the next `flush`."""
         run = row.run
+        run.has_row = False
         step, is_last = run.step, hidden is None
         position, token, ahead, timings = row.position, row.token, row.ahead, row.timings
         if is_last:
@@ -264,7 +278,8 @@ class Runs:
             went_on = ahead > 0 and self._begin_next(row, position, token, ahead - 1)
         else:
             onward = timings + TIMING.pack(queue_us, compute_us, engine_us, batch_rows)
-            went_on = self._hand_over(row, step.stage + 1, position, ahead, token, onward, hidden)
+            # The last one takes the daemons' way: they know what may be lost when nobody here remembers the run.
+            went_on = ahead > 0 and self._hand_over(row, step.stage + 1, position, ahead, token, onward, hidden)
         now_s = row.arrived_s
         if is_last or not went_on or not ahead or now_s - run.noted_s > NOTE_INTERVAL_S:
             run.noted_s = now_s

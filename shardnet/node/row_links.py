@@ -90,6 +90,9 @@ class RowLinks:
             self._engine.link(CutRows(link_id=met.link_id))
             return
         if expected is None:
+            # Its engine dials us once: an older link is one that broke, which only the other end knows.
+            for link_id in [link_id for link_id, other in self._accepted.items() if other == node_id]:
+                self._engine.link(CutRows(link_id=link_id))
             self._accepted[met.link_id] = node_id
         self._engine.link(TakeRows(link_id=met.link_id, node_id=node_id))
         log.debug("row_link_made", peer_id=short(node_id), dialled=expected is not None)

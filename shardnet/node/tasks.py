@@ -373,6 +373,7 @@ class TaskRunner:
             self._runs[flight.task.command_id, flight.leg.number] = flight
         goes_on = not flight.is_dropped and self._hand_on(flight, answer)
         if flight.leg.takes_rows:
+            flight.payloads = ()  # rows bring their own
             if not goes_on and not flight.is_dropped:
                 self._end_run(flight)
                 self._engine.halt(flight.task.command_id)
@@ -428,7 +429,7 @@ class TaskRunner:
         Returns: how many more results the run will have.
         """
         task, step, done = flight.leg.task, flight.next_step, frame.message
-        ahead = done.ahead
+        ahead = min(done.ahead, flight.ahead)  # no more is wanted once the coordinator has gone
         is_last_row = step is not None or task.sample_from == task.n_tokens - 1
         if not ahead and not flight.leg.is_alone and is_last_row and len(done.tokens) == 1:
             room = task.options.n_ctx - done.position
@@ -475,8 +476,6 @@ class TaskRunner:
         self.times.add(leg.chain, done.batch_tokens, done.compute_us, None if leg.is_alone else done.engine_us)
         if not ahead:
             self._end_run(run)
-        elif self._is_draining:
-            self._look_idle()
 
     def _begin_next(self, leg: Leg, position: int, token: int, ahead: int) -> int:
         """Send a sampled token to the first stage. Returns: how many more results the run will have."""
@@ -541,8 +540,8 @@ class TaskRunner:
         self._look_idle()
 
     def _look_idle(self) -> None:
-        if not self._is_draining or self._flights:
-            return  # a run is seen by what the engine tells of its rows now and then
+        if not self._is_draining or self._flights or self._runs:
+            return
         if not self._sequences:
             self._idle.set()
             return
@@ -551,7 +550,7 @@ class TaskRunner:
         self._quiet = asyncio.get_running_loop().call_later(QUIET_S, self._rest)
 
     def _rest(self) -> None:
-        if not self._flights:
+        if not self._flights and not self._runs:
             self._idle.set()
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from shardnet.errors import SequenceGap, ShardnetError
+from shardnet.errors import RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference import rows
+from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
 from shardnet.messages import Sampling
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
 from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
+from tests.random_families import N_EMBD
 from tests.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -187,5 +191,60 @@ async def test_rows_of_other_families_write_what_steps_write(
     run = RunOfStages(engine, model, [(0, 1), (1, 2)])
     assert await run.generate(list(PROMPT), 8, None) == expected
     engine.forget(run.sequence_id)
+    for index in range(2):
+        await engine.unload(model.model_id, index)
+
+
+@pytest.mark.parametrize("row", [{"n_embd": 300_000}, {"deadline_s": 1e-60}], ids=["too large", "no time"])
+async def test_a_row_that_no_engine_can_take_fails_its_run_and_nothing_else(
+    engine: EngineProcess, tiny: SplitModel, row: dict[str, Any]
+) -> None:
+    run, pid = RunOfStages(engine, tiny, [(0, 3)]), engine.pid
+    await run.begin(list(PROMPT))
+    step = NextStep(run.command_id, run.sequence_id, 0, len(PROMPT), 5, 30.0)._replace(**row)
+    engine.row(step, (TOKEN.pack(5), bytes(4 * step.n_embd)))
+    assert type(await run._done.get()) is RemoteProtocolError
+    other = RunOfStages(engine, tiny, [(0, 3)])
+    assert len(await other.generate(list(PROMPT), 3, None)) == 3
+    assert engine.pid == pid
+    for one in (run, other):
+        engine.forget(one.sequence_id)
+
+
+async def test_a_run_that_is_halted_before_its_first_answer_is_read_is_forgotten(
+    engine: EngineProcess, tiny: SplitModel
+) -> None:
+    step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), sample_from=len(PROMPT) - 1)
+    step = step._replace(run=BEGINS_RUN, ahead=7)
+    answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
+    engine.step(step, payloads, answers.put_nowait, lambda _: None)
+    assert engine._child is not None
+    # The event loop stands still: the first answer and rows are there, unread.
+    assert select.select([engine._child._packets], [], [], 30)[0]
+    engine.halt(step.command_id)
+    await asyncio.wait_for(answers.get(), 30)
+    engine.step(step._replace(ahead=0, run=0), payloads, answers.put_nowait)
+    await asyncio.wait_for(answers.get(), 30)
+    engine.forget(step.sequence_id)
+
+
+async def test_a_row_does_not_run_in_the_place_of_a_sequence_that_is_gone(
+    engine: EngineProcess, tmp_path: Path
+) -> None:
+    model = split(build_random_model(tmp_path / "model.gguf", "qwen3next"), 2, tmp_path / "cache")
+    stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
+    for stage in stages:
+        await stage.load()
+    run = RunOfStages(engine, model, [(0, 1), (1, 2)])
+    tokens = await run.generate(list(PROMPT), 4, None)
+    hidden = np.zeros((1, N_EMBD), dtype=np.float32)
+    step, payloads = make_step(model.model_id, (1, 2), run.sequence_id, len(PROMPT), [5], hidden=hidden)
+    with pytest.raises(SequenceGap):  # its state cannot be taken back: the sequence is dropped
+        await answer_of(engine, step._replace(stage=1), payloads)
+    other = RunOfStages(engine, model, [(0, 1), (1, 2)])
+    assert await other.generate(list(PROMPT), 4, None) == tokens  # it has the same place, and is as long
+    position = len(PROMPT) + len(tokens) - 1
+    engine.row(NextStep(run.command_id, run.sequence_id, 0, position, 5, 30.0), (TOKEN.pack(tokens[-1]),))
+    assert type(await run._done.get()) is SequenceGap
     for index in range(2):
         await engine.unload(model.model_id, index)

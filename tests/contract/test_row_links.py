@@ -18,19 +18,19 @@ import pytest_asyncio
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference.host import EngineProcess
-from shardnet.inference.protocol import ROWS, Membership
-from shardnet.inference.row_links import WELCOME
+from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
+from shardnet.inference.row_links import KIND, MAX_HANDSHAKES, SILENCE_TIMEOUT_S, WELCOME, tune
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Hello, StageRef, Welcome
 from shardnet.node.row_links import RowLinks
-from shardnet.steps import NextStep
+from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.tls import client_context
 from shardnet.transport import Listener, listen
-from shardnet.wire import Buffer, Frame, encode
+from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer, Frame, encode
 from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -189,7 +189,7 @@ async def linked(nodes: list[Node], model: SplitModel) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             ring = Ring(nodes, model)
-            await ring.begin(8)
+            await ring.begin(20)
             await ring.finish(6)
             before = ring.by_hand
             await ring.finish(10)
@@ -210,7 +210,7 @@ async def test_engines_that_hand_rows_on_write_what_steps_write(nodes: list[Node
     ring = Ring(nodes, tiny)
     await ring.begin(38)
     assert await ring.finish(40) == await expected(nodes, tiny, 40)
-    assert ring.by_hand == 0
+    assert ring.by_hand == 2, "the last row alone, through the daemons of both stages before the last"
     ring.forget()
 
 
@@ -290,8 +290,11 @@ def dial(node: Node, identity: Identity) -> ssl.SSLSocket:
 
 
 def row(ring: Ring, stage: int, **more: Any) -> bytes:
-    step = NextStep(ring.command_id, ring.sequence_id, stage, len(PROMPT) + 1, 3, 30.0)._replace(**more)
-    return b"".join(encode(MESSAGES, step, (TOKEN.pack(7),)))
+    return b"".join(encode(MESSAGES, next_row(ring, stage)._replace(**more), (TOKEN.pack(7),)))
+
+
+def next_row(ring: Ring, stage: int) -> NextStep:
+    return NextStep(ring.command_id, ring.sequence_id, stage, len(PROMPT) + 1, 3, 30.0)
 
 
 async def test_a_member_that_has_no_part_in_a_run_cannot_send_its_rows(
@@ -363,3 +366,108 @@ async def test_who_is_of_another_swarm_is_not_welcome(nodes: list[Node], tmp_pat
 
         with pytest.raises(ssl.SSLError):
             await asyncio.to_thread(say)
+
+
+async def test_a_link_that_breaks_after_a_runs_last_row_was_handed_on_is_told(
+    nodes: list[Node], tiny: SplitModel
+) -> None:
+    await linked(nodes, tiny)
+    ring = Ring(nodes, tiny)
+    await ring.begin(3)
+    while True:
+        done = await asyncio.wait_for(ring.news.get(), TIMEOUT_S)
+        assert isinstance(done, RowDone)
+        if done.stage == 0 and not done.ahead:
+            break
+    assert not done.went_on, "the daemons know what may be lost when the run is over"
+    ring.forget()
+
+
+async def test_a_source_that_sends_too_much_is_cut_and_its_run_hurt_alone(nodes: list[Node], tiny: SplitModel) -> None:
+    ring = Ring(nodes, tiny)
+    await ring.begin(None)
+    for data in (
+        PREFIX.pack(MAGIC, VERSION, KIND, NEXT_STEP.size, 16 * 40_000 + TOKEN.size)
+        + b"".join((next_row(ring, 0).pack(), bytes(16 * 40_000), TOKEN.pack(7))),
+        row(ring, 0) * 2,
+    ):
+        tls = await asyncio.to_thread(dial, nodes[0], nodes[-1].identity)
+        with tls:
+            await asyncio.to_thread(tls.sendall, data)
+            assert await asyncio.to_thread(tls.recv, 1) == b""
+    ring.forget()
+    await linked(nodes, tiny)
+
+
+async def test_a_link_whose_other_end_vanished_ends_by_itself() -> None:
+    with socket.socket() as link:
+        tune(link)
+        assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * SILENCE_TIMEOUT_S
+
+
+async def test_a_member_has_one_link_here_the_newest(nodes: list[Node]) -> None:
+    with claim_identity(nodes[0].identity.home, "third", "node") as third:
+        first = await asyncio.to_thread(dial, nodes[0], third)
+        second = await asyncio.to_thread(dial, nodes[0], third)
+        with first, second:
+            assert await asyncio.to_thread(first.recv, 1) == b""
+
+
+async def test_an_address_that_is_none_is_a_link_that_is_lost(nodes: list[Node]) -> None:
+    news = watched(nodes[0])
+    nodes[0].engine.link(DialRows(link_id=10_000, host="a..b", port=1))
+    while (lost := await asyncio.wait_for(news.get(), TIMEOUT_S)).link_id != 10_000:
+        pass  # others, of earlier tests
+    assert isinstance(lost, RowsLost)
+
+
+async def test_a_connection_that_the_engine_cannot_be_handed_is_no_link(nodes: list[Node]) -> None:
+    news = watched(nodes[0])
+    assert nodes[0].engine.pid is not None
+    os.kill(nodes[0].engine.pid, signal.SIGSTOP)
+    try:
+        for _ in range(64):  # until no more fits
+            nodes[0].engine.row(NextStep(new_id(), new_id(), 0, 1, 1, 30.0, 200_000), (bytes(4), bytes(800_000)))
+        ours, theirs = socket.socketpair()
+        with ours:
+            nodes[0].links.adopt(theirs)
+            async with asyncio.timeout(TIMEOUT_S):
+                while not (isinstance(lost := await news.get(), RowsLost) and "takes no connection" in lost.reason):
+                    pass  # others, of earlier tests
+    finally:
+        os.kill(nodes[0].engine.pid, signal.SIGCONT)
+
+
+async def test_strangers_who_stall_handshakes_do_not_stop_the_engine_from_dialling(
+    nodes: list[Node], tiny: SplitModel
+) -> None:
+    news = watched(nodes[0])
+    address = nodes[0].stage.address
+    assert address is not None
+    hello = b"\x16\x03\x01\x01\x00" + bytes((len(ROWS),)) + ROWS.encode()
+    async with AsyncExitStack() as strangers:
+        for _ in range(MAX_HANDSHAKES + 1):
+            stranger = socket.create_connection((address.host, address.port), 10)
+            strangers.enter_context(stranger)
+            stranger.sendall(hello)
+        refused = await asyncio.wait_for(news.get(), TIMEOUT_S)
+        assert isinstance(refused, RowsLost)
+        assert "under way" in refused.reason
+        ours = socket.create_server(("127.0.0.1", 0))
+        with ours:
+            nodes[0].engine.link(DialRows(link_id=10_001, host="127.0.0.1", port=ours.getsockname()[1]))
+            ours.settimeout(TIMEOUT_S)
+            (await asyncio.to_thread(ours.accept))[0].close()
+
+
+def watched(node: Node) -> asyncio.Queue[RowsMet | RowsLost]:
+    """Returns: the news of the engine's links from now on, until the node's engine is watched anew."""
+    news: asyncio.Queue[RowsMet | RowsLost] = asyncio.Queue()
+    take = node.links._take_news
+
+    def note(what: RowsMet | RowsLost) -> None:
+        news.put_nowait(what)
+        take(what)
+
+    node.engine.on_link = note
+    return news

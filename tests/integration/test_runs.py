@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shardnet.bench.plain import PlainLlama
@@ -17,6 +22,7 @@ from tests.two_nodes import Halves
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
 TOKENS = 120
+STOPPED_S = 3.0
 BODY = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
 
 
@@ -103,3 +109,37 @@ def test_log_probabilities_come_with_every_token_of_a_run(calm_swarm: LocalSwarm
         listed += sum(len((choice.get("logprobs") or {}).get("tokens", [])) for choice in event.get("choices", []))
     assert tokens == plain.token_ids
     assert listed == len(tokens)
+
+
+def engine_of(swarm: LocalSwarm, name: str) -> int:
+    """Returns: the process id of a node's engine."""
+    (engine,) = psutil.Process(swarm.processes[name].pid).children()
+    return engine.pid
+
+
+def test_a_stages_engine_that_stands_still_for_a_while_costs_no_token(swarm: LocalSwarm) -> None:
+    began_s = time.monotonic()
+    events, found = begin(swarm, 15)
+    pid = engine_of(swarm, "node-1")
+    os.kill(pid, signal.SIGSTOP)
+    goes_on = threading.Timer(STOPPED_S, os.kill, (pid, signal.SIGCONT))
+    goes_on.start()
+    for event in events:
+        found += tokens_of(event)
+    goes_on.join()
+    assert time.monotonic() - began_s > STOPPED_S, "it was stopped in the middle"
+    assert engine_of(swarm, "node-1") == pid
+    assert found == ask(swarm.api, "/v1/completions", BODY).token_ids
+
+
+@pytest.mark.parametrize("name", ["node-0", "node-1"])
+def test_a_stage_that_is_asked_to_stop_finishes_its_runs_first(swarm: LocalSwarm, name: str) -> None:
+    undisturbed = ask(swarm.api, "/v1/completions", BODY)
+    events, found = begin(swarm, 5)
+    leaving = swarm.processes.pop(name)
+    leaving.terminate()
+    for event in events:
+        found += tokens_of(event)
+    assert leaving.wait(20) == 0
+    assert any("Draining: 1 tasks" in line for line in leaving.tail), "it was asked in the middle"
+    assert found == undisturbed.token_ids

@@ -21,6 +21,7 @@ from shardnet.messages import (
     ShardOptions,
     StageRef,
 )
+from shardnet.node import tasks
 from shardnet.node.legs import Flight
 from shardnet.node.tasks import TaskRunner
 from shardnet.node.timings import ShardTimes, StepTimes
@@ -614,3 +615,31 @@ async def test_a_run_over_two_stages_of_one_node_is_known_after_prompt_chunks_ov
 @pytest.mark.parametrize("bad", [(float("nan"), 0.0, 0.0, 1), (0.0, -1.0, 0.0, 1), (0.0, 0.0, float("inf"), 1)])
 def test_an_earlier_stages_impossible_times_are_not_passed_on(bad: tuple[float, float, float, int]) -> None:
     assert unpack_timings(pack_timing(StageTiming(*bad))) == ()
+
+
+async def test_a_run_whose_first_answer_was_under_way_when_the_coordinator_went_is_over(world: World) -> None:
+    world.accept(route=(stage(US, 0),), ahead=9)
+    world.runner.end_runs()
+    await world.engine.finish(last=True, ahead=9)
+    assert world.runner.n_tasks == 0
+    assert [result.ahead for result in world.told if isinstance(result, TaskResult)] == [0]
+
+
+async def test_a_leaving_node_waits_for_a_run_however_long_its_rows_take(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "QUIET_S", 0.0)
+    world.accept(ahead=4)
+    await world.engine.finish()
+    draining = asyncio.create_task(world.runner.drain())
+    assert not (await asyncio.wait([draining], timeout=0.05))[0]
+    world.engine.finish_row(went_on=True, ahead=0)
+    await asyncio.wait_for(draining, 10)
+
+
+async def test_a_run_does_not_hold_on_to_its_prompts_hidden_states(world: World) -> None:
+    world.accept(route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), ahead=2)
+    (run,) = world.runner._flights.values()
+    await world.engine.finish(last=True)
+    assert world.runner.n_tasks == 1
+    assert not run.payloads
