@@ -251,19 +251,29 @@ def _leave_with_parent(scratch: Path) -> None:
 
 def _child_main() -> int:
     """Serve one request. The scratch folder is the parent's to remove, or ours once the parent is gone."""
+    request = json.loads(sys.stdin.buffer.readline())
+    watch = threading.Thread(
+        target=_leave_with_parent, args=(Path(request["scratch"]),), name="parent watch", daemon=True
+    )
+    watch.start()
+    try:
+        _prove(request)
+    except BrokenPipeError:
+        watch.join()  # it ends this process; were it we that ended it now, it could be in the middle of removing the scratch folder
+    return 0
+
+
+def _prove(request: dict[str, Any]) -> None:
     from shardnet.inference.census import EngineCensus, share_of_cores
     from shardnet.inference.devices import usable_threads
     from shardnet.inference.parity import StageFile, run_parity
 
-    request = json.loads(sys.stdin.buffer.readline())
-    scratch = Path(request["scratch"])
-    threading.Thread(target=_leave_with_parent, args=(scratch,), name="parent watch", daemon=True).start()
     threads = request["threads"] or share_of_cores(usable_threads(), EngineCensus().count())
     try:
         certificate = run_parity(
             Path(request["source"]),
             [StageFile(Path(path), end) for path, end in request["stages"]],
-            scratch,
+            Path(request["scratch"]),
             prompts=request["prompts"],
             decode_tokens=request["decode_tokens"],
             threads=threads,
@@ -274,7 +284,6 @@ def _child_main() -> int:
         _say(error={"code": error.code, "message": error.message, "facts": error.facts})
     else:
         _say(result=certificate.model_dump(mode="json"))
-    return 0
 
 
 if __name__ == "__main__":
