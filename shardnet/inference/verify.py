@@ -34,6 +34,7 @@ OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 LAST_WORDS_BYTES = 8192
+PARENT_GONE_S = 1.0
 LEAVE_S = 5.0
 CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # llama.cpp would start a debugger when it aborts, which takes seconds
 
@@ -238,11 +239,12 @@ def _say(**message: Any) -> None:
     sys.stdout.flush()
 
 
-def _leave_with_parent(scratch: Path) -> None:
+def _leave_with_parent(scratch: Path, is_gone: threading.Event) -> None:
     """End this process when its parent is gone, and the scratch folder with it, however busy llama.cpp is."""
     os.read(
         0, 1
     )  # nothing is ever written after the request; not through sys.stdin, whose lock would hold up a normal end
+    is_gone.set()
     deadline = time.monotonic() + LEAVE_S
     while scratch.exists() and time.monotonic() < deadline:  # again while the main thread puts files into it
         shutil.rmtree(scratch, ignore_errors=True)
@@ -252,14 +254,15 @@ def _leave_with_parent(scratch: Path) -> None:
 def _child_main() -> int:
     """Serve one request. The scratch folder is the parent's to remove, or ours once the parent is gone."""
     request = json.loads(sys.stdin.buffer.readline())
-    watch = threading.Thread(
-        target=_leave_with_parent, args=(Path(request["scratch"]),), name="parent watch", daemon=True
-    )
+    scratch, is_gone = Path(request["scratch"]), threading.Event()
+    watch = threading.Thread(target=_leave_with_parent, args=(scratch, is_gone), name="parent watch", daemon=True)
     watch.start()
     try:
         _prove(request)
-    except BrokenPipeError:
-        watch.join()  # it ends this process; were it we that ended it now, it could be in the middle of removing the scratch folder
+    except OSError:  # nobody reads what we say, or the scratch folder is going
+        if not is_gone.wait(PARENT_GONE_S):
+            raise
+        watch.join()  # it ends this process; ended now, that could be in the middle of removing the scratch folder
     return 0
 
 
