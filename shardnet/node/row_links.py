@@ -49,6 +49,7 @@ class RowLinks:
             or now_s < self._alone_until_s.get(stage.node_id, 0.0)
         ):
             return
+        self._alone_until_s = {one: until_s for one, until_s in self._alone_until_s.items() if until_s > now_s}
         link_id = next(self._numbers)
         self._dialled[link_id] = stage.node_id
         self._alone_until_s[stage.node_id] = now_s + self._redial_after_s

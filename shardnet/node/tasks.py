@@ -314,8 +314,7 @@ class TaskRunner:
         known.task = task
         before = known.legs.get(leg.number)
         known.legs[leg.number] = leg
-        if before is not None and before.task.command_id != task.command_id:
-            self._end_runs(lambda run: run.leg is before)
+        self._end_runs(lambda run: run.leg is before)  # also of the same command, which begins anew
 
     def _start(self, flight: Flight) -> None:
         leg, following = flight.leg, flight.next_step

@@ -471,6 +471,15 @@ async def test_a_new_command_of_the_sequence_ends_its_run(world: World) -> None:
     assert world.runner.n_tasks == 1
 
 
+async def test_a_repeated_command_begins_its_run_anew(world: World) -> None:
+    asked = world.accept(1, ahead=4)
+    await world.engine.finish()
+    world.accept(1, ahead=4)
+    assert world.engine.halted == [asked.command_id]
+    await world.engine.finish()
+    assert world.runner.n_tasks == 1
+
+
 async def test_a_step_from_a_node_that_has_no_part_in_the_run_is_not_taken(world: World) -> None:
     world.accept(ahead=4)
     await world.engine.finish()
