@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
 from shardnet.inference.protocol import Load
+from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
+from tests.random_models import tiny_llama
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=4, n_batch=64)
 PROMPT = list(range(40, 57))
@@ -91,6 +94,21 @@ def make_step(
         ahead=ahead,
     )
     return step, payloads
+
+
+@asynccontextmanager
+async def two_stages(folder: Path) -> AsyncIterator[list[Stage]]:
+    """A tiny model in two stages of one engine, loaded."""
+    model = split(tiny_llama(folder / "tiny.gguf"), 2, folder / "cache")
+    engine = EngineProcess(InferenceSettings(threads=1))
+    try:
+        await engine.start()
+        stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
+        for stage in stages:
+            await stage.load()
+        yield stages
+    finally:
+        await engine.close()
 
 
 @dataclass

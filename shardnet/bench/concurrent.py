@@ -59,7 +59,7 @@ async def many_streams(
         paced = []
         for pipeline in pipelines:
             runs = await _all_at_once(world, pipeline, prompts, PACE_TOKENS, options)
-            paced.append(recut(model, cache, pipeline, row_us(runs)))
+            paced.append(recut(model, cache, pipeline, row_us(steps_within(runs, *all_decoding(runs)))))
     pipelines = paced
     for net in nets:
         folder = work / net
@@ -139,7 +139,7 @@ def batching(runs: Sequence[DrivenRun]) -> Row:
     steps = steps_within(runs, begin_s, end_s)
     sizes = Counter(timing.batch_tokens for step in steps for timing in step)
     n_batches, n_steps = sum(count / size for size, count in sizes.items()), sum(sizes.values())
-    busy_us = [len(steps) * each for each in row_us(runs)]
+    busy_us = [len(steps) * each for each in row_us(steps)]
     return {
         "batch_rows": round(n_steps / n_batches, 2),
         "batch_sizes": {str(size): round(count / n_steps, 2) for size, count in sorted(sizes.items())},
@@ -147,9 +147,8 @@ def batching(runs: Sequence[DrivenRun]) -> Row:
     }
 
 
-def row_us(runs: Sequence[DrivenRun]) -> list[float]:
-    """Returns: microseconds that each stage took for a row, while all runs were decoding."""
-    steps = steps_within(runs, *all_decoding(runs))
+def row_us(steps: Sequence[tuple[StageTiming, ...]]) -> list[float]:
+    """Returns: microseconds that each stage took for a row of these steps."""
     return [
         statistics.fmean(step[stage].compute_us / step[stage].batch_tokens for step in steps)
         for stage in range(len(steps[0]))

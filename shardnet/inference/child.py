@@ -225,16 +225,13 @@ class Child(asyncio.BufferedProtocol):
             asyncio.get_running_loop().remove_reader(self._packets.fileno())
             return
         done = RowDone.unpack(self._packet[:count])
-        key = done.command_id, done.stage
-        run = self._runs.get(key)
+        run = self._runs.get((done.command_id, done.stage))
         if run is None:
             return  # nobody wants it any more
         if done.command_id in self._steps:  # two sockets: the step that began the run was done before
             run.early.append(done)
-            return
-        if not done.ahead:
-            del self._runs[key]
-        _tell_row(run, done)
+        else:
+            self._tell_row(run, done)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's."""
@@ -289,12 +286,18 @@ class Child(asyncio.BufferedProtocol):
             answer.set_result(frame)
 
     def _tell_early(self, command_id: str) -> None:
-        for key, run in [item for item in self._runs.items() if item[0][0] == command_id]:
+        for run in [run for key, run in self._runs.items() if key[0] == command_id]:
             early, run.early = run.early, []
             for done in early:
-                if not done.ahead:
-                    self._runs.pop(key, None)
-                _tell_row(run, done)
+                self._tell_row(run, done)
+
+    def _tell_row(self, run: _Run, done: RowDone) -> None:
+        if not done.ahead:
+            self._runs.pop((done.command_id, done.stage), None)
+        try:
+            run.on_row(done)
+        except Exception:
+            log.exception("engine_answer_not_taken")
 
     def connection_lost(self, _error: Exception | None) -> None:
         """asyncio's."""
@@ -354,13 +357,6 @@ class _Run:
     on_answer: OnStep
     on_row: OnRow
     early: list[RowDone] = field(default_factory=list)
-
-
-def _tell_row(run: _Run, done: RowDone) -> None:
-    try:
-        run.on_row(done)
-    except Exception:
-        log.exception("engine_answer_not_taken")
 
 
 def _tell(listeners: Sequence[OnStep], answer: Frame[StepDone] | ShardnetError) -> None:

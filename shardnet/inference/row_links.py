@@ -273,8 +273,7 @@ class RowLinks:
         self._poll.register(link.tls.fileno(), select.POLLIN)
         try:
             if link.is_dialled:
-                link.receive(self._take)  # the welcome may be here
-                self._note_welcome(link)
+                self._receive(link)  # the welcome may be here
             else:
                 link.is_welcome = True
                 link.tls.send(WELCOME)
@@ -302,9 +301,7 @@ class RowLinks:
                 link.flush()
                 self._watch(link)
             if events & ~select.POLLOUT:
-                link.receive(self._take)
-                if link.is_dialled:
-                    self._note_welcome(link)
+                self._receive(link)
         except (OSError, RemoteProtocolError) as error:
             self.end(link, str(error))
 
@@ -325,8 +322,9 @@ class RowLinks:
             if link.unsent:
                 self._watch(link)
 
-    def _note_welcome(self, link: RowLink) -> None:
-        if link.is_welcome:
+    def _receive(self, link: RowLink) -> None:
+        link.receive(self._take)
+        if link.is_dialled and link.is_welcome:
             self._onward[link.node_id] = link
 
     def _watch(self, link: RowLink) -> None:

@@ -7,10 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.settings import InferenceSettings
-from tests.engine_world import PROMPT, Route, Stage, logits_of, split
-from tests.random_models import tiny_llama
+from tests.engine_world import PROMPT, Route, logits_of, two_stages
 
 ANSWER, NEXT = [70, 71, 72, 73], [80, 81, 82, 83, 84]
 WASTE = [90, 91, 92, 93, 94, 95, 96, 97]
@@ -28,13 +25,7 @@ async def first_turn(route: Route) -> int:
 async def test_a_prompt_that_starts_in_kept_kv_gives_the_numbers_of_a_cold_start_in_the_same_chunks(
     tmp_path: Path,
 ) -> None:
-    model = split(tiny_llama(tmp_path / "tiny.gguf"), 2, tmp_path / "cache")
-    engine = EngineProcess(InferenceSettings(threads=1))
-    try:
-        await engine.start()
-        stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
-        for stage in stages:
-            await stage.load()
+    async with two_stages(tmp_path) as stages:
         warm, cold = Route(stages), Route(stages)
         for cut in (0, 3):  # the whole first turn in common, and all but its last three tokens
             end = await first_turn(warm)
@@ -49,5 +40,3 @@ async def test_a_prompt_that_starts_in_kept_kv_gives_the_numbers_of_a_cold_start
             assert frame.message.tokens == cold_frame.message.tokens
             cold.forget()
             cold = Route(stages)
-    finally:
-        await engine.close()

@@ -10,13 +10,10 @@ import pytest
 from shardnet.coordinator.pipeline import Generation, GenerationSpec
 from shardnet.coordinator.planning import Route as Pipeline
 from shardnet.coordinator.speculation import ModelSpeculation, Speculator
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.settings import InferenceSettings
 from shardnet.messages import ExecuteTask, Sampling, StageRef
 from shardnet.steps import TaskResult
 from tests.coordinator_world import node_id
-from tests.engine_world import OPTIONS, Route, Stage, split
-from tests.random_models import tiny_llama
+from tests.engine_world import OPTIONS, Route, two_stages
 
 PROMPT = [40, 41, 42, 43, 40, 41, 42, 43, 40, 41]
 SAMPLINGS = [Sampling(), Sampling(temperature=0.9, seed=7), Sampling(repeat_penalty=1.3)]
@@ -53,13 +50,7 @@ async def answer(route: Route, sampling: Sampling, model: ModelSpeculation | Non
 
 @pytest.mark.timeout(60)
 async def test_the_engine_gives_the_same_tokens_in_fewer_steps(tmp_path: Path) -> None:
-    model = split(tiny_llama(tmp_path / "tiny.gguf"), 2, tmp_path / "cache")
-    engine = EngineProcess(InferenceSettings(threads=1))
-    try:
-        await engine.start()
-        stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
-        for stage in stages:
-            await stage.load()
+    async with two_stages(tmp_path) as stages:
         for sampling in SAMPLINGS:
             plain, plain_steps = await answer(Route(stages), sampling, None)
             speculation = ModelSpeculation(6, 1, 4, plain_s=0.01, row_s=0.0001)
@@ -67,5 +58,3 @@ async def test_the_engine_gives_the_same_tokens_in_fewer_steps(tmp_path: Path) -
             assert found == plain
             assert speculation.proposed > 0
             assert steps == plain_steps - speculation.accepted
-    finally:
-        await engine.close()
