@@ -24,6 +24,7 @@ from shardnet.errors import RemoteProtocolError
 from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
 from shardnet.inference.steps import ROW_BYTES, TOKEN
 from shardnet.messages import MESSAGES
+from shardnet.mutual_tls import mutual_context
 from shardnet.steps import MAX_STAGES, NEXT_STEP, TIMING, NextStep
 from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer
 
@@ -175,7 +176,7 @@ class RowLinks:
         self._tell = tell
         self._lost = lost
         self._wake = wake
-        self._contexts: dict[int, ssl.SSLContext] = {}
+        self._contexts: dict[bool, ssl.SSLContext] = {}  # by whether we dial
         self._links: dict[int, RowLink] = {}  # by file descriptor
         self._onward: dict[str, RowLink] = {}  # by node id, those that rows may go over
         self._met: SimpleQueue[_Met | _NotMet] = SimpleQueue()
@@ -233,21 +234,16 @@ class RowLinks:
         self._wake()
 
     def _context(self, is_dialled: bool) -> ssl.SSLContext:
-        side = ssl.PROTOCOL_TLS_CLIENT if is_dialled else ssl.PROTOCOL_TLS_SERVER
-        if side not in self._contexts:
-            if self._membership is None:
+        if is_dialled not in self._contexts:
+            member = self._membership
+            if member is None:
                 raise ConnectionRefusedError("this engine makes no links")
-            context = ssl.SSLContext(side)
-            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
-            context.check_hostname = False  # nodes have no names; the key says who it is
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(cadata=self._membership.authority)
-            context.load_cert_chain(self._membership.certificate, self._membership.key)
+            context = mutual_context(
+                is_server=not is_dialled, authority=member.authority, certificate=member.certificate, key=member.key
+            )
             context.set_alpn_protocols([ROWS])
-            if not is_dialled:
-                context.num_tickets = 0
-            self._contexts[side] = context
-        return self._contexts[side]
+            self._contexts[is_dialled] = context
+        return self._contexts[is_dialled]
 
     def take_met(self) -> None:
         """Tell the daemon of connections whose handshake is done."""

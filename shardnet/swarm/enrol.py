@@ -16,6 +16,7 @@ from shardnet.errors import PeerRefused, RemoteProtocolError, SettingsError, Unr
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import Address
+from shardnet.mutual_tls import modern
 from shardnet.swarm import authority
 from shardnet.swarm.addresses import write_coordinator_addresses
 from shardnet.swarm.enrol_lines import (
@@ -39,7 +40,7 @@ from shardnet.swarm.identity import (
     open_swarm,
     read_or_make_key,
 )
-from shardnet.swarm.tls import alert_reason, modern
+from shardnet.swarm.tls import alert_reason
 from shardnet.swarm.tokens import JoinToken
 
 log = get("swarm")

@@ -14,6 +14,7 @@ from shardnet.errors import PeerRefused, RemoteProtocolError, ShardnetError
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import Address, ErrorInfo
+from shardnet.mutual_tls import modern
 from shardnet.swarm import authority
 from shardnet.swarm.acceptor import TlsAcceptor
 from shardnet.swarm.addresses import HostPort, open_listening_socket, read_coordinator_addresses
@@ -30,7 +31,6 @@ from shardnet.swarm.enrol_lines import (
 from shardnet.swarm.home import Home, read_records, write_records
 from shardnet.swarm.identity import Identity, SwarmIdentity, add_member
 from shardnet.swarm.records import INVITES, REVOCATIONS, spend
-from shardnet.swarm.tls import modern
 
 MAX_AT_ONCE = 32
 

@@ -6,6 +6,7 @@ import ssl
 from weakref import WeakKeyDictionary
 
 from shardnet.errors import PeerRefused, RemoteProtocolError
+from shardnet.mutual_tls import mutual_context
 from shardnet.swarm.authority import node_id_of_certificate
 from shardnet.swarm.identity import Identity
 
@@ -19,34 +20,25 @@ _CLIENT: WeakKeyDictionary[Identity, ssl.SSLContext] = WeakKeyDictionary()
 def server_context(identity: Identity) -> ssl.SSLContext:
     """Returns: the accepting side: only members of the swarm get through the handshake. Made once per identity; reads two files then."""
     if identity not in _SERVER:
-        _SERVER[identity] = _mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), identity)
+        _SERVER[identity] = _mutual(identity, is_server=True)
     return _SERVER[identity]
 
 
 def client_context(identity: Identity) -> ssl.SSLContext:
     """Returns: the dialling side, which shows its certificate and accepts members of the swarm only. Made once per identity."""
     if identity not in _CLIENT:
-        _CLIENT[identity] = _mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), identity)
+        _CLIENT[identity] = _mutual(identity, is_server=False)
     return _CLIENT[identity]
 
 
-def _mutual(context: ssl.SSLContext, identity: Identity) -> ssl.SSLContext:
-    modern(context)
-    context.check_hostname = False  # nodes have no names; the key says who it is
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=identity.swarm.ca_pem.decode())
+def _mutual(identity: Identity, *, is_server: bool) -> ssl.SSLContext:
     identity.key_pem()  # refuses a key file that others can read
-    context.load_cert_chain(identity.certificate_path, identity.key_path)
-    return context
-
-
-def modern(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Returns: the context, for TLS 1.3 alone. Without session tickets: links live long, and each ticket would be two more writes."""
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.maximum_version = ssl.TLSVersion.TLSv1_3
-    if context.protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0
-    return context
+    return mutual_context(
+        is_server=is_server,
+        authority=identity.swarm.ca_pem.decode(),
+        certificate=identity.certificate_path,
+        key=identity.key_path,
+    )
 
 
 def peer_node_id(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:

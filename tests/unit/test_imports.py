@@ -11,7 +11,20 @@ import shardnet
 
 ROOT = Path(shardnet.__file__).parent
 
-GROUND = {"ids", "errors", "files", "shards", "manifest", "steps", "messages", "wire", "settings", "log", "lifecycle"}
+GROUND = {
+    "ids",
+    "errors",
+    "files",
+    "shards",
+    "manifest",
+    "steps",
+    "messages",
+    "wire",
+    "settings",
+    "log",
+    "lifecycle",
+    "mutual_tls",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "errors": set(),
@@ -23,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wire": {"errors", "shards"},
     "settings": {"errors"},
     "log": set(),
+    "mutual_tls": set(),
     "lifecycle": {"errors", "log"},
     "inference": GROUND,
     "dht": GROUND - {"messages", "wire"},
