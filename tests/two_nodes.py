@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from shardnet.bench.netem import Relays
 from shardnet.demo.processes import LocalSwarm
 from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.messages import Address
 from tests.random_models import tiny_llama
 
 
@@ -28,18 +31,32 @@ class Halves:
     cache: Path
     folder: Path
 
-    def serve(self, swarm: LocalSwarm) -> None:
-        """Start everything, and wait until the model is served."""
+    def serve(self, swarm: LocalSwarm, relays: Relays | None = None) -> None:
+        """Start everything, and wait until the model is served.
+
+        Args:
+            relays: slow links, one to each node and one to the coordinator.
+        """
         self.start_coordinator(swarm)
+        join = None if relays is None else relays.add(Address(host="127.0.0.1", port=swarm.listen_port))
         for index in range(2):
-            self.start_node(swarm, index)
+            if relays is None or join is None:
+                self.start_node(swarm, index)
+                continue
+            listen = Address(host="127.0.0.1", port=free_port())
+            self.start_node(
+                swarm,
+                index,
+                *("--coordinator", str(join), "--listen", str(listen)),
+                env={"SHARDNET_NODE__ADVERTISE": str(relays.add(listen))},
+            )
         swarm.wait_ready(60)
 
     def start_coordinator(self, swarm: LocalSwarm, *arguments: str) -> None:
         """Start the coordinator; also once more, when it was killed."""
         swarm.start_coordinator("--models-cache", str(self.cache), "--stages", "2", *arguments)
 
-    def start_node(self, swarm: LocalSwarm, index: int) -> None:
+    def start_node(self, swarm: LocalSwarm, index: int, *arguments: str, env: dict[str, str] | None = None) -> None:
         """Start `node-0` or `node-1`; also once more, when it was killed. It has its own half and no other."""
         own = swarm.folder / f"node-{index}"
         target = own / "shards" / self.folder.name
@@ -47,7 +64,16 @@ class Halves:
             target.mkdir(parents=True)
             for name in (f"shard-{index}.gguf", "tokenizer.gguf", "manifest.json"):
                 os.link(self.folder / name, target / name)
-        swarm.start_node(f"node-{index}", own, "--shard", f"{self.name}:{index}", "--threads", "1")
+        shard = ("--shard", f"{self.name}:{index}")
+        swarm.start_node(f"node-{index}", own, *shard, "--threads", "1", *arguments, env=env)
+
+
+def free_port() -> int:
+    """Returns: a TCP port that nobody listens on now: where a relay has to know it before the node is there."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def halve(whole: Path, name: str, cache: Path) -> Halves:

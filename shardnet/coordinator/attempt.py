@@ -1,8 +1,8 @@
 """One try of a request along one route, with one sequence on its stages: which step goes out next, and what is under way. Sans-I/O.
 
 Prompt chunks go ahead of their answers. The last chunk, and each decode step, offers the stages to go on by themselves until the answer is long
-enough (`ExecuteTask.ahead`); where they do not, each token is a step of its own. With speculation each is: it may propose more tokens than the one
-it brings, and the last stage says how many of them it would have sampled itself.
+enough (`ExecuteTask.ahead`); where they do not, each token is a step of its own. With speculation, proposed tokens may follow a decode step as
+steps of their own, before it is known whether they are right; a run that is under way ends where such a step begins.
 
 Knows nothing of why a try begins or ends, nor of what follows it.
 """
@@ -67,15 +67,19 @@ class Attempt:
         self._make_id = make_id
         self._in_flight: dict[str, float] = {}
         self._sent_to = n_reused  # tokens handed to the route so far: positions [0, sent_to)
-        self._lone: tuple[str, int] | None = (
-            None  # a decode step that alone is in flight, and how many tokens it proposes
+        self._drafts: list[int] = []  # proposed tokens under way, behind all that are known
+        self._first = ""  # the command that the first of them stands behind
+        self._has_window = False  # the rows under way began with proposals
+        self._answered_s = 0.0
+        self._run = ""  # the command whose run has brought its first token
+        self._rejected = (
+            False  # KV of a refuted proposal, or of a run that was left, is to be dropped by the step in flight
         )
-        self._rejected = False  # KV of a refuted proposal is to be dropped by the step in flight
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
     def next_steps(self, at_s: float) -> list[Send]:
-        """Hand over what is not handed over yet, as far as the window goes.
+        """Hand over what is not handed over yet, as far as the window goes, and propose what pays.
 
         The prompt goes in chunks. A replayed answer goes token by token, as it came into being (llama.cpp's numbers depend on how many rows a batch
         has), but without waiting in between: the rebuilt sequence is the same to the bit.
@@ -84,40 +88,76 @@ class Attempt:
         window = 2 * len(self.route.stages) + 2
         total, chunk, n_prompt = len(self._tokens), self.route.options.n_batch, self._n_prompt
         while self._sent_to < total and len(self._in_flight) < window:
-            end = min(n_prompt, self._sent_to + chunk) if self._sent_to < n_prompt else self._sent_to + 1
-            count = end - self._sent_to
-            command_id = self._make_id()
-            update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}
-            if end < total:
-                update |= {"sample_from": None, "sampling": None}
-            else:
-                update["sample_from"] = count - 1
-                if self._speculator is None:
-                    update["ahead"] = self._n_missing - 1
-            rows = self._tokens[self._sent_to : end]
-            if self._speculator is not None and self._sent_to >= n_prompt and end == total and not self._in_flight:
-                rows.extend(self._draft(self._speculator))
-                count = len(rows)
-                self._lone = command_id, count - 1
-            if count > 1:
-                update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
-            message = self._template.model_copy(update=update)
-            sends.append(Send(self.route.stages[0].node_id, message, rows.tobytes()))
-            self._in_flight[command_id] = at_s
-            self._sent_to = end
+            is_answer = self._sent_to >= n_prompt
+            end = self._sent_to + 1 if is_answer else min(n_prompt, self._sent_to + chunk)
+            if is_answer and end == total and not self._in_flight:
+                return self._decode(self._propose(), at_s)
+            sends.append(self._step(self._tokens[self._sent_to : end], at_s, is_last=end == total))
+        if self._has_window and self._in_flight:
+            sends += self._propose_more(at_s)
         return sends
+
+    def leave_run(self, at_s: float) -> list[Send]:
+        """A run brought a token. Returns: the steps that go on in its place, if it pays to propose tokens now.
+
+        The stages end a run when another step of its sequence comes; what they computed for it in the meantime is dropped by the position rule.
+        """
+        drafts = self._propose() if self._run and len(self._in_flight) == 1 else []
+        if not drafts:
+            return []
+        self._in_flight.clear()
+        self._run = ""
+        self._sent_to = len(self._tokens) - 1
+        self._rejected = True
+        return self._decode(drafts, at_s)
+
+    def _decode(self, drafts: list[int], at_s: float) -> list[Send]:
+        """The last token's step, which alone is missing, and proposals behind it."""
+        self._has_window = bool(drafts)
+        sends = [self._step(self._tokens[self._sent_to :], at_s, is_last=True, goes_on=not drafts)]
+        if drafts:
+            self._first = sends[0].message.command_id  # type: ignore[union-attr]
+        return sends + self._add_drafts(drafts, at_s)
+
+    def _add_drafts(self, drafts: list[int], at_s: float) -> list[Send]:
+        self._drafts += drafts
+        return [self._step(array("i", (token,)), at_s, is_last=True, goes_on=False) for token in drafts]
+
+    def _step(self, rows: array[int], at_s: float, *, is_last: bool, goes_on: bool = True) -> Send:
+        """Hand over the next tokens. `is_last`: one is sampled behind them; `goes_on`: the stages may make a run of it."""
+        command_id, count = self._make_id(), len(rows)
+        update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}
+        if not is_last:
+            update |= {"sample_from": None, "sampling": None}
+        else:
+            update |= {"sample_from": count - 1, "ahead": self._n_missing - 1 if goes_on else 0}
+        if count > 1:
+            update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
+        self._in_flight[command_id] = at_s
+        self._sent_to += count
+        return Send(self.route.stages[0].node_id, self._template.model_copy(update=update), rows.tobytes())
 
     @property
     def _n_missing(self) -> int:
         return self.limit - (len(self._tokens) - self._n_prompt)
 
-    def _draft(self, speculator: Speculator) -> list[int]:
-        """Returns: tokens that the next step proposes. The step's own token stands before them; its answer must not pass the limit."""
-        most = min(self._n_missing, self.route.options.n_batch) - 1
-        draft = speculator.propose(self._tokens, most)
-        ends = (index for index, token in enumerate(draft, 1) if self._is_end(token))
-        del draft[next(ends, len(draft)) :]
-        return draft
+    def _propose(self) -> list[int]:
+        """Returns: tokens to propose behind the last one."""
+        if self._speculator is None:
+            return []
+        return self._without_ends(self._speculator.propose(self._tokens, self._n_missing - 1))
+
+    def _propose_more(self, at_s: float) -> list[Send]:
+        if self._speculator is None:
+            return []
+        text, count = self._tokens + array("i", self._drafts), len(self._drafts)
+        drafts = self._speculator.propose_more(text, count, self._n_missing - 1 - count)
+        return self._add_drafts(self._without_ends(drafts), at_s)
+
+    def _without_ends(self, drafts: list[int]) -> list[int]:
+        """Nothing follows a token that ends the answer."""
+        ends = (index for index, token in enumerate(drafts) if self._is_end(token))
+        return drafts[: next(ends, len(drafts))]
 
     # -- answers -------------------------------------------------------------------------------------------------------------
 
@@ -132,22 +172,40 @@ class Attempt:
     def goes_on(self, command_id: str, at_s: float) -> None:
         """The stages go on with the run of this step by themselves: another answer will come."""
         self._in_flight[command_id] = at_s
+        self._run = command_id
 
     def oldest_s(self) -> float | None:
         """Returns: since when the oldest step is under way; None if there is none."""
         return next(iter(self._in_flight.values()), None)
 
-    def check_draft(self, result: TaskResult, seconds: float) -> None:
-        """Rows of a proposal that agreed are in the KV already; what stands behind them the next step drops."""
+    def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
+        """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
+        before_s, self._answered_s = self._answered_s, at_s
         self._rejected = False
-        if self._lone is None or self._lone[0] != result.command_id or self._speculator is None:
+        if self._speculator is None or not result.tokens:
             return
-        n_drafts, self._lone = self._lone[1], None
-        self._speculator.answered(n_drafts, len(result.tokens), seconds)
-        if n_drafts and result.tokens:
-            agreed = min(n_drafts, len(result.tokens) - 1)
-            self._sent_to += agreed
-            self._rejected = agreed < n_drafts
+        model = self._speculator.model
+        if self._run == result.command_id:
+            self._run = ""
+            model.ran(at_s - sent_at_s)
+        elif self._first == result.command_id:
+            model.started(at_s - sent_at_s)
+        elif self._has_window:
+            if (
+                model.start_s is None or before_s - sent_at_s > model.start_s / 2
+            ):  # else it says how long it takes to get here
+                model.followed(at_s - before_s)
+        elif not result.ahead and result.position > self._n_prompt:  # stages that make no runs
+            model.ran(at_s - sent_at_s)
+        if not self._drafts:
+            return
+        is_right = self._drafts.pop(0) == result.tokens[0]
+        self._speculator.judged(is_right=is_right)
+        if not is_right:  # what is under way is in vain: the next step goes back to here
+            self._drafts.clear()
+            self._in_flight.clear()
+            self._sent_to = len(self._tokens)
+            self._rejected = True
 
     def settle(self) -> None:
         """What is in `tokens` now has its KV on every stage: one more is about to come."""
@@ -163,7 +221,8 @@ class Attempt:
         """A step failed: no answer to the others is wanted either. Returns: True if a refuted proposal was about to be dropped."""
         rejected, self._rejected = self._rejected, False
         self._in_flight.clear()
-        self._lone = None
+        self._drafts.clear()
+        self._has_window, self._run = False, ""
         self.n_settled = 0
         return rejected
 

@@ -229,18 +229,21 @@ class Generation:
         if result.ahead and not result.tokens:
             self.fail(RemoteProtocolError("a stage goes on with a run, and has nothing to go on with"))
             return
+        if len(result.tokens) > 1:
+            self.fail(RemoteProtocolError(f"a stage sampled {len(result.tokens)} tokens in a step that asked for one"))
+            return
         if result.tokens and result.position != len(self.tokens):
             self.fail(
                 RemoteProtocolError(f"a stage sampled position {result.position}, where {len(self.tokens)} was next")
             )
             return
+        attempt.take_answer(result, sent_at_s, at_s)
         if result.ahead:
             attempt.goes_on(result.command_id, at_s)
-        attempt.check_draft(result, at_s - sent_at_s)
-        for token, logprobs in _with_logprobs(result):
+        for token in result.tokens:
             attempt.settle()
             self.tokens.append(token)
-            self.emitted.append(Emitted(token, logprobs))
+            self.emitted.append(Emitted(token, result.logprobs[0] if result.logprobs else ()))
             if self._ends(token):
                 self.stop("stop")
                 return
@@ -250,6 +253,7 @@ class Generation:
         self._setbacks.step_answered(has_token=bool(result.tokens))
         if result.ahead:
             attempt.catch_up()
+            self._sends += attempt.leave_run(at_s)
         else:
             self._sends += attempt.next_steps(at_s)
         if self.n_generated > 1:
@@ -316,9 +320,3 @@ class Generation:
     def _abandon(self) -> None:
         """Nothing that is under way is wanted; free the sequence on every stage."""
         self._sends = self._attempt.abandon() if self._attempt is not None else []
-
-
-def _with_logprobs(result: TaskResult) -> list[tuple[int, tuple[TokenLogprob, ...]]]:
-    if len(result.logprobs) == len(result.tokens):
-        return list(zip(result.tokens, result.logprobs, strict=True))
-    return [(token, ()) for token in result.tokens]

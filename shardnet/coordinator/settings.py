@@ -100,11 +100,11 @@ class SpeculationSettings(Section):
     """Proposing tokens that stood in the prompt or the answer before, and checking several in one step."""
 
     enabled: bool = Field(default=False, description="propose tokens; a request can turn it off for itself")
-    max_draft: int = Field(default=8, ge=1, le=64, description="most tokens proposed in one step")
+    max_draft: int = Field(default=15, ge=1, le=64, description="most tokens proposed in one step")
     min_ngram: int = Field(
         default=2, ge=1, le=16, description="shortest run of tokens that must have stood there before"
     )
-    max_ngram: int = Field(default=4, ge=1, le=16, description="longest run of tokens that is looked up, and first")
+    max_ngram: int = Field(default=8, ge=1, le=16, description="longest run of tokens that is looked up, and first")
     max_streams: int = Field(
         default=1, ge=1, le=256, description="propose only while a model has so many requests in progress or fewer"
     )

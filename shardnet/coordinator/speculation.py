@@ -1,27 +1,36 @@
 """Speculation without a draft model: what is proposed, how much of it, and when it is not worth it. Pure.
 
-A text that repeats itself foretells itself: where the last few tokens stood before, what followed then is proposed now. One step carries the last
-token and the proposal; the last stage samples row after row while they agree. Source: A. Saxena, "Prompt Lookup Decoding" (2023).
+A text that repeats itself foretells itself: where the last few tokens stood before, what followed then is proposed now. Source: A. Saxena, "Prompt
+Lookup Decoding" (2023). The proposed tokens follow the last one through the stages row by row, each as if it were known to be right, and fill
+stages and links that would stand idle; what comes out of each row tells whether the next one was right. So every row is computed as it would be
+without speculation, and the answer is the same to the bit (docs/decisions/0005-rows-in-flight.md).
 
-The cost model: a step of one row takes `T`, each further row `e` seconds more (both measured where the answers arrive, links included). If a
-proposed token is right with probability `p` after one that was right, a step with `k` of them yields (1 - p^(k+1)) / (1 - p) tokens in T + k e
-seconds. The `k` with the most tokens per second is taken; if none beats k = 0 by `MARGIN`, nothing is proposed, but for a probe now and then.
+The cost model: while nothing is proposed the stages go on by themselves (`ExecuteTask.ahead`), and a token takes `run_s`. With proposals the
+coordinator gets the first token after `start_s`, and each further one `row_s` later, as long as the proposals are right. All three are measured where
+the answers arrive, links included. A proposed token is right with probability `p`, measured for each length of the run that stood there before: long
+ones seldom mislead. So n = p / (1 - p) are right on average, and it pays if (n + 1) / (start_s + n row_s) beats 1 / run_s by `MARGIN`. Where that is
+not known, or not so, there is a probe now and then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MARGIN = 1.05
-PROBE_ROWS = 2
 FIRST_PROBE, LAST_PROBE = 16, 256
-"""Chances to propose that are let pass before a probe; doubled with each probe that is refuted."""
+"""Chances to propose that are let pass before a probe; doubled with each probe that is refuted at once."""
+PROBE_ROWS = 2
 KEEP = 0.9
-"""What weight an observation keeps with the next one: some ten steps are remembered."""
-PRIOR_RIGHT, PRIOR_TRIED = 1.0, 2.0
+"""What weight an observation keeps with the next one: some ten are remembered."""
+PRIOR_TRIED = 2.0
+"""What is presumed of proposals behind n tokens that stood there before weighs as much as so many that were seen: n of n + `DOUBT` are right."""
+DOUBT = 2
+HOPELESS = 0.1
+"""A token is not proposed if it, and all before it, are right with less than this probability."""
 MOST_OUTLIER = 4.0
-"""A step that took longer than so many usual ones (a prompt of somebody else was before it) counts as so many."""
+"""What took longer than so many usual times (a prompt of somebody else was before it) counts as so many."""
 INDEX_AT_ONCE = 1024
 """Tokens that one call takes into the index, so that a long prompt does not hold up the event loop."""
 
@@ -44,8 +53,8 @@ class NgramIndex:
         self._indexed = max(self._indexed, end)
         return end == len(tokens)
 
-    def find(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Returns: up to `count` tokens that followed the longest known end of `tokens`, its latest place; empty if there is none.
+    def find(self, tokens: Sequence[int], count: int) -> tuple[int, list[int]]:
+        """Returns: the length of the longest known end of `tokens`, and `count` tokens that followed it at its latest place; 0 if none is known.
 
         Where that place runs into the end of the text, the text is taken to go on repeating itself.
         """
@@ -54,8 +63,8 @@ class NgramIndex:
                 start = self._after.get(tuple(tokens[len(tokens) - size :]))
                 if start is not None:
                     period = len(tokens) - start
-                    return [tokens[start + index % period] for index in range(count)]
-        return []
+                    return size, [tokens[start + index % period] for index in range(count)]
+        return 0, []
 
 
 @dataclass(slots=True)
@@ -63,9 +72,10 @@ class ModelSpeculation:
     """What all requests of one model know together.
 
     Attributes:
+        max_draft: most proposed tokens that are under way.
         rewindable: False once the model's state could not be taken back: nothing is proposed ever after.
-        streams: requests in progress; beyond `max_streams` nothing is proposed, since steps of equal size run as one batch.
-        plain_s, row_s: T and e of the cost model; None: not measured yet.
+        streams: requests in progress; beyond `max_streams` nothing is proposed, since they fill the stages themselves.
+        run_s, start_s, row_s: the cost model's; None: not measured yet.
     """
 
     max_draft: int
@@ -74,37 +84,43 @@ class ModelSpeculation:
     max_streams: int = 1
     rewindable: bool = True
     streams: int = 0
-    plain_s: float | None = None
+    run_s: float | None = None
+    start_s: float | None = None
     row_s: float | None = None
     proposed: int = 0
     accepted: int = 0
 
-    def measured(self, n_drafts: int, seconds: float) -> None:
-        """A step with so many proposed tokens took so long."""
-        if n_drafts == 0:
-            self.plain_s = _mixed(self.plain_s, seconds)
-        elif self.plain_s is not None:
-            self.row_s = _mixed(self.row_s, max(0.0, seconds - self.plain_s) / n_drafts, floor=self.plain_s / 8)
+    def ran(self, seconds: float) -> None:
+        """A token of a run took so long."""
+        self.run_s = _mixed(self.run_s, seconds)
 
-    def best_draft(self, right: float) -> int:
-        """Returns: how many tokens to propose, if each is right with probability `right`; 0 where it does not pay."""
-        if self.plain_s is None or self.row_s is None:
-            return 0
-        best, most = 0, MARGIN / self.plain_s
-        chance, expected = 1.0, 1.0
-        for count in range(1, self.max_draft + 1):
-            chance *= right
-            expected += chance
-            rate = expected / (self.plain_s + count * self.row_s)
-            if rate > most:
-                best, most = count, rate
-        return best
+    def started(self, seconds: float) -> None:
+        """The first row of proposals was answered after so long."""
+        self.start_s = _mixed(self.start_s, seconds)
+
+    def followed(self, seconds: float) -> None:
+        """A row behind another one was answered so much later."""
+        self.row_s = _mixed(self.row_s, seconds)
+
+    def pays(self, right: float) -> bool:
+        """True if proposals that are right with this probability are known to be quicker than a run."""
+        if self.run_s is None or self.start_s is None or self.row_s is None:
+            return False
+        n = min(self.max_draft, right / (1 - right)) if right < 1 else self.max_draft
+        return (n + 1) * self.run_s > MARGIN * (self.start_s + n * self.row_s)
+
+    def depth(self, right: float) -> int:
+        """Returns: how many proposed tokens to have under way: enough to fill the pipeline, without hopeless ones."""
+        depth = self.max_draft
+        if self.start_s is not None and self.row_s:
+            depth = min(depth, math.ceil(self.start_s / self.row_s))
+        if right < 1:
+            depth = min(depth, math.floor(math.log(HOPELESS) / math.log(right)) if right > HOPELESS else 1)
+        return max(1, depth)
 
 
-def _mixed(old: float | None, new: float, floor: float = 0.0) -> float:
-    if old is None:
-        return new
-    return KEEP * old + (1 - KEEP) * min(new, MOST_OUTLIER * max(old, floor))
+def _mixed(old: float | None, new: float) -> float:
+    return new if old is None else KEEP * old + (1 - KEEP) * min(new, MOST_OUTLIER * old)
 
 
 @dataclass(slots=True)
@@ -118,11 +134,13 @@ class Speculator:
     model: ModelSpeculation
     proposed: int = 0
     accepted: int = 0
-    _right: float = PRIOR_RIGHT
-    _tried: float = PRIOR_TRIED
+    _seen: dict[int, tuple[float, float]] = field(
+        default_factory=dict
+    )  # (right, tried) behind n tokens that were found
+    _n_found: int = 0
     _passed: int = 0
     _probe_after: int = FIRST_PROBE
-    _probing: bool = False
+    _is_probe: bool = False
     _index: NgramIndex = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,33 +151,53 @@ class Speculator:
         model = self.model
         if not model.rewindable or not self._index.catch_up(tokens):
             return []
-        if most < 1 or model.plain_s is None or model.streams > model.max_streams:
-            return []  # a plain step is measured first
-        found = self._index.find(tokens, min(most, model.max_draft))
+        if most < 1 or model.run_s is None or model.streams > model.max_streams:
+            return []  # what a token of a run takes is measured first
+        self._n_found, found = self._index.find(tokens, most)
         if not found:
             return []
-        count = model.best_draft(self._right / self._tried)
-        self._probing = count == 0
-        if self._probing:
+        right = self._right
+        count = model.depth(right)
+        self._is_probe = not model.pays(right)
+        if self._is_probe:
             self._passed += 1
             if model.row_s is not None and self._passed < self._probe_after:
                 return []
-            count = PROBE_ROWS
+            count = max(count, PROBE_ROWS)
         self._passed = 0
-        return found[:count]
+        return self._note(found[:count])
 
-    def answered(self, n_drafts: int, n_tokens: int, seconds: float) -> None:
-        """A decode step with `n_drafts` proposed tokens gave `n_tokens` in `seconds`, none of which waited for anything else of this request."""
-        self.model.measured(n_drafts, seconds)
-        if n_drafts == 0:
-            return
-        right = min(n_drafts, max(0, n_tokens - 1))
-        tried = min(n_drafts, right + 1)  # what stands behind a wrong one says nothing
-        self._right = KEEP * self._right + right
-        self._tried = KEEP * self._tried + tried
-        self.proposed += n_drafts
-        self.accepted += right
-        self.model.proposed += n_drafts
-        self.model.accepted += right
-        if self._probing:
-            self._probe_after = FIRST_PROBE if right == n_drafts else min(LAST_PROBE, 2 * self._probe_after)
+    def propose_more(self, tokens: Sequence[int], n_drafts: int, most: int) -> list[int]:
+        """Returns: what may come behind `tokens`, the last `n_drafts` of which are proposals under way; `most` tokens at most."""
+        model = self.model
+        missing = min(most, model.depth(self._right) - n_drafts)
+        if missing < 1 or self._is_probe or model.streams > model.max_streams:
+            return []
+        _, found = self._index.find(tokens, missing)
+        return self._note(found)
+
+    def judged(self, *, is_right: bool) -> None:
+        """The oldest proposal was found right or wrong."""
+        right, tried = self._known()
+        self._seen[self._n_found] = KEEP * right + is_right, KEEP * tried + 1
+        if is_right:
+            self.accepted += 1
+            self.model.accepted += 1
+            self._n_found = min(self._n_found + 1, self.model.max_ngram)
+        if self._is_probe:
+            self._probe_after = FIRST_PROBE if is_right else min(LAST_PROBE, 2 * self._probe_after)
+
+    def _note(self, found: list[int]) -> list[int]:
+        self.proposed += len(found)
+        self.model.proposed += len(found)
+        return found
+
+    @property
+    def _right(self) -> float:
+        right, tried = self._known()
+        return right / tried
+
+    def _known(self) -> tuple[float, float]:
+        """Returns: proposals behind as many tokens as were found last: right ones, and all."""
+        presumed = PRIOR_TRIED * self._n_found / (self._n_found + DOUBT)
+        return self._seen.get(self._n_found, (presumed, PRIOR_TRIED))

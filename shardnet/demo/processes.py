@@ -134,10 +134,11 @@ class LocalSwarm:
         self.wait_for(lambda: self._api_answers(), 30, "the coordinator's API")
         return process
 
-    def start_node(self, name: str, models_cache: Path, *arguments: str) -> Process:
-        """Start a node that joins this swarm's coordinator."""
+    def start_node(self, name: str, models_cache: Path, *arguments: str, env: dict[str, str] | None = None) -> Process:
+        """Start a node that joins this swarm's coordinator, on a free port where `arguments` name none."""
+        listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
         return self.start(
-            name, "node", "--name", name, "--listen", "127.0.0.1:0", "--models-cache", str(models_cache), *arguments
+            name, "node", "--name", name, *listen, "--models-cache", str(models_cache), *arguments, env=env
         )
 
     @property

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import EngineError, RemoteProtocolError, ShardnetError
+from shardnet.errors import EngineError, RefusedError, RemoteProtocolError, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
 from shardnet.inference.census import EngineCensus, share_of_cores
 from shardnet.inference.chains import Chains, Outcome, Task
@@ -200,7 +200,22 @@ class Worker:
             self._runs.begin(step)
         else:
             self._runs.end_others(step)
+        self._drop_superseded(step)
         self._queue(Task(0, step, tokens, hidden, arrived_s=time.perf_counter()))
+
+    def _drop_superseded(self, step: Step) -> None:
+        """A step goes back to where others of its sequence still wait: what they would compute is not wanted any more."""
+        stale = [
+            ticket
+            for ticket, (_, task) in self._waiting.items()
+            if task.step.sequence_id == step.sequence_id
+            and task.step.stage == step.stage
+            and task.step.position >= step.position
+            and task.step.command_id != step.command_id
+        ]
+        for ticket in stale:
+            _, task = self._waiting.pop(ticket)
+            self._fail(task.step.command_id, RefusedError("a later step of the sequence takes its place"))
 
     def _take_packets(self) -> bool:
         """Take the packets that are here: rows of runs, and connections for the engine's own links. Returns: False when there will be no more."""

@@ -92,6 +92,7 @@ class NodeDaemon:
         self._identity = identity
         self._directory: Directory | None = None
         self._listen_at = parse_host_port(node.listen, what="--listen")
+        self._advertised = parse_address(node.advertise, what="node.advertise") if node.advertise else None
         self._coordinator_at = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
         self._stopping = asyncio.Event()
         self._jobs = Jobs()
@@ -312,6 +313,8 @@ class NodeDaemon:
 
     def _listening_for(self, coordinator: Address) -> Address | None:
         """Returns: where the coordinator's other nodes can dial us; None if they cannot, and go through the coordinator."""
+        if self._advertised is not None:
+            return self._advertised
         assert self._listener is not None
         address = self._listener.address
         if is_wildcard(address.host):

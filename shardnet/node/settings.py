@@ -26,6 +26,10 @@ class NodeSection(Section):
     listen: str = Field(
         default="127.0.0.1:0", description="HOST:PORT for links of other nodes; port 0 takes any free one"
     )
+    advertise: str | None = Field(
+        default=None,
+        description="HOST:PORT at which other nodes reach `listen`, behind port forwarding; not set: where it listens",
+    )
     models_cache: Path = Field(default=Path("models_cache"), description="folder of the models' shards")
     shards: tuple[str, ...] = Field(
         default=(),
