@@ -54,7 +54,7 @@ from shardnet.inference.protocol import (
 )
 from shardnet.inference.row_links import RowLinks
 from shardnet.inference.runs import Row, Runs
-from shardnet.inference.steps import BEGINS_RUN, ROW_BYTES, ROW_LINK, Step, StepDone
+from shardnet.inference.steps import ROW_BYTES, ROW_LINK, Step, StepDone
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
@@ -196,7 +196,7 @@ class Worker:
         hidden: NDArray[np.float32] | None = None
         if step.n_embd:
             hidden = _array(frame.payloads[1], np.float32).reshape(step.n_tokens, step.n_embd)
-        if step.run == BEGINS_RUN:
+        if step.begins_run:
             self._runs.begin(step)
         else:
             self._runs.end_others(step)
@@ -270,7 +270,6 @@ class Worker:
         if isinstance(outcome.task.row, Row):
             self._runs.answer(outcome.task.row, outcome, began_s)
             return
-        begins_run = step.run == BEGINS_RUN
         payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
         self._send(
             StepDone(
@@ -278,7 +277,7 @@ class Worker:
                 position=step.position + (0 if step.sample_from is None else step.sample_from + 1),
                 tokens=tuple(outcome.tokens),
                 logprobs=tuple(outcome.logprobs),
-                ahead=(self._runs.begun if begins_run else self._go_ahead)(step, outcome.tokens),
+                ahead=(self._runs.begun if step.begins_run else self._go_ahead)(step, outcome.tokens),
                 queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
                 compute_us=outcome.compute_s * 1e6,
                 batch_tokens=outcome.batch_rows,

@@ -29,7 +29,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import NodeId, short
 from shardnet.inference.engine import Engine
-from shardnet.inference.steps import BEGINS_RUN, NO_RUN, TOKEN, RowDone, Step, StepDone
+from shardnet.inference.steps import TOKEN, RowDone, Step, StepDone
 from shardnet.log import get
 from shardnet.messages import (
     Address,
@@ -333,7 +333,7 @@ class TaskRunner:
                 task.return_logits and leg.following is None,
                 following.n_embd,
                 leg.sampling,
-                NO_RUN,
+                False,
                 leg.number,
             )
         else:
@@ -350,13 +350,13 @@ class TaskRunner:
                 return_logits=task.return_logits and leg.following is None,
                 n_embd=columns(task.tensors, "hidden"),
                 sampling=leg.sampling,
-                run=BEGINS_RUN if leg.takes_rows else NO_RUN,
+                begins_run=leg.takes_rows,
                 stage=leg.number,
                 source=leg.source,
                 onward=leg.onward.node_id,
                 stages=len(task.route),
             )
-        on_row = partial(self._row_done, flight) if step.run == BEGINS_RUN else None
+        on_row = partial(self._row_done, flight) if step.begins_run else None
         flight.sent_s = clock()
         self._engine.step(step, flight.payloads, partial(self._stepped, flight), on_row)
 

@@ -21,7 +21,7 @@ from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
 from shardnet.inference.row_links import KIND, MAX_HANDSHAKES, SILENCE_TIMEOUT_S, WELCOME, tune
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
+from shardnet.inference.steps import TOKEN, RowDone, StepDone
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Hello, StageRef, Welcome
 from shardnet.node.row_links import RowLinks
 from shardnet.steps import NEXT_STEP, NextStep
@@ -121,7 +121,7 @@ class Ring:
             node.engine.step(
                 step._replace(
                     command_id=self.command_id,
-                    run=BEGINS_RUN,
+                    begins_run=True,
                     stage=number,
                     source=self.nodes[number - 1].identity.node_id,
                     onward=following.identity.node_id,
