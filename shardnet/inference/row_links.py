@@ -14,7 +14,6 @@ import contextlib
 import select
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -26,12 +25,16 @@ from shardnet.inference.steps import ROW_BYTES, TOKEN
 from shardnet.messages import MESSAGES
 from shardnet.mutual_tls import mutual_context
 from shardnet.steps import MAX_STAGES, NEXT_STEP, TIMING, NextStep
+from shardnet.tcp import Patience, tune
 from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer
 
 WELCOME = b"\x01"
 CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 120
 """A link whose other end takes nothing for so long is over, and the node may be dialled anew: longer than an engine computes on a prompt."""
+PATIENCE = Patience(
+    idle_s=SILENCE_TIMEOUT_S // 4, interval_s=SILENCE_TIMEOUT_S // 12, unacknowledged_s=SILENCE_TIMEOUT_S
+)
 MAX_HANDSHAKES = 16
 """At a time, each of those that we and that others begin; whoever comes then is turned away, and goes through the daemons."""
 MAX_UNSENT_BYTES = 4 << 20
@@ -139,16 +142,6 @@ class RowLink:
         self._start, self._end = 0, len(left)
 
 
-def tune(sock: socket.socket) -> None:
-    """No waiting to fill packets, and a machine that vanished without a word is noticed."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_TIMEOUT_S // 4)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_TIMEOUT_S // 12)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_TIMEOUT_S)
-
-
 class RowLinks:
     """All row links of this engine.
 
@@ -219,7 +212,7 @@ class RowLinks:
             raw = connect()
             context = self._context(is_dialled)
             raw.settimeout(CONNECT_TIMEOUT_S)
-            tune(raw)
+            tune(raw, PATIENCE)
             tls = context.wrap_socket(raw, server_side=not is_dialled)
             if tls.selected_alpn_protocol() != ROWS:
                 raise ConnectionRefusedError("the other node does not take rows this way")

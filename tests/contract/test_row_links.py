@@ -19,7 +19,7 @@ from shardnet.errors import EngineCrashed, PeerLost, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
-from shardnet.inference.row_links import KIND, MAX_HANDSHAKES, SILENCE_TIMEOUT_S, WELCOME, tune
+from shardnet.inference.row_links import KIND, MAX_HANDSHAKES, PATIENCE, SILENCE_TIMEOUT_S, WELCOME
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import TOKEN, RowDone, StepDone
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Hello, StageRef, Welcome
@@ -29,6 +29,7 @@ from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.tls import client_context
+from shardnet.tcp import tune
 from shardnet.transport import Listener, listen
 from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer, Frame, encode
 from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step
@@ -401,7 +402,7 @@ async def test_a_source_that_sends_too_much_is_cut_and_its_run_hurt_alone(nodes:
 
 async def test_a_link_whose_other_end_vanished_ends_by_itself() -> None:
     with socket.socket() as link:
-        tune(link)
+        tune(link, PATIENCE)
         assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * SILENCE_TIMEOUT_S
 
 
