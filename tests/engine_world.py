@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from shardnet.ids import new_id
 from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
-from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import single_sequence_rows
 from shardnet.inference.protocol import Load
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.split import CutRequest, plan_split, split_model

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
 from shardnet.inference.grammar import Grammar
-from shardnet.inference.llama import LlamaContext, LlamaModel, Rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import Rows
 from shardnet.inference.protocol import Load
 from shardnet.inference.rows import Lane
 from shardnet.inference.sampling import lookback, pick, top_logprobs
