@@ -19,7 +19,7 @@ from shardnet.inference.steps import TOKEN, RowDone, StepDone
 from shardnet.messages import Sampling
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
+from tests.engine_world import PROMPT, Route, SplitModel, Stage, begin_run, make_step, split
 from tests.random_families import N_EMBD
 from tests.random_models import build_random_model
 
@@ -44,33 +44,10 @@ class RunOfStages:
 
     async def begin(self, prompt: list[int], sampling: Sampling | None = None) -> int:
         """Returns: the first token."""
-        hidden, frame = None, None
-        for number, shards in enumerate(self.cuts):
-            step, payloads = make_step(
-                self.model.model_id,
-                shards,
-                self.sequence_id,
-                0,
-                prompt,
-                hidden=hidden,
-                sample_from=len(prompt) - 1,
-                sampling=sampling if number == len(self.cuts) - 1 else None,
-            )
-            step = step._replace(command_id=self.command_id, begins_run=True, stage=number)
-            first: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
-
-            def take(answer: Frame[StepDone] | ShardnetError, first: Any = first) -> None:
-                first.put_nowait(answer)
-                if isinstance(answer, ShardnetError):
-                    self._done.put_nowait(answer)
-
-            self.engine.step(step, payloads, take, self._done.put_nowait)
-            answer = await first.get()
-            assert not isinstance(answer, ShardnetError)
-            frame = answer
-            hidden = hidden_of(frame)
-        assert frame is not None
-        return frame.message.tokens[0]
+        stages = [(self.engine, shards) for shards in self.cuts]
+        return await begin_run(
+            stages, self.model, self.sequence_id, self.command_id, prompt, self._done.put_nowait, sampling=sampling
+        )
 
     async def row(self, position: int, token: int, ahead: int = 9) -> RowDone:
         """Returns: what the last stage made of it. Raises: what a stage failed with."""
