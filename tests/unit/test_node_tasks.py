@@ -21,7 +21,7 @@ from shardnet.messages import (
     ShardOptions,
     StageRef,
 )
-from shardnet.node import tasks
+from shardnet.node import leaving
 from shardnet.node.legs import Flight
 from shardnet.node.tasks import TaskRunner
 from shardnet.node.timings import ShardTimes, StepTimes
@@ -637,7 +637,7 @@ async def test_a_run_whose_first_answer_was_under_way_when_the_coordinator_went_
 async def test_a_leaving_node_waits_for_a_run_however_long_its_rows_take(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "QUIET_S", 0.0)
+    monkeypatch.setattr(leaving, "QUIET_S", 0.0)
     world.accept(ahead=4)
     await world.engine.finish()
     draining = asyncio.create_task(world.runner.drain())
