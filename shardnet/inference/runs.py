@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
-from shardnet.inference.chains import Chains, Outcome, Task
+from shardnet.inference.chains import Chains
 from shardnet.inference.row_links import MAX_HEADER_BYTES, RowLink, RowLinks
 from shardnet.inference.rows import Lane
 from shardnet.inference.steps import ROW_BYTES, TOKEN, Step, pack_row_done
+from shardnet.inference.tasks import Outcome, Task
 from shardnet.steps import MAX_DEADLINE_S, MAX_POSITION, NEXT_STEP, TIMING
 from shardnet.wire import Buffer
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from shardnet.errors import EngineError, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
-from shardnet.inference.chains import Chains, Outcome, Task
+from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Pacing, WaitingRow
 from shardnet.inference.protocol import FromEngine
 from shardnet.inference.runs import Row, Runs
 from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.tasks import Outcome, Task
 from shardnet.wire import Buffer
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from shardnet.errors import RemoteProtocolError, ShardnetError
 from shardnet.inference.census import EngineCensus, share_of_cores
-from shardnet.inference.chains import Chains, Task
+from shardnet.inference.chains import Chains
 from shardnet.inference.devices import all_devices, usable_threads
 from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
 from shardnet.inference.protocol import (
@@ -49,6 +49,7 @@ from shardnet.inference.runs import Runs
 from shardnet.inference.shard_orders import ShardOrders
 from shardnet.inference.step_queue import StepQueue
 from shardnet.inference.steps import ROW_BYTES, ROW_LINK, Step
+from shardnet.inference.tasks import Task
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
