@@ -18,7 +18,8 @@ import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.inference.chains import Chains
-from shardnet.inference.row_links import MAX_HEADER_BYTES, RowLink, RowLinks
+from shardnet.inference.row_link import MAX_HEADER_BYTES, RowLink
+from shardnet.inference.row_links import RowLinks
 from shardnet.inference.rows import Lane
 from shardnet.inference.steps import ROW_BYTES, TOKEN, Step, pack_row_done
 from shardnet.inference.tasks import Outcome, Task

@@ -19,7 +19,8 @@ from shardnet.errors import EngineCrashed, PeerLost, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
-from shardnet.inference.row_links import KIND, MAX_HANDSHAKES, PATIENCE, SILENCE_TIMEOUT_S, WELCOME
+from shardnet.inference.row_link import KIND, WELCOME
+from shardnet.inference.row_links import MAX_HANDSHAKES, PATIENCE, SILENCE_TIMEOUT_S
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.steps import TOKEN, RowDone
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Hello, StageRef, Welcome
