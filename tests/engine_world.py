@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shardnet.errors import ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
-from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import single_sequence_rows
 from shardnet.inference.protocol import Load
 from shardnet.inference.settings import InferenceSettings
 from shardnet.inference.split import CutRequest, plan_split, split_model
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.steps import NOBODY, RowDone, Step, StepDone
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
 from tests.random_models import tiny_llama
@@ -94,6 +97,64 @@ def make_step(
         ahead=ahead,
     )
     return step, payloads
+
+
+async def begin_run(
+    stages: Sequence[tuple[EngineProcess, tuple[int, int]]],
+    model: SplitModel,
+    sequence_id: str,
+    command_id: str,
+    prompt: Sequence[int],
+    tell: Callable[[RowDone | ShardnetError], None],
+    *,
+    sampling: Sampling | None = None,
+    nodes: Sequence[str] | None = None,
+) -> int:
+    """Give the first step of a run to each stage, an engine and its shards, one after the other, as nodes do.
+
+    Args:
+        tell: gets what became of each row that follows, and what a stage failed with.
+        nodes: ids of the stages' nodes, where engines are to hand rows on themselves.
+
+    Returns: the first token.
+    """
+    names = nodes or [NOBODY] * len(stages)
+    hidden: NDArray[np.float32] | None = None
+    tokens: tuple[int, ...] = ()
+    for number, (engine, shards) in enumerate(stages):
+        is_last = number == len(stages) - 1
+        step, payloads = make_step(
+            model.model_id,
+            shards,
+            sequence_id,
+            0,
+            prompt,
+            hidden=hidden,
+            sample_from=len(prompt) - 1,
+            sampling=sampling if is_last else None,
+        )
+        step = step._replace(
+            command_id=command_id,
+            begins_run=True,
+            stage=number,
+            source=names[number - 1],
+            onward=names[(number + 1) % len(names)],
+        )
+        answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
+
+        def take(
+            answer: Frame[StepDone] | ShardnetError,
+            answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = answers,
+        ) -> None:
+            answers.put_nowait(answer)
+            if isinstance(answer, ShardnetError):
+                tell(answer)
+
+        engine.step(step, payloads, take, tell)
+        answer = await answers.get()
+        assert not isinstance(answer, ShardnetError)
+        tokens, hidden = answer.message.tokens, hidden_of(answer)
+    return tokens[0]
 
 
 @asynccontextmanager

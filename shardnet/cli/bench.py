@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardnet.bench.rows import Row
+
+
+class _Terms(TypedDict):
+    """What all benchmarks are measured under."""
+
+    nets: list[str]
+    stages: list[int]
+    rounds: int
+    threads: int
+    seed: int
+    pin: bool
+    on_row: Callable[[Row], None]
 
 
 def register(app: typer.Typer) -> None:
@@ -97,20 +109,8 @@ def bench(
         together = _numbers(streams, "streams", most=64) if streams is not None else []
         if together and prefill is not None:
             raise UsageError("--streams and --prefill are two benchmarks: run one after the other")
-        _measure(
-            model,
-            counts,
-            nets,
-            together,
-            prefill,
-            chunk,
-            rounds=rounds,
-            tokens=tokens,
-            threads=threads,
-            pin=pin,
-            seed=seed,
-            on_row=on_row,
-        )
+        terms = _Terms(nets=nets, stages=counts, rounds=rounds, threads=threads, seed=seed, pin=pin, on_row=on_row)
+        _measure(model, together, prefill, chunk, tokens, terms)
     if plot is not None:
         from shardnet.bench.plot import draw
 
@@ -118,19 +118,7 @@ def bench(
 
 
 def _measure(
-    model: Path | None,
-    stages: list[int],
-    nets: list[str],
-    streams: list[int],
-    prefill: int | None,
-    chunk: int,
-    *,
-    rounds: int,
-    tokens: int,
-    threads: int,
-    pin: bool,
-    seed: int,
-    on_row: Callable[[Row], None],
+    model: Path | None, streams: list[int], prefill: int | None, chunk: int, tokens: int, terms: _Terms
 ) -> None:
     import tempfile
 
@@ -143,52 +131,11 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="shardnet-bench-", ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
         if streams:
-            run_loop(
-                many_streams(
-                    source,
-                    work,
-                    nets=nets,
-                    stages=stages,
-                    streams=streams,
-                    rounds=rounds,
-                    n_tokens=tokens,
-                    threads=threads,
-                    seed=seed,
-                    pin=pin,
-                    on_row=on_row,
-                )
-            )
+            run_loop(many_streams(source, work, streams=streams, n_tokens=tokens, **terms))
         elif prefill is not None:
-            run_loop(
-                long_prompt(
-                    source,
-                    work,
-                    nets=nets,
-                    stages=stages,
-                    prompt_tokens=prefill,
-                    chunk=chunk,
-                    rounds=rounds,
-                    threads=threads,
-                    seed=seed,
-                    pin=pin,
-                    on_row=on_row,
-                )
-            )
+            run_loop(long_prompt(source, work, prompt_tokens=prefill, chunk=chunk, **terms))
         else:
-            run_loop(
-                decode_speed(
-                    source,
-                    work,
-                    nets=nets,
-                    stages=stages,
-                    rounds=rounds,
-                    n_tokens=tokens,
-                    threads=threads,
-                    seed=seed,
-                    pin=pin,
-                    on_row=on_row,
-                )
-            )
+            run_loop(decode_speed(source, work, n_tokens=tokens, **terms))
 
 
 def _numbers(text: str, name: str, *, most: int) -> list[int]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
-from shardnet.inference.grammar import Grammar
-from shardnet.inference.llama import LlamaContext, LlamaModel, Rows
+from shardnet.inference.grammar import Grammars
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import Rows
 from shardnet.inference.protocol import Load
 from shardnet.inference.rows import Lane
-from shardnet.inference.sampling import lookback, pick, top_logprobs
 from shardnet.inference.sequences import SequenceState, SequenceTable
+from shardnet.inference.step_sampling import sample
 from shardnet.inference.steps import Step, parse_sampling
-from shardnet.steps import TokenLogprob
+from shardnet.inference.tasks import Outcome, Task, rows_of
 
 
 @dataclass(slots=True)
@@ -41,43 +41,12 @@ class Shard:
 
 
 @dataclass(slots=True)
-class Task:
-    """A step that waits, with its tensors: `tokens` int32 (n,), `hidden` float32 (n, n_embd) or None. `row`: of a run, that it is (`runs.Row`)."""
-
-    ticket: int
-    step: Step
-    tokens: NDArray[np.int32]
-    hidden: NDArray[np.float32] | None
-    arrived_s: float
-    row: object | None = None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a step came to. `hidden` float32 (n, n_embd) is a view that the next batch overwrites; `logits` float32 (rows, n_vocab)."""
-
-    task: Task
-    error: ShardnetError | None = None
-    hidden: NDArray[np.float32] | None = None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
-    logits: NDArray[np.float32] | None = None
-    compute_s: float = 0.0
-    batch_rows: int = 0
-
-
-@dataclass(slots=True)
 class _Model:
     """All that the engine knows of one model."""
 
     shards: dict[int, Shard] = field(default_factory=dict)
     sequences: SequenceTable = field(default_factory=SequenceTable)
-    grammars: dict[str, Grammar] = field(default_factory=dict)
-
-    def drop_grammar(self, sequence_id: str) -> None:
-        grammar = self.grammars.pop(sequence_id, None)
-        if grammar is not None:
-            grammar.close()
+    grammars: Grammars = field(default_factory=Grammars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +102,7 @@ class Chains:
             return
         self._chains.clear()
         if shard.has_head:
-            for sequence_id in list(model.grammars):  # they hold on to its vocabulary
-                model.drop_grammar(sequence_id)
+            model.grammars.drop_all()  # they hold on to its vocabulary
         shard.close()
         self.memory_bytes -= shard.memory_bytes
         self.gpu_bytes -= shard.gpu_bytes
@@ -151,7 +119,7 @@ class Chains:
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence in every model."""
         for model in self._models.values():
-            model.drop_grammar(sequence_id)
+            model.grammars.drop(sequence_id)
             state = model.sequences.forget(sequence_id)
             if state is not None:
                 for shard_id in state.lengths:
@@ -289,7 +257,7 @@ class Chains:
                 outcome.hidden = hidden[index * n_each : (index + 1) * n_each]
             elif task.step.sample_from is not None:
                 sampling_began = time.perf_counter()
-                self._sample(chain, task, state, index * n_each, outcome)
+                sample(task, state, chain.shards[-1].context, index * n_each, chain.model.grammars, outcome)
                 sampled_s = time.perf_counter() - sampling_began
                 self.busy_s += sampled_s
                 outcome.compute_s += sampled_s
@@ -318,7 +286,7 @@ class Chains:
 
     def _decode(self, chain: _Chain, ready: list[tuple[Task, SequenceState]]) -> NDArray[np.float32] | None:
         """Returns: the hidden states of all rows after the last shard, or None if that has the head and holds logits now."""
-        rows = _rows_of(ready)
+        rows = rows_of(ready)
         first_shard = ready[0][0].step.first_shard
         hidden: NDArray[np.float32] | None = None
         for shard_id, shard in enumerate(chain.shards, first_shard):
@@ -338,72 +306,6 @@ class Chains:
         for task, state in ready:
             state.history.frombytes(task.tokens.tobytes())
         return None
-
-    def _sample(self, chain: _Chain, task: Task, state: SequenceState, first_row: int, outcome: Outcome) -> None:
-        """Sample rows from `sample_from` on, going on while the step's own next token agrees: the rule by which drafts are verified."""
-        step = task.step
-        sampling = parse_sampling(step.sampling)
-        context = chain.shards[-1].context
-        kept: list[NDArray[np.float32]] = []
-        try:
-            grammar = None if sampling.grammar is None else self._grammar(chain, step, sampling.grammar)
-            for row in range(step.sample_from or 0, step.n_tokens):
-                logits = context.logits(first_row + row)
-                position = step.position + row + 1
-                if grammar is not None:
-                    grammar.follow(state.history[sampling.prompt_tokens : position])
-                back = lookback(sampling, position)
-                token = pick(
-                    logits,
-                    sampling,
-                    position=position,
-                    recent=np.asarray(state.history[position - back : position], dtype=np.int32),
-                    grammar=grammar,
-                )
-                outcome.tokens.append(token)
-                if sampling.top_logprobs is not None:
-                    outcome.logprobs.append(top_logprobs(logits, token, sampling.top_logprobs))
-                if step.return_logits:
-                    kept.append(logits.copy())
-                if row + 1 < step.n_tokens and token != task.tokens[row + 1]:
-                    break
-        except ShardnetError as error:
-            outcome.error = error
-        if kept:
-            outcome.logits = np.stack(kept)
-
-    def _grammar(self, chain: _Chain, step: Step, text: str) -> Grammar:
-        model, vocabulary = chain.model, chain.shards[-1].model
-        grammar = model.grammars.get(step.sequence_id)
-        if grammar is None or grammar.text != text:
-            model.drop_grammar(step.sequence_id)
-            grammar = model.grammars[step.sequence_id] = Grammar(vocabulary.vocab, vocabulary.n_vocab, text)
-        return grammar
-
-
-def _rows_of(ready: list[tuple[Task, SequenceState]]) -> Rows:
-    """Returns: the rows of all steps, which stand in the order of their slots."""
-    first, n_each = ready[0][0].step, ready[0][0].step.n_tokens
-    each = np.arange(n_each, dtype=np.int32)
-    if len(ready) == 1:
-        positions, slots = each + np.int32(first.position), np.full(n_each, ready[0][1].slot, dtype=np.int32)
-    else:
-        starts = np.array([task.step.position for task, _ in ready], dtype=np.int32)
-        positions = (starts[:, None] + each).ravel()
-        slots = np.repeat(np.array([state.slot for _, state in ready], dtype=np.int32), n_each)
-    outputs = np.zeros(len(positions), dtype=np.bool_)
-    for index, (task, _) in enumerate(ready):
-        if task.step.sample_from is not None:
-            outputs[index * n_each + task.step.sample_from : (index + 1) * n_each] = True
-    if first.first_shard == 0:
-        return Rows(positions, slots, outputs, tokens=_joined([task.tokens for task, _ in ready]))
-    return Rows(
-        positions, slots, outputs, hidden=_joined([task.hidden for task, _ in ready if task.hidden is not None])
-    )
-
-
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _cut_back(shard: Shard, shard_id: int, state: SequenceState, position: int) -> None:

@@ -104,3 +104,29 @@ class Grammar:
             sorted=False,
         )
         llama_cpp.llama_sampler_apply(self._state, ctypes.byref(array))
+
+
+class Grammars:
+    """The grammars of a model's sequences."""
+
+    def __init__(self) -> None:
+        self._grammars: dict[str, Grammar] = {}
+
+    def of(self, sequence_id: str, vocab: Any, n_vocab: int, text: str) -> Grammar:
+        """Returns: a sequence's grammar, as it stands; a new one if it had none of this text. Raises: UsageError as `Grammar` does."""
+        grammar = self._grammars.get(sequence_id)
+        if grammar is None or grammar.text != text:
+            self.drop(sequence_id)
+            grammar = self._grammars[sequence_id] = Grammar(vocab, n_vocab, text)
+        return grammar
+
+    def drop(self, sequence_id: str) -> None:
+        """Free a sequence's grammar; nothing happens if it has none."""
+        grammar = self._grammars.pop(sequence_id, None)
+        if grammar is not None:
+            grammar.close()
+
+    def drop_all(self) -> None:
+        """Free them all."""
+        for sequence_id in list(self._grammars):
+            self.drop(sequence_id)

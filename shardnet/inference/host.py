@@ -34,7 +34,7 @@ from shardnet.inference.protocol import (
     Unload,
 )
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import NO_RUN, Step
+from shardnet.inference.steps import Step
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
 from shardnet.steps import NextStep
@@ -338,7 +338,7 @@ class EngineProcess:
         """End a run after the step under way."""
         for task, (step, on_answer, _) in self._unsent.items():
             if step.command_id == command_id:
-                self._unsent[task] = step._replace(ahead=0, run=NO_RUN), on_answer, None
+                self._unsent[task] = step._replace(ahead=0, begins_run=False), on_answer, None
         if self._child is not None:
             self._child.halt(command_id)
 

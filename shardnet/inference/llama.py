@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,8 @@ from shardnet.errors import ContextExceeded, EngineError
 from shardnet.inference import llama_log
 from shardnet.inference.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
 from shardnet.inference.llama_batch import MROPE_SECTIONS, Batch
+from shardnet.inference.llama_batch import Rows as Rows
+from shardnet.inference.llama_batch import single_sequence_rows as single_sequence_rows
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
@@ -107,21 +109,6 @@ class LlamaModel:
         if self.pointer:
             llama_cpp.llama_model_free(self.pointer)
             self.pointer = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The rows of one llama.cpp batch, all of the same length for each sequence, sorted by sequence slot.
-
-    Exactly one of `tokens` int32 (n,) and `hidden` float32 (n, n_embd) is set. `positions` and `slots` are int32 (n,).
-    `outputs` bool (n,) marks the rows whose logits are wanted; a context that captures marks all of them itself.
-    """
-
-    positions: NDArray[np.int32]
-    slots: NDArray[np.int32]
-    outputs: NDArray[np.bool_]
-    tokens: NDArray[np.int32] | None = None
-    hidden: NDArray[np.float32] | None = None
 
 
 class LlamaContext:
@@ -311,24 +298,3 @@ class LlamaContext:
     def last_position(self, slot: int) -> int:
         """Returns: the largest position with KV in a slot, -1 for none."""
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot))
-
-
-def single_sequence_rows(
-    first_position: int,
-    count: int,
-    *,
-    tokens: Sequence[int] | NDArray[np.int32] | None = None,
-    hidden: NDArray[np.float32] | None = None,
-    slot: int = 0,
-    outputs: Sequence[int] = (),
-) -> Rows:
-    """Returns: rows of one sequence at consecutive positions; `outputs` are the row numbers whose logits are wanted."""
-    marked = np.zeros(count, dtype=np.bool_)
-    marked[list(outputs)] = True
-    return Rows(
-        positions=np.arange(first_position, first_position + count, dtype=np.int32),
-        slots=np.full(count, slot, dtype=np.int32),
-        outputs=marked,
-        tokens=None if tokens is None else np.asarray(tokens, dtype=np.int32),
-        hidden=hidden,
-    )

@@ -1,4 +1,4 @@
-"""llama.cpp's `llama_batch`, laid over numpy arrays.
+"""The rows of a batch, and llama.cpp's `llama_batch`, laid over numpy arrays.
 
 Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries.
 """
@@ -6,6 +6,8 @@ Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -14,6 +16,42 @@ from numpy.typing import NDArray
 
 MROPE_SECTIONS = 4
 """Numbers that a row's position has in models with multi-section RoPE, when it is not a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one llama.cpp batch, all of the same length for each sequence, sorted by sequence slot.
+
+    Exactly one of `tokens` int32 (n,) and `hidden` float32 (n, n_embd) is set. `positions` and `slots` are int32 (n,).
+    `outputs` bool (n,) marks the rows whose logits are wanted; a context that captures marks all of them itself.
+    """
+
+    positions: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    outputs: NDArray[np.bool_]
+    tokens: NDArray[np.int32] | None = None
+    hidden: NDArray[np.float32] | None = None
+
+
+def single_sequence_rows(
+    first_position: int,
+    count: int,
+    *,
+    tokens: Sequence[int] | NDArray[np.int32] | None = None,
+    hidden: NDArray[np.float32] | None = None,
+    slot: int = 0,
+    outputs: Sequence[int] = (),
+) -> Rows:
+    """Returns: rows of one sequence at consecutive positions; `outputs` are the row numbers whose logits are wanted."""
+    marked = np.zeros(count, dtype=np.bool_)
+    marked[list(outputs)] = True
+    return Rows(
+        positions=np.arange(first_position, first_position + count, dtype=np.int32),
+        slots=np.full(count, slot, dtype=np.int32),
+        outputs=marked,
+        tokens=None if tokens is None else np.asarray(tokens, dtype=np.int32),
+        hidden=hidden,
+    )
 
 
 class Batch:

@@ -14,7 +14,6 @@ import contextlib
 import select
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -22,25 +21,19 @@ from typing import NamedTuple
 
 from shardnet.errors import RemoteProtocolError
 from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
-from shardnet.inference.steps import ROW_BYTES, TOKEN
-from shardnet.messages import MESSAGES
+from shardnet.inference.row_link import WELCOME, OnRow, RowLink
 from shardnet.mutual_tls import mutual_context
-from shardnet.steps import MAX_STAGES, NEXT_STEP, TIMING, NextStep
-from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer
+from shardnet.tcp import Patience, tune
+from shardnet.wire import Buffer
 
-WELCOME = b"\x01"
 CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 120
 """A link whose other end takes nothing for so long is over, and the node may be dialled anew: longer than an engine computes on a prompt."""
+PATIENCE = Patience(
+    idle_s=SILENCE_TIMEOUT_S // 4, interval_s=SILENCE_TIMEOUT_S // 12, unacknowledged_s=SILENCE_TIMEOUT_S
+)
 MAX_HANDSHAKES = 16
 """At a time, each of those that we and that others begin; whoever comes then is turned away, and goes through the daemons."""
-MAX_UNSENT_BYTES = 4 << 20
-"""What may wait for a slow reader before its link is cut."""
-FIRST_BUFFER_BYTES = 64 << 10
-MAX_HEADER_BYTES = NEXT_STEP.size + MAX_STAGES * TIMING.size
-KIND = next(kind for kind, message in MESSAGES.compact.items() if message is NextStep)
-
-OnRow = Callable[[memoryview, "RowLink"], None]
 
 
 class _Met(NamedTuple):
@@ -52,101 +45,6 @@ class _Met(NamedTuple):
 class _NotMet(NamedTuple):
     link_id: int
     reason: str
-
-
-class RowLink:
-    """One connection. Every method may raise OSError or RemoteProtocolError: then it is over."""
-
-    def __init__(self, met: _Met) -> None:
-        self.link_id = met.link_id
-        self.is_dialled = met.is_dialled
-        self.node_id = ""
-        self.is_welcome = False
-        self.tls = met.tls
-        self._buffer = memoryview(bytearray(FIRST_BUFFER_BYTES))
-        self._start = self._end = 0
-        self.unsent = bytearray()
-        self._put: list[Buffer] = []
-
-    def put(self, header: bytes, payload: Sequence[Buffer]) -> None:
-        """Have one frame sent with the next `flush`: the header of a `NextStep`, and its tensors."""
-        n_bytes = sum(map(len, payload))
-        self._put += (PREFIX.pack(MAGIC, VERSION, KIND, len(header), n_bytes), header, *map(bytes, payload))
-
-    def flush(self) -> None:
-        """Send what waits, as far as it goes: rows of one batch together, so that they can be one batch again."""
-        data: Buffer = b"".join(self._put)
-        self._put = []
-        if self.unsent:
-            self.unsent += data
-            data = self.unsent
-        try:
-            sent = self.tls.send(data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            sent = 0
-        if sent == len(data):
-            self.unsent = bytearray()
-            return
-        self.unsent = bytearray(data[sent:])
-        if len(self.unsent) > MAX_UNSENT_BYTES:
-            raise ConnectionAbortedError("it takes nothing")
-
-    def receive(self, take: OnRow) -> None:
-        """Take in all that has arrived, so that rows which came together can run together.
-
-        Args:
-            take: gets each row, a `NextStep`'s header and its tensors: a view that is soon overwritten.
-        """
-        while True:
-            try:
-                count = self.tls.recv_into(self._buffer[self._end :])
-            except ssl.SSLWantReadError:
-                return
-            if not count:
-                raise ConnectionResetError("it closed the link")
-            self._end += count
-            if self.is_dialled:
-                self._greeted()
-            else:
-                self._cut_rows(take)
-
-    def _greeted(self) -> None:
-        if self.is_welcome or self._buffer[: self._end] != WELCOME:
-            raise RemoteProtocolError("it sent what nobody asked for")
-        self.is_welcome, self._end = True, 0
-
-    def _cut_rows(self, take: OnRow) -> None:
-        while self._end - self._start >= PREFIX.size:
-            magic, version, kind, header_bytes, payload_bytes = PREFIX.unpack_from(self._buffer, self._start)
-            if (magic, version, kind) != (MAGIC, VERSION, KIND) or not self.is_welcome:
-                raise RemoteProtocolError("it sent something else than rows")
-            if not NEXT_STEP.size <= header_bytes <= MAX_HEADER_BYTES or not TOKEN.size <= payload_bytes <= ROW_BYTES:
-                raise RemoteProtocolError(f"a row of {header_bytes} + {payload_bytes} bytes")
-            size = PREFIX.size + header_bytes + payload_bytes
-            if self._end - self._start < size:
-                self._make_room(size)
-                return
-            take(self._buffer[self._start + PREFIX.size : self._start + size], self)
-            self._start += size
-        self._make_room(PREFIX.size)
-
-    def _make_room(self, size: int) -> None:
-        """Move what is left to the buffer's start, which has room for a frame of `size` bytes then."""
-        left = bytes(self._buffer[self._start : self._end])
-        if size > len(self._buffer):
-            self._buffer = memoryview(bytearray(size))
-        self._buffer[: len(left)] = left
-        self._start, self._end = 0, len(left)
-
-
-def tune(sock: socket.socket) -> None:
-    """No waiting to fill packets, and a machine that vanished without a word is noticed."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_TIMEOUT_S // 4)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_TIMEOUT_S // 12)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_TIMEOUT_S)
 
 
 class RowLinks:
@@ -219,7 +117,7 @@ class RowLinks:
             raw = connect()
             context = self._context(is_dialled)
             raw.settimeout(CONNECT_TIMEOUT_S)
-            tune(raw)
+            tune(raw, PATIENCE)
             tls = context.wrap_socket(raw, server_side=not is_dialled)
             if tls.selected_alpn_protocol() != ROWS:
                 raise ConnectionRefusedError("the other node does not take rows this way")
@@ -257,7 +155,7 @@ class RowLinks:
                 continue
             certificate = met.tls.getpeercert(binary_form=True)
             assert certificate is not None  # CERT_REQUIRED
-            self._links[met.tls.fileno()] = RowLink(met)
+            self._links[met.tls.fileno()] = RowLink(met.link_id, met.tls, is_dialled=met.is_dialled)
             self._tell(RowsMet(link_id=met.link_id, certificate=certificate.hex()))
 
     def allow(self, link_id: int, node_id: str) -> None:

@@ -17,10 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
-from shardnet.inference.chains import Chains, Outcome, Task
-from shardnet.inference.row_links import MAX_HEADER_BYTES, RowLink, RowLinks
+from shardnet.inference.chains import Chains
+from shardnet.inference.row_link import MAX_HEADER_BYTES, RowLink
+from shardnet.inference.row_links import RowLinks
 from shardnet.inference.rows import Lane
-from shardnet.inference.steps import NO_RUN, ROW_BYTES, TOKEN, Step, pack_row_done
+from shardnet.inference.steps import ROW_BYTES, TOKEN, Step, pack_row_done
+from shardnet.inference.tasks import Outcome, Task
 from shardnet.steps import MAX_DEADLINE_S, MAX_POSITION, NEXT_STEP, TIMING
 from shardnet.wire import Buffer
 
@@ -107,7 +109,7 @@ class Runs:
         """Rows of this step's command will come."""
         command = int(step.command_id, 16)
         self.end_others(step)
-        template = step._replace(n_tokens=1, sample_from=0, ahead=0, run=NO_RUN)
+        template = step._replace(n_tokens=1, sample_from=0, ahead=0, begins_run=False)
         chain = (step.model_id, step.first_shard, step.end_shard)
         self._runs[command, step.stage] = Run(command, template, self._chains.n_ctx(step), step.ahead > 0, chain)
 

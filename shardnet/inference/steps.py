@@ -13,9 +13,6 @@ from shardnet.steps import Logprobs, hidden_tensors, logits_tensors, pack_sample
 NO_ROW = -1
 NOBODY = "0" * 40
 
-NO_RUN, BEGINS_RUN = range(2)
-"""`Step.run`: whether rows of its command follow, as `NextStep`s."""
-
 TOKEN = struct.Struct("<i")
 """Of a row, between its header and its hidden state."""
 
@@ -39,7 +36,7 @@ class Step(NamedTuple):
         ahead: how many further steps the engine may run by itself, each with the token that the one before it sampled; each has an answer. Only
             where the shards are the whole model.
         sampling: JSON of a `Sampling`; empty: greedy.
-        run: whether rows of its command will follow, as `NextStep`s: packets from the daemon, or over the engine's own links.
+        begins_run: whether rows of its command will follow, as `NextStep`s: packets from the daemon, or over the engine's own links.
         stage: the stage's number in the route; rows name it.
         source: node id of the stage that hands this one its rows, the last one's for the first.
         onward: node id of the stage that gets them next, the first one's for the last.
@@ -58,7 +55,7 @@ class Step(NamedTuple):
     return_logits: bool = False
     n_embd: int = 0
     sampling: bytes = b""
-    run: int = NO_RUN
+    begins_run: bool = False
     stage: int = 0
     source: str = NOBODY
     onward: str = NOBODY
@@ -95,7 +92,7 @@ class Step(NamedTuple):
                 self.ahead,
                 self.return_logits,
                 self.n_embd,
-                self.run,
+                self.begins_run,
                 self.stage,
                 bytes.fromhex(self.source),
                 bytes.fromhex(self.onward),
@@ -119,7 +116,7 @@ class Step(NamedTuple):
             ahead,
             return_logits,
             n_embd,
-            run,
+            begins_run,
             stage,
             source,
             onward,
@@ -138,7 +135,7 @@ class Step(NamedTuple):
             return_logits,
             n_embd,
             bytes(header[_STEP.size :]),
-            run,
+            begins_run,
             stage,
             source.hex(),
             onward.hex(),
@@ -269,7 +266,7 @@ _ROW_DONE = struct.Struct("<QHIIiffffI?I")
 pack_row_done = _ROW_DONE.pack
 """Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
 
-_STEP = struct.Struct("<Q32sHHQIIiI?IBH20s20sH")
+_STEP = struct.Struct("<Q32sHHQIIiI?I?H20s20sH")
 _STEP_DONE = struct.Struct("<QIIffIIII")
 
 

@@ -15,22 +15,17 @@ import socket
 import struct
 import sys
 import time
-from collections import deque
 from math import ceil
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import EngineError, RefusedError, RemoteProtocolError, ShardnetError
-from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.errors import RemoteProtocolError, ShardnetError
 from shardnet.inference.census import EngineCensus, share_of_cores
-from shardnet.inference.chains import Chains, Outcome, Task
+from shardnet.inference.chains import Chains
 from shardnet.inference.devices import all_devices, usable_threads
 from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
-from shardnet.inference.loading import Finished, Loader, Progress
-from shardnet.inference.pacing import Pacing, WaitingRow
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -42,19 +37,19 @@ from shardnet.inference.protocol import (
     FromEngine,
     Halt,
     Load,
-    Loaded,
-    Loading,
     Query,
     Ready,
     Report,
     TakeRows,
     ToEngine,
     Unload,
-    Unloaded,
 )
 from shardnet.inference.row_links import RowLinks
-from shardnet.inference.runs import Row, Runs
-from shardnet.inference.steps import BEGINS_RUN, ROW_BYTES, ROW_LINK, Step, StepDone
+from shardnet.inference.runs import Runs
+from shardnet.inference.shard_orders import ShardOrders
+from shardnet.inference.step_queue import StepQueue
+from shardnet.inference.steps import ROW_BYTES, ROW_LINK, Step
+from shardnet.inference.tasks import Task
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
@@ -79,22 +74,23 @@ class Worker:
         self._threads = self._fair_threads()
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._chains = Chains()
-        self._waiting: dict[int, tuple[Waiting, Task]] = {}
-        self._tickets = 0
-        self._last_was_decode = False
-        self._pacing = Pacing()
-        self._loads: deque[Load] = deque()
-        self._unloads: list[Unload] = []
-        self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
         self._poll = select.poll()
-        self._runs = Runs(self._chains, packets, self._fail, self._queue)
+        self._queue = StepQueue(self._chains, self._send, self._fail)
+        self._runs = self._queue.runs = Runs(self._chains, packets, self._fail, self._queue.put)
         self._links = self._runs.links = RowLinks(
             settings.membership, self._poll, self._runs.take, self._send, self._runs.link_lost, self._ring
         )
-        used = lambda: (self._chains.memory_bytes, self._chains.gpu_bytes)  # noqa: E731
-        self._loader = Loader(settings, self._on_loader, used, lambda: self._threads)
+        self._orders = ShardOrders(
+            settings,
+            self._chains,
+            chains_change=self._runs.forget_lanes,
+            tell=self._send,
+            fail=self._fail,
+            wake=self._ring,
+            threads=lambda: self._threads,
+        )
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -114,14 +110,14 @@ class Worker:
                         self._poll.unregister(packets)
                 elif descriptor == bell:
                     self._bell.recv(4096)
-                    self._take_loaded()
+                    self._orders.take_loaded()
                     self._links.take_met()
                 else:
                     self._links.serve(descriptor, events)
             if self._runs.has_rows:
-                self._runs.go(is_free=not self._waiting)
-            wait_s = self._run_batch() if self._waiting else None
-            if self._runs.has_rows or (self._waiting and wait_s is None):
+                self._runs.go(is_free=not self._queue.waiting)
+            wait_s = self._queue.run_batch() if self._queue.waiting else None
+            if self._runs.has_rows or (self._queue.waiting and wait_s is None):
                 wait_s = 0.0
 
     def _ring(self) -> None:
@@ -150,16 +146,16 @@ class Worker:
             case Step() as step:
                 self._take_step(step, frame)
             case Load() as load:
-                self._take_load(load)
+                self._orders.load(load)
             case Unload() as unload:
-                self._take_unload(unload)
+                self._orders.unload(unload)
             case Forget(sequence_id=sequence_id):
-                self._forget(sequence_id)
+                self._queue.forget(sequence_id)
+                self._runs.end_sequence(sequence_id)
+                self._chains.forget(sequence_id)
             case Halt(command_id=command_id):
                 self._runs.end(command_id)
-                for _, task in self._waiting.values():
-                    if task.step.command_id == command_id:
-                        task.step = task.step._replace(ahead=0)
+                self._queue.halt(command_id)
             case Query(command_id=command_id):
                 self._share_cores()
                 self._send(
@@ -196,26 +192,12 @@ class Worker:
         hidden: NDArray[np.float32] | None = None
         if step.n_embd:
             hidden = _array(frame.payloads[1], np.float32).reshape(step.n_tokens, step.n_embd)
-        if step.run == BEGINS_RUN:
+        if step.begins_run:
             self._runs.begin(step)
         else:
             self._runs.end_others(step)
-        self._drop_superseded(step)
-        self._queue(Task(0, step, tokens, hidden, arrived_s=time.perf_counter()))
-
-    def _drop_superseded(self, step: Step) -> None:
-        """A step goes back to where others of its sequence still wait: what they would compute is not wanted any more."""
-        stale = [
-            ticket
-            for ticket, (_, task) in self._waiting.items()
-            if task.step.sequence_id == step.sequence_id
-            and task.step.stage == step.stage
-            and task.step.position >= step.position
-            and task.step.command_id != step.command_id
-        ]
-        for ticket in stale:
-            _, task = self._waiting.pop(ticket)
-            self._fail(task.step.command_id, RefusedError("a later step of the sequence takes its place"))
+        self._queue.drop_superseded(step)
+        self._queue.put(Task(0, step, tokens, hidden, arrived_s=time.perf_counter()))
 
     def _take_packets(self) -> bool:
         """Take the packets that are here: rows of runs, and connections for the engine's own links. Returns: False when there will be no more."""
@@ -234,154 +216,6 @@ class Worker:
                     self._links.adopt(ROW_LINK.unpack_from(self._packet)[0], socket.socket(fileno=descriptor))
             else:
                 self._runs.take(self._packet[:count], None)
-
-    def _queue(self, task: Task) -> None:
-        """Have a step wait for its batch; one that cannot be is answered now."""
-        step = task.step
-        try:
-            max_rows = self._chains.check(task)
-        except ShardnetError as error:
-            self._fail(step.command_id, error)
-            return
-        task.ticket = self._tickets
-        waiting = Waiting(
-            ticket=task.ticket,
-            chain=(step.model_id, step.first_shard, step.end_shard),
-            sequence=(step.model_id, step.sequence_id),
-            n_tokens=step.n_tokens,
-            is_prompt=is_prompt_chunk(step.n_tokens, step.sample_from),
-            max_rows=max_rows,
-        )
-        self._waiting[task.ticket] = (waiting, task)
-        self._tickets += 1
-
-    def _run_batch(self) -> float | None:
-        """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
-        chosen = next_batch((w for w, _ in self._waiting.values()), last_was_decode=self._last_was_decode)
-        chain, began_s = chosen[0].chain, time.perf_counter()
-        tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
-        rows = {ticket: row for ticket in tickets if isinstance(row := self._waiting[ticket][1].row, Row)}
-        are_rows = len(rows) == len(tickets)
-        if are_rows:
-            waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
-            choice = self._pacing.choose(chain, waiting, *self._runs.expected(chain), began_s)
-            if not choice.tickets and len(self._waiting) == len(rows):
-                return choice.wait_s
-            tickets = choice.tickets or tickets
-        self._last_was_decode = not chosen[0].is_prompt
-        tasks = [self._waiting.pop(ticket)[1] for ticket in tickets]
-        if not (are_rows and len(tasks) == 1 and self._runs.run_short(rows[tickets[0]])):
-            self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
-            self._runs.flush()
-        if are_rows:
-            self._pacing.note(chain, len(tasks), time.perf_counter() - began_s)
-        return None
-
-    def _answer(self, outcome: Outcome, began_s: float) -> None:
-        step = outcome.task.step
-        if outcome.error is not None:
-            self._fail(step.command_id, outcome.error)
-            return
-        if isinstance(outcome.task.row, Row):
-            self._runs.answer(outcome.task.row, outcome, began_s)
-            return
-        begins_run = step.run == BEGINS_RUN
-        payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
-        self._send(
-            StepDone(
-                command_id=step.command_id,
-                position=step.position + (0 if step.sample_from is None else step.sample_from + 1),
-                tokens=tuple(outcome.tokens),
-                logprobs=tuple(outcome.logprobs),
-                ahead=(self._runs.begun if begins_run else self._go_ahead)(step, outcome.tokens),
-                queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
-                compute_us=outcome.compute_s * 1e6,
-                batch_tokens=outcome.batch_rows,
-                rows=0 if outcome.hidden is None else len(outcome.hidden),
-                n_embd=0 if outcome.hidden is None else outcome.hidden.shape[1],
-                n_vocab=0 if outcome.logits is None else outcome.logits.shape[1],
-            ),
-            payloads,
-        )
-
-    def _go_ahead(self, step: Step, tokens: list[int]) -> int:
-        """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
-        if not step.ahead or len(tokens) != 1 or step.sample_from != step.n_tokens - 1:
-            return 0
-        position = step.position + step.n_tokens
-        room = self._chains.room(step, position)
-        if not room:
-            return 0
-        following = step._replace(
-            position=position, n_tokens=1, sample_from=0, ahead=min(step.ahead, room) - 1, n_embd=0
-        )
-        token = np.array(tokens, dtype=np.int32)
-        self._queue(Task(0, following, token, None, arrived_s=time.perf_counter()))
-        return following.ahead + 1
-
-    def _forget(self, sequence_id: str) -> None:
-        stale = [t for t, (_, task) in self._waiting.items() if task.step.sequence_id == sequence_id]
-        for ticket in stale:
-            _, task = self._waiting.pop(ticket)
-            self._fail(task.step.command_id, EngineError("the sequence was dropped before this step ran"))
-        self._runs.end_sequence(sequence_id)
-        self._chains.forget(sequence_id)
-
-    # -- loading -----------------------------------------------------------------------------------------------------
-
-    def _take_load(self, request: Load) -> None:
-        shard = self._chains.get(request.model_id, request.shard_id)
-        if shard is not None:
-            if (shard.request.path, shard.request.options) == (request.path, request.options):
-                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
-                return
-            self._remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
-        self._loads.append(request)
-        self._loader.submit(request)
-
-    def _take_unload(self, request: Unload) -> None:
-        if any((r.model_id, r.shard_id) == (request.model_id, request.shard_id) for r in self._loads):
-            self._unloads.append(request)  # when it has come
-            return
-        self._remove(request.model_id, request.shard_id)
-        self._send(Unloaded(command_id=request.command_id))
-
-    def _remove(self, model_id: str, shard_id: int) -> None:
-        self._runs.forget_lanes()
-        self._chains.remove(model_id, shard_id)
-
-    def _on_loader(self, event: Progress | Finished) -> None:
-        """On the loader's thread."""
-        self._loaded.put(event)
-        self._ring()
-
-    def _take_loaded(self) -> None:
-        while True:
-            try:
-                event = self._loaded.get_nowait()
-            except Empty:
-                return
-            request = event.request
-            if isinstance(event, Progress):
-                self._send(Loading(command_id=request.command_id, progress=event.share))
-                continue
-            self._loads.remove(request)
-            if isinstance(event.result, ShardnetError):
-                self._fail(request.command_id, event.result)
-            else:
-                shard = event.result
-                shard.context.set_threads(self._threads)  # the share may have changed while it was loaded
-                self._runs.forget_lanes()
-                self._chains.add(shard)
-                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
-            due, self._unloads = self._unloads, []
-            for unload in due:
-                self._take_unload(unload)
-
-    def _tell_loaded(self, request: Load, memory_bytes: int, gpu_layers: int, load_s: float) -> None:
-        self._send(
-            Loaded(command_id=request.command_id, memory_bytes=memory_bytes, gpu_layers=gpu_layers, load_s=load_s)
-        )
 
     # -- answering ---------------------------------------------------------------------------------------------------
 

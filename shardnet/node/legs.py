@@ -1,11 +1,10 @@
-"""What a node knows of the tasks that go through it. Plain data."""
+"""The tasks that go through a node: a stage of one, and one step on its way. Plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from shardnet.ids import NodeId
 from shardnet.messages import ExecuteTask, StageRef
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer
@@ -76,20 +75,3 @@ class Flight:
     def task(self) -> ExecuteTask:
         """Returns: the command that it belongs to."""
         return self.leg.task
-
-
-@dataclass(slots=True)
-class KnownSequence:
-    """One sequence that has KV here.
-
-    Attributes:
-        legs: by number of the stage, each of the latest command that this stage saw: a node with two stages sees the next command at the
-            first of them before the second one has seen the last.
-        relayed: nodes that its tasks go to through the coordinator; once so, always, to keep their order.
-        handed: (node, command) of tasks that were sent on and may not be answered yet.
-    """
-
-    task: ExecuteTask
-    legs: dict[int, Leg] = field(default_factory=dict)
-    relayed: set[NodeId] = field(default_factory=set)
-    handed: list[tuple[NodeId, str]] = field(default_factory=list)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
@@ -18,6 +17,7 @@ from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import MESSAGES, AnyMessage, ErrorInfo, Refusal, Welcome
 from shardnet.swarm.tls import peer_node_id
+from shardnet.tcp import Patience, tune
 from shardnet.transport.limits import (
     CHECK_INTERVAL_S,
     CHUNK_BYTES,
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 OnFrame = Callable[[Frame[AnyMessage]], None]
 OnClose = Callable[[ShardnetError], None]
+
+PATIENCE = Patience(idle_s=15, interval_s=5, questions=3)
+"""A dead peer's kernel is noticed in the end even where heartbeats are off."""
 
 log = get("transport")
 
@@ -79,7 +82,10 @@ class Link(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._outbox = Outbox(self._transport.write)
         self._transport.set_write_buffer_limits(high=CHUNK_BYTES)
-        tune(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                tune(sock, PATIENCE)
         peer = transport.get_extra_info("peername")
         self.peername = f"{peer[0]}:{peer[1]}" if peer else "?"
         ssl_object: ssl.SSLObject = transport.get_extra_info("ssl_object")
@@ -330,16 +336,3 @@ class Link(asyncio.BufferedProtocol):
             self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._watch)
         else:
             self._timer = None
-
-
-def tune(sock: socket.socket | None) -> None:
-    """No waiting to fill packets, and a dead peer's kernel is noticed in the end even where heartbeats are off."""
-    if sock is None:
-        return
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from shardnet.inference.host import EngineProcess
-from shardnet.inference.llama import LlamaContext, LlamaModel, Rows, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import Rows, single_sequence_rows
 from shardnet.inference.settings import InferenceSettings
 from shardnet.lifecycle import run_loop
 from shardnet.log import configure

@@ -15,11 +15,11 @@ from shardnet.ids import new_id
 from shardnet.inference import rows
 from shardnet.inference.engine import answer_of
 from shardnet.inference.host import EngineProcess
-from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
+from shardnet.inference.steps import TOKEN, RowDone, StepDone
 from shardnet.messages import Sampling
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step, split
+from tests.engine_world import PROMPT, Route, SplitModel, Stage, begin_run, make_step, split
 from tests.random_families import N_EMBD
 from tests.random_models import build_random_model
 
@@ -44,33 +44,10 @@ class RunOfStages:
 
     async def begin(self, prompt: list[int], sampling: Sampling | None = None) -> int:
         """Returns: the first token."""
-        hidden, frame = None, None
-        for number, shards in enumerate(self.cuts):
-            step, payloads = make_step(
-                self.model.model_id,
-                shards,
-                self.sequence_id,
-                0,
-                prompt,
-                hidden=hidden,
-                sample_from=len(prompt) - 1,
-                sampling=sampling if number == len(self.cuts) - 1 else None,
-            )
-            step = step._replace(command_id=self.command_id, run=BEGINS_RUN, stage=number)
-            first: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
-
-            def take(answer: Frame[StepDone] | ShardnetError, first: Any = first) -> None:
-                first.put_nowait(answer)
-                if isinstance(answer, ShardnetError):
-                    self._done.put_nowait(answer)
-
-            self.engine.step(step, payloads, take, self._done.put_nowait)
-            answer = await first.get()
-            assert not isinstance(answer, ShardnetError)
-            frame = answer
-            hidden = hidden_of(frame)
-        assert frame is not None
-        return frame.message.tokens[0]
+        stages = [(self.engine, shards) for shards in self.cuts]
+        return await begin_run(
+            stages, self.model, self.sequence_id, self.command_id, prompt, self._done.put_nowait, sampling=sampling
+        )
 
     async def row(self, position: int, token: int, ahead: int = 9) -> RowDone:
         """Returns: what the last stage made of it. Raises: what a stage failed with."""
@@ -159,7 +136,10 @@ async def test_a_whole_model_goes_on_by_itself_until_the_run_is_long_enough(
         tokens.put_nowait((answer.message.tokens[0], answer.message.ahead))
 
     engine.step(
-        step._replace(run=BEGINS_RUN, ahead=7), payloads, take, lambda done: tokens.put_nowait((done.token, done.ahead))
+        step._replace(begins_run=True, ahead=7),
+        payloads,
+        take,
+        lambda done: tokens.put_nowait((done.token, done.ahead)),
     )
     assert [await tokens.get() for _ in range(8)] == list(zip(expected, range(7, -1, -1), strict=True))
     engine.forget(step.sequence_id)
@@ -215,7 +195,7 @@ async def test_a_run_that_is_halted_before_its_first_answer_is_read_is_forgotten
     engine: EngineProcess, tiny: SplitModel
 ) -> None:
     step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), sample_from=len(PROMPT) - 1)
-    step = step._replace(run=BEGINS_RUN, ahead=7)
+    step = step._replace(begins_run=True, ahead=7)
     answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
     engine.step(step, payloads, answers.put_nowait, lambda _: None)
     assert engine._child is not None
@@ -223,7 +203,7 @@ async def test_a_run_that_is_halted_before_its_first_answer_is_read_is_forgotten
     assert select.select([engine._child._packets], [], [], 30)[0]
     engine.halt(step.command_id)
     await asyncio.wait_for(answers.get(), 30)
-    engine.step(step._replace(ahead=0, run=0), payloads, answers.put_nowait)
+    engine.step(step._replace(ahead=0, begins_run=False), payloads, answers.put_nowait)
     await asyncio.wait_for(answers.get(), 30)
     engine.forget(step.sequence_id)
 

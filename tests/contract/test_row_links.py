@@ -19,9 +19,10 @@ from shardnet.errors import EngineCrashed, PeerLost, ShardnetError
 from shardnet.ids import new_id
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
-from shardnet.inference.row_links import KIND, MAX_HANDSHAKES, SILENCE_TIMEOUT_S, WELCOME, tune
+from shardnet.inference.row_link import KIND, WELCOME
+from shardnet.inference.row_links import MAX_HANDSHAKES, PATIENCE, SILENCE_TIMEOUT_S
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import BEGINS_RUN, TOKEN, RowDone, StepDone
+from shardnet.inference.steps import TOKEN, RowDone
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Hello, StageRef, Welcome
 from shardnet.node.row_links import RowLinks
 from shardnet.steps import NEXT_STEP, NextStep
@@ -29,9 +30,10 @@ from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.tls import client_context
+from shardnet.tcp import tune
 from shardnet.transport import Listener, listen
-from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer, Frame, encode
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, hidden_of, make_step
+from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer, encode
+from tests.engine_world import PROMPT, Route, SplitModel, Stage, begin_run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -95,46 +97,14 @@ class Ring:
 
     async def begin(self, ahead: int | None) -> None:
         """Run the prompt, and hand the first token to the first stage, unless there is to be no row."""
-        hidden, frame = None, None
-        for number, node in enumerate(self.nodes):
-            following = self.nodes[(number + 1) % len(self.nodes)]
+        for node, following in zip(self.nodes, [*self.nodes[1:], self.nodes[0]], strict=True):
             node.links.want(following.stage)
-            step, payloads = make_step(
-                self.model.model_id,
-                CUTS[number],
-                self.sequence_id,
-                0,
-                PROMPT,
-                hidden=hidden,
-                sample_from=len(PROMPT) - 1,
-            )
-            answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
-
-            def take(
-                answer: Frame[StepDone] | ShardnetError,
-                answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = answers,
-            ) -> None:
-                answers.put_nowait(answer)
-                if isinstance(answer, ShardnetError):
-                    self.news.put_nowait(answer)
-
-            node.engine.step(
-                step._replace(
-                    command_id=self.command_id,
-                    run=BEGINS_RUN,
-                    stage=number,
-                    source=self.nodes[number - 1].identity.node_id,
-                    onward=following.identity.node_id,
-                ),
-                payloads,
-                take,
-                self.news.put_nowait,
-            )
-            answer = await answers.get()
-            assert not isinstance(answer, ShardnetError)
-            frame, hidden = answer, hidden_of(answer)
-        assert frame is not None
-        self.tokens.append(frame.message.tokens[0])
+        stages = [(node.engine, cut) for node, cut in zip(self.nodes, CUTS, strict=True)]
+        names = [node.identity.node_id for node in self.nodes]
+        first = await begin_run(
+            stages, self.model, self.sequence_id, self.command_id, PROMPT, self.news.put_nowait, nodes=names
+        )
+        self.tokens.append(first)
         if ahead is not None:
             self.give(0, len(PROMPT), ahead, (TOKEN.pack(self.tokens[0]),))
 
@@ -401,7 +371,7 @@ async def test_a_source_that_sends_too_much_is_cut_and_its_run_hurt_alone(nodes:
 
 async def test_a_link_whose_other_end_vanished_ends_by_itself() -> None:
     with socket.socket() as link:
-        tune(link)
+        tune(link, PATIENCE)
         assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * SILENCE_TIMEOUT_S
 
 

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from shardnet.inference import shard_plan
-from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import single_sequence_rows
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from tests.random_models import tiny_llama
 

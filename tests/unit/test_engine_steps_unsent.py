@@ -12,7 +12,7 @@ from shardnet.errors import Busy, EngineError, ShardnetError
 from shardnet.inference.child import PACKETS, Child
 from shardnet.inference.host import EngineProcess
 from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import BEGINS_RUN, TOKEN, Step, StepDone
+from shardnet.inference.steps import TOKEN, Step, StepDone
 from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.wire import Frame
 
@@ -76,7 +76,7 @@ async def test_a_row_that_the_engine_does_not_take_ends_its_run_as_busy() -> Non
     with ours:
         child = Child(None, None, ours, lambda _: None)  # type: ignore[arg-type]
         answers: list[Frame[StepDone] | ShardnetError] = []
-        child.step(STEP._replace(run=BEGINS_RUN), (bytes(4),), answers.append, lambda _: None)
+        child.step(STEP._replace(begins_run=True), (bytes(4),), answers.append, lambda _: None)
         child.row(NextStep(STEP.command_id, STEP.sequence_id, 0, 3, 1, 30.0), (TOKEN.pack(1),))
         assert [type(answer) for answer in answers] == [Busy]
         child._ready.cancel()

@@ -24,6 +24,7 @@ GROUND = {
     "log",
     "lifecycle",
     "mutual_tls",
+    "tcp",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -37,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors"},
     "log": set(),
     "mutual_tls": set(),
+    "tcp": set(),
     "lifecycle": {"errors", "log"},
     "inference": GROUND,
     "dht": GROUND - {"messages", "wire"},

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import single_sequence_rows
 from tests.random_models import tiny_llama
 
 CONTEXT = 600  # llama.cpp's flash attention divides a decode step among threads from 512 tokens of KV on

@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.inference.engine import Engine, OnRow, OnStep
-from shardnet.inference.steps import BEGINS_RUN, NO_RUN, RowDone, Step, StepDone, parse_sampling
+from shardnet.inference.steps import RowDone, Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
     AnyMessage,
@@ -21,7 +21,7 @@ from shardnet.messages import (
     ShardOptions,
     StageRef,
 )
-from shardnet.node import tasks
+from shardnet.node import leaving
 from shardnet.node.legs import Flight
 from shardnet.node.tasks import TaskRunner
 from shardnet.node.timings import ShardTimes, StepTimes
@@ -48,7 +48,7 @@ class FakeEngine:
 
     def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep, on_row: OnRow | None = None) -> None:
         self.steps.append((step, payloads, on_answer))
-        assert (on_row is not None) == (step.run == BEGINS_RUN)
+        assert (on_row is not None) == step.begins_run
         if on_row is not None:
             self.on_row[step.command_id, step.stage] = on_row
 
@@ -589,7 +589,7 @@ async def test_only_what_a_packet_can_carry_takes_the_engines_short_way(
     world: World, more: dict[str, Any], short: bool
 ) -> None:
     world.accept(**({"ahead": 3} | more))
-    assert world.engine.steps[0][0].run == (BEGINS_RUN if short else NO_RUN)
+    assert world.engine.steps[0][0].begins_run == short
     await world.engine.finish()
     world.runner.accept_next(next_step(), (bytes(4),))
     assert (len(world.engine.rows), len(world.engine.steps)) == ((1, 0) if short else (0, 1))
@@ -637,7 +637,7 @@ async def test_a_run_whose_first_answer_was_under_way_when_the_coordinator_went_
 async def test_a_leaving_node_waits_for_a_run_however_long_its_rows_take(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "QUIET_S", 0.0)
+    monkeypatch.setattr(leaving, "QUIET_S", 0.0)
     world.accept(ahead=4)
     await world.engine.finish()
     draining = asyncio.create_task(world.runner.drain())

@@ -17,7 +17,8 @@ from shardnet.inference import families
 from shardnet.inference.families import Overrides
 from shardnet.inference.family_table import Windows
 from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
-from shardnet.inference.llama import LlamaContext, LlamaModel, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import single_sequence_rows
 from shardnet.inference.manifest_file import load_manifest
 from shardnet.inference.parity import DIFFERENT_BEYOND_MEASURE, StageFile, max_abs_diff, run_parity
 from shardnet.inference.split import CutRequest, plan_split, split_model

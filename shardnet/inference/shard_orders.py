@@ -1,0 +1,105 @@
+"""The daemon's orders to load and unload shards, and the loader's thread behind them. Lives in the engine process only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from shardnet.errors import ShardnetError
+from shardnet.inference.chains import Chains
+from shardnet.inference.loading import Finished, Loader, Progress
+from shardnet.inference.protocol import EngineSettings, FromEngine, Load, Loaded, Loading, Unload, Unloaded
+
+
+class ShardOrders:
+    """Orders that are being carried out.
+
+    Args:
+        chains: where shards come and go.
+        chains_change: called before they do.
+        tell: sends to the daemon.
+        fail: tells the daemon that a command failed.
+        wake: called on the loader's thread when `take_loaded` has something to do.
+        threads: tells the CPU threads that a shard is to use.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        chains: Chains,
+        *,
+        chains_change: Callable[[], None],
+        tell: Callable[[FromEngine], None],
+        fail: Callable[[str, ShardnetError], None],
+        wake: Callable[[], None],
+        threads: Callable[[], int],
+    ) -> None:
+        self._chains = chains
+        self._chains_change = chains_change
+        self._tell = tell
+        self._fail = fail
+        self._wake = wake
+        self._threads = threads
+        self._loads: deque[Load] = deque()
+        self._unloads: list[Unload] = []
+        self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
+        used = lambda: (chains.memory_bytes, chains.gpu_bytes)  # noqa: E731
+        self._loader = Loader(settings, self._on_loader, used, threads)
+
+    def load(self, request: Load) -> None:
+        """Have a shard loaded; one that is here as it is asked for is answered at once."""
+        shard = self._chains.get(request.model_id, request.shard_id)
+        if shard is not None:
+            if (shard.request.path, shard.request.options) == (request.path, request.options):
+                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
+                return
+            self._remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
+        self._loads.append(request)
+        self._loader.submit(request)
+
+    def unload(self, request: Unload) -> None:
+        """Free a shard; one that is being loaded, once that has ended."""
+        if any((r.model_id, r.shard_id) == (request.model_id, request.shard_id) for r in self._loads):
+            self._unloads.append(request)  # when it has come
+            return
+        self._remove(request.model_id, request.shard_id)
+        self._tell(Unloaded(command_id=request.command_id))
+
+    def _remove(self, model_id: str, shard_id: int) -> None:
+        self._chains_change()
+        self._chains.remove(model_id, shard_id)
+
+    def _on_loader(self, event: Progress | Finished) -> None:
+        """On the loader's thread."""
+        self._loaded.put(event)
+        self._wake()
+
+    def take_loaded(self) -> None:
+        """Take in what the loader has done meanwhile."""
+        while True:
+            try:
+                event = self._loaded.get_nowait()
+            except Empty:
+                return
+            request = event.request
+            if isinstance(event, Progress):
+                self._tell(Loading(command_id=request.command_id, progress=event.share))
+                continue
+            self._loads.remove(request)
+            if isinstance(event.result, ShardnetError):
+                self._fail(request.command_id, event.result)
+            else:
+                shard = event.result
+                shard.context.set_threads(self._threads())  # the share may have changed while it was loaded
+                self._chains_change()
+                self._chains.add(shard)
+                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
+            due, self._unloads = self._unloads, []
+            for unload in due:
+                self.unload(unload)
+
+    def _tell_loaded(self, request: Load, memory_bytes: int, gpu_layers: int, load_s: float) -> None:
+        self._tell(
+            Loaded(command_id=request.command_id, memory_bytes=memory_bytes, gpu_layers=gpu_layers, load_s=load_s)
+        )

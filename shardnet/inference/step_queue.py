@@ -1,0 +1,156 @@
+"""Steps that wait in the engine for their batch, the choice of the next one, and the answers. Lives in the engine process only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from shardnet.errors import EngineError, RefusedError, ShardnetError
+from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.inference.chains import Chains
+from shardnet.inference.pacing import Pacing, WaitingRow
+from shardnet.inference.protocol import FromEngine
+from shardnet.inference.runs import Row, Runs
+from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.tasks import Outcome, Task
+from shardnet.wire import Buffer
+
+
+class StepQueue:
+    """Steps, and rows of runs that go the general way.
+
+    Args:
+        tell: sends to the daemon.
+        fail: tells the daemon that a command failed, and ends its run.
+
+    Attributes:
+        waiting: by ticket. Read for every token, so there is no call between.
+        runs: who answers rows; set before the first one.
+    """
+
+    def __init__(
+        self,
+        chains: Chains,
+        tell: Callable[[FromEngine, list[Buffer]], None],
+        fail: Callable[[str, ShardnetError], None],
+    ) -> None:
+        self._chains = chains
+        self._tell = tell
+        self._fail = fail
+        self.runs: Runs
+        self.waiting: dict[int, tuple[Waiting, Task]] = {}
+        self._tickets = 0
+        self._last_was_decode = False
+        self._pacing = Pacing()
+
+    def put(self, task: Task) -> None:
+        """Have a step wait for its batch; one that cannot be is answered now."""
+        step = task.step
+        try:
+            max_rows = self._chains.check(task)
+        except ShardnetError as error:
+            self._fail(step.command_id, error)
+            return
+        task.ticket = self._tickets
+        waiting = Waiting(
+            ticket=task.ticket,
+            chain=(step.model_id, step.first_shard, step.end_shard),
+            sequence=(step.model_id, step.sequence_id),
+            n_tokens=step.n_tokens,
+            is_prompt=is_prompt_chunk(step.n_tokens, step.sample_from),
+            max_rows=max_rows,
+        )
+        self.waiting[task.ticket] = (waiting, task)
+        self._tickets += 1
+
+    def run_batch(self) -> float | None:
+        """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
+        chosen = next_batch((w for w, _ in self.waiting.values()), last_was_decode=self._last_was_decode)
+        chain, began_s = chosen[0].chain, time.perf_counter()
+        tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
+        rows = {ticket: row for ticket in tickets if isinstance(row := self.waiting[ticket][1].row, Row)}
+        are_rows = len(rows) == len(tickets)
+        if are_rows:
+            waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
+            choice = self._pacing.choose(chain, waiting, *self.runs.expected(chain), began_s)
+            if not choice.tickets and len(self.waiting) == len(rows):
+                return choice.wait_s
+            tickets = choice.tickets or tickets
+        self._last_was_decode = not chosen[0].is_prompt
+        tasks = [self.waiting.pop(ticket)[1] for ticket in tickets]
+        if not (are_rows and len(tasks) == 1 and self.runs.run_short(rows[tickets[0]])):
+            self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
+            self.runs.flush()
+        if are_rows:
+            self._pacing.note(chain, len(tasks), time.perf_counter() - began_s)
+        return None
+
+    def _answer(self, outcome: Outcome, began_s: float) -> None:
+        step = outcome.task.step
+        if outcome.error is not None:
+            self._fail(step.command_id, outcome.error)
+            return
+        if isinstance(outcome.task.row, Row):
+            self.runs.answer(outcome.task.row, outcome, began_s)
+            return
+        payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
+        self._tell(
+            StepDone(
+                command_id=step.command_id,
+                position=step.position + (0 if step.sample_from is None else step.sample_from + 1),
+                tokens=tuple(outcome.tokens),
+                logprobs=tuple(outcome.logprobs),
+                ahead=(self.runs.begun if step.begins_run else self._go_ahead)(step, outcome.tokens),
+                queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
+                compute_us=outcome.compute_s * 1e6,
+                batch_tokens=outcome.batch_rows,
+                rows=0 if outcome.hidden is None else len(outcome.hidden),
+                n_embd=0 if outcome.hidden is None else outcome.hidden.shape[1],
+                n_vocab=0 if outcome.logits is None else outcome.logits.shape[1],
+            ),
+            payloads,
+        )
+
+    def _go_ahead(self, step: Step, tokens: list[int]) -> int:
+        """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
+        if not step.ahead or len(tokens) != 1 or step.sample_from != step.n_tokens - 1:
+            return 0
+        position = step.position + step.n_tokens
+        room = self._chains.room(step, position)
+        if not room:
+            return 0
+        following = step._replace(
+            position=position, n_tokens=1, sample_from=0, ahead=min(step.ahead, room) - 1, n_embd=0
+        )
+        token = np.array(tokens, dtype=np.int32)
+        self.put(Task(0, following, token, None, arrived_s=time.perf_counter()))
+        return following.ahead + 1
+
+    def drop_superseded(self, step: Step) -> None:
+        """A step goes back to where others of its sequence still wait: what they would compute is not wanted any more."""
+        stale = [
+            ticket
+            for ticket, (_, task) in self.waiting.items()
+            if task.step.sequence_id == step.sequence_id
+            and task.step.stage == step.stage
+            and task.step.position >= step.position
+            and task.step.command_id != step.command_id
+        ]
+        for ticket in stale:
+            _, task = self.waiting.pop(ticket)
+            self._fail(task.step.command_id, RefusedError("a later step of the sequence takes its place"))
+
+    def halt(self, command_id: str) -> None:
+        """Of this command, no step is wanted that would follow unasked."""
+        for _, task in self.waiting.values():
+            if task.step.command_id == command_id:
+                task.step = task.step._replace(ahead=0)
+
+    def forget(self, sequence_id: str) -> None:
+        """Fail what waits of a sequence: its KV goes."""
+        stale = [t for t, (_, task) in self.waiting.items() if task.step.sequence_id == sequence_id]
+        for ticket in stale:
+            _, task = self.waiting.pop(ticket)
+            self._fail(task.step.command_id, EngineError("the sequence was dropped before this step ran"))

@@ -1,0 +1,56 @@
+"""What the engine is asked to run for a leg of a task. Pure."""
+
+from __future__ import annotations
+
+from shardnet.inference.steps import Step
+from shardnet.node.legs import Leg
+from shardnet.steps import NextStep, columns
+
+
+def first_step(leg: Leg, ahead: int) -> Step:
+    """Returns: the step of the task itself.
+
+    Args:
+        ahead: further steps that may follow unasked.
+    """
+    task, stage = leg.task, leg.stage
+    return Step(
+        command_id=task.command_id,
+        model_id=task.model_id,
+        first_shard=stage.first_shard,
+        end_shard=stage.end_shard,
+        sequence_id=task.sequence_id,
+        position=task.position,
+        n_tokens=task.n_tokens,
+        sample_from=task.sample_from,
+        ahead=ahead if leg.is_alone else 0,
+        return_logits=task.return_logits and leg.following is None,
+        n_embd=columns(task.tensors, "hidden"),
+        sampling=leg.sampling,
+        begins_run=leg.takes_rows,
+        stage=leg.number,
+        source=leg.source,
+        onward=leg.onward.node_id,
+        stages=len(task.route),
+    )
+
+
+def further_step(leg: Leg, following: NextStep) -> Step:
+    """Returns: a step of the task's run that is no row. By position, as it is made for each token."""
+    task, stage = leg.task, leg.stage
+    return Step(
+        task.command_id,
+        task.model_id,
+        stage.first_shard,
+        stage.end_shard,
+        task.sequence_id,
+        following.position,
+        1,
+        0,
+        0,
+        task.return_logits and leg.following is None,
+        following.n_embd,
+        leg.sampling,
+        False,
+        leg.number,
+    )
