@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardnet.coordinator.chunks import ROWS_AHEAD, next_chunk
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import Kept
 from shardnet.coordinator.speculation import Speculator
@@ -37,6 +38,7 @@ class Attempt:
         tokens: prompt and answer so far, int32. The request's own: it grows with the answer.
         n_reused: tokens of the prompt whose KV the sequence has already.
         limit: tokens of the answer at most.
+        chunk: tokens of the prompt that go at a time, now; None: as many as a stage takes.
         is_end: tells tokens that end the answer, which nothing is proposed behind.
     """
 
@@ -51,6 +53,7 @@ class Attempt:
         limit: int,
         is_end: Callable[[int], bool],
         speculator: Speculator | None,
+        chunk: Callable[[], int] | None,
         make_id: Callable[[], str],
     ) -> None:
         self.route = route
@@ -64,6 +67,7 @@ class Attempt:
         self._n_prompt = n_prompt
         self._is_end = is_end
         self._speculator = speculator
+        self._chunk = chunk
         self._make_id = make_id
         self._in_flight: dict[str, float] = {}
         self._sent_to = n_reused  # tokens handed to the route so far: positions [0, sent_to)
@@ -86,10 +90,14 @@ class Attempt:
         """
         sends: list[Send] = []
         window = 2 * len(self.route.stages) + 2
-        total, chunk, n_prompt = len(self._tokens), self.route.options.n_batch, self._n_prompt
+        total, n_prompt, most = len(self._tokens), self._n_prompt, self.route.options.n_batch
+        chunk = most
+        if self._chunk is not None and self._sent_to < n_prompt:
+            chunk = self._chunk()
+            window = max(window, ROWS_AHEAD // chunk)
         while self._sent_to < total and len(self._in_flight) < window:
             is_answer = self._sent_to >= n_prompt
-            end = self._sent_to + 1 if is_answer else min(n_prompt, self._sent_to + chunk)
+            end = self._sent_to + 1 if is_answer else next_chunk(self._sent_to, n_prompt, chunk, most)
             if is_answer and end == total and not self._in_flight:
                 return self._decode(self._propose(), at_s)
             sends.append(self._step(self._tokens[self._sent_to : end], at_s, is_last=end == total))

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from shardnet.coordinator.attempt import Attempt, Send
 from shardnet.coordinator.planning import Route
@@ -75,7 +76,12 @@ class GenerationSpec:
 
 
 class Generation:
-    """The request machine. Every method is synchronous; time is the argument `at_s`, seconds of one clock."""
+    """The request machine. Every method is synchronous; time is the argument `at_s`, seconds of one clock.
+
+    Args:
+        keeps: the sequence is handed over at the end, not freed.
+        chunk: tells how many tokens of this prompt are to go at a time along a route, now; None: as many as a stage takes.
+    """
 
     def __init__(
         self,
@@ -84,6 +90,7 @@ class Generation:
         make_id: Callable[[], str] = new_id,
         speculator: Speculator | None = None,
         keeps: bool = False,
+        chunk: Callable[[Generation, Route], int] | None = None,
     ) -> None:
         self.spec = spec
         self.keeps = keeps
@@ -99,6 +106,7 @@ class Generation:
         self.attempts = 0
         self.stats: list[StageStats] = []
         self._make_id = make_id
+        self._chunk = chunk
         self._sends: list[Send] = []
         self._attempt: Attempt | None = None
         self._setbacks = Setbacks(spec.recovery_timeout_s)
@@ -120,6 +128,11 @@ class Generation:
     def route(self) -> Route | None:
         """Returns: the stages that it ran on last."""
         return self._attempt.route if self._attempt is not None else None
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Returns: those of its route, while it needs them."""
+        return () if self.is_done or self._attempt is None else self._attempt.route.node_ids
 
     @property
     def sequence_id(self) -> str:
@@ -188,6 +201,7 @@ class Generation:
             limit=min(spec.max_tokens, route.options.n_ctx - n_prompt),
             is_end=self._ends,
             speculator=self.speculator,
+            chunk=None if self._chunk is None else partial(self._chunk, self, route),
             make_id=self._make_id,
         )
         self._sends += self._attempt.next_steps(at_s)

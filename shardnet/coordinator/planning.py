@@ -12,7 +12,7 @@ from statistics import median
 
 from shardnet.coordinator.chain import find_chain
 from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.law import Links, Pace, RowCosts, step_bytes
+from shardnet.coordinator.law import Law, Links, Pace, RowCosts, law_of, step_bytes
 from shardnet.coordinator.node_view import NodeView, is_whole
 from shardnet.coordinator.placement import (
     NodeOffer,
@@ -240,6 +240,17 @@ def routes(
         used = {stage.node_id for stage in stages}
         nodes = [node for node in nodes if node.node_id not in used]
     return found
+
+
+def law_of_route(cluster: Cluster, route: Route, policy: Policy) -> Law:
+    """Returns: what a route's steps cost, by what its nodes told last."""
+    manifest = cluster.manifests[route.model_id]
+    runs = []
+    for stage in route.stages:
+        node = cluster.nodes.get(stage.node_id)
+        pace = Pace() if node is None else measured_pace(cluster, node, route.model_id)
+        runs.append((stage.node_id, pace, stage.first_shard, stage.end_shard))
+    return law_of(manifest, runs, cluster.links, policy.default_link, policy.hop_fixed_s)
 
 
 def _ready_chain(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shardnet.coordinator.chunks import LEAST
 from shardnet.coordinator.planning import Route
 
 MOST_REFUSALS = 2
@@ -65,12 +66,13 @@ class Prefixes:
     ) -> tuple[Kept, int] | None:
         """Take out the sequence with the longest common beginning on one of `routes`, the latest of equal ones.
 
-        At least the prompt's last token has to be run. While a place is free, a sequence that would lose most of what it has is left to its owner:
-        two chats with the same system prompt shall not take each other's turns.
+        At least the prompt's last two tokens have to be run: one row alone is multiplied by other kernels than those of a cold start. While a place
+        is free, a sequence that would lose most of what it has is left to its owner: two chats with the same system prompt shall not take each
+        other's turns.
 
         Returns: the sequence, and how many tokens of the prompt are there; None if no beginning is long enough.
         """
-        wanted = array("i", prompt)[:-1]
+        wanted = array("i", prompt)[:-LEAST]
         allowed = set(routes)
         best: tuple[Kept, int] | None = None
         for kept in reversed(self._kept):

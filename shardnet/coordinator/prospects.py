@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from shardnet.coordinator.chunks import choose
 from shardnet.coordinator.law import Links
 from shardnet.coordinator.placement import (
     NodeOffer,
@@ -132,7 +133,7 @@ def _prospect(
             for stage, seconds in zip(placement.stages, law.stages_s(), strict=True)
         )
         pipelines.append(stages)
-        first = max(first, law.first_token_s(prompt_tokens, options.n_batch))
+        first = max(first, law.first_token_s(prompt_tokens, choose(law, prompt_tokens, options.n_batch).alone))
         rate += law.tokens_per_s(each)
     slowest = max(placement.seconds_per_token for placement in placements)
     return Prospect(kind, tuple(pipelines), slowest, first, rate)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shardnet.coordinator.chunks import Chunks
 from shardnet.coordinator.keeping import Keeper
 from shardnet.coordinator.pipeline import Generation, GenerationSpec, Need
 from shardnet.coordinator.places import RETRY_AFTER_S, PlaceQueue, Places
@@ -45,6 +46,8 @@ class Swarm(Protocol):
     def routes(self, model_id: str) -> list[Route]: ...
 
     def not_ready(self, model_id: str) -> ShardnetError: ...
+
+    def chunks(self, route: Route, prompt_tokens: int) -> Chunks: ...
 
     def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None: ...
 
@@ -107,7 +110,9 @@ class Requests:
         if model is not None:
             model.streams += 1
             speculator = Speculator(model) if spec.speculate else None
-        generation = Generation(spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id))
+        generation = Generation(
+            spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id), chunk=self._chunk
+        )
         running = Running(generation, text, self._ended, self._swarm.now_s())
         self.running.add(running)
         self.idle.clear()
@@ -126,6 +131,16 @@ class Requests:
             if running.generation.wants_route and running.timer is None:
                 self._find_route(running)
         self._queue.serve()
+
+    def _chunk(self, generation: Generation, route: Route) -> int:
+        """Returns: how many tokens of a prompt go at a time: few where others decode on the same stages."""
+        nodes = set(route.node_ids)
+        is_alone = not any(
+            one.generation.n_generated and one.generation is not generation and nodes.intersection(one.generation.nodes)
+            for one in self.running
+        )
+        chunks = self._swarm.chunks(route, len(generation.spec.prompt))
+        return chunks.alone if is_alone else chunks.beside
 
     # -- the loop of each request ----------------------------------------------------------------------------------------------
 

@@ -67,7 +67,13 @@ class SequenceSettings(Section):
 
     n_ctx: int = Field(default=4096, ge=8, le=1 << 20, description="most tokens of context of each sequence")
     n_seq: int = Field(default=4, ge=1, le=256, description="sequences with KV at the same time in each pipeline")
-    n_batch: int = Field(default=512, ge=1, le=8192, description="most tokens in one batch: prompts go in such chunks")
+    n_batch: int = Field(default=512, ge=1, le=8192, description="most tokens in one batch")
+    prompt_chunk: int = Field(
+        default=0,
+        ge=0,
+        le=8192,
+        description="tokens of a prompt that go through the stages at a time; 0: chosen by what was measured",
+    )
 
     def to_options(self, n_ctx_train: int) -> ShardOptions:
         """Returns: load options of a model, its context no longer than it was trained for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from shardnet.coordinator.chunks import Chunks
 from shardnet.coordinator.events import Event, ShardsLost
 from shardnet.coordinator.peers import Peers
 from shardnet.coordinator.planning import Route
@@ -39,6 +40,10 @@ class Stages:
     def routes(self, model_id: str) -> list[Route]:
         """Returns: pipelines that are ready now."""
         return self._standing.routes(model_id)
+
+    def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
+        """Returns: how many tokens of such a prompt to send at a time."""
+        return self._standing.chunks(route, prompt_tokens)
 
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from shardnet.coordinator import views
+from shardnet.coordinator.chunks import PROMPT_LOOKED_AT, Chunks, choose
 from shardnet.coordinator.cluster import Cluster
 from shardnet.coordinator.placement import Policy
-from shardnet.coordinator.planning import LoadOrder, Route, plan, routes
+from shardnet.coordinator.planning import LoadOrder, Route, law_of_route, plan, routes
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.spreading import spread
 from shardnet.errors import ShardnetError
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
+
+CHUNKS_GOOD_S = 2.0
+MAX_CHUNKS = 256
 
 log = get("coordinator")
 
@@ -32,6 +37,7 @@ class Standing:
         self._problems: dict[str, ShardnetError] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
         self._routes: dict[str, tuple[int, list[Route]]] = {}
+        self._chunks: dict[tuple[Route, int], tuple[float, Chunks]] = {}
         self._told: dict[str, str] = {}
 
     def served(self) -> list[Manifest]:
@@ -60,6 +66,22 @@ class Standing:
             options = self.options(self._cluster.manifests[model_id])
             known = (self._cluster.version, routes(self._cluster, model_id, options, self._policy))
             self._routes[model_id] = known
+        return known[1]
+
+    def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
+        """Returns: how many tokens of such a prompt to send at a time, by what nodes told last; thought over once in a while."""
+        size = self._settings.sequences.prompt_chunk
+        most = route.options.n_batch
+        if size:
+            return Chunks(min(size, most), min(size, most))
+        key = route, min(prompt_tokens, PROMPT_LOOKED_AT).bit_length()
+        known = self._chunks.get(key)
+        now_s = time.monotonic()
+        if known is None or now_s > known[0]:
+            if len(self._chunks) > MAX_CHUNKS:
+                self._chunks.clear()
+            law = law_of_route(self._cluster, route, self._policy)
+            known = self._chunks[key] = (now_s + CHUNKS_GOOD_S, choose(law, prompt_tokens, most))
         return known[1]
 
     def not_ready(self, model_id: str) -> ShardnetError:

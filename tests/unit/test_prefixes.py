@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardnet.coordinator.chunks import Chunks
 from shardnet.coordinator.pipeline import Generation, GenerationSpec
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
@@ -48,29 +49,30 @@ def test_the_common_length_is_that_of_a_plain_comparison(left: list[int], right:
     assert common_length(array("i", left), array("i", right)) == plain
 
 
-def test_the_longest_common_beginning_wins_and_the_last_prompt_token_is_always_run() -> None:
+def test_the_longest_common_beginning_wins_and_the_last_two_prompt_tokens_are_always_run() -> None:
     cache = Prefixes(2)
     for one in (kept("a", [1, 2, 3]), kept("b", [1, 2, 3, 4, 5]), kept("c", [1, 9])):
         assert cache.keep(one)
     found = cache.take([route(1, 2)], [1, 2, 3, 4, 5], used(0, 1, 2))
     assert found is not None
-    assert (found[0].sequence_id, found[1], len(cache)) == ("b", 4, 2)
+    assert (found[0].sequence_id, found[1], len(cache)) == ("b", 3, 2)
 
 
 def test_what_is_short_or_on_another_route_is_not_found() -> None:
     cache = Prefixes(3)
     assert not cache.keep(kept("short", [1, 2]))
     assert cache.keep(kept("a", [1, 2, 3]))
-    assert cache.take([route(2, 1), route(1)], [1, 2, 3, 4], {}) is None
-    assert cache.take([route(1, 2)], [1, 2, 9, 4], {}) is None
-    assert cache.take([route(1, 2)], [1, 2, 3, 4], {}) is not None
+    assert cache.take([route(2, 1), route(1)], [1, 2, 3, 4, 5], {}) is None
+    assert cache.take([route(1, 2)], [1, 2, 9, 4, 5], {}) is None
+    assert cache.take([route(1, 2)], [1, 2, 3, 4], {}) is None
+    assert cache.take([route(1, 2)], [1, 2, 3, 4, 5], {}) is not None
 
 
 def test_a_long_sequence_is_not_taken_for_a_short_beginning_while_a_place_is_free() -> None:
     cache = Prefixes(2)
     cache.keep(kept("chat", [1, 2, *range(10, 20)]))
-    assert cache.take([route(1, 2)], [1, 2, 3], used(0, 1, 2)) is None
-    assert cache.take([route(1, 2)], [1, 2, 3], used(1, 1, 2)) is not None  # it would have to go in any case
+    assert cache.take([route(1, 2)], [1, 2, 3, 4], used(0, 1, 2)) is None
+    assert cache.take([route(1, 2)], [1, 2, 3, 4], used(1, 1, 2)) is not None  # it would have to go in any case
 
 
 def test_the_least_recently_used_makes_room_and_only_where_room_is_needed() -> None:
@@ -192,6 +194,9 @@ class World:
 
     def routes(self, model_id: str) -> list[Route]:
         return self.ready
+
+    def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
+        return Chunks(route.options.n_batch, route.options.n_batch)
 
     def not_ready(self, model_id: str) -> ShardnetError:
         return PlacementError("not ready")
