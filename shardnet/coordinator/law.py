@@ -1,10 +1,12 @@
 """What a step costs: the one law that placement, routing, `shardnet plan` and `shardnet bench` share. Pure.
 
-    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row) + handing over to the engine
-    time of a hop    = one-way latency + bytes / bandwidth + what a task costs more than a ping
+    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row)
+    time of a hop    = one-way latency + bytes / bandwidth + what a row costs more than a ping
     time per token   = sum of stages + sum of hops, in a ring: the last stage sends the token to the first by itself
+    many streams     = the slowest stage, or the way round, sets the pace; rows go in batches, or one by one, as `inference.pacing` has them
 
-A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator.
+A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator, and
+through each node's daemon, which costs the way to its engine and back.
 Everything is measured where it can be: a node tells its own times (`HeldShard.step_us`, `rows_us`, `handover_us`), links are measured
 by pings. What is not known yet is guessed, and `shardnet plan` says so.
 """
@@ -15,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from shardnet.inference.pacing import batches, goes_whole
 from shardnet.manifest import Manifest
 
 GUESSED_BYTES_PER_S = 8e9
@@ -48,7 +51,7 @@ class Pace:
     Attributes:
         bytes_per_s: weights it reads per second in decode, as measured; None: not known.
         row_costs: as measured; empty: not known.
-        handover_s: from the daemon to the engine and back, for each step; None: not known.
+        handover_s: from the daemon to the engine and back, for each step that goes that way; None: not known.
     """
 
     bytes_per_s: float | None = None
@@ -59,6 +62,11 @@ class Pace:
         """Returns: seconds of a batch of so many rows through weights of so many bytes, the way to the engine included."""
         handover_s = GUESSED_HANDOVER_S if self.handover_s is None else self.handover_s
         return nbytes / (self.bytes_per_s or GUESSED_BYTES_PER_S) * self.times_longer(rows) + handover_s
+
+    def block_s(self, nbytes: int, rows: int) -> float:
+        """Returns: seconds that a stage is busy with so many rows which may go together: as one batch or one by one, whichever takes less."""
+        single_s, whole_s = self.step_s(nbytes), self.step_s(nbytes, rows)
+        return whole_s if goes_whole(rows, single_s, whole_s) else rows * single_s
 
     def times_longer(self, rows: int) -> float:
         """Returns: how many times as long a batch of so many rows takes as one row: measured, and straight lines between what was measured."""
@@ -75,9 +83,9 @@ class Pace:
         return before[1] * rows / before[0]
 
 
-def pace_in(pace: Pace, *, stages: int, ring: bool) -> Pace:
-    """Returns: the pace of a node in a pipeline of so many stages. An engine that has the whole model goes on by itself: nothing is handed over."""
-    return replace(pace, handover_s=0.0) if ring and stages == 1 else pace
+def pace_in(pace: Pace, *, ring: bool) -> Pace:
+    """Returns: the pace of a node in a pipeline. In a ring engines hand rows straight to one another, and what that costs them is in their times."""
+    return replace(pace, handover_s=0.0) if ring else pace
 
 
 def step_bytes(manifest: Manifest, first: int, end: int) -> int:
@@ -123,18 +131,25 @@ class Law:
 
     def token_s(self, rows: int = 1) -> float:
         """Returns: seconds from one token to the next, of streams that go round together, `rows` of them."""
-        hops = sum(self.between) + (rows - 1) * sum(self.more_row_s) + self.closing_s
-        return sum(self.stages_s(rows)) + hops
+        return sum(self.stages_s(rows)) + self.hops_s(rows)
+
+    def hops_s(self, rows: int = 1) -> float:
+        """Returns: seconds of all hops of a round with so many rows."""
+        return sum(self.between) + (rows - 1) * sum(self.more_row_s) + self.closing_s
 
     def tokens_per_s(self, streams: int) -> float:
         """Returns: tokens per second of so many streams together.
 
-        They go round in as many groups as there are stages, if there are so many: a group's round takes as long as the ring, and the slowest
-        stage serves one group after the other.
+        A round takes as long as the slowest stage needs for all rows, or as the first block of them needs to come round: one row of it, where every
+        stage takes them one by one.
         """
-        groups = min(streams, len(self.paces))
-        rows = -(-streams // groups)
-        return streams / max(groups * max(self.stages_s(rows)), self.token_s(rows))
+        blocks, stages = batches(streams, len(self.paces)), tuple(zip(self.paces, self.nbytes, strict=True))
+        slowest_s = max(sum(pace.block_s(nbytes, rows) for rows in blocks) for pace, nbytes in stages)
+        rows = max(blocks)
+        block_s = [pace.block_s(nbytes, rows) for pace, nbytes in stages]
+        if all(one_s < whole_s for one_s, whole_s in zip(block_s, self.stages_s(rows), strict=True)):
+            return streams / max(slowest_s, self.token_s())
+        return streams / max(slowest_s, sum(block_s) + self.hops_s(rows))
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
         """Returns: seconds until the first token of a prompt in chunks: one goes all the way, the others come behind at the slowest stage's pace."""
@@ -181,7 +196,7 @@ def law_of(
             link = links.get((nodes[-1], nodes[0])) or default
             closing = link.one_way_s + TOKEN_BYTES / link.bytes_per_s + fixed_s
     return Law(
-        paces=tuple(pace_in(pace, stages=len(nodes), ring=ring) for _, pace, _, _ in stages),
+        paces=tuple(pace_in(pace, ring=ring) for _, pace, _, _ in stages),
         nbytes=tuple(step_bytes(manifest, first, end) for _, _, first, end in stages),
         between=tuple(hop(a, b) for a, b in pairwise(nodes)),
         more_row_s=tuple(hop(a, b, 2) - hop(a, b) for a, b in pairwise(nodes)),

@@ -16,9 +16,10 @@ import struct
 import sys
 import time
 from collections import deque
+from collections.abc import Hashable
 from math import ceil
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from shardnet.inference.pacing import Pacing, WaitingRow
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
+    BatchTime,
     CutRows,
     DialRows,
     EngineSettings,
@@ -83,6 +85,7 @@ class Worker:
         self._tickets = 0
         self._last_was_decode = False
         self._pacing = Pacing()
+        self._busy_from_s = time.perf_counter()
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
@@ -105,7 +108,7 @@ class Worker:
             self._poll.register(descriptor, select.POLLIN)
         wait_s: float | None = None
         while True:
-            for descriptor, events in self._poll.poll(None if wait_s is None else ceil(1e3 * wait_s)):
+            for descriptor, events in self._sleep(wait_s):
                 if descriptor == connection:
                     if not self._receive():
                         return
@@ -119,10 +122,38 @@ class Worker:
                 else:
                     self._links.serve(descriptor, events)
             if self._runs.has_rows:
-                self._runs.go(is_free=not self._waiting)
+                chain = self._runs.go(is_free=not self._waiting)
+                if chain is not None:
+                    self._note(chain, 1)
             wait_s = self._run_batch() if self._waiting else None
             if self._runs.has_rows or (self._waiting and wait_s is None):
                 wait_s = 0.0
+
+    def _sleep(self, wait_s: float | None) -> list[tuple[int, int]]:
+        """Wait for something to take. Returns: what there is (descriptor, events).
+
+        Args:
+            wait_s: at most; None: nothing waits here for its batch.
+        """
+        if wait_s == 0.0:
+            return self._poll.poll(0)
+        began_s = time.perf_counter()
+        ready = self._poll.poll(None if wait_s is None else ceil(1e3 * wait_s))
+        now_s = time.perf_counter()
+        self._busy_from_s = now_s if wait_s is None else self._busy_from_s + now_s - began_s
+        return ready
+
+    def _note(self, chain: Hashable, rows: int) -> None:
+        """A batch is done. It took all the time since the one before that the engine did not sleep: what comes with each row (links, sampling,
+        telling the daemon) keeps a stage as busy as llama.cpp does.
+
+        Args:
+            rows: of runs, in neighbouring slots; 0: it was another batch.
+        """
+        now_s = time.perf_counter()
+        if rows:
+            self._pacing.note(chain, rows, now_s - self._busy_from_s)
+        self._busy_from_s = now_s
 
     def _ring(self) -> None:
         """On another thread: there is something to take."""
@@ -168,6 +199,10 @@ class Worker:
                         devices=all_devices(),
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
+                        batches=tuple(
+                            BatchTime(chain=cast("tuple[str, int, int]", chain), rows=rows, us=seconds * 1e6)
+                            for chain, rows, seconds in self._pacing.told()
+                        ),
                     )
                 )
             case DialRows():
@@ -246,20 +281,20 @@ class Worker:
         chain, began_s = chosen[0].chain, time.perf_counter()
         tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
         rows = {ticket: row for ticket in tickets if isinstance(row := self._waiting[ticket][1].row, Row)}
-        are_rows = len(rows) == len(tickets)
+        are_rows = are_neighbours = len(rows) == len(tickets)
         if are_rows:
             waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
             choice = self._pacing.choose(chain, waiting, *self._runs.expected(chain), began_s)
             if not choice.tickets and len(self._waiting) == len(rows):
                 return choice.wait_s
+            are_neighbours = bool(choice.tickets)
             tickets = choice.tickets or tickets
         self._last_was_decode = not chosen[0].is_prompt
         tasks = [self._waiting.pop(ticket)[1] for ticket in tickets]
         if not (are_rows and len(tasks) == 1 and self._runs.run_short(rows[tickets[0]])):
             self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
             self._runs.flush()
-        if are_rows:
-            self._pacing.note(chain, len(tasks), time.perf_counter() - began_s)
+        self._note(chain, len(tasks) if are_neighbours else 0)
         return None
 
     def _answer(self, outcome: Outcome, began_s: float) -> None:
