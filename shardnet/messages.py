@@ -175,7 +175,7 @@ class Heartbeat(Message):
         default=None,
         ge=0,
         exclude_if=lambda value: value is None,
-        description="median time of the way from the daemon to the engine and back",
+        description="median time that a step costs a stage beside its computing: taking it in, and handing it on",
     )
     draining: bool = False
 

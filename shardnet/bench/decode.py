@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shardnet.bench.driver import DrivenRun
@@ -113,7 +113,7 @@ def _unseen(world: World, pipelines: Sequence[Pipeline]) -> dict[int, float]:
     whole = [one for one in pipelines if one.stages == 1]
     if not whole:
         return {}
-    pace = world.pace("node-0", whole[0].manifest)
+    pace = replace(world.pace("node-0", whole[0].manifest), handover_s=None)
     return {one.stages: round(world.law(one, pace).token_s() * 1e3, 3) for one in pipelines if one.stages > 1}
 
 

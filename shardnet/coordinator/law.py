@@ -1,12 +1,11 @@
 """What a step costs: the one law that placement, routing, `shardnet plan` and `shardnet bench` share. Pure.
 
-    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row)
+    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row) + handing over
     time of a hop    = one-way latency + bytes / bandwidth + what a row costs more than a ping
     time per token   = sum of stages + sum of hops, in a ring: the last stage sends the token to the first by itself
     many streams     = the slowest stage, or the way round, sets the pace; rows go in batches, or one by one, as `inference.pacing` has them
 
-A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator, and
-through each node's daemon, which costs the way to its engine and back.
+A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator.
 Everything is measured where it can be: a node tells its own times (`HeldShard.step_us`, `rows_us`, `handover_us`), links are measured
 by pings. What is not known yet is guessed, and `shardnet plan` says so.
 """
@@ -51,7 +50,7 @@ class Pace:
     Attributes:
         bytes_per_s: weights it reads per second in decode, as measured; None: not known.
         row_costs: as measured; empty: not known.
-        handover_s: from the daemon to the engine and back, for each step that goes that way; None: not known.
+        handover_s: what each step costs beside computing: to take it in, and to hand it on; None: not known.
     """
 
     bytes_per_s: float | None = None
@@ -59,7 +58,7 @@ class Pace:
     handover_s: float | None = None
 
     def step_s(self, nbytes: int, rows: int = 1) -> float:
-        """Returns: seconds of a batch of so many rows through weights of so many bytes, the way to the engine included."""
+        """Returns: seconds of a batch of so many rows through weights of so many bytes, handing over included."""
         handover_s = GUESSED_HANDOVER_S if self.handover_s is None else self.handover_s
         return nbytes / (self.bytes_per_s or GUESSED_BYTES_PER_S) * self.times_longer(rows) + handover_s
 
@@ -83,9 +82,9 @@ class Pace:
         return before[1] * rows / before[0]
 
 
-def pace_in(pace: Pace, *, ring: bool) -> Pace:
-    """Returns: the pace of a node in a pipeline. In a ring engines hand rows straight to one another, and what that costs them is in their times."""
-    return replace(pace, handover_s=0.0) if ring else pace
+def pace_in(pace: Pace, *, stages: int, ring: bool) -> Pace:
+    """Returns: the pace of a node in a pipeline of so many stages. An engine that has the whole model goes on by itself: nothing is handed over."""
+    return replace(pace, handover_s=0.0) if ring and stages == 1 else pace
 
 
 def step_bytes(manifest: Manifest, first: int, end: int) -> int:
@@ -196,7 +195,7 @@ def law_of(
             link = links.get((nodes[-1], nodes[0])) or default
             closing = link.one_way_s + TOKEN_BYTES / link.bytes_per_s + fixed_s
     return Law(
-        paces=tuple(pace_in(pace, ring=ring) for _, pace, _, _ in stages),
+        paces=tuple(pace_in(pace, stages=len(nodes), ring=ring) for _, pace, _, _ in stages),
         nbytes=tuple(step_bytes(manifest, first, end) for _, _, first, end in stages),
         between=tuple(hop(a, b) for a, b in pairwise(nodes)),
         more_row_s=tuple(hop(a, b, 2) - hop(a, b) for a, b in pairwise(nodes)),

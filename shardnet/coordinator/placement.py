@@ -127,7 +127,8 @@ def layers_of(manifest: Manifest, first_shard: int, end_shard: int) -> LayerRang
 
 def stage_s(manifest: Manifest, offer: NodeOffer, first: int, end: int, policy: Policy) -> float:
     """Returns: seconds that one decode step spends in a stage of the shards `[first, end)` on this node."""
-    return pace_in(offer.pace, ring=policy.ring).step_s(step_bytes(manifest, first, end))
+    stages = 1 if end - first == manifest.n_shards else 2
+    return pace_in(offer.pace, stages=stages, ring=policy.ring).step_s(step_bytes(manifest, first, end))
 
 
 def hop_between(manifest: Manifest, source: str, target: str, links: Links, policy: Policy) -> float:

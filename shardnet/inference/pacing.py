@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
 KERNEL_ROWS = 4
@@ -27,9 +27,7 @@ TRUSTED = 2
 TRY_EVERY = 128
 """Each so many batches the size that was not tried for longest is: weather and contexts change."""
 TOLD_SAMPLES = 256
-"""Recent batches of a size that the planner hears the mean of: it predicts minutes, where a choice is for now."""
-STALL = 3.0
-"""A batch that took so many times the median says nothing of its size: memory was touched for the first time, or other work came between."""
+"""Recent batches of a size that the planner hears the median of: it predicts minutes, where a choice is for now."""
 TOLD_ROWS = 16
 """Every size up to this is told; of larger ones those of whole blocks."""
 HOPELESS = 1.5
@@ -77,16 +75,12 @@ class Choice(NamedTuple):
 @dataclass(slots=True)
 class _Size:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=TOLD_SAMPLES))
+    beside: deque[float] = field(default_factory=lambda: deque(maxlen=TOLD_SAMPLES))
     noted_at: int = 0
 
     @property
     def median_s(self) -> float:
         return median(islice(reversed(self.seconds), SAMPLES))
-
-    @property
-    def mean_s(self) -> float:
-        stalled_s = STALL * median(self.seconds)
-        return fmean(one for one in self.seconds if one <= stalled_s)
 
 
 class Pacing:
@@ -96,18 +90,24 @@ class Pacing:
         self._sizes: dict[tuple[Hashable, int], _Size] = {}
         self._batches = 0
 
-    def note(self, chain: Hashable, rows: int, seconds: float) -> None:
-        """A batch is done. `seconds`: all that the engine spent on it: taking its rows in, sampling and handing on included."""
+    def note(self, chain: Hashable, rows: int, seconds: float, beside_s: float = 0.0) -> None:
+        """A batch is done.
+
+        Args:
+            seconds: all that the engine spent on it: taking its rows in, sampling and handing on included.
+            beside_s: the part of that which was spent on rows that come from other nodes and go to them, not on computing.
+        """
         size = self._sizes.setdefault((chain, rows), _Size())
         size.seconds.append(seconds)
+        size.beside.append(beside_s)
         self._batches += 1
         size.noted_at = self._batches
 
-    def told(self) -> Iterator[tuple[Hashable, int, float]]:
-        """Yields: chain, rows, and mean seconds of recent batches of so many rows, for each size that was run more than by chance."""
+    def told(self) -> Iterator[tuple[Hashable, int, float, float]]:
+        """Yields: chain, rows, and medians of `note`'s two times over recent batches, for each size that was run more than by chance."""
         for (chain, rows), size in self._sizes.items():
             if len(size.seconds) >= TRUSTED and (rows <= TOLD_ROWS or not rows & (rows - 1)):
-                yield chain, rows, size.mean_s
+                yield chain, rows, median(size.seconds), median(size.beside)
 
     def choose(
         self, chain: Hashable, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float

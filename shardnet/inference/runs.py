@@ -208,14 +208,14 @@ class Runs:
         runs = [run for run in self._runs.values() if run.chain == chain]
         return [run.slot for run in runs], len(runs) // max((run.step.stages for run in runs), default=1)
 
-    def go(self, *, is_free: bool) -> Hashable | None:
+    def go(self, *, is_free: bool) -> Run | None:
         """Have the rows that came run: that of the only run now, if the engine `is_free`; else as steps that wait for their batch.
 
-        Returns: the chain of the row that was run now, if one was.
+        Returns: the run whose row was run now, if one was.
         """
         rows, self._rows = self._rows, []
         if len(rows) == 1 and is_free and len(self._runs) == 1 and self.run_short(rows[0]):
-            return rows[0].run.chain
+            return rows[0].run
         for row in rows:
             if not row.run.is_over:
                 self._queue(self._task(row))

@@ -16,7 +16,6 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Hashable
 from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Any, cast
@@ -55,7 +54,7 @@ from shardnet.inference.protocol import (
     Unloaded,
 )
 from shardnet.inference.row_links import RowLinks
-from shardnet.inference.runs import Row, Runs
+from shardnet.inference.runs import Row, Run, Runs
 from shardnet.inference.steps import BEGINS_RUN, ROW_BYTES, ROW_LINK, Step, StepDone
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
@@ -85,7 +84,7 @@ class Worker:
         self._tickets = 0
         self._last_was_decode = False
         self._pacing = Pacing()
-        self._busy_from_s = time.perf_counter()
+        self._busy_from_s, self._computed_s = time.perf_counter(), 0.0
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
@@ -122,9 +121,9 @@ class Worker:
                 else:
                     self._links.serve(descriptor, events)
             if self._runs.has_rows:
-                chain = self._runs.go(is_free=not self._waiting)
-                if chain is not None:
-                    self._note(chain, 1)
+                run = self._runs.go(is_free=not self._waiting)
+                if run is not None:
+                    self._note(run, 1)
             wait_s = self._run_batch() if self._waiting else None
             if self._runs.has_rows or (self._waiting and wait_s is None):
                 wait_s = 0.0
@@ -143,17 +142,19 @@ class Worker:
         self._busy_from_s = now_s if wait_s is None else self._busy_from_s + now_s - began_s
         return ready
 
-    def _note(self, chain: Hashable, rows: int) -> None:
-        """A batch is done. It took all the time since the one before that the engine did not sleep: what comes with each row (links, sampling,
-        telling the daemon) keeps a stage as busy as llama.cpp does.
+    def _note(self, run: Run | None, rows: int = 0) -> None:
+        """A batch is done. It took all the time since the one before that the engine did not sleep: what comes with each row (links, telling the
+        daemon) keeps a stage busy as llama.cpp and sampling do.
 
         Args:
-            rows: of runs, in neighbouring slots; 0: it was another batch.
+            run: one of those whose rows it was, in neighbouring slots; None: it was another batch.
         """
-        now_s = time.perf_counter()
-        if rows:
-            self._pacing.note(chain, rows, now_s - self._busy_from_s)
-        self._busy_from_s = now_s
+        now_s, computed_s = time.perf_counter(), self._chains.busy_s
+        if run is not None:
+            seconds = now_s - self._busy_from_s
+            beside_s = 0.0 if run.is_alone else max(0.0, seconds - (computed_s - self._computed_s))
+            self._pacing.note(run.chain, rows, seconds, beside_s)
+        self._busy_from_s, self._computed_s = now_s, computed_s
 
     def _ring(self) -> None:
         """On another thread: there is something to take."""
@@ -200,8 +201,13 @@ class Worker:
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
                         batches=tuple(
-                            BatchTime(chain=cast("tuple[str, int, int]", chain), rows=rows, us=seconds * 1e6)
-                            for chain, rows, seconds in self._pacing.told()
+                            BatchTime(
+                                chain=cast("tuple[str, int, int]", chain),
+                                rows=rows,
+                                us=seconds * 1e6,
+                                beside_us=beside_s * 1e6,
+                            )
+                            for chain, rows, seconds, beside_s in self._pacing.told()
                         ),
                     )
                 )
@@ -294,7 +300,7 @@ class Worker:
         if not (are_rows and len(tasks) == 1 and self._runs.run_short(rows[tickets[0]])):
             self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
             self._runs.flush()
-        self._note(chain, len(tasks) if are_neighbours else 0)
+        self._note(rows[tickets[0]].run if are_neighbours else None, len(tasks))
         return None
 
     def _answer(self, outcome: Outcome, began_s: float) -> None:

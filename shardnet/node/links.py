@@ -133,8 +133,8 @@ class PeerLinks:
     async def measure(self, node_id: NodeId, address: Address, *, timeout_s: float) -> tuple[float, float]:
         """Returns: seconds of a round trip to the other node with a small message, and bandwidth to it (bytes per second).
 
-        The pings come in quick succession. After a rest they take longer, since the daemons' code has left the caches: rows of runs do not go
-        through daemons, and what their own way costs the engines is in the times of batches.
+        The pings come in quick succession. After a rest they take longer, since the daemons' code has left the caches; but rows of runs do not go
+        through daemons, and what taking them in and handing them on costs an engine right after llama.cpp is in what it tells of its batches.
 
         Raises: UnreachableError, PeerRefused, PeerLost; DeadlineExceeded.
         """

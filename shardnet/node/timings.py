@@ -43,10 +43,20 @@ class StepTimes:
         self._batches: dict[tuple[Chain, int], deque[tuple[int, float]]] = {}
         self._handovers: deque[float] = deque(maxlen=MAX_STEPS)
         self._told: dict[tuple[Chain, int], tuple[int, float]] = {}
+        self._told_handovers: tuple[float, ...] = ()
 
     def take(self, batches: Iterable[BatchTime]) -> None:
-        """Take in what the engine says of its batches, in place of all that it said before."""
-        self._told = {(one.chain, _size(one.rows)): (one.rows, one.us) for one in batches}
+        """Take in what the engine says of its batches, in place of all that it said before.
+
+        What handing over a single row takes is told apart: a pipeline of one stage does not have it.
+        """
+        batches = tuple(batches)
+        beside_us = {one.chain: one.beside_us for one in batches if one.rows == 1 and one.beside_us}
+        self._told = {
+            (one.chain, _size(one.rows)): (one.rows, max(0.0, one.us - beside_us.get(one.chain, 0.0)))
+            for one in batches
+        }
+        self._told_handovers = tuple(beside_us.values())
 
     def add(self, chain: Chain, rows: int, compute_us: float, handover_us: float | None = None) -> None:
         """Note one batch.
@@ -64,8 +74,10 @@ class StepTimes:
 
     @property
     def handover_us(self) -> float | None:
-        """Returns: median microseconds from the daemon to the engine and back; None: not known yet."""
-        return median(self._handovers) if self._handovers else None
+        """Returns: microseconds that a step costs beside its computing, from engine to engine or else from the daemon to the engine and back;
+        None: not known yet."""
+        handovers = self._told_handovers or self._handovers
+        return median(handovers) if handovers else None
 
     def per_shard(self, layers: Mapping[ShardKey, int]) -> dict[ShardKey, ShardTimes]:
         """Returns: the times of each shard that was run; a chain's time is shared out by its shards' layers.
