@@ -21,7 +21,8 @@ from shardnet.manifest import Manifest
 
 GUESSED_BYTES_PER_S = 8e9
 """Weights that an unmeasured node reads per second: a desktop's memory, one stream."""
-GUESSED_HANDOVER_S = 150e-6
+GUESSED_HANDOVER_S = 250e-6
+"""Taking a row in and handing it on right after llama.cpp streamed its weights through the caches: seen 200 to 400 on virtual machines."""
 GUESSED_ROWS_PER_STEP = 4.0
 """Rows of one batch share each weight that is read: an unmeasured CPU computes so many rows in the time of one step, if there are enough."""
 TOKEN_BYTES = 100

@@ -84,7 +84,7 @@ class Worker:
         self._tickets = 0
         self._last_was_decode = False
         self._pacing = Pacing()
-        self._busy_from_s, self._computed_s = time.perf_counter(), 0.0
+        self._busy_from_s, self._own_s, self._computed_s = time.perf_counter(), time.thread_time(), 0.0
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
@@ -146,15 +146,20 @@ class Worker:
         """A batch is done. It took all the time since the one before that the engine did not sleep: what comes with each row (links, telling the
         daemon) keeps a stage busy as llama.cpp and sampling do.
 
+        But a row that is handed on wakes the next stage's engine, and on a machine that runs both, that may take our core before we come to
+        look at the clock. Beside computing only our own time counts, unless computing was not done by this thread at all (on a GPU).
+
         Args:
             run: one of those whose rows it was, in neighbouring slots; None: it was another batch.
         """
-        now_s, computed_s = time.perf_counter(), self._chains.busy_s
+        now_s, own_s, computed_s = time.perf_counter(), time.thread_time(), self._chains.busy_s
         if run is not None:
-            seconds = now_s - self._busy_from_s
-            beside_s = 0.0 if run.is_alone else max(0.0, seconds - (computed_s - self._computed_s))
-            self._pacing.note(run.chain, rows, seconds, beside_s)
-        self._busy_from_s, self._computed_s = now_s, computed_s
+            seconds, computing_s = now_s - self._busy_from_s, computed_s - self._computed_s
+            running_s = own_s - self._own_s
+            if computing_s < running_s < seconds:
+                seconds = running_s
+            self._pacing.note(run.chain, rows, seconds, 0.0 if run.is_alone else max(0.0, seconds - computing_s))
+        self._busy_from_s, self._own_s, self._computed_s = now_s, own_s, computed_s
 
     def _ring(self) -> None:
         """On another thread: there is something to take."""

@@ -48,7 +48,7 @@ def test_batches_take_what_was_measured_and_straight_lines_between(rows: int, lo
 def test_nothing_measured_is_guessed() -> None:
     assert Pace().times_longer(2) == 1.0
     assert Pace().times_longer(40) == 10.0
-    assert Pace().step_s(8_000_000) == pytest.approx(1.15e-3)
+    assert Pace().step_s(8_000_000) == pytest.approx(1.25e-3)
 
 
 # -- pipelines -----------------------------------------------------------------------------------------------------------------------
