@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 KERNEL_ROWS = 4
@@ -27,7 +27,10 @@ TRUSTED = 2
 TRY_EVERY = 128
 """Each so many batches the size that was not tried for longest is: weather and contexts change."""
 TOLD_SAMPLES = 256
-"""Recent batches of a size that the planner hears the median of: it predicts minutes, where a choice is for now."""
+"""Recent batches of a size that the planner hears the mean of: it predicts the speed of minutes, which slow batches are a part of, where a choice is
+for now and not to be thrown by one."""
+STALL = 4.0
+"""A batch that took so many times the median says nothing of its size: memory was touched for the first time, or the machine did something else."""
 TOLD_ROWS = 16
 """Every size up to this is told; of larger ones those of whole blocks."""
 HOPELESS = 1.5
@@ -79,6 +82,11 @@ class _Size:
     noted_at: int = 0
 
     @property
+    def mean_s(self) -> float:
+        longest_s = STALL * median(self.seconds)
+        return fmean(one for one in self.seconds if one <= longest_s)
+
+    @property
     def median_s(self) -> float:
         return median(islice(reversed(self.seconds), SAMPLES))
 
@@ -104,10 +112,11 @@ class Pacing:
         size.noted_at = self._batches
 
     def told(self) -> Iterator[tuple[Hashable, int, float, float]]:
-        """Yields: chain, rows, and medians of `note`'s two times over recent batches, for each size that was run more than by chance."""
+        """Yields: chain, rows, mean seconds of recent batches and what of it is usually spent beside computing, for each size that was run more than
+        by chance."""
         for (chain, rows), size in self._sizes.items():
             if len(size.seconds) >= TRUSTED and (rows <= TOLD_ROWS or not rows & (rows - 1)):
-                yield chain, rows, median(size.seconds), median(size.beside)
+                yield chain, rows, size.mean_s, median(size.beside)
 
     def choose(
         self, chain: Hashable, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float

@@ -166,7 +166,7 @@ class BatchTime(Message):
 
     chain: tuple[ModelId, ShardIndex, ShardIndex] = Field(strict=False, description="model, first shard, end shard")
     rows: int = Field(ge=1, le=MAX_STEP_TOKENS)
-    us: float = Field(ge=0, description="median of recent batches: taking the rows in, llama.cpp, sampling, handing on")
+    us: float = Field(ge=0, description="mean of recent batches: taking the rows in, llama.cpp, sampling, handing on")
     beside_us: float = Field(
         ge=0, description="of that, what is spent because rows come from other nodes and go to them"
     )

@@ -128,12 +128,12 @@ def test_whether_a_block_goes_whole_is_one_rule(times: dict[str, float]) -> None
     assert len(choose(paced(**times), rows(0, 1, 2, 3), active=8, stages=2).tickets) == (4 if whole else 1)
 
 
-def test_medians_of_what_was_run_more_than_once_are_told() -> None:
+def test_means_of_what_was_run_more_than_once_are_told_without_stalls() -> None:
     pacing = Pacing()
-    for seconds, beside_s in ((0.010, 0.001), (0.012, 0.002), (0.5, 0.4)):
+    for seconds, beside_s in ((0.010, 0.001), (0.014, 0.002), (0.5, 0.4)):
         pacing.note(CHAIN, 1, seconds, beside_s)
     pacing.note(CHAIN, 4, 0.05)
     for rows_of_no_block in (18, 32):
         for _ in range(TRUSTED):
             pacing.note(CHAIN, rows_of_no_block, 0.2)
-    assert list(pacing.told()) == [(CHAIN, 1, 0.012, 0.002), (CHAIN, 32, 0.2, 0.0)]
+    assert list(pacing.told()) == [(CHAIN, 1, pytest.approx(0.012), 0.002), (CHAIN, 32, 0.2, 0.0)]
