@@ -12,12 +12,14 @@ The planner predicts many streams by the same rules (`batches`, `goes_whole`), a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean, median
 from typing import NamedTuple
 
+Chain = tuple[str, int, int]
+"""Model, first shard, end shard."""
 KERNEL_ROWS = 4
 """Rows that kernels take at once: the smallest block."""
 SAMPLES = 9
@@ -95,10 +97,10 @@ class Pacing:
     """What batches of rows in neighbouring slots took, by chain of shards and number of rows."""
 
     def __init__(self) -> None:
-        self._sizes: dict[tuple[Hashable, int], _Size] = {}
+        self._sizes: dict[tuple[Chain, int], _Size] = {}
         self._batches = 0
 
-    def note(self, chain: Hashable, rows: int, seconds: float, beside_s: float = 0.0) -> None:
+    def note(self, chain: Chain, rows: int, seconds: float, beside_s: float = 0.0) -> None:
         """A batch is done.
 
         Args:
@@ -111,15 +113,19 @@ class Pacing:
         self._batches += 1
         size.noted_at = self._batches
 
-    def told(self) -> Iterator[tuple[Hashable, int, float, float]]:
+    def told(self) -> Iterator[tuple[Chain, int, float, float]]:
         """Yields: chain, rows, mean seconds of recent batches and what of it is usually spent beside computing, for each size that was run more than
         by chance."""
         for (chain, rows), size in self._sizes.items():
             if len(size.seconds) >= TRUSTED and (rows <= TOLD_ROWS or not rows & (rows - 1)):
                 yield chain, rows, size.mean_s, median(size.beside)
 
+    def forget(self, model_id: str) -> None:
+        """The model's chains are not what they were."""
+        self._sizes = {key: size for key, size in self._sizes.items() if key[0][0] != model_id}
+
     def choose(
-        self, chain: Hashable, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float
+        self, chain: Chain, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float
     ) -> Choice:
         """Form the next batch of rows through a chain.
 
@@ -143,7 +149,7 @@ class Pacing:
                     return Choice((), wait_s) if whole is None else self._of(chain, whole)
         return self._of(chain, next(iter(blocks.values())))
 
-    def _of(self, chain: Hashable, rows: Sequence[WaitingRow]) -> Choice:
+    def _of(self, chain: Chain, rows: Sequence[WaitingRow]) -> Choice:
         """Returns: all rows of a block that stand beside the oldest, or that one alone."""
         oldest, by_slot = rows[0], {row.slot: row for row in rows}
         first = end = oldest.slot
@@ -155,7 +161,7 @@ class Pacing:
             return Choice((oldest.ticket,))
         return Choice(tuple(by_slot[slot].ticket for slot in range(first, end)))
 
-    def _best(self, chain: Hashable, rows: int) -> int:
+    def _best(self, chain: Chain, rows: int) -> int:
         """Returns: 1 or `rows`, whichever takes less time per row."""
         if rows == 1:
             return 1
@@ -170,13 +176,13 @@ class Pacing:
             return 1 if single.noted_at < whole.noted_at else rows
         return rows if goes_whole(rows, single.median_s, whole_s) else 1
 
-    def _wait_s(self, chain: Hashable, rows: int, full: int, waited_s: float) -> float:
+    def _wait_s(self, chain: Chain, rows: int, full: int, waited_s: float) -> float:
         block = self._known(chain, full)
         here = [size.median_s / count for count in (1, rows) if (size := self._known(chain, count)) is not None]
         if block is None or not here or block.median_s / full > WORTH_WAITING * min(here):
             return 0.0
         return max(0.0, block.median_s - waited_s)
 
-    def _known(self, chain: Hashable, rows: int) -> _Size | None:
+    def _known(self, chain: Chain, rows: int) -> _Size | None:
         size = self._sizes.get((chain, rows))
         return size if size is not None and len(size.seconds) >= TRUSTED else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.inference.chains import Chains, Outcome, Task
+from shardnet.inference.pacing import Chain
 from shardnet.inference.row_links import MAX_HEADER_BYTES, RowLink, RowLinks
 from shardnet.inference.rows import Lane
 from shardnet.inference.steps import NO_RUN, ROW_BYTES, TOKEN, Step, pack_row_done
@@ -47,7 +48,7 @@ class Run:
     step: Step
     n_ctx: int
     is_alone: bool
-    chain: Hashable
+    chain: Chain
     lane: Lane | None = None
     slot: int = 0
     is_over: bool = False
@@ -203,7 +204,7 @@ class Runs:
         run.has_row = True
         self._rows.append(Row(run, position, token, ahead, deadline_s, timings, hidden, time.perf_counter()))
 
-    def expected(self, chain: Hashable) -> tuple[list[int], int]:
+    def expected(self, chain: Chain) -> tuple[list[int], int]:
         """Returns: the slots of all runs through this chain, and how many of their rows can be here at a time while the other stages have as many."""
         runs = [run for run in self._runs.values() if run.chain == chain]
         return [run.slot for run in runs], len(runs) // max((run.step.stages for run in runs), default=1)

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from math import ceil
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,10 +150,11 @@ class Worker:
         look at the clock. Beside computing only our own time counts, unless computing was not done by this thread at all (on a GPU).
 
         Args:
-            run: one of those whose rows it was, in neighbouring slots; None: it was another batch.
+            run: one of those whose rows it was, in neighbouring slots, and that goes on (else its row may not have been run at all); None: it was
+                another batch.
         """
         now_s, own_s, computed_s = time.perf_counter(), time.thread_time(), self._chains.busy_s
-        if run is not None:
+        if run is not None and not run.is_over:
             seconds, computing_s = now_s - self._busy_from_s, computed_s - self._computed_s
             running_s = own_s - self._own_s
             if computing_s < running_s < seconds:
@@ -207,7 +208,7 @@ class Worker:
                         busy_s=self._chains.busy_s,
                         batches=tuple(
                             BatchTime(
-                                chain=cast("tuple[str, int, int]", chain),
+                                chain=chain,
                                 rows=rows,
                                 us=seconds * 1e6,
                                 beside_us=beside_s * 1e6,
@@ -289,11 +290,12 @@ class Worker:
     def _run_batch(self) -> float | None:
         """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
         chosen = next_batch((w for w, _ in self._waiting.values()), last_was_decode=self._last_was_decode)
-        chain, began_s = chosen[0].chain, time.perf_counter()
+        began_s = time.perf_counter()
         tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
         rows = {ticket: row for ticket in tickets if isinstance(row := self._waiting[ticket][1].row, Row)}
         are_rows = are_neighbours = len(rows) == len(tickets)
         if are_rows:
+            chain = rows[tickets[0]].run.chain
             waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
             choice = self._pacing.choose(chain, waiting, *self._runs.expected(chain), began_s)
             if not choice.tickets and len(self._waiting) == len(rows):
@@ -379,6 +381,7 @@ class Worker:
 
     def _remove(self, model_id: str, shard_id: int) -> None:
         self._runs.forget_lanes()
+        self._pacing.forget(model_id)
         self._chains.remove(model_id, shard_id)
 
     def _on_loader(self, event: Progress | Finished) -> None:

@@ -136,4 +136,7 @@ def test_means_of_what_was_run_more_than_once_are_told_without_stalls() -> None:
     for rows_of_no_block in (18, 32):
         for _ in range(TRUSTED):
             pacing.note(CHAIN, rows_of_no_block, 0.2)
+    pacing.note(("other", 0, 1), 1, 0.1)
+    pacing.note(("other", 0, 1), 1, 0.1)
+    pacing.forget("other")
     assert list(pacing.told()) == [(CHAIN, 1, pytest.approx(0.012), 0.002), (CHAIN, 32, 0.2, 0.0)]
