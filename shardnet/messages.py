@@ -83,13 +83,13 @@ class HeldShard(Frozen):
     shard_id: ShardIndex
     loaded: bool = Field(description="its tensors are in the engine's memory")
     memory_bytes: int = Field(default=0, ge=0, description="weights, KV cache and compute buffers, when loaded")
-    step_us: float | None = Field(default=None, ge=0, description="median time of one decode step through this shard")
+    step_us: float | None = Field(default=None, ge=0, description="usual time of one decode step through this shard")
     rows_us: tuple[tuple[Annotated[int, Field(ge=2, le=MAX_STEP_TOKENS)], Annotated[float, Field(ge=0)]], ...] = Field(
         default=(),
         max_length=32,
         strict=False,
         exclude_if=lambda value: not value,
-        description="(rows, median time) of larger batches through this shard, rows ascending",
+        description="(rows, usual time) of larger batches through this shard, rows ascending",
     )
     progress: float | None = Field(default=None, ge=0, le=1, description="share present, while it is fetched or loaded")
     detail: str = Field(default="", max_length=200, description="what is going on, for people")
@@ -175,7 +175,7 @@ class Heartbeat(Message):
         default=None,
         ge=0,
         exclude_if=lambda value: value is None,
-        description="median time of the way from the daemon to the engine and back",
+        description="median time that a step costs a stage beside its computing: taking it in, and handing it on",
     )
     draining: bool = False
 

@@ -1,8 +1,9 @@
 """What a step costs: the one law that placement, routing, `shardnet plan` and `shardnet bench` share. Pure.
 
-    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row) + handing over to the engine
-    time of a hop    = one-way latency + bytes / bandwidth + what a task costs more than a ping
+    time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row) + handing over
+    time of a hop    = one-way latency + bytes / bandwidth + what a row costs more than a ping
     time per token   = sum of stages + sum of hops, in a ring: the last stage sends the token to the first by itself
+    many streams     = the slowest stage, or the way round, sets the pace; rows go in batches, or one by one, as `inference.pacing` has them
 
 A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator.
 Everything is measured where it can be: a node tells its own times (`HeldShard.step_us`, `rows_us`, `handover_us`), links are measured
@@ -15,11 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from shardnet.inference.pacing import batches, goes_whole
 from shardnet.manifest import Manifest
 
 GUESSED_BYTES_PER_S = 8e9
 """Weights that an unmeasured node reads per second: a desktop's memory, one stream."""
-GUESSED_HANDOVER_S = 150e-6
+GUESSED_HANDOVER_S = 250e-6
+"""Taking a row in and handing it on right after llama.cpp streamed its weights through the caches: seen 200 to 400 on virtual machines."""
 GUESSED_ROWS_PER_STEP = 4.0
 """Rows of one batch share each weight that is read: an unmeasured CPU computes so many rows in the time of one step, if there are enough."""
 TOKEN_BYTES = 100
@@ -48,7 +51,7 @@ class Pace:
     Attributes:
         bytes_per_s: weights it reads per second in decode, as measured; None: not known.
         row_costs: as measured; empty: not known.
-        handover_s: from the daemon to the engine and back, for each step; None: not known.
+        handover_s: what each step costs beside computing: to take it in, and to hand it on; None: not known.
     """
 
     bytes_per_s: float | None = None
@@ -56,9 +59,14 @@ class Pace:
     handover_s: float | None = None
 
     def step_s(self, nbytes: int, rows: int = 1) -> float:
-        """Returns: seconds of a batch of so many rows through weights of so many bytes, the way to the engine included."""
+        """Returns: seconds of a batch of so many rows through weights of so many bytes, handing over included."""
         handover_s = GUESSED_HANDOVER_S if self.handover_s is None else self.handover_s
         return nbytes / (self.bytes_per_s or GUESSED_BYTES_PER_S) * self.times_longer(rows) + handover_s
+
+    def block_s(self, nbytes: int, rows: int) -> float:
+        """Returns: seconds that a stage is busy with so many rows which may go together: as one batch or one by one, whichever takes less."""
+        single_s, whole_s = self.step_s(nbytes), self.step_s(nbytes, rows)
+        return whole_s if goes_whole(rows, single_s, whole_s) else rows * single_s
 
     def times_longer(self, rows: int) -> float:
         """Returns: how many times as long a batch of so many rows takes as one row: measured, and straight lines between what was measured."""
@@ -123,18 +131,25 @@ class Law:
 
     def token_s(self, rows: int = 1) -> float:
         """Returns: seconds from one token to the next, of streams that go round together, `rows` of them."""
-        hops = sum(self.between) + (rows - 1) * sum(self.more_row_s) + self.closing_s
-        return sum(self.stages_s(rows)) + hops
+        return sum(self.stages_s(rows)) + self.hops_s(rows)
+
+    def hops_s(self, rows: int = 1) -> float:
+        """Returns: seconds of all hops of a round with so many rows."""
+        return sum(self.between) + (rows - 1) * sum(self.more_row_s) + self.closing_s
 
     def tokens_per_s(self, streams: int) -> float:
         """Returns: tokens per second of so many streams together.
 
-        They go round in as many groups as there are stages, if there are so many: a group's round takes as long as the ring, and the slowest
-        stage serves one group after the other.
+        A round takes as long as the slowest stage needs for all rows, or as the first block of them needs to come round: one row of it, where every
+        stage takes them one by one.
         """
-        groups = min(streams, len(self.paces))
-        rows = -(-streams // groups)
-        return streams / max(groups * max(self.stages_s(rows)), self.token_s(rows))
+        blocks, stages = batches(streams, len(self.paces)), tuple(zip(self.paces, self.nbytes, strict=True))
+        slowest_s = max(sum(pace.block_s(nbytes, rows) for rows in blocks) for pace, nbytes in stages)
+        rows = max(blocks)
+        block_s = [pace.block_s(nbytes, rows) for pace, nbytes in stages]
+        if all(one_s < whole_s for one_s, whole_s in zip(block_s, self.stages_s(rows), strict=True)):
+            return streams / max(slowest_s, self.token_s())
+        return streams / max(slowest_s, sum(block_s) + self.hops_s(rows))
 
     def first_token_s(self, prompt_tokens: int, chunk: int) -> float:
         """Returns: seconds until the first token of a prompt in chunks: one goes all the way, the others come behind at the slowest stage's pace."""

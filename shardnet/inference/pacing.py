@@ -5,16 +5,21 @@ one thread, and three took 97. A small model's batch of two took more than two b
 whose slots are neighbours: four rows of slots 0, 2, 3 and 5 took as long as three batches. So rows travel in blocks of four, eight, ... neighbours,
 as large as leaves every stage one; they go whole or one by one, whichever takes less time per row. Where a whole block would take much less time per
 row, and the rest of it is on its way, it pays to wait a moment.
+
+The planner predicts many streams by the same rules (`batches`, `goes_whole`), and by the same times: each node tells it `Pacing.told`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from itertools import islice
+from statistics import fmean, median
 from typing import NamedTuple
 
+Chain = tuple[str, int, int]
+"""Model, first shard, end shard."""
 KERNEL_ROWS = 4
 """Rows that kernels take at once: the smallest block."""
 SAMPLES = 9
@@ -23,10 +28,38 @@ TRUSTED = 2
 """A size with fewer samples is tried."""
 TRY_EVERY = 128
 """Each so many batches the size that was not tried for longest is: weather and contexts change."""
+TOLD_SAMPLES = 256
+"""Recent batches of a size that the planner hears the mean of: it predicts the speed of minutes, which slow batches are a part of, where a choice is
+for now and not to be thrown by one."""
+STALL = 4.0
+"""A batch that took so many times the median says nothing of its size: memory was touched for the first time, or the machine did something else."""
+TOLD_ROWS = 16
+"""Every size up to this is told; of larger ones those of whole blocks."""
 HOPELESS = 1.5
 """A size whose rows took so many times longer is not tried again: it tears a block apart for nothing."""
 WORTH_WAITING = 0.75
 """The rest of a block is waited for if a row of a whole block takes at most this share of the time that it takes otherwise."""
+
+
+def block_rows(expected: int) -> int:
+    """Returns: rows of a whole block, where so many rows can be here at a time without other stages standing idle for it."""
+    return max(KERNEL_ROWS, 1 << max(0, expected.bit_length() - 1))
+
+
+def batches(streams: int, stages: int) -> tuple[int, ...]:
+    """Returns: rows of the batches in which so many streams go round through so many stages, where batches are worth it."""
+    expected = streams // stages
+    full = block_rows(expected)
+    if full > expected:  # no block is ever whole: as many groups as stages, of what is there
+        groups = min(streams, stages)
+        return tuple(streams // groups + (group < streams % groups) for group in range(groups))
+    rest = streams % full
+    return (full,) * (streams // full) + ((rest,) if rest else ())
+
+
+def goes_whole(rows: int, single_s: float, whole_s: float) -> bool:
+    """True if so many rows together take no longer than one after the other."""
+    return whole_s <= rows * single_s
 
 
 class WaitingRow(NamedTuple):
@@ -46,30 +79,53 @@ class Choice(NamedTuple):
 
 @dataclass(slots=True)
 class _Size:
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=TOLD_SAMPLES))
+    beside: deque[float] = field(default_factory=lambda: deque(maxlen=TOLD_SAMPLES))
     noted_at: int = 0
 
     @property
+    def mean_s(self) -> float:
+        longest_s = STALL * median(self.seconds)
+        return fmean(one for one in self.seconds if one <= longest_s)
+
+    @property
     def median_s(self) -> float:
-        return median(self.seconds)
+        return median(islice(reversed(self.seconds), SAMPLES))
 
 
 class Pacing:
     """What batches of rows in neighbouring slots took, by chain of shards and number of rows."""
 
     def __init__(self) -> None:
-        self._sizes: dict[tuple[Hashable, int], _Size] = {}
+        self._sizes: dict[tuple[Chain, int], _Size] = {}
         self._batches = 0
 
-    def note(self, chain: Hashable, rows: int, seconds: float) -> None:
-        """A batch is done. `seconds`: all that the engine spent on it, sampling and handing on included."""
+    def note(self, chain: Chain, rows: int, seconds: float, beside_s: float = 0.0) -> None:
+        """A batch is done.
+
+        Args:
+            seconds: all that the engine spent on it: taking its rows in, sampling and handing on included.
+            beside_s: the part of that which was spent on rows that come from other nodes and go to them, not on computing.
+        """
         size = self._sizes.setdefault((chain, rows), _Size())
         size.seconds.append(seconds)
+        size.beside.append(beside_s)
         self._batches += 1
         size.noted_at = self._batches
 
+    def told(self) -> Iterator[tuple[Chain, int, float, float]]:
+        """Yields: chain, rows, mean seconds of recent batches and what of it is usually spent beside computing, for each size that was run more than
+        by chance."""
+        for (chain, rows), size in self._sizes.items():
+            if len(size.seconds) >= TRUSTED and (rows <= TOLD_ROWS or not rows & (rows - 1)):
+                yield chain, rows, size.mean_s, median(size.beside)
+
+    def forget(self, model_id: str) -> None:
+        """The model's chains are not what they were."""
+        self._sizes = {key: size for key, size in self._sizes.items() if key[0][0] != model_id}
+
     def choose(
-        self, chain: Hashable, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float
+        self, chain: Chain, waiting: Sequence[WaitingRow], active: Collection[int], expected: int, now_s: float
     ) -> Choice:
         """Form the next batch of rows through a chain.
 
@@ -78,7 +134,7 @@ class Pacing:
             active: slots of all sequences that have rows to come through this chain, those that wait included.
             expected: rows that can be here at a time without other stages standing idle for it.
         """
-        full = max(KERNEL_ROWS, 1 << max(0, expected.bit_length() - 1))
+        full = block_rows(expected)
         blocks: dict[int, list[WaitingRow]] = {}
         for row in sorted(waiting):
             blocks.setdefault(row.slot // full, []).append(row)
@@ -93,7 +149,7 @@ class Pacing:
                     return Choice((), wait_s) if whole is None else self._of(chain, whole)
         return self._of(chain, next(iter(blocks.values())))
 
-    def _of(self, chain: Hashable, rows: Sequence[WaitingRow]) -> Choice:
+    def _of(self, chain: Chain, rows: Sequence[WaitingRow]) -> Choice:
         """Returns: all rows of a block that stand beside the oldest, or that one alone."""
         oldest, by_slot = rows[0], {row.slot: row for row in rows}
         first = end = oldest.slot
@@ -105,7 +161,7 @@ class Pacing:
             return Choice((oldest.ticket,))
         return Choice(tuple(by_slot[slot].ticket for slot in range(first, end)))
 
-    def _best(self, chain: Hashable, rows: int) -> int:
+    def _best(self, chain: Chain, rows: int) -> int:
         """Returns: 1 or `rows`, whichever takes less time per row."""
         if rows == 1:
             return 1
@@ -114,19 +170,19 @@ class Pacing:
             return rows
         if single is None:
             return 1
-        single_s, whole_s = single.median_s, whole.median_s / rows
+        single_s, whole_s = rows * single.median_s, whole.median_s
         is_open = max(single_s, whole_s) < HOPELESS * min(single_s, whole_s)
         if is_open and self._batches % TRY_EVERY == 0:
             return 1 if single.noted_at < whole.noted_at else rows
-        return 1 if single_s < whole_s else rows
+        return rows if goes_whole(rows, single.median_s, whole_s) else 1
 
-    def _wait_s(self, chain: Hashable, rows: int, full: int, waited_s: float) -> float:
+    def _wait_s(self, chain: Chain, rows: int, full: int, waited_s: float) -> float:
         block = self._known(chain, full)
         here = [size.median_s / count for count in (1, rows) if (size := self._known(chain, count)) is not None]
         if block is None or not here or block.median_s / full > WORTH_WAITING * min(here):
             return 0.0
         return max(0.0, block.median_s - waited_s)
 
-    def _known(self, chain: Hashable, rows: int) -> _Size | None:
+    def _known(self, chain: Chain, rows: int) -> _Size | None:
         size = self._sizes.get((chain, rows))
         return size if size is not None and len(size.seconds) >= TRUSTED else None

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
 from shardnet.inference.steps import Step, StepDone
 from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
+from shardnet.steps import MAX_STEP_TOKENS
 from shardnet.wire import Codec
 
 ROWS = "shardnet-rows/1"
@@ -160,6 +161,17 @@ class Query(Message):
     command_id: CommandId
 
 
+class BatchTime(Message):
+    """What batches of rows of runs, in neighbouring slots, kept the engine busy for."""
+
+    chain: tuple[ModelId, ShardIndex, ShardIndex] = Field(strict=False, description="model, first shard, end shard")
+    rows: int = Field(ge=1, le=MAX_STEP_TOKENS)
+    us: float = Field(ge=0, description="mean of recent batches: taking the rows in, llama.cpp, sampling, handing on")
+    beside_us: float = Field(
+        ge=0, description="of that, what is spent because rows come from other nodes and go to them"
+    )
+
+
 class Report(Message):
     """Answer to `Query`."""
 
@@ -168,6 +180,7 @@ class Report(Message):
     devices: tuple[DeviceInfo, ...] = Field(strict=False)
     sequences: int = Field(ge=0)
     busy_s: float = Field(ge=0, description="seconds inside llama.cpp since the engine started")
+    batches: tuple[BatchTime, ...] = Field(default=(), strict=False)
 
 
 class Failed(Message):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.inference.chains import Chains
+from shardnet.inference.pacing import Chain
 from shardnet.inference.row_link import MAX_HEADER_BYTES, RowLink
 from shardnet.inference.row_links import RowLinks
 from shardnet.inference.rows import Lane
@@ -49,7 +50,7 @@ class Run:
     step: Step
     n_ctx: int
     is_alone: bool
-    chain: Hashable
+    chain: Chain
     lane: Lane | None = None
     slot: int = 0
     is_over: bool = False
@@ -205,19 +206,23 @@ class Runs:
         run.has_row = True
         self._rows.append(Row(run, position, token, ahead, deadline_s, timings, hidden, time.perf_counter()))
 
-    def expected(self, chain: Hashable) -> tuple[list[int], int]:
+    def expected(self, chain: Chain) -> tuple[list[int], int]:
         """Returns: the slots of all runs through this chain, and how many of their rows can be here at a time while the other stages have as many."""
         runs = [run for run in self._runs.values() if run.chain == chain]
         return [run.slot for run in runs], len(runs) // max((run.step.stages for run in runs), default=1)
 
-    def go(self, *, is_free: bool) -> None:
-        """Have the rows that came run: that of the only run now, if the engine `is_free`; else as steps that wait for their batch."""
+    def go(self, *, is_free: bool) -> Run | None:
+        """Have the rows that came run: that of the only run now, if the engine `is_free`; else as steps that wait for their batch.
+
+        Returns: the run whose row was run now, if one was.
+        """
         rows, self._rows = self._rows, []
         if len(rows) == 1 and is_free and len(self._runs) == 1 and self.run_short(rows[0]):
-            return
+            return rows[0].run
         for row in rows:
             if not row.run.is_over:
                 self._queue(self._task(row))
+        return None
 
     def run_short(self, row: Row) -> bool:
         """Run a row the short way. Returns: False if it has to go the general way."""

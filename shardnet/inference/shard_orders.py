@@ -17,7 +17,7 @@ class ShardOrders:
 
     Args:
         chains: where shards come and go.
-        chains_change: called before they do.
+        chains_change: called with the model before they do.
         tell: sends to the daemon.
         fail: tells the daemon that a command failed.
         wake: called on the loader's thread when `take_loaded` has something to do.
@@ -29,7 +29,7 @@ class ShardOrders:
         settings: EngineSettings,
         chains: Chains,
         *,
-        chains_change: Callable[[], None],
+        chains_change: Callable[[str], None],
         tell: Callable[[FromEngine], None],
         fail: Callable[[str, ShardnetError], None],
         wake: Callable[[], None],
@@ -67,7 +67,7 @@ class ShardOrders:
         self._tell(Unloaded(command_id=request.command_id))
 
     def _remove(self, model_id: str, shard_id: int) -> None:
-        self._chains_change()
+        self._chains_change(model_id)
         self._chains.remove(model_id, shard_id)
 
     def _on_loader(self, event: Progress | Finished) -> None:
@@ -92,7 +92,7 @@ class ShardOrders:
             else:
                 shard = event.result
                 shard.context.set_threads(self._threads())  # the share may have changed while it was loaded
-                self._chains_change()
+                self._chains_change(request.model_id)
                 self._chains.add(shard)
                 self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
             due, self._unloads = self._unloads, []

@@ -9,6 +9,7 @@ import numpy as np
 
 from shardnet.errors import EngineError, RefusedError, ShardnetError
 from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.inference.busy_time import BusyTime
 from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Pacing, WaitingRow
 from shardnet.inference.protocol import FromEngine
@@ -33,17 +34,20 @@ class StepQueue:
     def __init__(
         self,
         chains: Chains,
+        pacing: Pacing,
+        busy: BusyTime,
         tell: Callable[[FromEngine, list[Buffer]], None],
         fail: Callable[[str, ShardnetError], None],
     ) -> None:
         self._chains = chains
+        self._pacing = pacing
+        self._busy = busy
         self._tell = tell
         self._fail = fail
         self.runs: Runs
         self.waiting: dict[int, tuple[Waiting, Task]] = {}
         self._tickets = 0
         self._last_was_decode = False
-        self._pacing = Pacing()
 
     def put(self, task: Task) -> None:
         """Have a step wait for its batch; one that cannot be is answered now."""
@@ -68,23 +72,24 @@ class StepQueue:
     def run_batch(self) -> float | None:
         """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
         chosen = next_batch((w for w, _ in self.waiting.values()), last_was_decode=self._last_was_decode)
-        chain, began_s = chosen[0].chain, time.perf_counter()
+        began_s = time.perf_counter()
         tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
         rows = {ticket: row for ticket in tickets if isinstance(row := self.waiting[ticket][1].row, Row)}
-        are_rows = len(rows) == len(tickets)
+        are_rows = are_neighbours = len(rows) == len(tickets)
         if are_rows:
+            chain = rows[tickets[0]].run.chain
             waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
             choice = self._pacing.choose(chain, waiting, *self.runs.expected(chain), began_s)
             if not choice.tickets and len(self.waiting) == len(rows):
                 return choice.wait_s
+            are_neighbours = bool(choice.tickets)
             tickets = choice.tickets or tickets
         self._last_was_decode = not chosen[0].is_prompt
         tasks = [self.waiting.pop(ticket)[1] for ticket in tickets]
         if not (are_rows and len(tasks) == 1 and self.runs.run_short(rows[tickets[0]])):
             self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
             self.runs.flush()
-        if are_rows:
-            self._pacing.note(chain, len(tasks), time.perf_counter() - began_s)
+        self._busy.note(rows[tickets[0]].run if are_neighbours else None, len(tasks))
         return None
 
     def _answer(self, outcome: Outcome, began_s: float) -> None:

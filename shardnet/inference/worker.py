@@ -15,20 +15,22 @@ import socket
 import struct
 import sys
 import time
-from math import ceil
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import RemoteProtocolError, ShardnetError
+from shardnet.inference.busy_time import BusyTime
 from shardnet.inference.census import EngineCensus, share_of_cores
 from shardnet.inference.chains import Chains
 from shardnet.inference.devices import all_devices, usable_threads
 from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
+from shardnet.inference.pacing import Pacing
 from shardnet.inference.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
+    BatchTime,
     CutRows,
     DialRows,
     EngineSettings,
@@ -74,10 +76,12 @@ class Worker:
         self._threads = self._fair_threads()
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._chains = Chains()
+        self._pacing = Pacing()
+        self._busy = BusyTime(self._chains, self._pacing)
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
         self._poll = select.poll()
-        self._queue = StepQueue(self._chains, self._send, self._fail)
+        self._queue = StepQueue(self._chains, self._pacing, self._busy, self._send, self._fail)
         self._runs = self._queue.runs = Runs(self._chains, packets, self._fail, self._queue.put)
         self._links = self._runs.links = RowLinks(
             settings.membership, self._poll, self._runs.take, self._send, self._runs.link_lost, self._ring
@@ -85,12 +89,17 @@ class Worker:
         self._orders = ShardOrders(
             settings,
             self._chains,
-            chains_change=self._runs.forget_lanes,
+            chains_change=self._forget_pace,
             tell=self._send,
             fail=self._fail,
             wake=self._ring,
             threads=lambda: self._threads,
         )
+
+    def _forget_pace(self, model_id: str) -> None:
+        """Shards of a model come or go: its chains will be others."""
+        self._runs.forget_lanes()
+        self._pacing.forget(model_id)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -101,7 +110,7 @@ class Worker:
             self._poll.register(descriptor, select.POLLIN)
         wait_s: float | None = None
         while True:
-            for descriptor, events in self._poll.poll(None if wait_s is None else ceil(1e3 * wait_s)):
+            for descriptor, events in self._busy.sleep(self._poll, wait_s):
                 if descriptor == connection:
                     if not self._receive():
                         return
@@ -115,7 +124,9 @@ class Worker:
                 else:
                     self._links.serve(descriptor, events)
             if self._runs.has_rows:
-                self._runs.go(is_free=not self._queue.waiting)
+                run = self._runs.go(is_free=not self._queue.waiting)
+                if run is not None:
+                    self._busy.note(run, 1)
             wait_s = self._queue.run_batch() if self._queue.waiting else None
             if self._runs.has_rows or (self._queue.waiting and wait_s is None):
                 wait_s = 0.0
@@ -164,6 +175,15 @@ class Worker:
                         devices=all_devices(),
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
+                        batches=tuple(
+                            BatchTime(
+                                chain=chain,
+                                rows=rows,
+                                us=seconds * 1e6,
+                                beside_us=beside_s * 1e6,
+                            )
+                            for chain, rows, seconds, beside_s in self._pacing.told()
+                        ),
                     )
                 )
             case DialRows():

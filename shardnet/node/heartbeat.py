@@ -79,6 +79,7 @@ class Pulse:
             report = await self._engine.report()
         except ShardnetError:
             return  # the engine is being started again; its supervisor logs that
+        self._tasks.times.take(report.batches)
         now_s = time.monotonic()
         if self._report is not None and report.busy_s >= self._report.busy_s:
             self._load = min(1.0, (report.busy_s - self._report.busy_s) / max(now_s - self._asked_s, 1e-3))

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from shardnet.errors import DeadlineExceeded, PeerLost, ShardnetError, UnreachableError
@@ -30,8 +29,6 @@ OnUnreachable = Callable[[ShardnetError], None]
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 
 SMALL_PINGS = 5
-REST_S = 0.01
-"""As long as a stage is idle, at least, while the others compute."""
 PADDING_BYTES = 1 << 20
 MAX_WAITING = 256
 """Messages that may wait for one dial; more fail at once, and go through the coordinator."""
@@ -134,10 +131,10 @@ class PeerLinks:
         return await self._questions.ask(connection, question, timeout_s=timeout_s)
 
     async def measure(self, node_id: NodeId, address: Address, *, timeout_s: float) -> tuple[float, float]:
-        """Returns: twice the time that a small message takes to the other node (seconds), and bandwidth to it (bytes per second).
+        """Returns: seconds of a round trip to the other node with a small message, and bandwidth to it (bytes per second).
 
-        A message of a pipeline finds the other node asleep, as it had nothing to do while this one computed, and a processor at rest is slow to
-        wake up. So pings are sent in quick succession, and also after rests: of a round trip after a rest only the way there was slow.
+        The pings come in quick succession. After a rest they take longer, since the daemons' code has left the caches; but rows of runs do not go
+        through daemons, and what taking them in and handing them on costs an engine right after llama.cpp is in what it tells of its batches.
 
         Raises: UnreachableError, PeerRefused, PeerLost; DeadlineExceeded.
         """
@@ -145,17 +142,12 @@ class PeerLinks:
             async with asyncio.timeout(timeout_s):
                 connection = await self._connect(node_id, address)
                 quick_s = min([await self._ping(connection, 0, timeout_s) for _ in range(SMALL_PINGS)])
-                rested = []
-                for _ in range(SMALL_PINGS):
-                    await asyncio.sleep(REST_S)
-                    rested.append(await self._ping(connection, 0, timeout_s))
                 large_s = await self._ping(connection, PADDING_BYTES, timeout_s)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the link to node {short(node_id)} at {address} was not measured within {timeout_s:g} s"
             ) from None
-        one_way_s = max(quick_s / 2, median(rested) - quick_s / 2)
-        return 2 * one_way_s, PADDING_BYTES / max(large_s - quick_s, 1e-6)
+        return quick_s, PADDING_BYTES / max(large_s - quick_s, 1e-6)
 
     async def close(self) -> None:
         """End every link; what is queued is sent first."""

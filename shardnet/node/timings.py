@@ -1,13 +1,18 @@
-"""How long batches take on this node, for the coordinator's placement. Pure."""
+"""How long batches take on this node, for the coordinator's placement. Pure.
+
+Steps of their own (prompt chunks) are timed by the tasks that bring them. Of the rows of runs most pass the daemon by, and those that do not tell the
+time of their batch once for each row: there the engine, which forms the batches, says what each size took, and its word counts.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 from shardnet.ids import ShardKey
+from shardnet.inference.protocol import BatchTime
 
 Chain = tuple[str, int, int]
 """`(model_id, first_shard, end_shard)`."""
@@ -20,7 +25,7 @@ EXACT_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class ShardTimes:
-    """Median microseconds through one shard.
+    """Microseconds of a batch through one shard.
 
     Attributes:
         step_us: of one row; None: none was run yet.
@@ -37,6 +42,21 @@ class StepTimes:
     def __init__(self) -> None:
         self._batches: dict[tuple[Chain, int], deque[tuple[int, float]]] = {}
         self._handovers: deque[float] = deque(maxlen=MAX_STEPS)
+        self._told: dict[tuple[Chain, int], tuple[int, float]] = {}
+        self._told_handovers: tuple[float, ...] = ()
+
+    def take(self, batches: Iterable[BatchTime]) -> None:
+        """Take in what the engine says of its batches, in place of all that it said before.
+
+        What handing over a single row takes is told apart: a pipeline of one stage does not have it.
+        """
+        batches = tuple(batches)
+        beside_us = {one.chain: one.beside_us for one in batches if one.rows == 1 and one.beside_us}
+        self._told = {
+            (one.chain, _size(one.rows)): (one.rows, max(0.0, one.us - beside_us.get(one.chain, 0.0)))
+            for one in batches
+        }
+        self._told_handovers = tuple(beside_us.values())
 
     def add(self, chain: Chain, rows: int, compute_us: float, handover_us: float | None = None) -> None:
         """Note one batch.
@@ -44,7 +64,7 @@ class StepTimes:
         Args:
             handover_us: what the way from the daemon to the engine and back took, where a step went that way alone.
         """
-        key = (chain, rows if rows <= EXACT_ROWS else EXACT_ROWS + rows.bit_length())
+        key = (chain, _size(rows))
         batches = self._batches.get(key)
         if batches is None:
             batches = self._batches[key] = deque(maxlen=MAX_STEPS)
@@ -54,8 +74,10 @@ class StepTimes:
 
     @property
     def handover_us(self) -> float | None:
-        """Returns: median microseconds from the daemon to the engine and back; None: not known yet."""
-        return median(self._handovers) if self._handovers else None
+        """Returns: microseconds that a step costs beside its computing, from engine to engine or else from the daemon to the engine and back;
+        None: not known yet."""
+        handovers = self._told_handovers or self._handovers
+        return median(handovers) if handovers else None
 
     def per_shard(self, layers: Mapping[ShardKey, int]) -> dict[ShardKey, ShardTimes]:
         """Returns: the times of each shard that was run; a chain's time is shared out by its shards' layers.
@@ -64,11 +86,14 @@ class StepTimes:
             layers: number of layers of the shards.
         """
         found: dict[ShardKey, ShardTimes] = {}
-        for (chain, size), batches in sorted(self._batches.items(), key=lambda item: item[0][1]):
+        own = {
+            key: (round(median(rows for rows, _ in each)), median(us for _, us in each))
+            for key, each in self._batches.items()
+        }
+        for (chain, size), (rows, compute_us) in sorted((own | self._told).items(), key=lambda item: item[0][1]):
             model_id, first, end = chain
             keys = [ShardKey((model_id, shard_id)) for shard_id in range(first, end)]
             total = sum(layers.get(key, 0) for key in keys)
-            rows, compute_us = round(median(one[0] for one in batches)), median(one[1] for one in batches)
             for key in keys:
                 if not total or key not in layers:
                     continue
@@ -79,3 +104,8 @@ class StepTimes:
                     others = tuple(one for one in known.rows_us if one[0] != rows)
                     found[key] = ShardTimes(known.step_us, tuple(sorted((*others, (rows, own_us)))))
         return found
+
+
+def _size(rows: int) -> int:
+    """Returns: the same for all numbers of rows that are kept together."""
+    return rows if rows <= EXACT_ROWS else EXACT_ROWS + rows.bit_length()

@@ -91,6 +91,16 @@ async def test_rows_write_what_steps_write(engine: EngineProcess, tiny: SplitMod
     engine.forget(run.sequence_id)
 
 
+async def test_what_rows_took_is_told_in_reports(engine: EngineProcess, tiny: SplitModel) -> None:
+    run = RunOfStages(engine, tiny, [(0, 1), (1, 3)])
+    await run.generate(list(PROMPT), 6, None)
+    engine.forget(run.sequence_id)
+    told = {one.chain: one for one in (await engine.report()).batches if one.rows == 1}
+    for shards in run.cuts:
+        time = told[tiny.model_id, *shards]
+        assert 0 < time.beside_us < time.us < 1e6
+
+
 async def test_several_runs_at_once_write_what_each_writes_alone(engine: EngineProcess, tiny: SplitModel) -> None:
     prompts = [list(PROMPT), list(PROMPT[::-1]), list(PROMPT[3:])]
 

@@ -48,7 +48,7 @@ def test_batches_take_what_was_measured_and_straight_lines_between(rows: int, lo
 def test_nothing_measured_is_guessed() -> None:
     assert Pace().times_longer(2) == 1.0
     assert Pace().times_longer(40) == 10.0
-    assert Pace().step_s(8_000_000) == pytest.approx(1.15e-3)
+    assert Pace().step_s(8_000_000) == pytest.approx(1.25e-3)
 
 
 # -- pipelines -----------------------------------------------------------------------------------------------------------------------
@@ -70,9 +70,50 @@ def test_where_the_coordinator_asks_for_each_step_its_two_hops_count() -> None:
 def test_many_streams_fill_the_stages_until_the_slowest_is_full() -> None:
     near = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", PACE, 1, 3)], {}, LinkTime(0.0, 1e12), 0.0)
     assert near.tokens_per_s(1) == pytest.approx(1 / near.token_s())
-    assert near.tokens_per_s(8) == pytest.approx(8 / (2 * max(near.stages_s(4))), rel=1e-6), "two groups of four"
+    assert near.tokens_per_s(8) == pytest.approx(8 / (2 * max(near.stages_s(4))), rel=1e-6), "two blocks of four"
     far = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", PACE, 1, 3)], {}, LinkTime(1.0, 1e12), 0.0)
     assert far.tokens_per_s(8) == pytest.approx(8 / far.token_s(4)), "the links set the pace"
+
+
+SLOW_TWOS = Pace(bytes_per_s=1e8, row_costs=((2, 2.6), (4, 4.4), (8, 7.4)), handover_s=0.0)
+"""A small model's: two or four rows take longer together than one by one."""
+NO_LINK = LinkTime(0.0, 1e15)
+
+
+def test_rows_go_one_by_one_where_that_takes_less_time() -> None:
+    law = law_of(MANIFEST, [("a", SLOW_TWOS, 0, 1), ("b", SLOW_TWOS, 1, 3)], {}, NO_LINK, 0.0)
+    one_s = max(law.stages_s())
+    assert law.tokens_per_s(4) == pytest.approx(1 / one_s)
+    assert law.tokens_per_s(8) == pytest.approx(1 / one_s)
+    assert law.tokens_per_s(16) == pytest.approx(8 / (7.4 * one_s)), "blocks of eight are worth it"
+
+
+def test_each_stage_has_its_own_way() -> None:
+    """The first stage's blocks go whole, the second one takes them apart: a block comes round when its last row does."""
+    law = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", SLOW_TWOS, 1, 3)], {}, LinkTime(0.1, 1e15), 0.0)
+    whole_s, singly_s = PACE.step_s(1_000_000, 4), 4 * SLOW_TWOS.step_s(2_000_000)
+    assert law.tokens_per_s(8) == pytest.approx(8 / (whole_s + singly_s + 0.2))
+
+
+def test_far_links_are_waited_for_by_single_rows_too() -> None:
+    law = law_of(MANIFEST, [("a", SLOW_TWOS, 0, 1), ("b", SLOW_TWOS, 1, 3)], {}, LinkTime(1.0, 1e15), 0.0)
+    assert law.tokens_per_s(4) == pytest.approx(4 / law.token_s())
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(2, 16), st.floats(0.5, 20)), max_size=4, unique_by=lambda one: one[0]),
+)
+def test_the_law_never_promises_more_than_its_slowest_stage_can_give(
+    streams: int, stages: int, costs: list[tuple[int, float]]
+) -> None:
+    pace = Pace(bytes_per_s=1e8, row_costs=tuple(sorted(costs)), handover_s=0.0)
+    manifest = make_manifest(range(stages + 1))
+    law = law_of(manifest, [(str(n), pace, n, n + 1) for n in range(stages)], {}, LinkTime(1e-3, 1e9), 1e-4)
+    quickest_s = min(pace.step_s(1_000_000, rows) / rows for rows in range(1, streams + 1))
+    assert 0 < law.tokens_per_s(streams) <= (1 + 1e-9) / quickest_s
+    assert law.tokens_per_s(1) == pytest.approx(1 / law.token_s())
 
 
 def test_prompt_chunks_overlap() -> None:

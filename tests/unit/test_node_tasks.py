@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
+from shardnet.ids import ShardKey
 from shardnet.inference.engine import Engine, OnRow, OnStep
+from shardnet.inference.protocol import BatchTime
 from shardnet.inference.steps import RowDone, Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
@@ -376,6 +378,19 @@ def test_a_chains_time_is_shared_out_by_layers_and_by_rows() -> None:
         (MODEL, 1): ShardTimes(75, ((8, 300), (512, 6000))),
     }
     assert times.handover_us == 8.0, "of single rows alone: a batch waits for others"
+
+
+def test_of_batches_of_rows_the_engines_word_counts() -> None:
+    times, chain = StepTimes(), (MODEL, 0, 2)
+    for rows, compute_us in ((1, 100), (4, 999), (512, 8000)):
+        times.add(chain, rows, compute_us, 7.0)
+    times.take(
+        [BatchTime(chain=chain, rows=1, us=90, beside_us=10), BatchTime(chain=chain, rows=4, us=330, beside_us=30)]
+    )
+    assert times.per_shard({ShardKey((MODEL, 0)): 2}) == {(MODEL, 0): ShardTimes(80, ((4, 320), (512, 8000)))}
+    assert times.handover_us == 10, "what a row costs beside computing is told apart"
+    times.take([])
+    assert times.handover_us == 7, "a new engine has told nothing yet"
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------------------

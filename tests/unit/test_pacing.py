@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardnet.inference.pacing import SAMPLES, TRUSTED, TRY_EVERY, Choice, Pacing, WaitingRow
+from shardnet.inference.pacing import SAMPLES, TRUSTED, TRY_EVERY, Choice, Pacing, WaitingRow, batches, goes_whole
 
 CHAIN = ("model", 0, 1)
 
@@ -89,3 +89,54 @@ def test_old_times_are_forgotten() -> None:
     for _ in range(SAMPLES):
         pacing.note(CHAIN, 4, 0.2)
     assert len(choose(pacing, rows(0, 1, 2, 3), active=8, stages=2).tickets) == 1
+
+
+# -- what the planner knows of it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("streams", "stages", "rows"),
+    [
+        (1, 3, (1,)),
+        (2, 3, (1, 1)),
+        (4, 2, (2, 2)),
+        (5, 2, (3, 2)),
+        (8, 2, (4, 4)),
+        (10, 2, (4, 4, 2)),
+        (16, 2, (8, 8)),
+        (16, 3, (4, 4, 4, 4)),
+        (8, 1, (8,)),
+    ],
+)
+def test_streams_go_round_in_the_blocks_that_are_formed(streams: int, stages: int, rows: tuple[int, ...]) -> None:
+    assert batches(streams, stages) == rows
+
+
+@pytest.mark.parametrize(("streams", "stages"), [(8, 2), (16, 2), (12, 2), (16, 3), (8, 1)])
+def test_the_blocks_that_are_predicted_are_those_that_are_chosen(streams: int, stages: int) -> None:
+    chosen, left = [], rows(*range(streams))
+    while left:
+        tickets = choose(Pacing(), left, streams, stages).tickets
+        chosen.append(len(tickets))
+        left = [one for one in left if one.ticket not in tickets]
+    assert tuple(chosen) == batches(streams, stages)
+
+
+@pytest.mark.parametrize("times", [FOURS, SINGLES])
+def test_whether_a_block_goes_whole_is_one_rule(times: dict[str, float]) -> None:
+    whole = goes_whole(4, times["r1"], times["r4"])
+    assert len(choose(paced(**times), rows(0, 1, 2, 3), active=8, stages=2).tickets) == (4 if whole else 1)
+
+
+def test_means_of_what_was_run_more_than_once_are_told_without_stalls() -> None:
+    pacing = Pacing()
+    for seconds, beside_s in ((0.010, 0.001), (0.014, 0.002), (0.5, 0.4)):
+        pacing.note(CHAIN, 1, seconds, beside_s)
+    pacing.note(CHAIN, 4, 0.05)
+    for rows_of_no_block in (18, 32):
+        for _ in range(TRUSTED):
+            pacing.note(CHAIN, rows_of_no_block, 0.2)
+    pacing.note(("other", 0, 1), 1, 0.1)
+    pacing.note(("other", 0, 1), 1, 0.1)
+    pacing.forget("other")
+    assert list(pacing.told()) == [(CHAIN, 1, pytest.approx(0.012), 0.002), (CHAIN, 32, 0.2, 0.0)]
