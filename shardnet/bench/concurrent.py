@@ -18,6 +18,7 @@ from shardnet.bench.netem import NETS
 from shardnet.bench.plain import BatchedRun, PlainLlama
 from shardnet.bench.rows import Row, machine, predicted, spread
 from shardnet.bench.world import Pipeline, World, cut, prompt_of, recut
+from shardnet.coordinator.chunks import USUAL, choose
 from shardnet.errors import ParityError
 from shardnet.messages import ShardOptions
 from shardnet.steps import StageTiming
@@ -26,6 +27,7 @@ STREAM_PROMPT_TOKENS = 16
 """Short, so that all streams are soon decoding."""
 PACE_TOKENS = 40
 """By which stages are balanced."""
+MOST_CHUNK = 512
 FEW_TOKENS = 9
 """Of a warm-up, so that nodes have decode steps to tell of too."""
 
@@ -172,7 +174,7 @@ async def long_prompt(
     nets: Sequence[str],
     stages: Sequence[int],
     prompt_tokens: int,
-    chunk: int,
+    chunk: int | None,
     rounds: int,
     threads: int,
     seed: int,
@@ -181,11 +183,14 @@ async def long_prompt(
 ) -> None:
     """Measure the time to the first token of a long prompt in chunks, and hand every result row to `on_row`.
 
-    Plain llama.cpp takes the same prompt in batches of 512, its own default.
+    Plain llama.cpp takes the same prompt in batches of the same size: they are quicker for it, too, than its default of 512.
 
-    Raises: ParityError if the first token is another than plain llama.cpp's with the same chunks.
+    Args:
+        chunk: tokens that go through the stages at a time; None: chosen for each pipeline as the coordinator would.
+
+    Raises: ParityError if the first token is another than plain llama.cpp's.
     """
-    options = ShardOptions(n_ctx=prompt_tokens + 16, n_seq=1, n_batch=min(chunk, prompt_tokens))
+    options = ShardOptions(n_ctx=prompt_tokens + 16, n_seq=1, n_batch=min(chunk or MOST_CHUNK, prompt_tokens))
     cache = work / "models_cache"
     pipelines = cut(model, cache, stages)
     prompt = prompt_of(seed, prompt_tokens)
@@ -197,22 +202,26 @@ async def long_prompt(
         async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
             await world.load(pipelines, options)
 
-            async def once(pipeline: Pipeline, n_tokens: int = 1, world: World = world) -> float:
-                run = await world.driver.generate(pipeline.manifest, pipeline.route, prompt, n_tokens, options=options)
+            async def once(pipeline: Pipeline, size: int, n_tokens: int = 1, world: World = world) -> float:
+                run = await world.driver.generate(
+                    pipeline.manifest, pipeline.route, prompt, n_tokens, options=options, chunk=size
+                )
                 if run.tokens[:1] != expected:
                     raise ParityError(f"{pipeline.stages} stages give another first token than plain llama.cpp")
                 return run.first_token_s
 
             for pipeline in pipelines:
-                await once(pipeline, FEW_TOKENS)
+                await once(pipeline, chunk or USUAL, FEW_TOKENS)
+            await world.driver.wait_beats()
             for pipeline in pipelines:
+                size = chunk or choose(world.law(pipeline), prompt_tokens, options.n_batch).alone
                 total = threads * pipeline.stages
                 times, plain_times = [], []
-                with PlainLlama(model, threads=total, n_ctx=options.n_ctx) as plain:
+                with PlainLlama(model, threads=total, n_ctx=options.n_ctx, n_batch=size) as plain:
                     plain.generate(prompt, 1)  # warm-up
                     for _ in range(rounds):
                         plain_times.append(plain.generate(prompt, 1).prefill_s)
-                        times.append(await once(pipeline))
+                        times.append(await once(pipeline, size))
                 await world.driver.wait_beats()  # what nodes tell now, of the same weather
                 law, measured = world.law(pipeline), statistics.median(times)
                 on_row(
@@ -222,12 +231,12 @@ async def long_prompt(
                         "model": model.stem,
                         "stages": pipeline.stages,
                         "prompt_tokens": prompt_tokens,
-                        "chunk": options.n_batch,
+                        "chunk": size,
                         "threads": threads,
                         "pinned": pin,
                         **spread("first_token_s", times, 4),
                         "tokens_per_s": round(prompt_tokens / measured, 1),
-                        **predicted("first_token_s", law.first_token_s(prompt_tokens, options.n_batch), measured, 4),
+                        **predicted("first_token_s", law.first_token_s(prompt_tokens, size), measured, 4),
                         "plain_threads": total,
                         "plain_first_token_s": round(statistics.median(plain_times), 4),
                         **spread("ratio", [plain / ours for plain, ours in zip(plain_times, times, strict=True)], 3),

@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shardnet.coordinator.chunks import next_chunk
 from shardnet.coordinator.law import LinkTime
 from shardnet.errors import DeadlineExceeded, ShardnetError, UnreachableError
 from shardnet.ids import new_id
@@ -226,8 +227,15 @@ class Driver:
         options: ShardOptions,
         sampling: Sampling | None = None,
         keep_logits: bool = False,
+        chunk: int | None = None,
     ) -> DrivenRun:
-        """Run one sequence; the end-of-text token is treated like any other. Raises: the failing stage's error."""
+        """Run one sequence; the end-of-text token is treated like any other.
+
+        Args:
+            chunk: tokens of the prompt that go at a time; None: as many as a stage takes.
+
+        Raises: the failing stage's error.
+        """
         sampling = (sampling or Sampling()).model_copy(update={"prompt_tokens": len(prompt)})
         route, sequence = self.route(stages), new_id()
         first = self.nodes[stages[0][0]][1]
@@ -260,11 +268,12 @@ class Driver:
             return task.command_id
 
         run.started_at_s = time.perf_counter()
-        chunks = [prompt[start : start + options.n_batch] for start in range(0, len(prompt), options.n_batch)]
-        command_ids = [
-            send(index * options.n_batch, chunk, ahead=n_tokens - 1 if index == len(chunks) - 1 else None)
-            for index, chunk in enumerate(chunks)
-        ]
+        command_ids, position = [], 0
+        while position < len(prompt):
+            end = next_chunk(position, len(prompt), chunk or options.n_batch, options.n_batch)
+            ahead = n_tokens - 1 if end == len(prompt) else None
+            command_ids.append(send(position, prompt[position:end], ahead=ahead))
+            position = end
         try:
             await done
         finally:

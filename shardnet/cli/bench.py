@@ -49,8 +49,14 @@ def bench(
         typer.Option(min=16, max=100_000, metavar="N", help="Measure the first token of a prompt of N tokens instead."),
     ] = None,
     chunk: Annotated[
-        int, typer.Option(min=1, max=8192, help="With --prefill: rows that go through the stages at a time.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1,
+            max=8192,
+            metavar="N",
+            help="With --prefill: tokens that go through the stages at a time; if not given, by what they took.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds; figures are medians over them.")] = 5,
     tokens: Annotated[int, typer.Option(min=8, max=900, help="Tokens of each answer.")] = 64,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each stage.")] = 1,
@@ -118,7 +124,7 @@ def bench(
 
 
 def _measure(
-    model: Path | None, streams: list[int], prefill: int | None, chunk: int, tokens: int, terms: _Terms
+    model: Path | None, streams: list[int], prefill: int | None, chunk: int | None, tokens: int, terms: _Terms
 ) -> None:
     import tempfile
 
