@@ -106,7 +106,7 @@ class SpeculationSettings(Section):
     """Proposing tokens that stood in the prompt or the answer before, and checking several in one step."""
 
     enabled: bool = Field(default=False, description="propose tokens; a request can turn it off for itself")
-    max_draft: int = Field(default=15, ge=1, le=64, description="most tokens proposed in one step")
+    max_draft: int = Field(default=15, ge=1, le=64, description="most proposed tokens that are under way")
     min_ngram: int = Field(
         default=2, ge=1, le=16, description="shortest run of tokens that must have stood there before"
     )

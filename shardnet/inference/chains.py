@@ -144,8 +144,6 @@ class Chains:
                 f"the sequence would have {step.position + n_tokens} tokens, and its context has {chain.n_ctx}",
                 n_ctx=chain.n_ctx,
             )
-        if step.sample_from is not None and step.sample_from >= n_tokens:
-            raise EngineError(f"sampling from row {step.sample_from} of {n_tokens}")
         if task.tokens.shape != (n_tokens,):
             raise EngineError(f"tokens of shape {task.tokens.shape}, where ({n_tokens},) is needed")
         model = chain.shards[0].model
@@ -222,7 +220,7 @@ class Chains:
         )
 
     def run(self, tasks: Sequence[Task], answer: Callable[[Outcome], None]) -> None:
-        """Run steps of one chain, of equally many rows and of different sequences, as one batch; answer each as soon as it is known."""
+        """Run one step, or several of one row each, of one chain and different sequences, as one batch; answer each as soon as it is known."""
         began = time.perf_counter()
         try:
             chain = self._chain(tasks[0].step)
@@ -250,14 +248,15 @@ class Chains:
             return
         decoded_s = time.perf_counter() - began
         self.busy_s += decoded_s
-        n_each = tasks[0].step.n_tokens
+        n_each = tasks[0].step.n_tokens  # one, unless there is one step only
         for index, (task, state) in enumerate(ready):
+            end = (index + 1) * n_each
             outcome = Outcome(task, compute_s=decoded_s, batch_rows=n_each * len(ready))
             if hidden is not None:
-                outcome.hidden = hidden[index * n_each : (index + 1) * n_each]
-            elif task.step.sample_from is not None:
+                outcome.hidden = hidden[end - n_each : end]
+            elif task.step.samples:
                 sampling_began = time.perf_counter()
-                sample(task, state, chain.shards[-1].context, index * n_each, chain.model.grammars, outcome)
+                sample(task, state, chain.shards[-1].context, end - 1, chain.model.grammars, outcome)
                 sampled_s = time.perf_counter() - sampling_began
                 self.busy_s += sampled_s
                 outcome.compute_s += sampled_s

@@ -16,7 +16,7 @@ from shardnet.inference.steps import TOKEN, Step, StepDone
 from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.wire import Frame
 
-STEP = Step("1" * 16, "d" * 64, 0, 1, "5" * 16, 0, 1, 0, ahead=7)
+STEP = Step("1" * 16, "d" * 64, 0, 1, "5" * 16, 0, 1, True, ahead=7)
 
 
 class Back:
