@@ -11,33 +11,13 @@ from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
 from shardnet.inference.grammar import Grammars
-from shardnet.inference.llama import LlamaContext, LlamaModel
 from shardnet.inference.llama_batch import Rows
-from shardnet.inference.protocol import Load
 from shardnet.inference.rows import Lane
 from shardnet.inference.sequences import SequenceState, SequenceTable
+from shardnet.inference.shard import Shard
 from shardnet.inference.step_sampling import sample
 from shardnet.inference.steps import Step, parse_sampling
 from shardnet.inference.tasks import Outcome, Task, rows_of
-
-
-@dataclass(slots=True)
-class Shard:
-    """One shard in memory."""
-
-    request: Load
-    model: LlamaModel
-    context: LlamaContext
-    has_head: bool
-    memory_bytes: int
-    gpu_bytes: int
-    gpu_layers: int
-    load_s: float
-
-    def close(self) -> None:
-        """Free its memory."""
-        self.context.close()
-        self.model.close()
 
 
 @dataclass(slots=True)
