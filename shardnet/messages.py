@@ -348,12 +348,12 @@ class ExecuteTask(Message):
     route: tuple[StageRef, ...] = Field(min_length=1, max_length=MAX_STAGES, strict=False)
     stage: int = Field(ge=0, lt=MAX_STAGES)
     options: ShardOptions = ShardOptions()
-    sample_from: int | None = Field(
-        default=None, ge=0, description="first row whose next token is sampled; None: the step only fills KV"
+    samples: bool = Field(
+        default=False, description="a token is sampled behind the last row; else the step only fills KV"
     )
     sampling: Sampling | None = None
     return_logits: bool = Field(
-        default=False, description="also return the logits of the sampled rows, for parity checks"
+        default=False, description="also return the logits that the token is sampled from, for parity checks"
     )
     ahead: int = Field(
         default=0,

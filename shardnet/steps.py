@@ -130,8 +130,8 @@ class TaskResult(NamedTuple):
     """Answer of the last stage to one step. Tensor: `logits` float32 (len(tokens), n_vocab), when they were asked for.
 
     Attributes:
-        position: of the first of `tokens`.
-        tokens: sampled; several when a draft agreed.
+        position: of the token that was sampled; of the step's first row, where none was.
+        tokens: that token, or none. The coordinator refuses more.
         logprobs: per token: itself, then the most likely; empty if they were not asked for.
         ahead: further steps that follow unasked, each with a result of its own; 0: this one is final.
         n_vocab: columns of `logits`; 0: there are none.

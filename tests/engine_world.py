@@ -72,7 +72,7 @@ def make_step(
     tokens: Sequence[int],
     *,
     hidden: NDArray[np.float32] | None = None,
-    sample_from: int | None = None,
+    samples: bool = False,
     sampling: Sampling | None = None,
     return_logits: bool = False,
     ahead: int = 0,
@@ -90,7 +90,7 @@ def make_step(
         sequence_id=sequence_id,
         position=position,
         n_tokens=len(ids),
-        sample_from=sample_from,
+        samples=samples,
         sampling=b"" if sampling is None else sampling.model_dump_json().encode(),
         return_logits=return_logits,
         n_embd=0 if hidden is None else hidden.shape[1],
@@ -130,7 +130,7 @@ async def begin_run(
             0,
             prompt,
             hidden=hidden,
-            sample_from=len(prompt) - 1,
+            samples=True,
             sampling=sampling if is_last else None,
         )
         step = step._replace(
@@ -203,13 +203,11 @@ class Route:
         position: int,
         tokens: Sequence[int],
         *,
-        sample_from: int | None = -1,
+        samples: bool = True,
         sampling: Sampling | None = None,
         return_logits: bool = False,
     ) -> Frame[StepDone]:
-        """Run rows through all stages. `sample_from` counts from the end when negative."""
-        if sample_from is not None and sample_from < 0:
-            sample_from += len(tokens)
+        """Run rows through all stages."""
         hidden: NDArray[np.float32] | None = None
         frame: Frame[StepDone] | None = None
         for stage in self.stages:
@@ -220,7 +218,7 @@ class Route:
                 position,
                 tokens,
                 hidden=hidden,
-                sample_from=sample_from,
+                samples=samples,
                 sampling=sampling,
                 return_logits=return_logits,
             )

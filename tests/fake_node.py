@@ -152,7 +152,7 @@ class FakeNode:
             on = task.model_copy(update={"stage": task.stage + 1, "timings": (*task.timings, timing)})
             self.connection.send(on, frame.payloads)
             return
-        sampled = (self.next_token(task, tokens),) if task.sample_from is not None else ()
+        sampled = (self.next_token(task, tokens),) if task.samples else ()
         self.connection.send(
             TaskResult(
                 command_id=task.command_id,

@@ -79,7 +79,7 @@ SAMPLES: tuple[m.AnyMessage, ...] = (
         n_tokens=2,
         route=ROUTE,
         stage=1,
-        sample_from=1,
+        samples=True,
         sampling=m.Sampling(temperature=0.7, top_k=40, logit_bias={5: -1.5}, seed=42, top_logprobs=3),
         ahead=5,
         timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2),),

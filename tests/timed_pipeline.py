@@ -120,7 +120,7 @@ class TimedPipeline:
             self._at(self.one_way_s, self._arrive, stage + 1, row)
             return
         task, position, ahead = row.task, row.position + len(row.tokens), 0
-        tokens = () if task.sample_from is None else (self.script(row.text),)
+        tokens = (self.script(row.text),) if task.samples else ()
         if tokens:
             ahead = min(row.ahead, task.options.n_ctx - position) if self.makes_runs else 0
         if ahead:

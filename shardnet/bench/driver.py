@@ -255,7 +255,7 @@ class Driver:
                 route=route,
                 stage=0,
                 options=options,
-                sample_from=len(tokens) - 1 if ahead is not None else None,
+                samples=ahead is not None,
                 sampling=sampling,
                 return_logits=keep_logits and ahead is not None,
                 ahead=ahead or 0,

@@ -103,7 +103,7 @@ async def _step(
         sequence_id=sequence_id,
         position=position,
         n_tokens=rows,
-        sample_from=rows - 1 if has_head else None,
+        samples=has_head,
         n_embd=manifest.content.n_embd if shard_id else 0,
     )
     payloads: Sequence[Buffer] = (tokens.tobytes(), hidden.tobytes()) if shard_id else (tokens.tobytes(),)

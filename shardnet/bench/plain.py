@@ -16,7 +16,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.inference.llama import LlamaContext, LlamaModel, Rows, single_sequence_rows
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.llama_batch import Rows, single_sequence_rows
 
 Choose = Callable[[list[int], NDArray[np.float32]], int]
 """`(tokens so far, logits float32 (n_vocab,)) -> next token`."""

@@ -136,9 +136,9 @@ class Attempt:
         command_id, count = self._make_id(), len(rows)
         update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}
         if not is_last:
-            update |= {"sample_from": None, "sampling": None}
+            update |= {"samples": False, "sampling": None}
         else:
-            update |= {"sample_from": count - 1, "ahead": self._n_missing - 1 if goes_on else 0}
+            update["ahead"] = self._n_missing - 1 if goes_on else 0
         if count > 1:
             update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
         self._in_flight[command_id] = at_s

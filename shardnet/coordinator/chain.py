@@ -1,8 +1,8 @@
 """The cheapest chain of contiguous shard runs over nodes. Pure: costs are functions of plain numbers, so placement, routing and planning share it.
 
-Each node holds one run of a chain. Small swarms are searched exactly, by dynamic programming over (set of nodes used, last node, shards covered);
-larger ones along orders of the nodes that are improved step by step. Where no such chain exists (a node bound to shards 0 and 2 of three), nodes
-may come again.
+Each node holds one run of a chain, and the last one sends on to the first: a ring. Small swarms are searched exactly, by dynamic programming over
+(set of nodes used, last node, shards covered); larger ones along orders of the nodes that are improved step by step. Where no such chain exists (a
+node bound to shards 0 and 2 of three), nodes may come again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Run = tuple[int, int, int]
 RunCost = Callable[[int, int, int], float | None]
 """`(node, first, end)` -> seconds a token spends there; None if that node cannot hold these shards together."""
 
-HopCost = Callable[[int | None, int | None], float]
-"""`(from, to)` -> seconds from one node to the next; None is the coordinator."""
+HopCost = Callable[[int, int], float]
+"""`(from, to)` -> seconds from one node to the next."""
 
 EXACT_TRANSITIONS = 100_000
 """Less than a tenth of a second of Python: it runs between the steps of other requests."""
@@ -27,46 +27,36 @@ IMPROVE_TRANSITIONS = 300_000
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A way to cover all shards, and what one token costs along it, seconds."""
+    """A way to cover all shards, and what one token costs around it, seconds."""
 
     runs: tuple[Run, ...]
     cost: float
 
 
 def find_chain(
-    n_shards: int,
-    n_nodes: int,
-    run_cost: RunCost,
-    hop_cost: HopCost,
-    *,
-    stages: int = 0,
-    repeats: bool = False,
-    ring: bool = False,
+    n_shards: int, n_nodes: int, run_cost: RunCost, hop_cost: HopCost, *, stages: int = 0, repeats: bool = False
 ) -> Chain | None:
-    """Find the cheapest chain; of equal ones the one whose nodes have the smallest numbers.
+    """Find the cheapest chain; one of a single node has no hop. Of equal ones the one whose nodes have the smallest numbers.
 
     Args:
         run_cost: must not allow a longer run where it refuses a shorter one with the same first shard.
         stages: exactly so many runs; 0 for any number.
         repeats: a node may come again later in the chain if there is no other way (never with forced stages).
-        ring: the last node sends on to the first, not to the coordinator, whose hops then cost nothing. A chain of one node has no hop.
 
     Returns: None if no chain covers all shards.
     """
     table = _run_table(n_shards, n_nodes, run_cost)
-    hops = _HopTable.of(n_nodes, hop_cost, ring=ring)
+    hops = [[hop_cost(a, b) if a != b else math.inf for b in range(n_nodes)] for a in range(n_nodes)]
     nodes = [node for node in range(n_nodes) if any(table[node][first] for first in range(n_shards))]
     if not nodes or n_shards == 0:
         return None
     runs = sum(len(ends) for node in nodes for ends in table[node])
-    work = runs * (1 << (len(nodes) - 1)) * len(nodes) / 4 * (len(nodes) / 2 if ring else 1)
+    work = runs * (1 << (len(nodes) - 1)) * len(nodes) * len(nodes) / 8
     if work > EXACT_TRANSITIONS:
         found = _improved_order(n_shards, nodes, table, hops, stages)
-    elif ring:
-        rings = (_exact(n_shards, nodes, table, hops.closed_at(node), stages) for node in nodes)
-        found = min((one for one in rings if one is not None), key=lambda one: one.cost, default=None)
     else:
-        found = _exact(n_shards, nodes, table, hops, stages)
+        rings = (_exact(first, n_shards, nodes, table, hops, stages) for first in nodes)
+        found = min((one for one in rings if one is not None), key=lambda one: one.cost, default=None)
     if found is None and repeats and not stages:
         found = _with_repeats(n_shards, nodes, table, hops)
     return found
@@ -74,6 +64,9 @@ def find_chain(
 
 Table = list[list[list[float]]]
 """table[node][first][k]: cost of the run [first, first + 1 + k)."""
+
+Hops = list[list[float]]
+"""hops[a][b]: cost from a to b; infinite from a node to itself."""
 
 
 def _run_table(n_shards: int, n_nodes: int, run_cost: RunCost) -> Table:
@@ -92,38 +85,17 @@ def _run_table(n_shards: int, n_nodes: int, run_cost: RunCost) -> Table:
     return table
 
 
-@dataclass(frozen=True, slots=True)
-class _HopTable:
-    enter: list[float]
-    leave: list[float]
-    between: list[list[float]]
-
-    @classmethod
-    def of(cls, n_nodes: int, hop_cost: HopCost, *, ring: bool) -> _HopTable:
-        between = [[hop_cost(a, b) if a != b else math.inf for b in range(n_nodes)] for a in range(n_nodes)]
-        if ring:  # where the first node is not known yet: back to the nearest
-            back = [min((cost for cost in row if cost < math.inf), default=0.0) for row in between]
-            return cls([0.0] * n_nodes, back, between)
-        return cls(
-            [hop_cost(None, node) for node in range(n_nodes)],
-            [hop_cost(node, None) for node in range(n_nodes)],
-            between,
-        )
-
-    def closed_at(self, first: int) -> _HopTable:
-        """Returns: the hops of rings that begin at this node."""
-        n_nodes = len(self.between)
-        enter = [0.0 if node == first else math.inf for node in range(n_nodes)]
-        leave = [0.0 if node == first else self.between[node][first] for node in range(n_nodes)]
-        return _HopTable(enter, leave, self.between)
+def _closing(hops: Hops) -> list[float]:
+    """Returns: what the last hop costs from each node where the first one is not known: to the nearest."""
+    return [min((cost for cost in row if cost < math.inf), default=0.0) for row in hops]
 
 
 _State = tuple[int, int, int]
 """(nodes used as bits or count, last node, shards covered)."""
 
 
-def _exact(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable, stages: int) -> Chain | None:
-    """Held-Karp over the nodes, with the number of shards covered as one more dimension."""
+def _exact(first: int, n_shards: int, nodes: Sequence[int], table: Table, hops: Hops, stages: int) -> Chain | None:
+    """Held-Karp over the nodes, for the rings that begin at `first`, with the number of shards covered as one more dimension."""
     best: dict[_State, float] = {}
     back: dict[_State, _State | None] = {}
     layer: list[_State] = []
@@ -137,11 +109,8 @@ def _exact(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable, s
         best[state], back[state] = cost, previous
 
     new = layer
-    for node in nodes:
-        if hops.enter[node] == math.inf:
-            continue
-        for length, cost in enumerate(table[node][0], start=1):
-            offer((1 << node, node, length), hops.enter[node] + cost, None)
+    for length, cost in enumerate(table[first][0], start=1):
+        offer((1 << first, first, length), cost, None)
     final: tuple[float, _State] | None = None
     count = 1
     while layer:
@@ -150,7 +119,7 @@ def _exact(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable, s
             used, last, covered = state
             cost = best[state]
             if covered == n_shards:
-                total = cost + hops.leave[last]
+                total = cost if last == first else cost + hops[last][first]
                 if (not stages or count == stages) and (final is None or total < final[0]):
                     final = (total, state)
                 continue
@@ -159,7 +128,7 @@ def _exact(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable, s
             for node in nodes:
                 if used >> node & 1:
                     continue
-                base = cost + hops.between[last][node]
+                base = cost + hops[last][node]
                 for length, run in enumerate(table[node][covered], start=1):
                     offer((used | 1 << node, node, covered + length), base + run, state)
         layer = new
@@ -179,7 +148,7 @@ def _unwind(final: tuple[float, _State] | None, back: dict[_State, _State | None
     return Chain(tuple(reversed(runs)), final[0])
 
 
-def _improved_order(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable, stages: int) -> Chain | None:
+def _improved_order(n_shards: int, nodes: Sequence[int], table: Table, hops: Hops, stages: int) -> Chain | None:
     """Too many nodes for all subsets: the best chain along one order of the nodes, which is then improved by moving single nodes forward."""
 
     def pace(node: int) -> tuple[float, int]:
@@ -187,14 +156,14 @@ def _improved_order(n_shards: int, nodes: Sequence[int], table: Table, hops: _Ho
         rows = [row[-1] / len(row) for row in table[node] if row]
         return (min(rows), node)
 
-    order = sorted(nodes, key=pace)
-    found = _along(order, n_shards, table, hops, stages)
+    order, closing = sorted(nodes, key=pace), _closing(hops)
+    found = _along(order, n_shards, table, hops, closing, stages)
     work = max(1, _along_work(order, table))
     for _ in range(max(1, IMPROVE_TRANSITIONS // (work * len(order)))):
         improved = False
         for index in range(len(order) - 1, 0, -1):
             candidate = [*order[: index - 1], order[index], order[index - 1], *order[index + 1 :]]
-            other = _along(candidate, n_shards, table, hops, stages)
+            other = _along(candidate, n_shards, table, hops, closing, stages)
             if other is not None and (found is None or other.cost < found.cost):
                 order, found, improved = candidate, other, True
         if not improved:
@@ -206,32 +175,35 @@ def _along_work(order: Sequence[int], table: Table) -> int:
     return sum(len(ends) * index for index, node in enumerate(order, start=1) for ends in table[node])
 
 
-def _along(order: Sequence[int], n_shards: int, table: Table, hops: _HopTable, stages: int) -> Chain | None:
+def _along(
+    order: Sequence[int], n_shards: int, table: Table, hops: Hops, closing: list[float], stages: int
+) -> Chain | None:
     """The cheapest chain that visits some of the nodes in this order. States: (stages so far or 0, position in the order, shards covered)."""
     best: dict[_State, float] = {}
     back: dict[_State, _State | None] = {}
     final: tuple[float, _State] | None = None
     for place, node in enumerate(order):
         rows = table[node]
-        starts: list[tuple[int, int, float, _State | None]] = [(1 if stages else 0, 0, hops.enter[node], None)]
+        starts: list[tuple[int, int, float, _State | None]] = [(1 if stages else 0, 0, 0.0, None)]
         for state, cost in best.items():
             count, last, covered = state
             if covered < n_shards and not (stages and count == stages):
-                starts.append((count + 1 if stages else 0, covered, cost + hops.between[order[last]][node], state))
+                starts.append((count + 1 if stages else 0, covered, cost + hops[order[last]][node], state))
         for count, covered, base, previous in starts:
             for length, run in enumerate(rows[covered], start=1):
                 state = (count, place, covered + length)
                 if base + run < best.get(state, math.inf):
                     best[state], back[state] = base + run, previous
         for count in range(1, stages + 1) if stages else (0,):
-            cost_here = best.get((count, place, n_shards), math.inf) + hops.leave[node]
+            cost_here = best.get((count, place, n_shards), math.inf) + closing[node]
             if (not stages or count == stages) and cost_here < (final[0] if final else math.inf):
                 final = (cost_here, (count, place, n_shards))
     chain = _unwind(final, back)
     return None if chain is None else Chain(tuple((order[a], b, c) for a, b, c in chain.runs), chain.cost)
 
 
-def _with_repeats(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopTable) -> Chain | None:
+def _with_repeats(n_shards: int, nodes: Sequence[int], table: Table, hops: Hops) -> Chain | None:
+    closing = _closing(hops)
     best: dict[_State, float] = {}
     back: dict[_State, _State | None] = {}
     for covered in range(n_shards):
@@ -239,13 +211,13 @@ def _with_repeats(n_shards: int, nodes: Sequence[int], table: Table, hops: _HopT
         starts += [(last, best[(0, last, covered)], (0, last, covered)) for last in nodes if (0, last, covered) in best]
         for last, cost, previous in starts:
             for node in nodes:
-                base = cost + (hops.enter[node] if last is None else hops.between[last][node])
+                base = cost + (0.0 if last is None else hops[last][node])
                 for length, run in enumerate(table[node][covered], start=1):
                     state = (0, node, covered + length)
                     if base + run < best.get(state, math.inf):
                         best[state], back[state] = base + run, previous
     ends = [
-        (best[(0, node, n_shards)] + hops.leave[node], (0, node, n_shards))
+        (best[(0, node, n_shards)] + closing[node], (0, node, n_shards))
         for node in nodes
         if (0, node, n_shards) in best
     ]

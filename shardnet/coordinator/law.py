@@ -5,7 +5,7 @@
     time per token   = sum of stages + sum of hops, in a ring: the last stage sends the token to the first by itself
     many streams     = the slowest stage, or the way round, sets the pace; rows go in batches, or one by one, as `inference.pacing` has them
 
-A pipeline of one stage has no hop. Where the coordinator asks for every step (speculation), the ring is open: it goes by way of the coordinator.
+A pipeline of one stage has no hop.
 Everything is measured where it can be: a node tells its own times (`HeldShard.step_us`, `rows_us`, `handover_us`), links are measured
 by pings. What is not known yet is guessed, and `shardnet plan` says so.
 """
@@ -83,9 +83,9 @@ class Pace:
         return before[1] * rows / before[0]
 
 
-def pace_in(pace: Pace, *, stages: int, ring: bool) -> Pace:
+def pace_in(pace: Pace, *, stages: int) -> Pace:
     """Returns: the pace of a node in a pipeline of so many stages. An engine that has the whole model goes on by itself: nothing is handed over."""
-    return replace(pace, handover_s=0.0) if ring and stages == 1 else pace
+    return replace(pace, handover_s=0.0) if stages == 1 else pace
 
 
 def step_bytes(manifest: Manifest, first: int, end: int) -> int:
@@ -172,8 +172,6 @@ def law_of(
     links: Links,
     default: LinkTime,
     fixed_s: float,
-    *,
-    ring: bool = True,
 ) -> Law:
     """Returns: the law of one pipeline.
 
@@ -181,26 +179,22 @@ def law_of(
         stages: (node id, its pace, first shard, end shard), in order.
         default: of links that were not measured.
         fixed_s: what a hop costs beside latency and bandwidth.
-        ring: tokens go from the last stage to the first; else by way of the coordinator.
     """
     nodes = [node for node, _, _, _ in stages]
 
     def hop(source: str, target: str, rows: int = 1) -> float:
         return hop_s(manifest, source, target, links, default, fixed_s, rows)
 
-    enter, leave = hop("", nodes[0]), hop(nodes[-1], "")
-    closing = enter + leave
-    if ring:
-        closing = 0.0
-        if len(nodes) > 1:
-            link = links.get((nodes[-1], nodes[0])) or default
-            closing = link.one_way_s + TOKEN_BYTES / link.bytes_per_s + fixed_s
+    closing = 0.0
+    if len(nodes) > 1:
+        link = links.get((nodes[-1], nodes[0])) or default
+        closing = link.one_way_s + TOKEN_BYTES / link.bytes_per_s + fixed_s
     return Law(
-        paces=tuple(pace_in(pace, stages=len(nodes), ring=ring) for _, pace, _, _ in stages),
+        paces=tuple(pace_in(pace, stages=len(nodes)) for _, pace, _, _ in stages),
         nbytes=tuple(step_bytes(manifest, first, end) for _, _, first, end in stages),
         between=tuple(hop(a, b) for a, b in pairwise(nodes)),
         more_row_s=tuple(hop(a, b, 2) - hop(a, b) for a, b in pairwise(nodes)),
         closing_s=closing,
-        enter_s=enter,
-        leave_s=leave,
+        enter_s=hop("", nodes[0]),
+        leave_s=hop(nodes[-1], ""),
     )

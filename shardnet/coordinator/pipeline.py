@@ -188,7 +188,7 @@ class Generation:
             stage=0,
             options=route.options,
             tensors=row_tensors(1, 0),
-            sample_from=0,
+            samples=True,
             ahead_deadline_s=spec.step_deadline_s,
             sampling=spec.sampling.model_copy(update={"prompt_tokens": n_prompt}),
         )

@@ -76,14 +76,12 @@ class Policy:
     Attributes:
         hop_fixed_s: what a hop costs beside latency and bandwidth as pings measure them.
         default_link: a link that was not measured.
-        ring: the last stage sends each token to the first by itself; else the coordinator asks for every step.
     """
 
     stages: int = 0
     headroom_share: float = 0.1
     hop_fixed_s: float = 60e-6
     default_link: LinkTime = DEFAULT_LINK
-    ring: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ def layers_of(manifest: Manifest, first_shard: int, end_shard: int) -> LayerRang
 def stage_s(manifest: Manifest, offer: NodeOffer, first: int, end: int, policy: Policy) -> float:
     """Returns: seconds that one decode step spends in a stage of the shards `[first, end)` on this node."""
     stages = 1 if end - first == manifest.n_shards else 2
-    return pace_in(offer.pace, stages=stages, ring=policy.ring).step_s(step_bytes(manifest, first, end))
+    return pace_in(offer.pace, stages=stages).step_s(step_bytes(manifest, first, end))
 
 
 def hop_between(manifest: Manifest, source: str, target: str, links: Links, policy: Policy) -> float:
@@ -141,7 +139,7 @@ def law_for(
 ) -> Law:
     """Returns: the law of one pipeline over the nodes of these offers (node id -> offer)."""
     runs = [(stage.node_id, offers[stage.node_id].pace, stage.first_shard, stage.end_shard) for stage in stages]
-    return law_of(manifest, runs, links, policy.default_link, policy.hop_fixed_s, ring=policy.ring)
+    return law_of(manifest, runs, links, policy.default_link, policy.hop_fixed_s)
 
 
 def place(
@@ -178,12 +176,11 @@ def place(
         seconds = stage_s(manifest, offer, first, end, policy)
         return seconds + _preferences(manifest, offer, first, end, seconds)
 
-    def hop(a: int | None, b: int | None) -> float:
-        source, target = "" if a is None else nodes[a].node_id, "" if b is None else nodes[b].node_id
-        return hop_between(manifest, source, target, links, policy)
+    def hop(a: int, b: int) -> float:
+        return hop_between(manifest, nodes[a].node_id, nodes[b].node_id, links, policy)
 
     n_shards = manifest.n_shards
-    chain = find_chain(n_shards, len(nodes), run_cost, hop, stages=policy.stages, repeats=True, ring=policy.ring)
+    chain = find_chain(n_shards, len(nodes), run_cost, hop, stages=policy.stages, repeats=True)
     if chain is not None and any(
         sum(need(*run) for run in chain.runs if run[0] == node) > room[node] for node in {run[0] for run in chain.runs}
     ):

@@ -269,8 +269,8 @@ def _ready_chain(
         cost = stage_s(manifest, offers[node], first, end, policy)
         return cost + 1e-3 * cost * cost
 
-    def hop_cost(a: int | None, b: int | None) -> float:
-        source, target = "" if a is None else nodes[a].node_id, "" if b is None else nodes[b].node_id
+    def hop_cost(a: int, b: int) -> float:
+        source, target = nodes[a].node_id, nodes[b].node_id
         if (source, target) in cluster.unreachable:  # by way of the coordinator
             to, onward = (
                 hop_between(manifest, source, "", links, policy),
@@ -279,9 +279,7 @@ def _ready_chain(
             return to + onward
         return hop_between(manifest, source, target, links, policy)
 
-    chain = find_chain(
-        manifest.n_shards, len(nodes), run_cost, hop_cost, stages=policy.stages, repeats=True, ring=policy.ring
-    )
+    chain = find_chain(manifest.n_shards, len(nodes), run_cost, hop_cost, stages=policy.stages, repeats=True)
     return None if chain is None else tuple(Stage(nodes[node].node_id, first, end) for node, first, end in chain.runs)
 
 

@@ -29,11 +29,7 @@ class Standing:
     def __init__(self, settings: CoordinatorSettings, cluster: Cluster) -> None:
         self._settings = settings
         self._cluster = cluster
-        self._policy = Policy(
-            stages=settings.placement.stages,
-            headroom_share=settings.placement.headroom_share,
-            ring=not settings.speculation.enabled,  # with it, each step is the coordinator's own
-        )
+        self._policy = Policy(stages=settings.placement.stages, headroom_share=settings.placement.headroom_share)
         self._problems: dict[str, ShardnetError] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
         self._routes: dict[str, tuple[int, list[Route]]] = {}

@@ -1,9 +1,8 @@
 """Which waiting steps form the next llama.cpp batch. Pure: plain data in, plain data out.
 
-Steps of one chain with the same number of rows are merged: llama.cpp keeps each sequence's KV apart, and computes several sequences in one
-piece only if each brings equally many rows. Decode steps (one row, or a draft and its check) go together, as many as fit; a prompt chunk goes
-alone, since it fills the machine by itself. Where both wait they take turns, so that neither a long prompt stops the writers nor many writers a
-prompt. Nobody lingers: what waits now is what runs now.
+Decode steps, of one row each, go together where they run through one chain, as many as fit: llama.cpp keeps each sequence's KV apart. A prompt
+chunk, of more rows, goes alone, since it fills the machine by itself. Where both wait they take turns, so that neither a long prompt stops the
+writers nor many writers a prompt. Nobody lingers: what waits now is what runs now.
 """
 
 from __future__ import annotations
@@ -20,22 +19,15 @@ class Waiting:
         ticket: names the step; tickets grow in order of arrival.
         chain: steps with equal chains run through the same shards.
         sequence: steps of one sequence run in order of arrival.
-        n_tokens: rows.
-        is_prompt: a prompt chunk; else a decode step, with or without a draft.
+        is_prompt: a prompt chunk; else a decode step.
         max_rows: most rows in a batch of this chain.
     """
 
     ticket: int
     chain: Hashable
     sequence: Hashable
-    n_tokens: int
     is_prompt: bool
     max_rows: int
-
-
-def is_prompt_chunk(n_tokens: int, sample_from: int | None) -> bool:
-    """True for a step that mostly fills KV; False for one row, and for a draft, of which every row is sampled."""
-    return n_tokens > 1 and sample_from != 0
 
 
 def next_batch(waiting: Iterable[Waiting], *, last_was_decode: bool) -> list[Waiting]:
@@ -47,7 +39,7 @@ def next_batch(waiting: Iterable[Waiting], *, last_was_decode: bool) -> list[Wai
     """
     seen: set[Hashable] = set()
     prompt: Waiting | None = None
-    decodes: dict[tuple[Hashable, int], list[Waiting]] = {}
+    decodes: dict[Hashable, list[Waiting]] = {}
     for step in waiting:
         if step.sequence in seen:
             continue  # an earlier step of this sequence comes first
@@ -55,10 +47,10 @@ def next_batch(waiting: Iterable[Waiting], *, last_was_decode: bool) -> list[Wai
         if step.is_prompt:
             prompt = prompt or step
         else:
-            decodes.setdefault((step.chain, step.n_tokens), []).append(step)
+            decodes.setdefault(step.chain, []).append(step)
     if prompt is not None and (last_was_decode or not decodes):
         return [prompt]
     if not decodes:
         return []
     oldest = min(decodes.values(), key=lambda group: group[0].ticket)
-    return oldest[: max(1, oldest[0].max_rows // oldest[0].n_tokens)]
+    return oldest[: oldest[0].max_rows]

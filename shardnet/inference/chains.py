@@ -11,33 +11,13 @@ from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
 from shardnet.inference.grammar import Grammars
-from shardnet.inference.llama import LlamaContext, LlamaModel
 from shardnet.inference.llama_batch import Rows
-from shardnet.inference.protocol import Load
 from shardnet.inference.rows import Lane
 from shardnet.inference.sequences import SequenceState, SequenceTable
+from shardnet.inference.shard import Shard
 from shardnet.inference.step_sampling import sample
 from shardnet.inference.steps import Step, parse_sampling
 from shardnet.inference.tasks import Outcome, Task, rows_of
-
-
-@dataclass(slots=True)
-class Shard:
-    """One shard in memory."""
-
-    request: Load
-    model: LlamaModel
-    context: LlamaContext
-    has_head: bool
-    memory_bytes: int
-    gpu_bytes: int
-    gpu_layers: int
-    load_s: float
-
-    def close(self) -> None:
-        """Free its memory."""
-        self.context.close()
-        self.model.close()
 
 
 @dataclass(slots=True)
@@ -144,8 +124,6 @@ class Chains:
                 f"the sequence would have {step.position + n_tokens} tokens, and its context has {chain.n_ctx}",
                 n_ctx=chain.n_ctx,
             )
-        if step.sample_from is not None and step.sample_from >= n_tokens:
-            raise EngineError(f"sampling from row {step.sample_from} of {n_tokens}")
         if task.tokens.shape != (n_tokens,):
             raise EngineError(f"tokens of shape {task.tokens.shape}, where ({n_tokens},) is needed")
         model = chain.shards[0].model
@@ -222,7 +200,7 @@ class Chains:
         )
 
     def run(self, tasks: Sequence[Task], answer: Callable[[Outcome], None]) -> None:
-        """Run steps of one chain, of equally many rows and of different sequences, as one batch; answer each as soon as it is known."""
+        """Run one step, or several of one row each, of one chain and different sequences, as one batch; answer each as soon as it is known."""
         began = time.perf_counter()
         try:
             chain = self._chain(tasks[0].step)
@@ -250,14 +228,15 @@ class Chains:
             return
         decoded_s = time.perf_counter() - began
         self.busy_s += decoded_s
-        n_each = tasks[0].step.n_tokens
+        n_each = tasks[0].step.n_tokens  # one, unless there is one step only
         for index, (task, state) in enumerate(ready):
+            end = (index + 1) * n_each
             outcome = Outcome(task, compute_s=decoded_s, batch_rows=n_each * len(ready))
             if hidden is not None:
-                outcome.hidden = hidden[index * n_each : (index + 1) * n_each]
-            elif task.step.sample_from is not None:
+                outcome.hidden = hidden[end - n_each : end]
+            elif task.step.samples:
                 sampling_began = time.perf_counter()
-                sample(task, state, chain.shards[-1].context, index * n_each, chain.model.grammars, outcome)
+                sample(task, state, chain.shards[-1].context, end - 1, chain.model.grammars, outcome)
                 sampled_s = time.perf_counter() - sampling_began
                 self.busy_s += sampled_s
                 outcome.compute_s += sampled_s

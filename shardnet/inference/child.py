@@ -1,14 +1,10 @@
-"""One engine process as the daemon holds it: its start, the frames to and from it, and its end."""
+"""One engine process as the daemon holds it: the frames to and from it, and its end."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
-import sys
-import tempfile
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Self, cast
@@ -28,6 +24,7 @@ from shardnet.inference.protocol import (
     RowsMet,
     ToEngine,
 )
+from shardnet.inference.spawning import how_it_ended, last_line, spawn
 from shardnet.inference.steps import ROW_BYTES, ROW_LINK, RowDone, Step, StepDone
 from shardnet.log import get
 from shardnet.steps import NextStep
@@ -35,16 +32,7 @@ from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
 log = get("engine")
 
-SOCKET_BUFFER_BYTES = 4 << 20
-"""A prompt chunk's hidden states should pass without waiting for the other side."""
-PACKETS = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
-LAST_WORDS_BYTES = 4096
 REAP_TIMEOUT_S = 3.0
-
-CHILD_ENVIRONMENT = {
-    # llama.cpp would start a debugger to print a backtrace when it aborts, which takes seconds.
-    "GGML_NO_BACKTRACE": "1",
-}
 
 
 class Child(asyncio.BufferedProtocol):
@@ -75,39 +63,13 @@ class Child(asyncio.BufferedProtocol):
 
         Raises: EngineError if the operating system refuses.
         """
-        ours, theirs = socket.socketpair()
-        packets, their_packets = socket.socketpair(type=PACKETS)
-        last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed in wait)
-        try:
-            with theirs, their_packets:
-                for end in (ours, theirs, packets, their_packets):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "shardnet.inference.worker",
-                    str(theirs.fileno()),
-                    str(their_packets.fileno()),
-                    pass_fds=(theirs.fileno(), their_packets.fileno()),
-                    stdin=DEVNULL,
-                    stdout=DEVNULL,
-                    stderr=last_words,
-                    env=CHILD_ENVIRONMENT | os.environ,
-                    start_new_session=True,  # the terminal's signals are the daemon's to answer
-                )
-        except OSError as error:
-            ours.close()
-            packets.close()
-            last_words.close()
-            raise EngineError(f"cannot start the engine process: {error}") from error
+        process, frames, packets, last_words = await spawn()
         child = cls(process, last_words, packets, on_link)
-        ours.setblocking(False)
-        packets.setblocking(False)
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
+            await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=frames)
             asyncio.get_running_loop().add_reader(packets.fileno(), child.packet_received)
         except BaseException:
-            ours.close()
+            frames.close()
             packets.close()
             child.kill()
             raise
@@ -315,8 +277,10 @@ class Child(asyncio.BufferedProtocol):
         except TimeoutError:
             self.kill()
             await self._process.wait()
-        words = await asyncio.to_thread(_read_end, self._last_words)
-        self._death = EngineCrashed(f"the engine died ({_how(self._process.returncode)}{': ' if words else ''}{words})")
+        words = await asyncio.to_thread(last_line, self._last_words)
+        self._death = EngineCrashed(
+            f"the engine died ({how_it_ended(self._process.returncode)}{': ' if words else ''}{words})"
+        )
         if not self._ready.done():
             self._ready.set_exception(self._death)
             self._ready.exception()  # nobody may be waiting for it
@@ -366,20 +330,3 @@ def _tell(listeners: Sequence[OnStep], answer: Frame[StepDone] | ShardnetError) 
             on_answer(answer)
         except Exception:
             log.exception("engine_answer_not_taken")
-
-
-def _how(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {-code}, {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _read_end(file: IO[bytes]) -> str:
-    """Returns: the last line that the process wrote to stderr: llama.cpp's reason for an abort."""
-    with file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip()[:300] if lines else ""

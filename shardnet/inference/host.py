@@ -18,6 +18,7 @@ from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, Shar
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.child import Child
 from shardnet.inference.engine import LoadedShard, OnLink, OnProgress, OnRow, OnStep
+from shardnet.inference.late_steps import LateSteps
 from shardnet.inference.protocol import (
     CutRows,
     DialRows,
@@ -83,10 +84,7 @@ class EngineProcess:
         self._child: Child | None = None  # set while it is up, with its shards
         self._up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._late_steps: set[asyncio.Task[None]] = set()
-        self._unsent: dict[
-            asyncio.Task[None], tuple[Step, OnStep, OnRow | None]
-        ] = {}  # of these, those that are still wanted
+        self._late = LateSteps(self._engine)
 
     @property
     def shards(self) -> tuple[LoadedShard, ...]:
@@ -204,7 +202,7 @@ class EngineProcess:
         tasks: list[asyncio.Task[LoadedShard] | asyncio.Task[None]] = [task for _, _, task in self._loading.values()]
         if self._supervisor is not None:
             tasks.append(self._supervisor)
-        tasks += self._late_steps
+        tasks += self._late.tasks
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -303,31 +301,7 @@ class EngineProcess:
         if child is not None and not child.is_dead:
             child.step(step, payloads, on_answer, on_row)
             return
-        task = asyncio.create_task(self._step_when_back(payloads), name="step-when-back")
-        self._unsent[task] = step, on_answer, on_row
-        self._late_steps.add(task)
-        task.add_done_callback(self._late_step_ended)
-
-    def _late_step_ended(self, task: asyncio.Task[None]) -> None:
-        self._late_steps.discard(task)
-        self._unsent.pop(task, None)
-
-    async def _step_when_back(self, payloads: Sequence[Buffer]) -> None:
-        child: Child | None = None
-        crash = EngineCrashed("the engine is not running")
-        try:
-            child = await self._engine()
-        except EngineCrashed as error:
-            crash = error
-        task = asyncio.current_task()
-        unsent = None if task is None else self._unsent.pop(task, None)
-        if unsent is None:
-            return  # its sequence was dropped meanwhile
-        step, on_answer, on_row = unsent
-        if child is None:
-            on_answer(crash)
-        else:
-            child.step(step, payloads, on_answer, on_row)
+        self._late.put(step, payloads, on_answer, on_row)
 
     def row(self, row: NextStep, payloads: Sequence[Buffer]) -> None:
         """Run a row of a run. If the engine that knew the run is dead, the run's listener has been told."""
@@ -336,18 +310,13 @@ class EngineProcess:
 
     def halt(self, command_id: str) -> None:
         """End a run after the step under way."""
-        for task, (step, on_answer, _) in self._unsent.items():
-            if step.command_id == command_id:
-                self._unsent[task] = step._replace(ahead=0, begins_run=False), on_answer, None
+        self._late.halt(command_id)
         if self._child is not None:
             self._child.halt(command_id)
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence's KV and state; steps of it that still wait are answered with EngineError."""
-        for task, (step, on_answer, _) in tuple(self._unsent.items()):
-            if step.sequence_id == sequence_id:
-                del self._unsent[task]
-                on_answer(EngineError("the sequence was dropped before this step ran"))
+        self._late.forget(sequence_id)
         if self._child is not None:
             self._child.send(Forget(sequence_id=sequence_id))
 

@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 from shardnet.errors import ContextExceeded, EngineError
 from shardnet.inference import llama_log
 from shardnet.inference.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
-from shardnet.inference.llama_batch import MROPE_SECTIONS, Batch
-from shardnet.inference.llama_batch import Rows as Rows
-from shardnet.inference.llama_batch import single_sequence_rows as single_sequence_rows
+from shardnet.inference.llama_batch import MROPE_SECTIONS, Batch, Rows
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(

@@ -10,11 +10,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from shardnet.errors import EngineError, GgufError, ShardnetError
-from shardnet.inference.chains import Shard
 from shardnet.inference.devices import gpu_devices, main_memory
 from shardnet.inference.llama import LlamaContext, LlamaModel
 from shardnet.inference.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
 from shardnet.inference.protocol import EngineSettings, Load
+from shardnet.inference.shard import Shard
 from shardnet.inference.shard_cost import cost_of
 from shardnet.log import human_bytes
 

@@ -110,11 +110,11 @@ class Runs:
         """Rows of this step's command will come."""
         command = int(step.command_id, 16)
         self.end_others(step)
-        template = step._replace(n_tokens=1, sample_from=0, ahead=0, begins_run=False)
+        template = step._replace(n_tokens=1, samples=True, ahead=0, begins_run=False)
         chain = (step.model_id, step.first_shard, step.end_shard)
         self._runs[command, step.stage] = Run(command, template, self._chains.n_ctx(step), step.ahead > 0, chain)
 
-    def begun(self, step: Step, tokens: list[int]) -> int:
+    def begun(self, step: Step, token: int | None) -> int:
         """The step that began a run is done. Returns: how many rows will follow that nobody sends."""
         run = self._runs.get((int(step.command_id, 16), step.stage))
         if run is None:
@@ -123,9 +123,9 @@ class Runs:
         run.lane = self._chains.lane(run.step)
         position = step.position + step.n_tokens
         ahead = min(step.ahead, run.n_ctx - position)
-        if not run.is_alone or len(tokens) != 1 or ahead <= 0:
+        if not run.is_alone or token is None or ahead <= 0:
             return 0
-        self._rows.append(Row(run, position, tokens[0], ahead - 1, 0.0, b"", b"", time.perf_counter()))
+        self._rows.append(Row(run, position, token, ahead - 1, 0.0, b"", b"", time.perf_counter()))
         return ahead
 
     def end_others(self, step: Step) -> None:
@@ -260,7 +260,7 @@ class Runs:
         if run.lane is None:
             run.lane = self._chains.lane(run.step)
         hidden = None if outcome.hidden is None else outcome.hidden.data.cast("B")
-        picked = outcome.tokens[0] if outcome.tokens else 0
+        picked = 0 if outcome.token is None else outcome.token
         queue_us = max(0.0, (began_s - row.arrived_s) * 1e6)
         self._pass_on(row, picked, hidden, queue_us, outcome.compute_s * 1e6, 0.0, outcome.batch_rows)
 

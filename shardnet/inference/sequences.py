@@ -1,7 +1,7 @@
 """Sequences of one model inside an engine: which slot each has, how far each shard has come, and the position rule. Pure.
 
-The rule: a step that starts at `position` first drops what is there at and after it, then runs. So a step can be repeated, a draft rolled back and a
-sequence rebuilt, all in the same way. A step that starts beyond what is there is a gap, and says from where to replay.
+The rule: a step that starts at `position` first drops what is there at and after it, then runs. So a step can be repeated, a proposal taken back and
+a sequence rebuilt, all in the same way. A step that starts beyond what is there is a gap, and says from where to replay.
 
 A sequence has the same slot in every shard of its model: the rows of a batch then stand in the same order all along a chain. The lowest free slot is
 taken first, since llama.cpp computes in one piece only slots that are neighbours.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shardnet.errors import EngineError, RefusedError, ShardnetError
-from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.inference.batching import Waiting, next_batch
 from shardnet.inference.busy_time import BusyTime
 from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Pacing, WaitingRow
@@ -62,8 +62,7 @@ class StepQueue:
             ticket=task.ticket,
             chain=(step.model_id, step.first_shard, step.end_shard),
             sequence=(step.model_id, step.sequence_id),
-            n_tokens=step.n_tokens,
-            is_prompt=is_prompt_chunk(step.n_tokens, step.sample_from),
+            is_prompt=step.n_tokens > 1,
             max_rows=max_rows,
         )
         self.waiting[task.ticket] = (waiting, task)
@@ -104,10 +103,10 @@ class StepQueue:
         self._tell(
             StepDone(
                 command_id=step.command_id,
-                position=step.position + (0 if step.sample_from is None else step.sample_from + 1),
-                tokens=tuple(outcome.tokens),
-                logprobs=tuple(outcome.logprobs),
-                ahead=(self.runs.begun if step.begins_run else self._go_ahead)(step, outcome.tokens),
+                position=step.position + (step.n_tokens if step.samples else 0),
+                tokens=() if outcome.token is None else (outcome.token,),
+                logprobs=outcome.logprobs,
+                ahead=(self.runs.begun if step.begins_run else self._go_ahead)(step, outcome.token),
                 queue_us=max(0.0, (began_s - outcome.task.arrived_s) * 1e6),
                 compute_us=outcome.compute_s * 1e6,
                 batch_tokens=outcome.batch_rows,
@@ -118,19 +117,16 @@ class StepQueue:
             payloads,
         )
 
-    def _go_ahead(self, step: Step, tokens: list[int]) -> int:
+    def _go_ahead(self, step: Step, token: int | None) -> int:
         """Let a run's next step wait, with the token that this one sampled. Returns: how many more answers the run will have."""
-        if not step.ahead or len(tokens) != 1 or step.sample_from != step.n_tokens - 1:
+        if not step.ahead or token is None:
             return 0
         position = step.position + step.n_tokens
         room = self._chains.room(step, position)
         if not room:
             return 0
-        following = step._replace(
-            position=position, n_tokens=1, sample_from=0, ahead=min(step.ahead, room) - 1, n_embd=0
-        )
-        token = np.array(tokens, dtype=np.int32)
-        self.put(Task(0, following, token, None, arrived_s=time.perf_counter()))
+        following = step._replace(position=position, n_tokens=1, ahead=min(step.ahead, room) - 1, n_embd=0)
+        self.put(Task(0, following, np.array([token], dtype=np.int32), None, arrived_s=time.perf_counter()))
         return following.ahead + 1
 
     def drop_superseded(self, step: Step) -> None:

@@ -1,9 +1,8 @@
-"""The tokens of a step, from the logits of its rows. Lives in the engine process only."""
+"""The token of a step, from the logits of its last row. Lives in the engine process only."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardnet.errors import ShardnetError
 from shardnet.inference.grammar import Grammars
@@ -15,44 +14,36 @@ from shardnet.inference.tasks import Outcome, Task
 
 
 def sample(
-    task: Task, state: SequenceState, context: LlamaContext, first_row: int, grammars: Grammars, outcome: Outcome
+    task: Task, state: SequenceState, context: LlamaContext, last_row: int, grammars: Grammars, outcome: Outcome
 ) -> None:
-    """Sample rows from `sample_from` on, going on while the step's own next token agrees: the rule by which drafts are verified.
+    """Sample the token behind a step.
 
     Args:
         context: holds the logits of the batch.
-        first_row: the step's first one in the batch.
-        outcome: gets the tokens, and what went wrong.
+        last_row: the step's last one in the batch.
+        outcome: gets the token, or what went wrong.
     """
     step = task.step
     sampling = parse_sampling(step.sampling)
-    kept: list[NDArray[np.float32]] = []
+    position = step.position + step.n_tokens
+    back = lookback(sampling, position)
     try:
         grammar = None
         if sampling.grammar is not None:
             model = context.model
             grammar = grammars.of(step.sequence_id, model.vocab, model.n_vocab, sampling.grammar)
-        for row in range(step.sample_from or 0, step.n_tokens):
-            logits = context.logits(first_row + row)
-            position = step.position + row + 1
-            if grammar is not None:
-                grammar.follow(state.history[sampling.prompt_tokens : position])
-            back = lookback(sampling, position)
-            token = pick(
-                logits,
-                sampling,
-                position=position,
-                recent=np.asarray(state.history[position - back : position], dtype=np.int32),
-                grammar=grammar,
-            )
-            outcome.tokens.append(token)
-            if sampling.top_logprobs is not None:
-                outcome.logprobs.append(top_logprobs(logits, token, sampling.top_logprobs))
-            if step.return_logits:
-                kept.append(logits.copy())
-            if row + 1 < step.n_tokens and token != task.tokens[row + 1]:
-                break
+            grammar.follow(state.history[sampling.prompt_tokens : position])
+        logits = context.logits(last_row)
+        outcome.token = pick(
+            logits,
+            sampling,
+            position=position,
+            recent=np.asarray(state.history[position - back : position], dtype=np.int32),
+            grammar=grammar,
+        )
+        if sampling.top_logprobs is not None:
+            outcome.logprobs = (top_logprobs(logits, outcome.token, sampling.top_logprobs),)
+        if step.return_logits:
+            outcome.logits = logits[np.newaxis].copy()
     except ShardnetError as error:
         outcome.error = error
-    if kept:
-        outcome.logits = np.stack(kept)

@@ -10,7 +10,6 @@ from shardnet.messages import Sampling
 from shardnet.shards import TensorSpec
 from shardnet.steps import Logprobs, hidden_tensors, logits_tensors, pack_sampled, row_tensors, unpack_sampled
 
-NO_ROW = -1
 NOBODY = "0" * 40
 
 TOKEN = struct.Struct("<i")
@@ -32,7 +31,7 @@ class Step(NamedTuple):
     Tensors: `tokens` int32 (n_tokens,); `hidden` float32 (n_tokens, n_embd) unless `first_shard` is 0.
 
     Attributes:
-        sample_from: first row whose next token is sampled; None: the step only fills KV.
+        samples: a token is sampled behind the last row; else the step only fills KV.
         ahead: how many further steps the engine may run by itself, each with the token that the one before it sampled; each has an answer. Only
             where the shards are the whole model.
         sampling: JSON of a `Sampling`; empty: greedy.
@@ -50,7 +49,7 @@ class Step(NamedTuple):
     sequence_id: str
     position: int
     n_tokens: int
-    sample_from: int | None = None
+    samples: bool = False
     ahead: int = 0
     return_logits: bool = False
     n_embd: int = 0
@@ -88,7 +87,7 @@ class Step(NamedTuple):
                 int(self.sequence_id, 16),
                 self.position,
                 self.n_tokens,
-                NO_ROW if self.sample_from is None else self.sample_from,
+                self.samples,
                 self.ahead,
                 self.return_logits,
                 self.n_embd,
@@ -112,7 +111,7 @@ class Step(NamedTuple):
             sequence,
             position,
             n_tokens,
-            sample_from,
+            samples,
             ahead,
             return_logits,
             n_embd,
@@ -130,7 +129,7 @@ class Step(NamedTuple):
             f"{sequence:016x}",
             position,
             n_tokens,
-            None if sample_from == NO_ROW else sample_from,
+            samples,
             ahead,
             return_logits,
             n_embd,
@@ -146,12 +145,11 @@ class Step(NamedTuple):
 class StepDone(NamedTuple):
     """Answer to `Step`.
 
-    Tensors: `hidden` float32 (rows, n_embd) from a stage without the head; `logits` float32 (len(tokens), n_vocab) when asked for.
+    Tensors: `hidden` float32 (rows, n_embd) from a stage without the head; `logits` float32 (1, n_vocab) when asked for.
 
     Attributes:
-        tokens: sampled at rows sample_from, sample_from + 1, ... A row past the first is sampled only while the step's own next token agreed
-            (the rule by which a draft is verified), so there is one token, or as many as agreed plus one.
-        position: of the first of `tokens`; of the first row, where none was sampled.
+        tokens: the one that was sampled, or none.
+        position: of that token; of the first row, where none was sampled.
         ahead: further steps that the engine runs by itself, each with an answer of its own.
         queue_us: from the frame's arrival to the start of its batch.
         compute_us: the batch in llama.cpp, and sampling this step's rows.
@@ -266,7 +264,7 @@ _ROW_DONE = struct.Struct("<QHIIiffffI?I")
 pack_row_done = _ROW_DONE.pack
 """Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
 
-_STEP = struct.Struct("<Q32sHHQIIiI?I?H20s20sH")
+_STEP = struct.Struct("<Q32sHHQII?I?I?H20s20sH")
 _STEP_DONE = struct.Struct("<QIIffIIII")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from shardnet.errors import ShardnetError
 from shardnet.inference.llama_batch import Rows
 from shardnet.inference.sequences import SequenceState
 from shardnet.inference.steps import Step
-from shardnet.steps import TokenLogprob
+from shardnet.steps import Logprobs
 
 
 @dataclass(slots=True)
@@ -30,32 +30,30 @@ class Task:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a step came to. `hidden` float32 (n, n_embd) is a view that the next batch overwrites; `logits` float32 (rows, n_vocab)."""
+    """What a step came to. `hidden` float32 (n, n_embd) is a view that the next batch overwrites; `logits` float32 (1, n_vocab)."""
 
     task: Task
     error: ShardnetError | None = None
     hidden: NDArray[np.float32] | None = None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    token: int | None = None
+    logprobs: Logprobs = ()
     logits: NDArray[np.float32] | None = None
     compute_s: float = 0.0
     batch_rows: int = 0
 
 
 def rows_of(ready: Sequence[tuple[Task, SequenceState]]) -> Rows:
-    """Returns: the rows of all steps, which stand in the order of their slots."""
-    first, n_each = ready[0][0].step, ready[0][0].step.n_tokens
-    each = np.arange(n_each, dtype=np.int32)
+    """Returns: the rows of one step, or of several with one row each, which stand in the order of their slots."""
+    first = ready[0][0].step
     if len(ready) == 1:
-        positions, slots = each + np.int32(first.position), np.full(n_each, ready[0][1].slot, dtype=np.int32)
+        positions = np.arange(first.position, first.position + first.n_tokens, dtype=np.int32)
+        slots = np.full(first.n_tokens, ready[0][1].slot, dtype=np.int32)
+        outputs = np.zeros(first.n_tokens, dtype=np.bool_)
+        outputs[-1] = first.samples
     else:
-        starts = np.array([task.step.position for task, _ in ready], dtype=np.int32)
-        positions = (starts[:, None] + each).ravel()
-        slots = np.repeat(np.array([state.slot for _, state in ready], dtype=np.int32), n_each)
-    outputs = np.zeros(len(positions), dtype=np.bool_)
-    for index, (task, _) in enumerate(ready):
-        if task.step.sample_from is not None:
-            outputs[index * n_each + task.step.sample_from : (index + 1) * n_each] = True
+        positions = np.array([task.step.position for task, _ in ready], dtype=np.int32)
+        slots = np.array([state.slot for _, state in ready], dtype=np.int32)
+        outputs = np.array([task.step.samples for task, _ in ready], dtype=np.bool_)
     if first.first_shard == 0:
         return Rows(positions, slots, outputs, tokens=_joined([task.tokens for task, _ in ready]))
     return Rows(

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from shardnet.dht.directory import Directory
-from shardnet.errors import ShardnetError, UnreachableError
+from shardnet.errors import ShardnetError
 from shardnet.ids import ShardKey, short
 from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess, Restored
@@ -40,11 +40,12 @@ from shardnet.node.events import (
     TaskWaits,
 )
 from shardnet.node.exchange import ShardExchange
+from shardnet.node.finding import CoordinatorFinder
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.holders import Holders
 from shardnet.node.legs import Flight
 from shardnet.node.links import PeerLinks
-from shardnet.node.meeting import find_coordinators, open_directory
+from shardnet.node.meeting import open_directory
 from shardnet.node.performing import Performer
 from shardnet.node.row_links import RowLinks
 from shardnet.node.settings import NodeSettings
@@ -64,8 +65,6 @@ from shardnet.swarm.addresses import (
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import follow_revocations
 from shardnet.transport import Connection, Listener, listen
-
-DEFAULT_COORDINATOR = Address(host="127.0.0.1", port=7700)
 
 log = get("node")
 
@@ -90,16 +89,14 @@ class NodeDaemon:
         node = settings.node
         self._settings = settings
         self._identity = identity
-        self._directory: Directory | None = None
         self._listen_at = parse_host_port(node.listen, what="--listen")
         self._advertised = parse_address(node.advertise, what="node.advertise") if node.advertise else None
-        self._coordinator_at = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
+        given = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
+        self._finder = CoordinatorFinder(identity.home, given, settings.dht.bootstrap)
         self._stopping = asyncio.Event()
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
-        self._dialled: Address | None = None
-        self._dials = 0
 
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
@@ -124,7 +121,7 @@ class NodeDaemon:
         )
         self._coordinator = CoordinatorLink(
             identity,
-            self._find_coordinator,
+            self._finder.find,
             self._hello,
             self._joined,
             lambda: self._tasks.end_runs(),
@@ -213,7 +210,7 @@ class NodeDaemon:
                 node_id, address, question, timeout_s=timeout_s
             ),
             lambda question, timeout_s: self._coordinator.ask(question, timeout_s=timeout_s),
-            lambda: self._directory,
+            lambda: self._finder.directory,
             lambda: self._identity.revoked,
         )
         return SwarmExchange(
@@ -234,9 +231,9 @@ class NodeDaemon:
         if self._settings.dht.enabled:
             known = (await asyncio.to_thread(read_coordinator_addresses, self._identity.home)).dht
             directory = open_directory(self._identity, self._settings.dht, listening, [known] if known else [])
-            self._directory = await resources.enter_async_context(directory)
+            self._finder.directory = await resources.enter_async_context(directory)
         if self._swarming is not None:
-            await resources.enter_async_context(self._swarming.serving(listening, self._directory))
+            await resources.enter_async_context(self._swarming.serving(listening, self._finder.directory))
 
     async def _live(self) -> None:
         """What is here goes into memory first; only then the node joins."""
@@ -264,28 +261,6 @@ class NodeDaemon:
             log.warning("node_drain_timeout", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
 
     # -- greetings -----------------------------------------------------------------------------------------------------------
-
-    async def _find_coordinator(self) -> Address:
-        """Returns: where to dial next: the address that was given; else what a coordinator on this machine wrote down and what the DHT says, in turn.
-
-        Raises: UnreachableError if only the DHT can tell, and names none yet.
-        """
-        if self._coordinator_at is not None:
-            self._dialled = self._coordinator_at
-            return self._coordinator_at
-        here = (await asyncio.to_thread(read_coordinator_addresses, self._identity.home)).nodes
-        found = [here] if here is not None else []
-        if self._directory is not None and (here is None or self._dials):
-            found += [address for address in await find_coordinators(self._directory) if address != here]
-        if not found:
-            if self._settings.dht.bootstrap:
-                raise UnreachableError(
-                    f"the DHT at {', '.join(self._settings.dht.bootstrap)} names no coordinator of this swarm yet"
-                )
-            found = [DEFAULT_COORDINATOR]
-        self._dialled = found[self._dials % len(found)]
-        self._dials += 1
-        return self._dialled
 
     def _hello(self, coordinator: Address | None) -> Hello:
         """Returns: what we say to the coordinator at that address; to another node, None, in a few words."""
@@ -325,13 +300,10 @@ class NodeDaemon:
         return address
 
     def _joined(self, welcome: Welcome) -> None:
-        self._dials = 0
         self._epoch = max(self._epoch, welcome.epoch)
-        if self._directory is not None and welcome.dht is not None and self._dialled is not None:
-            host = self._dialled.host if is_wildcard(welcome.dht.host) else welcome.dht.host
-            self._jobs.spawn(
-                _add_peer(self._directory, Address(host=host, port=welcome.dht.port)), "DHT of the coordinator"
-            )
+        dht, directory = self._finder.joined(welcome.dht), self._finder.directory
+        if directory is not None and dht is not None:
+            self._jobs.spawn(_add_peer(directory, dht), "DHT of the coordinator")
         self._tasks.follow_epoch(welcome.epoch)
         if welcome.revoked or self._identity.revoked:
             self._answering.revoke(frozenset(welcome.revoked))

@@ -122,8 +122,7 @@ class Onward:
         """
         task, step, done = flight.leg.task, flight.next_step, frame.message
         ahead = min(done.ahead, flight.ahead)  # no more is wanted once the coordinator has gone
-        is_last_row = step is not None or task.sample_from == task.n_tokens - 1
-        if not ahead and not flight.leg.is_alone and is_last_row and len(done.tokens) == 1:
+        if not ahead and not flight.leg.is_alone and done.tokens:
             room = task.options.n_ctx - done.position
             ahead = self._begin_next(flight.leg, done.position, done.tokens[0], min(flight.ahead, room))
         result = TaskResult(
@@ -193,8 +192,8 @@ class Onward:
         elif node_id in sequence.relayed:
             self._tell(step, payloads)
         else:
-            if isinstance(step, NextStep) or step.sample_from is not None:
-                sequence.handed.clear()  # a step that is sampled is sent when all before it were answered
+            if isinstance(step, NextStep) or step.samples:
+                sequence.handed.clear()  # what of those before it gets lost on the way, it is lost with
             sequence.handed.append((node_id, step.command_id))
             self._peers.send(
                 node_id, to.address, step, payloads, partial(self._relay, node_id, step, payloads, sequence)

@@ -136,7 +136,7 @@ async def main(folder: Path) -> None:
                 route=route,
                 stage=0,
                 options=OPTIONS,
-                sample_from=0,
+                samples=True,
                 sampling=Sampling(),
             )
             for spent in spans.us.values():

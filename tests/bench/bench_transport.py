@@ -91,7 +91,7 @@ def task_of(hidden_bytes: int) -> tuple[ExecuteTask, list[bytes]]:
         n_tokens=1,
         route=route,
         stage=1,
-        sample_from=0,
+        samples=True,
         sampling=Sampling(),
         tensors=tensors,
     )

@@ -126,7 +126,7 @@ async def test_smollm2_in_three_shards_is_smollm2(smollm2: Path, split_smollm2: 
 
 async def test_a_prompt_in_chunks_gives_the_same_tokens(new_route: NewRoute, route: Route) -> None:
     whole, _ = await new_route().generate(PROMPT, 20)
-    await route.step(0, PROMPT[:8], sample_from=None)
+    await route.step(0, PROMPT[:8], samples=False)
     chunked, _ = await route.generate(PROMPT[8:], 20, start=8)
     assert chunked == whole
 
@@ -271,7 +271,7 @@ async def test_a_run_writes_what_the_same_steps_write_one_by_one(
         new_id(),
         0,
         PROMPT,
-        sample_from=len(PROMPT) - 1,
+        samples=True,
         sampling=sampling,
         return_logits=True,
         ahead=11,
@@ -293,9 +293,7 @@ async def test_a_run_ends_where_its_context_does(engine: EngineProcess, tiny: Sp
     for start in range(0, OPTIONS.n_ctx - OPTIONS.n_batch, OPTIONS.n_batch):
         await answer_of(engine, *make_step(tiny.model_id, (0, tiny.n), sequence, start, prompt))
     last = OPTIONS.n_ctx - OPTIONS.n_batch
-    step, payloads = make_step(
-        tiny.model_id, (0, tiny.n), sequence, last, prompt[:-3], sample_from=OPTIONS.n_batch - 4, ahead=50
-    )
+    step, payloads = make_step(tiny.model_id, (0, tiny.n), sequence, last, prompt[:-3], samples=True, ahead=50)
     answers = await answers_of_run(engine, step, payloads)
     engine.forget(sequence)
     assert [answer.message.ahead for answer in answers] == [3, 2, 1, 0]
@@ -306,9 +304,7 @@ async def test_a_run_ends_soon_when_it_is_halted_and_at_once_when_its_sequence_i
     engine: EngineProcess, tiny: SplitModel
 ) -> None:
     for how in ("halt", "forget"):
-        step, payloads = make_step(
-            tiny.model_id, (0, tiny.n), new_id(), 0, PROMPT, sample_from=len(PROMPT) - 1, ahead=200
-        )
+        step, payloads = make_step(tiny.model_id, (0, tiny.n), new_id(), 0, PROMPT, samples=True, ahead=200)
         run = asyncio.ensure_future(answers_of_run(engine, step, payloads))
         await asyncio.sleep(0)
         if how == "halt":
@@ -364,27 +360,28 @@ async def test_other_families_are_exact_and_keep_their_sequences_apart(
             await engine.unload(model.model_id, index)
 
 
-# -- drafts ---------------------------------------------------------------------------------------------------------------
+# -- proposed tokens ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("agreeing", [0, 1, 3, 4])
-async def test_a_draft_is_accepted_up_to_its_first_wrong_token(
+async def test_rows_behind_a_wrong_one_leave_no_trace(
     new_route: NewRoute, route: Route, agreeing: int, sampling: Sampling | None
 ) -> None:
     plain = new_route()
-    tokens, _ = await plain.generate(PROMPT, 12, sampling)
+    tokens, logits = await plain.generate(PROMPT, 12, sampling)
     plain.forget()
     await route.step(0, PROMPT, sampling=sampling)
-    draft = tokens[1:5]
+    proposed = tokens[1:5]
     if agreeing < 4:
-        draft[agreeing] = (draft[agreeing] + 1) % 256
-    frame = await route.step(len(PROMPT), [tokens[0], *draft], sample_from=0, sampling=sampling)
-    accepted = list(frame.message.tokens)
-    assert accepted == tokens[1 : agreeing + 2]
+        proposed[agreeing] = (proposed[agreeing] + 1) % 256
+    rows = enumerate([tokens[0], *proposed], len(PROMPT))
+    frames = await asyncio.gather(*(route.step(position, [token], sampling=sampling) for position, token in rows))
+    assert [frame.message.tokens for frame in frames[: agreeing + 1]] == [(t,) for t in tokens[1 : agreeing + 2]]
     position = len(PROMPT) + 1 + agreeing
-    rest, _ = await route.generate([accepted[-1]], 5, sampling, start=position)
+    rest, rest_logits = await route.generate([tokens[agreeing + 1]], 5, sampling, start=position)
     assert rest == tokens[agreeing + 2 : agreeing + 7]
+    assert all(np.array_equal(a, b) for a, b in zip(rest_logits, logits[agreeing + 2 : agreeing + 7], strict=True))
 
 
 # -- sampling ---------------------------------------------------------------------------------------------------------------
@@ -410,7 +407,7 @@ async def test_log_probabilities_come_with_the_token(route: Route) -> None:
     assert all(abs(entry.logprob - expected[entry.token]) < 1e-4 for entry in listed)
 
 
-async def test_a_grammar_is_kept_greedy_sampled_and_drafted(new_route: NewRoute) -> None:
+async def test_a_grammar_is_kept_greedy_sampled_and_behind_a_row_that_broke_it(new_route: NewRoute) -> None:
     for temperature in (0.0, 1.0):
         once = new_route()
         sampling = Sampling(
@@ -421,8 +418,10 @@ async def test_a_grammar_is_kept_greedy_sampled_and_drafted(new_route: NewRoute)
             token for token in tokens if token < 256
         ).decode()  # these are bytes; behind them stands end-of-text
         assert re.fullmatch("(ab|xyz)*(a|x|xy)?", text)
-        frame = await once.step(len(PROMPT), [tokens[0], *tokens[1:4]], sample_from=0, sampling=sampling)
-        assert list(frame.message.tokens) == tokens[1:5]
+        with pytest.raises(EngineError, match="grammar"):
+            await once.step(len(PROMPT), [ord("q")], sampling=sampling)
+        rest, _ = await once.generate([tokens[0]], 4, sampling, start=len(PROMPT))
+        assert rest == tokens[1:5]
         once.forget()
 
 
@@ -463,7 +462,7 @@ async def test_more_sequences_than_places_are_told_to_come_back(
 
 async def test_a_sequence_that_outgrows_its_context_is_told_so(route: Route) -> None:
     for start in range(0, 256, 64):
-        await route.step(start, [40] * 64, sample_from=None)
+        await route.step(start, [40] * 64, samples=False)
     with pytest.raises(ContextExceeded) as error:
         await route.step(256, [40])
     assert error.value.facts["n_ctx"] == 256
@@ -476,8 +475,6 @@ async def test_steps_that_make_no_sense_are_refused(engine: EngineProcess, tiny:
         await route.step(0, [100_000])
     with pytest.raises(EngineError, match="vocabulary"):
         await route.step(0, [-1])
-    with pytest.raises(EngineError, match="sampling from row"):
-        await route.step(0, [40, 41], sample_from=2)
     with pytest.raises(ShardNotFound, match="shard 3"):
         await answer_of(engine, *make_step(tiny.model_id, (0, 4), new_id(), 0, [1]))
     with pytest.raises(ShardNotFound):
@@ -493,7 +490,7 @@ async def test_steps_that_make_no_sense_are_refused(engine: EngineProcess, tiny:
 
 async def test_logits_that_are_not_numbers_are_an_error(engine: EngineProcess, tiny: SplitModel) -> None:
     broken = np.full((1, 64), np.nan, dtype=np.float32)
-    step, payloads = make_step(tiny.model_id, (1, 3), new_id(), 0, [1], hidden=broken, sample_from=0)
+    step, payloads = make_step(tiny.model_id, (1, 3), new_id(), 0, [1], hidden=broken, samples=True)
     with pytest.raises(EngineError, match="not numbers"):
         await answer_of(engine, step, payloads)
     engine.forget(step.sequence_id)

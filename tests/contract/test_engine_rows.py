@@ -138,7 +138,7 @@ async def test_a_whole_model_goes_on_by_itself_until_the_run_is_long_enough(
     engine: EngineProcess, tiny: SplitModel
 ) -> None:
     expected = await RunOfStages(engine, tiny, [(0, 3)]).generate(list(PROMPT), 8, None)
-    step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), sample_from=len(PROMPT) - 1)
+    step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), samples=True)
     tokens: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
 
     def take(answer: Frame[StepDone] | ShardnetError) -> None:
@@ -204,7 +204,7 @@ async def test_a_row_that_no_engine_can_take_fails_its_run_and_nothing_else(
 async def test_a_run_that_is_halted_before_its_first_answer_is_read_is_forgotten(
     engine: EngineProcess, tiny: SplitModel
 ) -> None:
-    step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), sample_from=len(PROMPT) - 1)
+    step, payloads = make_step(tiny.model_id, (0, 3), new_id(), 0, list(PROMPT), samples=True)
     step = step._replace(begins_run=True, ahead=7)
     answers: asyncio.Queue[Frame[StepDone] | ShardnetError] = asyncio.Queue()
     engine.step(step, payloads, answers.put_nowait, lambda _: None)

@@ -30,9 +30,9 @@ async def test_a_prompt_that_starts_in_kept_kv_gives_the_numbers_of_a_cold_start
         for cut in (0, 3):  # the whole first turn in common, and all but its last three tokens
             end = await first_turn(warm)
             await warm.step(end, WASTE)  # what the last turn did in vain, or for another end of the text
-            frame = await warm.step(end - cut, NEXT, sample_from=len(NEXT) - 1, return_logits=True)
+            frame = await warm.step(end - cut, NEXT, return_logits=True)
             end = await first_turn(cold)
-            cold_frame = await cold.step(end - cut, NEXT, sample_from=len(NEXT) - 1, return_logits=True)
+            cold_frame = await cold.step(end - cut, NEXT, return_logits=True)
             found, expected = logits_of(frame), logits_of(cold_frame)
             assert found is not None
             assert expected is not None

@@ -32,7 +32,7 @@ async def answer(route: Route, sampling: Sampling, model: ModelSpeculation | Non
             assert isinstance(task, ExecuteTask)
             assert send.payload is not None
             rows = array("i", send.payload).tolist()
-            frame = await route.step(task.position, rows, sample_from=task.sample_from, sampling=task.sampling)
+            frame = await route.step(task.position, rows, samples=task.samples, sampling=task.sampling)
             steps, clock = steps + 1, clock + 0.01
             machine.on_result(
                 TaskResult(

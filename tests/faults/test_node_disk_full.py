@@ -113,7 +113,7 @@ class World:
             route=(stage,),
             stage=0,
             options=OPTIONS,
-            sample_from=4,
+            samples=True,
             sampling=Sampling(),
         )
         self.connection.send(task, (np.arange(40, 45, dtype=np.int32).tobytes(),))

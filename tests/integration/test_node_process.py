@@ -273,7 +273,7 @@ def step(
         route=route,
         stage=0,
         options=OPTIONS,
-        sample_from=len(tokens) - 1,
+        samples=True,
         sampling=Sampling(),
         return_logits=True,
     )
@@ -285,7 +285,7 @@ async def generate(
 ) -> tuple[list[int], list[np.ndarray], list[TaskResult]]:
     """Greedy decoding: the prompt in two chunks, the first one sent ahead."""
     sequence_id, tokens, logits, results = new_id(), list(PROMPT), [], []
-    ahead, payloads = step(model, route, sequence_id, 0, PROMPT[:8], sample_from=None, sampling=None, **more)
+    ahead, payloads = step(model, route, sequence_id, 0, PROMPT[:8], samples=False, sampling=None, **more)
     first.connection.send(ahead, payloads)
     position = 8
     for _ in range(n_tokens):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from shardnet.inference.batching import Waiting, is_prompt_chunk, next_batch
+from shardnet.inference.batching import Waiting, next_batch
 
 
-def decode(ticket: int, sequence: str, n_tokens: int = 1, chain: str = "a", max_rows: int = 8) -> Waiting:
-    return Waiting(ticket, chain, sequence, n_tokens, is_prompt=False, max_rows=max_rows)
+def decode(ticket: int, sequence: str, chain: str = "a", max_rows: int = 8) -> Waiting:
+    return Waiting(ticket, chain, sequence, is_prompt=False, max_rows=max_rows)
 
 
-def prompt(ticket: int, sequence: str, n_tokens: int = 64, chain: str = "a") -> Waiting:
-    return Waiting(ticket, chain, sequence, n_tokens, is_prompt=True, max_rows=64)
+def prompt(ticket: int, sequence: str) -> Waiting:
+    return Waiting(ticket, "a", sequence, is_prompt=True, max_rows=64)
 
 
 def tickets(batch: list[Waiting]) -> list[int]:
@@ -42,12 +42,6 @@ def test_decode_steps_of_all_sequences_run_together() -> None:
 
 def test_a_batch_has_no_more_rows_than_fit() -> None:
     assert drain([decode(i, f"s{i}", max_rows=2) for i in range(5)]) == [[0, 1], [2, 3], [4]]
-    assert drain([decode(i, f"s{i}", n_tokens=4) for i in range(3)]) == [[0, 1], [2]]
-
-
-def test_drafts_of_equal_length_run_together_and_others_apart() -> None:
-    waiting = [decode(0, "a", 4), decode(1, "b"), decode(2, "c", 4), decode(3, "d")]
-    assert drain([*waiting]) == [[0, 2], [1, 3]]
 
 
 def test_chains_do_not_mix() -> None:
@@ -81,14 +75,6 @@ def test_many_writers_do_not_stop_a_prompt() -> None:
 
 
 def test_the_group_that_waited_longest_goes_first() -> None:
-    waiting = [decode(3, "a", 1), decode(4, "b", 2), decode(5, "c", 1)]
+    waiting = [decode(3, "a", "x"), decode(4, "b", "y"), decode(5, "c", "x")]
     assert tickets(next_batch(waiting, last_was_decode=False)) == [3, 5]
-    assert tickets(next_batch(waiting[1:2] + waiting[2:], last_was_decode=False)) == [4]
-
-
-def test_a_draft_is_told_from_a_prompt_by_where_sampling_starts() -> None:
-    assert not is_prompt_chunk(1, None)
-    assert not is_prompt_chunk(1, 0)
-    assert not is_prompt_chunk(5, 0)
-    assert is_prompt_chunk(5, 4)
-    assert is_prompt_chunk(5, None)
+    assert tickets(next_batch(waiting[1:], last_was_decode=False)) == [4]

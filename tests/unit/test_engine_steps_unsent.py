@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from shardnet.errors import Busy, EngineError, ShardnetError
-from shardnet.inference.child import PACKETS, Child
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.settings import InferenceSettings
+from shardnet.inference.child import Child
+from shardnet.inference.late_steps import LateSteps
+from shardnet.inference.spawning import PACKETS
 from shardnet.inference.steps import TOKEN, Step, StepDone
 from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.wire import Frame
 
-STEP = Step("1" * 16, "d" * 64, 0, 1, "5" * 16, 0, 1, 0, ahead=7)
+STEP = Step("1" * 16, "d" * 64, 0, 1, "5" * 16, 0, 1, True, ahead=7)
 
 
 class Back:
@@ -33,31 +33,31 @@ class Back:
 
 @pytest.mark.parametrize("end", ["forget", "halt"])
 async def test_what_ends_while_the_engine_restarts_does_not_run_when_it_is_back(
-    end: str, monkeypatch: pytest.MonkeyPatch
+    end: str,
 ) -> None:
-    host, back, up = EngineProcess(InferenceSettings()), Back(), asyncio.Event()
+    back, up = Back(), asyncio.Event()
 
-    async def engine() -> Back:
+    async def engine() -> Child:
         await up.wait()
-        return back
+        return cast("Child", back)
 
-    monkeypatch.setattr(host, "_engine", engine)
+    late = LateSteps(engine)
     answers: list[Frame[StepDone] | ShardnetError] = []
-    host.step(STEP, (bytes(4),), answers.append)
-    late = tuple(host._late_steps)
+    late.put(STEP, (bytes(4),), answers.append, None)
+    tasks = tuple(late.tasks)
     if end == "forget":
-        host.forget(STEP.sequence_id)
-        host.forget(STEP.sequence_id)
+        late.forget(STEP.sequence_id)
+        late.forget(STEP.sequence_id)
     else:
-        host.halt(STEP.command_id)
+        late.halt(STEP.command_id)
     up.set()
-    await asyncio.gather(*late)
+    await asyncio.gather(*tasks)
     if end == "forget":
         assert [type(answer) for answer in answers] == [EngineError]
         assert not back.steps
     else:
         assert [step.ahead for step in back.steps] == [0]
-    assert not host._unsent
+    assert not late.tasks
 
 
 async def test_a_made_up_rows_negative_token_reaches_the_engine_which_refuses_it() -> None:

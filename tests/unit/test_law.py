@@ -1,15 +1,11 @@
-"""The law of time: stages by bytes and rows, hops by latency and bytes, in a ring; and the cheapest ring is found."""
+"""The law of time: stages by bytes and rows, hops by latency and bytes, in a ring."""
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.chain import find_chain
 from shardnet.coordinator.cluster import Cluster
 from shardnet.coordinator.events import HeartbeatCame, ManifestKnown, NodeJoined
 from shardnet.coordinator.law import LinkTime, Pace, law_of, step_bytes
@@ -60,11 +56,6 @@ def test_a_ring_has_as_many_hops_as_stages_and_one_stage_none() -> None:
     two = law_of(MANIFEST, [("a", PACE, 0, 1), ("b", PACE, 1, 3)], {}, LINK, 0.002)
     hidden_s, token_s = (100 + 4 * 64) / 1e6, 100 / 1e6
     assert two.token_s() == pytest.approx(0.03 + 2 * 0.001 + 2 * (0.01 + 0.002) + hidden_s + token_s)
-
-
-def test_where_the_coordinator_asks_for_each_step_its_two_hops_count() -> None:
-    law = law_of(MANIFEST, [("a", PACE, 0, 3)], {}, LINK, 0.0, ring=False)
-    assert law.token_s() == pytest.approx(0.03 + 0.001 + 2 * (0.01 + 100 / 1e6))
 
 
 def test_many_streams_fill_the_stages_until_the_slowest_is_full() -> None:
@@ -162,49 +153,6 @@ def test_the_pace_of_a_model_is_its_own_where_it_was_run() -> None:
     assert measured_pace(cluster, node, MANIFEST.model_id).bytes_per_s == pytest.approx(1e9)
     assert measured_pace(cluster, node, other.model_id).bytes_per_s == pytest.approx(1e8)
     assert measured_pace(cluster, node, "").handover_s == pytest.approx(50e-6)
-
-
-# -- rings ---------------------------------------------------------------------------------------------------------------------------
-
-Table = list[list[float]]
-
-
-def cheapest_ring(n_shards: int, costs: Table, hops: Table, stages: int) -> float:
-    best = math.inf
-    for count in range(1, len(costs) + 1):
-        if stages and count != stages:
-            continue
-        for order in itertools.permutations(range(len(costs)), count):
-            around = sum(hops[a][b] for a, b in zip(order, (*order[1:], order[0]), strict=True)) if count > 1 else 0.0
-            for cuts in itertools.combinations(range(1, n_shards), count - 1):
-                ends = [0, *cuts, n_shards]
-                runs = (sum(costs[node][ends[i] : ends[i + 1]]) for i, node in enumerate(order))
-                best = min(best, sum(runs) + around)
-    return best
-
-
-@settings(max_examples=100)
-@given(st.data())
-def test_the_ring_is_as_cheap_as_the_best_of_all(data: st.DataObject) -> None:
-    n_nodes, n_shards = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
-    value = st.integers(1, 50).map(float)
-    rows = st.lists(value, min_size=n_shards, max_size=n_shards)
-    costs = data.draw(st.lists(rows, min_size=n_nodes, max_size=n_nodes))
-    row = st.lists(value, min_size=n_nodes, max_size=n_nodes)
-    hops = data.draw(st.lists(row, min_size=n_nodes, max_size=n_nodes))
-    stages = data.draw(st.integers(0, n_nodes))
-    found = find_chain(
-        n_shards,
-        n_nodes,
-        lambda node, first, end: sum(costs[node][first:end]),
-        lambda a, b: 1000.0 if a is None or b is None else hops[a][b],
-        stages=stages,
-        ring=True,
-    )
-    best = cheapest_ring(n_shards, costs, hops, stages)
-    assert (found is None) == (best == math.inf)
-    if found is not None:
-        assert found.cost == pytest.approx(best)
 
 
 def test_placement_tells_the_laws_own_time_for_what_it_chose() -> None:

@@ -90,7 +90,7 @@ class FakeEngine:
     async def finish(self, *, last: bool = False, ahead: int = 0) -> None:
         """Answer the oldest step; with `ahead` it stays, as a run does."""
         step, payloads, on_answer = self.steps.pop(0)
-        position = step.position + (step.sample_from or 0) + 1
+        position = step.position + step.n_tokens
         if ahead:
             self.steps.insert(0, (step._replace(position=position), payloads, on_answer))
         done = StepDone(
@@ -180,7 +180,7 @@ def task(number: int = 1, **more: object) -> ExecuteTask:
         n_tokens=1,
         route=(stage(US, 0), stage(NEXT, 1), stage(LAST, 2)),
         stage=0,
-        sample_from=0,
+        samples=True,
         sampling=Sampling(),
     )
     return plain.model_copy(update=more)

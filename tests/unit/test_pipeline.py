@@ -62,7 +62,7 @@ def result(task: ExecuteTask, *tokens: int) -> TaskResult:
         command_id=task.command_id,
         sequence_id=task.sequence_id,
         position=task.position + task.n_tokens,
-        tokens=tokens if task.sample_from is not None else (),
+        tokens=tokens if task.samples else (),
     )
 
 
@@ -82,11 +82,11 @@ def test_a_short_prompt_is_one_task_that_samples_its_last_row() -> None:
     [send] = started(generation())
     task = send.message
     assert isinstance(task, ExecuteTask)
-    assert (send.node_id, task.position, task.n_tokens, task.sample_from, task.stage, task.epoch) == (
+    assert (send.node_id, task.position, task.n_tokens, task.samples, task.stage, task.epoch) == (
         node_id(1),
         0,
         3,
-        2,
+        True,
         0,
         3,
     )
@@ -99,10 +99,10 @@ def test_a_short_prompt_is_one_task_that_samples_its_last_row() -> None:
 
 def test_a_long_prompt_goes_in_chunks_that_do_not_wait_for_answers() -> None:
     sends = started(generation(range(10, 20)))
-    assert [(task.position, task.n_tokens, task.sample_from) for task in tasks(sends)] == [
-        (0, 4, None),
-        (4, 4, None),
-        (8, 2, 1),
+    assert [(task.position, task.n_tokens, task.samples) for task in tasks(sends)] == [
+        (0, 4, False),
+        (4, 4, False),
+        (8, 2, True),
     ]
     assert [task.sampling is None for task in tasks(sends)] == [True, True, False]
     assert [row for send in sends for row in rows(send)] == list(range(10, 20))
@@ -123,7 +123,7 @@ def test_each_token_sends_the_next_step_at_once() -> None:
     [send] = machine.take_sends()
     task = send.message
     assert isinstance(task, ExecuteTask)
-    assert (task.position, task.n_tokens, task.sample_from, rows(send)) == (3, 1, 0, [20])
+    assert (task.position, task.n_tokens, task.samples, rows(send)) == (3, 1, True, [20])
     assert [emitted.token for emitted in machine.take_emitted()] == [20]
     assert machine.take_emitted() == []
 
@@ -273,7 +273,7 @@ def test_a_replay_has_the_same_batches_as_the_first_time_and_a_sequence_of_its_o
     sends = started(machine, route(1, 3))
     replay = tasks(sends)
     assert [(task.position, task.n_tokens) for task in replay] == [(0, 4), (4, 2), (6, 1), (7, 1), (8, 1)]
-    assert [task.sample_from for task in replay] == [None, None, None, None, 0]
+    assert [task.samples for task in replay] == [False, False, False, False, True]
     assert [row for send in sends for row in rows(send)] == [10, 11, 12, 13, 14, 15, 20, 21, 22]
     assert {task.sequence_id for task in replay} == {machine.sequence_id} != {old.sequence_id}
     machine.on_result(result(replay[-1], 23), 2.0)

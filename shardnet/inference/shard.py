@@ -1,0 +1,27 @@
+"""A shard in memory, as loading makes it and chains run it. Lives in the engine process only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardnet.inference.llama import LlamaContext, LlamaModel
+from shardnet.inference.protocol import Load
+
+
+@dataclass(slots=True)
+class Shard:
+    """One shard in memory."""
+
+    request: Load
+    model: LlamaModel
+    context: LlamaContext
+    has_head: bool
+    memory_bytes: int
+    gpu_bytes: int
+    gpu_layers: int
+    load_s: float
+
+    def close(self) -> None:
+        """Free its memory."""
+        self.context.close()
+        self.model.close()

@@ -1,0 +1,83 @@
+"""How an engine process is started, with its two sockets, and what it left behind when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, Process
+from typing import IO, NamedTuple
+
+from shardnet.errors import EngineError
+
+SOCKET_BUFFER_BYTES = 4 << 20
+"""A prompt chunk's hidden states should pass without waiting for the other side."""
+PACKETS = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
+LAST_WORDS_BYTES = 4096
+
+CHILD_ENVIRONMENT = {
+    # llama.cpp would start a debugger to print a backtrace when it aborts, which takes seconds.
+    "GGML_NO_BACKTRACE": "1",
+}
+
+
+class Spawned(NamedTuple):
+    """A process, and our ends: of the socket for frames, of the one for packets, and the file that its stderr goes to."""
+
+    process: Process
+    frames: socket.socket
+    packets: socket.socket
+    last_words: IO[bytes]
+
+
+async def spawn() -> Spawned:
+    """Start an engine process. Raises: EngineError if the operating system refuses."""
+    ours, theirs = socket.socketpair()
+    packets, their_packets = socket.socketpair(type=PACKETS)
+    last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `last_line`)
+    try:
+        with theirs, their_packets:
+            for end in (ours, theirs, packets, their_packets):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "shardnet.inference.worker",
+                str(theirs.fileno()),
+                str(their_packets.fileno()),
+                pass_fds=(theirs.fileno(), their_packets.fileno()),
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=last_words,
+                env=CHILD_ENVIRONMENT | os.environ,
+                start_new_session=True,  # the terminal's signals are the daemon's to answer
+            )
+    except OSError as error:
+        ours.close()
+        packets.close()
+        last_words.close()
+        raise EngineError(f"cannot start the engine process: {error}") from error
+    ours.setblocking(False)
+    packets.setblocking(False)
+    return Spawned(process, ours, packets, last_words)
+
+
+def how_it_ended(code: int | None) -> str:
+    """Returns: an exit code in words, or the name of the signal."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def last_line(file: IO[bytes]) -> str:
+    """Returns: the last line that the process wrote to stderr: llama.cpp's reason for an abort. Closes the file."""
+    with file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:300] if lines else ""
