@@ -21,6 +21,7 @@ from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Chain
 from shardnet.inference.row_link import MAX_HEADER_BYTES, RowLink
 from shardnet.inference.row_links import RowLinks
+from shardnet.inference.row_packets import join
 from shardnet.inference.rows import Lane
 from shardnet.inference.steps import ROW_BYTES, TOKEN, Step, pack_row_done
 from shardnet.inference.tasks import Outcome, Task
@@ -76,7 +77,7 @@ class Runs:
     """All runs of this engine.
 
     Args:
-        packets: where answers to rows go; whole packets.
+        packets: where answers to rows go, as `row_packets` says.
         fail: tells the daemon that a command failed, and calls `end` with it.
         queue: has a step wait for its batch.
     """
@@ -95,7 +96,7 @@ class Runs:
         self.links: RowLinks
         self._runs: dict[tuple[int, int], Run] = {}  # by command and stage
         self._rows: list[Row] = []
-        self._done: list[tuple[Buffer, ...]] = []  # packets for the daemon
+        self._done: list[tuple[Buffer, ...]] = []  # for the daemon, of each row the parts of its record
         self._hidden = memoryview(bytearray(ROW_BYTES))
         self._hidden_address = ctypes.addressof(ctypes.c_char.from_buffer(self._hidden))
 
@@ -337,5 +338,5 @@ class Runs:
         """Send what a batch gave: to the next stages first, since they wait for it."""
         self.links.flush()
         done, self._done = self._done, []
-        for packet in done:
+        for packet in join(done):
             self._packets.sendmsg(packet)
