@@ -37,6 +37,8 @@ TOLD_ROWS = 16
 """Every size up to this is told; of larger ones those of whole blocks."""
 HOPELESS = 1.5
 """A size whose rows took so many times longer is not tried again: it tears a block apart for nothing."""
+HELD_BEHIND = 2
+"""Rows that each other stage has on average while one is held back here for its companion."""
 WORTH_WAITING = 0.75
 """The rest of a block is waited for if a row of a whole block takes at most this share of the time that it takes otherwise."""
 
@@ -60,6 +62,16 @@ def batches(streams: int, stages: int) -> tuple[int, ...]:
 def goes_whole(rows: int, single_s: float, whole_s: float) -> bool:
     """True if so many rows together take no longer than one after the other."""
     return whole_s <= rows * single_s
+
+
+def may_hold(here: int, elsewhere: int, stages: int) -> bool:
+    """True if a row that is done may leave with the next one: sending and waking are paid once for two, and no other stage has to wait for it.
+
+    Args:
+        here: rows that waited here, that one included.
+        elsewhere: rows of the same runs that did not.
+    """
+    return here > 1 and elsewhere >= HELD_BEHIND * (stages - 1) > 0
 
 
 class WaitingRow(NamedTuple):
