@@ -58,9 +58,8 @@ async def many_streams(
         await world.load(pipelines, options)
         paced = []
         for pipeline in pipelines:
-            await _all_at_once(world, pipeline, prompts, PACE_TOKENS, options)
-            await world.driver.wait_beats()
-            paced.append(recut(model, cache, pipeline, world.row_us(pipeline, max(streams))))
+            runs = await _all_at_once(world, pipeline, prompts, PACE_TOKENS, options)
+            paced.append(recut(model, cache, pipeline, row_us(steps_within(runs, *all_decoding(runs)))))
     pipelines = paced
     for net in nets:
         folder = work / net

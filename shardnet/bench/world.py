@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,6 @@ from shardnet.errors import UsageError
 from shardnet.inference import families
 from shardnet.inference.cuts import Weights, balanced_cuts
 from shardnet.inference.gguf_layout import layout_of, read_model
-from shardnet.inference.pacing import batches
 from shardnet.inference.shard_plan import shard_weights
 from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
@@ -177,16 +176,6 @@ class World:
         policy, manifest = Policy(), pipeline.manifest
         runs = [(node, pace or self.pace(node, manifest), first, end) for node, first, end in pipeline.route]
         return law_of(manifest, runs, self._links, policy.default_link, policy.hop_fixed_s)
-
-    def row_us(self, pipeline: Pipeline, streams: int) -> list[float]:
-        """Returns: microseconds that each stage's engine is busy with a row, in batches as so many streams go round in, without handing over: by
-        what the nodes told, as placement has it."""
-        rows = max(batches(streams, pipeline.stages))
-        law = self.law(pipeline)
-        return [
-            1e6 * replace(pace, handover_s=0.0).block_s(nbytes, rows) / rows
-            for pace, nbytes in zip(law.paces, law.nbytes, strict=True)
-        ]
 
     def links_json(self) -> dict[str, dict[str, float]]:
         """Returns: the slowest link between nodes, and to the coordinator."""
