@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
-from shardnet.errors import Busy, EngineCrashed, EngineError, ShardnetError
+from shardnet.errors import Busy, EngineCrashed, EngineError, RemoteProtocolError, ShardnetError
 from shardnet.inference.engine import OnLink, OnRow, OnStep
 from shardnet.inference.protocol import (
     FROM_ENGINE,
@@ -24,6 +24,7 @@ from shardnet.inference.protocol import (
     RowsMet,
     ToEngine,
 )
+from shardnet.inference.row_packets import split
 from shardnet.inference.spawning import how_it_ended, last_line, spawn
 from shardnet.inference.steps import ROW_BYTES, ROW_LINK, RowDone, Step, StepDone
 from shardnet.log import get
@@ -176,7 +177,7 @@ class Child(asyncio.BufferedProtocol):
                 self._on_link(RowsLost(link_id=link_id, reason=f"the engine takes no connection now ({error})"))
 
     def packet_received(self) -> None:
-        """Rows are done."""
+        """Rows are done, maybe several of one batch: what they have us send goes out in one turn of the event loop."""
         try:
             count = self._packets.recv_into(self._packet)
         except BlockingIOError:
@@ -186,7 +187,16 @@ class Child(asyncio.BufferedProtocol):
         if not count:  # the process has ended, which the other connection tells too
             asyncio.get_running_loop().remove_reader(self._packets.fileno())
             return
-        done = RowDone.unpack(self._packet[:count])
+        try:
+            rows = [RowDone.unpack(record) for record in split(self._packet[:count])]
+        except RemoteProtocolError as error:
+            log.error("engine_spoke_nonsense", reason=error.message)
+            self.kill()
+            return
+        for done in rows:
+            self._row_done(done)
+
+    def _row_done(self, done: RowDone) -> None:
         run = self._runs.get((done.command_id, done.stage))
         if run is None:
             return  # nobody wants it any more

@@ -37,6 +37,12 @@ TOLD_ROWS = 16
 """Every size up to this is told; of larger ones those of whole blocks."""
 HOPELESS = 1.5
 """A size whose rows took so many times longer is not tried again: it tears a block apart for nothing."""
+HELD_BEHIND = 2
+"""Rows that each other stage has on average while one is held back here for its companion."""
+WHOLE_GAINS = 0.95
+"""A whole block has to take at most this share of the time that its rows take one by one. There are only as many blocks as
+stages, so that each stage waits for the slowest one whenever they change over; single rows queue up, and no stage waits.
+At equal times (SmolLM2 in Q4_1, eight streams over two stages) single rows were seen to come 1.15 times as quickly."""
 WORTH_WAITING = 0.75
 """The rest of a block is waited for if a row of a whole block takes at most this share of the time that it takes otherwise."""
 
@@ -58,8 +64,18 @@ def batches(streams: int, stages: int) -> tuple[int, ...]:
 
 
 def goes_whole(rows: int, single_s: float, whole_s: float) -> bool:
-    """True if so many rows together take no longer than one after the other."""
-    return whole_s <= rows * single_s
+    """True if so many rows together take less time than one after the other, by more than their change-overs cost."""
+    return whole_s <= WHOLE_GAINS * rows * single_s
+
+
+def may_hold(here: int, elsewhere: int, stages: int) -> bool:
+    """True if a row that is done may leave with the next one: sending and waking are paid once for two, and no other stage has to wait for it.
+
+    Args:
+        here: rows that waited here, that one included.
+        elsewhere: rows of the same runs that did not.
+    """
+    return here > 1 and elsewhere >= HELD_BEHIND * (stages - 1) > 0
 
 
 class WaitingRow(NamedTuple):
@@ -141,15 +157,15 @@ class Pacing:
         for number, rows in blocks.items():
             members = [slot for slot in active if slot // full == number]
             if len(rows) >= len(members):
-                return self._of(chain, rows)
+                return self._of(chain, rows, expected)
             if len(members) == full <= expected:
                 wait_s = self._wait_s(chain, len(rows), full, now_s - rows[0].arrived_s)
                 if wait_s > 0:
                     whole = next((one for one in blocks.values() if len(one) == full), None)
-                    return Choice((), wait_s) if whole is None else self._of(chain, whole)
-        return self._of(chain, next(iter(blocks.values())))
+                    return Choice((), wait_s) if whole is None else self._of(chain, whole, expected)
+        return self._of(chain, next(iter(blocks.values())), expected)
 
-    def _of(self, chain: Chain, rows: Sequence[WaitingRow]) -> Choice:
+    def _of(self, chain: Chain, rows: Sequence[WaitingRow], expected: int) -> Choice:
         """Returns: all rows of a block that stand beside the oldest, or that one alone."""
         oldest, by_slot = rows[0], {row.slot: row for row in rows}
         first = end = oldest.slot
@@ -157,12 +173,15 @@ class Pacing:
             first -= 1
         while end in by_slot:
             end += 1
-        if self._best(chain, end - first) == 1:
+        if self._best(chain, end - first, expected) == 1:
             return Choice((oldest.ticket,))
         return Choice(tuple(by_slot[slot].ticket for slot in range(first, end)))
 
-    def _best(self, chain: Chain, rows: int) -> int:
-        """Returns: 1 or `rows`, whichever takes less time per row."""
+    def _best(self, chain: Chain, rows: int, expected: int) -> int:
+        """Returns: 1 or `rows`, whichever takes less time per row.
+
+        Of more rows than `expected` the rest is paid for by other stages, which stand idle meanwhile: they have to be worth that too.
+        """
         if rows == 1:
             return 1
         whole, single = self._known(chain, rows), self._known(chain, 1)
@@ -174,7 +193,7 @@ class Pacing:
         is_open = max(single_s, whole_s) < HOPELESS * min(single_s, whole_s)
         if is_open and self._batches % TRY_EVERY == 0:
             return 1 if single.noted_at < whole.noted_at else rows
-        return rows if goes_whole(rows, single.median_s, whole_s) else 1
+        return rows if goes_whole(min(rows, max(1, expected)), single.median_s, whole_s) else 1
 
     def _wait_s(self, chain: Chain, rows: int, full: int, waited_s: float) -> float:
         block = self._known(chain, full)

@@ -21,6 +21,7 @@ from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Chain
 from shardnet.inference.row_link import MAX_HEADER_BYTES, RowLink
 from shardnet.inference.row_links import RowLinks
+from shardnet.inference.row_packets import join
 from shardnet.inference.rows import Lane
 from shardnet.inference.steps import ROW_BYTES, TOKEN, Step, pack_row_done
 from shardnet.inference.tasks import Outcome, Task
@@ -76,7 +77,7 @@ class Runs:
     """All runs of this engine.
 
     Args:
-        packets: where answers to rows go; whole packets.
+        packets: where answers to rows go, as `row_packets` says.
         fail: tells the daemon that a command failed, and calls `end` with it.
         queue: has a step wait for its batch.
     """
@@ -95,7 +96,7 @@ class Runs:
         self.links: RowLinks
         self._runs: dict[tuple[int, int], Run] = {}  # by command and stage
         self._rows: list[Row] = []
-        self._done: list[tuple[Buffer, ...]] = []  # packets for the daemon
+        self._done: list[tuple[Buffer, ...]] = []  # for the daemon, of each row the parts of its record
         self._hidden = memoryview(bytearray(ROW_BYTES))
         self._hidden_address = ctypes.addressof(ctypes.c_char.from_buffer(self._hidden))
 
@@ -207,9 +208,9 @@ class Runs:
         self._rows.append(Row(run, position, token, ahead, deadline_s, timings, hidden, time.perf_counter()))
 
     def expected(self, chain: Chain) -> tuple[list[int], int]:
-        """Returns: the slots of all runs through this chain, and how many of their rows can be here at a time while the other stages have as many."""
+        """Returns: the slots of all runs through this chain, and of how many stages their routes are."""
         runs = [run for run in self._runs.values() if run.chain == chain]
-        return [run.slot for run in runs], len(runs) // max((run.step.stages for run in runs), default=1)
+        return [run.slot for run in runs], max((run.step.stages for run in runs), default=1)
 
     def go(self, *, is_free: bool) -> Run | None:
         """Have the rows that came run: that of the only run now, if the engine `is_free`; else as steps that wait for their batch.
@@ -218,6 +219,7 @@ class Runs:
         """
         rows, self._rows = self._rows, []
         if len(rows) == 1 and is_free and len(self._runs) == 1 and self.run_short(rows[0]):
+            self.flush()
             return rows[0].run
         for row in rows:
             if not row.run.is_over:
@@ -225,7 +227,7 @@ class Runs:
         return None
 
     def run_short(self, row: Row) -> bool:
-        """Run a row the short way. Returns: False if it has to go the general way."""
+        """Run a row the short way; `flush` is for the caller. Returns: False if it has to go the general way."""
         run, lane = row.run, row.run.lane
         if run.is_over:
             return True
@@ -243,7 +245,6 @@ class Runs:
         compute_s = time.perf_counter() - began_s
         self._chains.busy_s += compute_s
         self._pass_on(row, picked, lane.hidden, 0.0, compute_s * 1e6, (began_s - row.arrived_s) * 1e6, 1)
-        self.flush()
         return True
 
     def _task(self, row: Row) -> Task:
@@ -337,5 +338,5 @@ class Runs:
         """Send what a batch gave: to the next stages first, since they wait for it."""
         self.links.flush()
         done, self._done = self._done, []
-        for packet in done:
+        for packet in join(done):
             self._packets.sendmsg(packet)

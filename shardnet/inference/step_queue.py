@@ -11,7 +11,7 @@ from shardnet.errors import EngineError, RefusedError, ShardnetError
 from shardnet.inference.batching import Waiting, next_batch
 from shardnet.inference.busy_time import BusyTime
 from shardnet.inference.chains import Chains
-from shardnet.inference.pacing import Pacing, WaitingRow
+from shardnet.inference.pacing import Pacing, WaitingRow, may_hold
 from shardnet.inference.protocol import FromEngine
 from shardnet.inference.runs import Row, Runs
 from shardnet.inference.steps import Step, StepDone
@@ -48,6 +48,7 @@ class StepQueue:
         self.waiting: dict[int, tuple[Waiting, Task]] = {}
         self._tickets = 0
         self._last_was_decode = False
+        self._holds = False  # a row is done and not sent yet
 
     def put(self, task: Task) -> None:
         """Have a step wait for its batch; one that cannot be is answered now."""
@@ -78,18 +79,31 @@ class StepQueue:
         if are_rows:
             chain = rows[tickets[0]].run.chain
             waiting = [WaitingRow(ticket, row.run.slot, row.arrived_s) for ticket, row in rows.items()]
-            choice = self._pacing.choose(chain, waiting, *self.runs.expected(chain), began_s)
+            slots, stages = self.runs.expected(chain)
+            choice = self._pacing.choose(chain, waiting, slots, len(slots) // stages, began_s)
             if not choice.tickets and len(self.waiting) == len(rows):
                 return choice.wait_s
             are_neighbours = bool(choice.tickets)
             tickets = choice.tickets or tickets
         self._last_was_decode = not chosen[0].is_prompt
         tasks = [self.waiting.pop(ticket)[1] for ticket in tickets]
-        if not (are_rows and len(tasks) == 1 and self.runs.run_short(rows[tickets[0]])):
+        if are_rows and len(tasks) == 1 and self.runs.run_short(rows[tickets[0]]):
+            self._holds = not self._holds and may_hold(len(waiting), len(slots) - len(waiting), stages)
+        else:
+            if self._holds:
+                self.runs.flush()  # this batch may take long
+                self._holds = False
             self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
+        if not self._holds:
             self.runs.flush()
         self._busy.note(rows[tickets[0]].run if are_neighbours else None, len(tasks))
         return None
+
+    def rest(self) -> None:
+        """The engine is about to sleep: nothing is held meanwhile."""
+        if self._holds:
+            self.runs.flush()
+            self._holds = False
 
     def _answer(self, outcome: Outcome, began_s: float) -> None:
         step = outcome.task.step

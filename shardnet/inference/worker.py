@@ -130,6 +130,8 @@ class Worker:
             wait_s = self._queue.run_batch() if self._queue.waiting else None
             if self._runs.has_rows or (self._queue.waiting and wait_s is None):
                 wait_s = 0.0
+            else:
+                self._queue.rest()
 
     def _ring(self) -> None:
         """On another thread: there is something to take."""

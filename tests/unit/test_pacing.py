@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from shardnet.inference.pacing import SAMPLES, TRUSTED, TRY_EVERY, Choice, Pacing, WaitingRow, batches, goes_whole
+from shardnet.inference.pacing import (
+    SAMPLES,
+    TRUSTED,
+    TRY_EVERY,
+    Choice,
+    Pacing,
+    WaitingRow,
+    batches,
+    goes_whole,
+    may_hold,
+)
 
 CHAIN = ("model", 0, 1)
 
@@ -44,6 +54,26 @@ def test_one_sequence_never_waits() -> None:
 def test_a_whole_block_goes_together_where_that_takes_less_time_per_row() -> None:
     assert choose(paced(**FOURS), rows(4, 5, 6, 7), active=8, stages=2) == Choice((4, 5, 6, 7))
     assert choose(paced(**SINGLES), rows(4, 5, 6, 7), active=8, stages=2) == Choice((4,))
+
+
+def test_a_block_that_gains_next_to_nothing_does_not_go_whole() -> None:
+    pacing = paced(r1=0.0060, r4=0.0235)
+    assert choose(pacing, rows(4, 5, 6, 7), active=8, stages=2) == Choice((4,))
+
+
+def test_rows_that_leave_other_stages_idle_go_together_only_if_that_is_worth_it() -> None:
+    pacing = paced(r1=0.017, r3=0.0485, r4=0.031)
+    assert choose(pacing, rows(0, 1, 2), active=4, stages=2) == Choice((0,)), "three take as long as each alone"
+    assert choose(pacing, rows(0, 1, 2, 3), active=4, stages=2) == Choice((0, 1, 2, 3)), "less than two alone"
+    assert choose(pacing, rows(0, 1, 2, 3), active=4, stages=3) == Choice((0,))
+
+
+@pytest.mark.parametrize(
+    ("here", "elsewhere", "stages", "holds"),
+    [(4, 4, 2, True), (2, 2, 2, True), (1, 7, 2, False), (7, 1, 2, False), (4, 4, 3, True), (5, 3, 3, False)],
+)
+def test_a_row_is_held_only_while_no_stage_waits_for_it(here: int, elsewhere: int, stages: int, holds: bool) -> None:
+    assert may_hold(here, elsewhere, stages) is holds
 
 
 def test_more_sequences_make_larger_blocks() -> None:
