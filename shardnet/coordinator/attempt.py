@@ -182,6 +182,11 @@ class Attempt:
         self._in_flight[command_id] = at_s
         self._run = command_id
 
+    @property
+    def is_under_way(self) -> bool:
+        """True while an answer is to come."""
+        return bool(self._in_flight)
+
     def oldest_s(self) -> float | None:
         """Returns: since when the oldest step is under way; None if there is none."""
         return next(iter(self._in_flight.values()), None)

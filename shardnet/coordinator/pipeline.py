@@ -270,6 +270,9 @@ class Generation:
             self._sends += attempt.leave_run(at_s)
         else:
             self._sends += attempt.next_steps(at_s)
+            if not attempt.is_under_way:
+                self.fail(RemoteProtocolError("a stage sampled nothing in a step that asked for a token"))
+                return
         if self.n_generated > 1:
             for stats, timing in zip(self.stats, result.timings, strict=False):
                 stats.add(timing)

@@ -105,7 +105,9 @@ class RequestSettings(Section):
 class SpeculationSettings(Section):
     """Proposing tokens that stood in the prompt or the answer before, and checking several in one step."""
 
-    enabled: bool = Field(default=True, description="propose tokens where that pays; a request can turn it off for itself")
+    enabled: bool = Field(
+        default=True, description="propose tokens where that pays; a request can turn it off for itself"
+    )
     max_draft: int = Field(default=15, ge=1, le=64, description="most proposed tokens under way")
     min_ngram: int = Field(
         default=2, ge=1, le=16, description="shortest run of tokens that must have stood there before"

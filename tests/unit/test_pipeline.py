@@ -172,6 +172,22 @@ def test_a_run_that_fails_is_replayed_from_its_prompt_with_every_token_so_far() 
     assert [task.ahead for task in tasks(sends)] == [0, 0, 0, 5]
 
 
+def test_a_step_that_asked_for_a_token_and_brings_none_ends_the_request_since_nothing_else_would() -> None:
+    machine = generation()
+    (task,) = tasks(started(machine))
+    machine.on_result(TaskResult(task.command_id, task.sequence_id, 3), 1.0)
+    assert isinstance(machine.error, RemoteProtocolError)
+    assert len(freed(machine.take_sends())) == 2
+
+
+def test_a_run_that_ends_without_a_token_ends_the_request() -> None:
+    machine = generation()
+    (task,) = tasks(started(machine))
+    machine.on_result(ran(task, 3, 20, 6), 1.0)
+    machine.on_result(TaskResult(task.command_id, task.sequence_id, 4), 2.0)
+    assert isinstance(machine.error, RemoteProtocolError)
+
+
 def test_a_run_is_overdue_when_its_next_result_does_not_come() -> None:
     machine = generation(max_tokens=9)
     (task,) = tasks(started(machine))
