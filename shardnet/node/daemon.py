@@ -127,7 +127,7 @@ class NodeDaemon:
             self._find_coordinator,
             self._hello,
             self._joined,
-            lambda: self._tasks.end_runs(),
+            lambda: self._tasks.coordinator_lost(),
             lambda connection, frame: self._answering.from_coordinator(connection, frame),
             timeout_s=node.join_timeout_s,
         )
