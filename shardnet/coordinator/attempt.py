@@ -70,6 +70,7 @@ class Attempt:
         self._chunk = chunk
         self._make_id = make_id
         self._in_flight: dict[str, float] = {}
+        self._in_vain: list[str] = []  # commands that the step in flight takes the place of, and that may still run
         self._sent_to = n_reused  # tokens handed to the route so far: positions [0, sent_to)
         self._drafts: list[int] = []  # proposed tokens under way, behind all that are known
         self._first = ""  # the command that the first of them stands behind
@@ -113,7 +114,7 @@ class Attempt:
         drafts = self._propose() if self._run and len(self._in_flight) == 1 else []
         if not drafts:
             return []
-        self._in_flight.clear()
+        self._give_up_rows()
         self._run = ""
         self._sent_to = len(self._tokens) - 1
         self._rejected = True
@@ -194,7 +195,7 @@ class Attempt:
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
-        self._rejected = False
+        self._rejected, self._in_vain = False, []
         if self._speculator is None or not result.tokens:
             return
         model = self._speculator.model
@@ -216,9 +217,13 @@ class Attempt:
         self._speculator.judged(is_right=is_right)
         if not is_right:  # what is under way is in vain: the next step goes back to here
             self._drafts.clear()
-            self._in_flight.clear()
+            self._give_up_rows()
             self._sent_to = len(self._tokens)
             self._rejected = True
+
+    def _give_up_rows(self) -> None:
+        self._in_vain = list(self._in_flight)
+        self._in_flight.clear()
 
     def settle(self) -> None:
         """What is in `tokens` now has its KV on every stage: one more is about to come."""
@@ -234,6 +239,7 @@ class Attempt:
         """A step failed: no answer to the others is wanted either. Returns: True if a refuted proposal was about to be dropped."""
         rejected, self._rejected = self._rejected, False
         self._in_flight.clear()
+        self._in_vain.clear()
         self._drafts.clear()
         self._has_window, self._run = False, ""
         self.n_settled = 0
@@ -253,9 +259,10 @@ class Attempt:
         return sends
 
     def hand_over(self) -> tuple[Kept, list[Send]]:
-        """Leave the sequence as it is. Returns: it, with what is certainly there, and what stops a run that goes on."""
+        """Leave the sequence as it is. Returns: it, with what is certainly there, and what stops all that is still under way."""
         kept = Kept(self.sequence_id, self.route, self._tokens[: self.n_settled])
-        sends = [send for command_id in self._in_flight for send in self._to_all(CancelTask(command_id=command_id))]
+        under_way = (*self._in_vain, *self._in_flight)
+        sends = [send for command_id in under_way for send in self._to_all(CancelTask(command_id=command_id))]
         self.interrupt()
         self.sequence_id = ""
         return kept, sends
