@@ -20,6 +20,9 @@ from shardnet.coordinator.speculation import Speculator
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.steps import TaskResult, row_tensors
 
+MOST_UNDER_WAY = 128
+"""Steps of one request that are under way at most: nodes take so many of all requests, and refuse more (`node.max_tasks`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
@@ -40,6 +43,7 @@ class Attempt:
         limit: tokens of the answer at most.
         chunk: tokens of the prompt that go at a time, now; None: as many as a stage takes.
         is_end: tells tokens that end the answer, which nothing is proposed behind.
+        most_under_way: steps, at least one.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Attempt:
         speculator: Speculator | None,
         chunk: Callable[[], int] | None,
         make_id: Callable[[], str],
+        most_under_way: int = MOST_UNDER_WAY,
     ) -> None:
         self.route = route
         self.sequence_id = template.sequence_id
@@ -69,6 +74,7 @@ class Attempt:
         self._speculator = speculator
         self._chunk = chunk
         self._make_id = make_id
+        self._most_under_way = most_under_way
         self._in_flight: dict[str, float] = {}
         self._in_vain: list[str] = []  # commands that the step in flight takes the place of, and that may still run
         self._sent_to = n_reused  # tokens handed to the route so far: positions [0, sent_to)
@@ -96,6 +102,7 @@ class Attempt:
         if self._chunk is not None and self._sent_to < n_prompt:
             chunk = self._chunk()
             window = max(window, ROWS_AHEAD // chunk)
+        window = min(window, self._most_under_way)
         while self._sent_to < total and len(self._in_flight) < window:
             is_answer = self._sent_to >= n_prompt
             end = self._sent_to + 1 if is_answer else next_chunk(self._sent_to, n_prompt, chunk, most)
@@ -150,17 +157,22 @@ class Attempt:
     def _n_missing(self) -> int:
         return self.limit - (len(self._tokens) - self._n_prompt)
 
+    @property
+    def _room(self) -> int:
+        """Returns: how many more tokens may be proposed."""
+        return min(self._n_missing, self._most_under_way) - 1 - len(self._drafts)
+
     def _propose(self) -> list[int]:
         """Returns: tokens to propose behind the last one."""
         if self._speculator is None:
             return []
-        return self._without_ends(self._speculator.propose(self._tokens, self._n_missing - 1))
+        return self._without_ends(self._speculator.propose(self._tokens, self._room))
 
     def _propose_more(self, at_s: float) -> list[Send]:
         if self._speculator is None:
             return []
         text, count = self._tokens + array("i", self._drafts), len(self._drafts)
-        drafts = self._speculator.propose_more(text, count, self._n_missing - 1 - count)
+        drafts = self._speculator.propose_more(text, count, self._room)
         return self._add_drafts(self._without_ends(drafts), at_s)
 
     def _without_ends(self, drafts: list[int]) -> list[int]:
@@ -184,9 +196,9 @@ class Attempt:
         self._run = command_id
 
     @property
-    def is_under_way(self) -> bool:
-        """True while an answer is to come."""
-        return bool(self._in_flight)
+    def n_under_way(self) -> int:
+        """Returns: steps whose answer is still to come."""
+        return len(self._in_flight)
 
     def oldest_s(self) -> float | None:
         """Returns: since when the oldest step is under way; None if there is none."""
