@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from shardnet.dht.directory import Directory
-from shardnet.errors import ShardnetError, UnreachableError
+from shardnet.errors import ShardnetError, UnreachableError, UsageError
 from shardnet.ids import ShardKey, short
 from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess, Restored
@@ -92,7 +92,7 @@ class NodeDaemon:
         self._identity = identity
         self._directory: Directory | None = None
         self._listen_at = parse_host_port(node.listen, what="--listen")
-        self._advertised = parse_address(node.advertise, what="node.advertise") if node.advertise else None
+        self._advertised = advertised_address(node.advertise) if node.advertise else None
         self._coordinator_at = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
         self._stopping = asyncio.Event()
         self._jobs = Jobs()
@@ -361,6 +361,14 @@ class NodeDaemon:
             )
         )
         self._pulse.beat()
+
+
+def advertised_address(text: str) -> Address:
+    """Returns: what `node.advertise` says. Raises: UsageError for what nobody can dial."""
+    address = parse_address(text, what="node.advertise")
+    if is_wildcard(address.host):
+        raise UsageError(f"node.advertise {text!r} cannot be dialled: name the address that other nodes are to use")
+    return address
 
 
 def _membership(identity: Identity) -> Membership:

@@ -194,7 +194,7 @@ class Onward:
             self._tell(step, payloads)
         else:
             if isinstance(step, NextStep) or step.sample_from is not None:
-                sequence.handed.clear()  # a step that is sampled is sent when all before it were answered
+                sequence.handed.clear()  # those before it are answered, or are lost with this one: the latest stands for all
             sequence.handed.append((node_id, step.command_id))
             self._peers.send(
                 node_id, to.address, step, payloads, partial(self._relay, node_id, step, payloads, sequence)
