@@ -120,7 +120,7 @@ class ModelSpeculation:
 
 
 def _mixed(old: float | None, new: float) -> float:
-    return new if old is None else KEEP * old + (1 - KEEP) * min(new, MOST_OUTLIER * old)
+    return new if not old else KEEP * old + (1 - KEEP) * min(new, MOST_OUTLIER * old)
 
 
 @dataclass(slots=True)

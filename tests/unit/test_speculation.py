@@ -197,3 +197,10 @@ def test_no_more_is_looked_up_and_proposed_than_may_be_under_way() -> None:
 def test_settings_make_the_shared_state() -> None:
     model = SpeculationSettings(max_draft=3, min_ngram=1, max_ngram=2).to_model()
     assert (model.max_draft, model.min_ngram, model.max_ngram, model.max_streams) == (3, 1, 2, 1)
+
+
+def test_answers_that_came_together_at_first_are_no_measure_for_ever() -> None:
+    model = ModelSpeculation(6, 2, 4)
+    for seconds_between in (0.0, 0.01, 0.01):
+        model.followed(seconds_between)
+    assert model.row_s == 0.01
