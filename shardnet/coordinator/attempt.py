@@ -20,6 +20,9 @@ from shardnet.coordinator.speculation import Speculator
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.steps import TaskResult, row_tensors
 
+MOST_UNDER_WAY = 128
+"""Steps of one request that are under way at most: nodes take so many of all requests, and refuse more (`node.max_tasks`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
@@ -40,6 +43,7 @@ class Attempt:
         limit: tokens of the answer at most.
         chunk: tokens of the prompt that go at a time, now; None: as many as a stage takes.
         is_end: tells tokens that end the answer, which nothing is proposed behind.
+        most_under_way: steps, at least one.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Attempt:
         speculator: Speculator | None,
         chunk: Callable[[], int] | None,
         make_id: Callable[[], str],
+        most_under_way: int = MOST_UNDER_WAY,
     ) -> None:
         self.route = route
         self.sequence_id = template.sequence_id
@@ -69,7 +74,9 @@ class Attempt:
         self._speculator = speculator
         self._chunk = chunk
         self._make_id = make_id
+        self._most_under_way = most_under_way
         self._in_flight: dict[str, float] = {}
+        self._in_vain: list[str] = []  # commands that the step in flight takes the place of, and that may still run
         self._sent_to = n_reused  # tokens handed to the route so far: positions [0, sent_to)
         self._drafts: list[int] = []  # proposed tokens under way, behind all that are known
         self._first = ""  # the command that the first of them stands behind
@@ -95,6 +102,7 @@ class Attempt:
         if self._chunk is not None and self._sent_to < n_prompt:
             chunk = self._chunk()
             window = max(window, ROWS_AHEAD // chunk)
+        window = min(window, self._most_under_way)
         while self._sent_to < total and len(self._in_flight) < window:
             is_answer = self._sent_to >= n_prompt
             end = self._sent_to + 1 if is_answer else next_chunk(self._sent_to, n_prompt, chunk, most)
@@ -113,7 +121,7 @@ class Attempt:
         drafts = self._propose() if self._run and len(self._in_flight) == 1 else []
         if not drafts:
             return []
-        self._in_flight.clear()
+        self._give_up_rows()
         self._run = ""
         self._sent_to = len(self._tokens) - 1
         self._rejected = True
@@ -149,17 +157,22 @@ class Attempt:
     def _n_missing(self) -> int:
         return self.limit - (len(self._tokens) - self._n_prompt)
 
+    @property
+    def _room(self) -> int:
+        """Returns: how many more tokens may be proposed."""
+        return min(self._n_missing, self._most_under_way) - 1 - len(self._drafts)
+
     def _propose(self) -> list[int]:
         """Returns: tokens to propose behind the last one."""
         if self._speculator is None:
             return []
-        return self._without_ends(self._speculator.propose(self._tokens, self._n_missing - 1))
+        return self._without_ends(self._speculator.propose(self._tokens, self._room))
 
     def _propose_more(self, at_s: float) -> list[Send]:
         if self._speculator is None:
             return []
         text, count = self._tokens + array("i", self._drafts), len(self._drafts)
-        drafts = self._speculator.propose_more(text, count, self._n_missing - 1 - count)
+        drafts = self._speculator.propose_more(text, count, self._room)
         return self._add_drafts(self._without_ends(drafts), at_s)
 
     def _without_ends(self, drafts: list[int]) -> list[int]:
@@ -182,6 +195,11 @@ class Attempt:
         self._in_flight[command_id] = at_s
         self._run = command_id
 
+    @property
+    def n_under_way(self) -> int:
+        """Returns: steps whose answer is still to come."""
+        return len(self._in_flight)
+
     def oldest_s(self) -> float | None:
         """Returns: since when the oldest step is under way; None if there is none."""
         return next(iter(self._in_flight.values()), None)
@@ -189,7 +207,7 @@ class Attempt:
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
-        self._rejected = False
+        self._rejected, self._in_vain = False, []
         if self._speculator is None or not result.tokens:
             return
         model = self._speculator.model
@@ -211,9 +229,13 @@ class Attempt:
         self._speculator.judged(is_right=is_right)
         if not is_right:  # what is under way is in vain: the next step goes back to here
             self._drafts.clear()
-            self._in_flight.clear()
+            self._give_up_rows()
             self._sent_to = len(self._tokens)
             self._rejected = True
+
+    def _give_up_rows(self) -> None:
+        self._in_vain = list(self._in_flight)
+        self._in_flight.clear()
 
     def settle(self) -> None:
         """What is in `tokens` now has its KV on every stage: one more is about to come."""
@@ -229,6 +251,7 @@ class Attempt:
         """A step failed: no answer to the others is wanted either. Returns: True if a refuted proposal was about to be dropped."""
         rejected, self._rejected = self._rejected, False
         self._in_flight.clear()
+        self._in_vain.clear()
         self._drafts.clear()
         self._has_window, self._run = False, ""
         self.n_settled = 0
@@ -248,9 +271,10 @@ class Attempt:
         return sends
 
     def hand_over(self) -> tuple[Kept, list[Send]]:
-        """Leave the sequence as it is. Returns: it, with what is certainly there, and what stops a run that goes on."""
+        """Leave the sequence as it is. Returns: it, with what is certainly there, and what stops all that is still under way."""
         kept = Kept(self.sequence_id, self.route, self._tokens[: self.n_settled])
-        sends = [send for command_id in self._in_flight for send in self._to_all(CancelTask(command_id=command_id))]
+        under_way = (*self._in_vain, *self._in_flight)
+        sends = [send for command_id in under_way for send in self._to_all(CancelTask(command_id=command_id))]
         self.interrupt()
         self.sequence_id = ""
         return kept, sends

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from shardnet.coordinator.attempt import Attempt, Send
+from shardnet.coordinator.attempt import MOST_UNDER_WAY, Attempt, Send
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import Kept
 from shardnet.coordinator.setbacks import Setbacks
@@ -111,6 +111,7 @@ class Generation:
         self._attempt: Attempt | None = None
         self._setbacks = Setbacks(spec.recovery_timeout_s)
         self._resume_from = 0
+        self._most_under_way = MOST_UNDER_WAY
 
     # -- what the owner does -------------------------------------------------------------------------------------------------
 
@@ -203,6 +204,7 @@ class Generation:
             speculator=self.speculator,
             chunk=None if self._chunk is None else partial(self._chunk, self, route),
             make_id=self._make_id,
+            most_under_way=self._most_under_way,
         )
         self._sends += self._attempt.next_steps(at_s)
 
@@ -270,6 +272,9 @@ class Generation:
             self._sends += attempt.leave_run(at_s)
         else:
             self._sends += attempt.next_steps(at_s)
+            if not attempt.n_under_way:
+                self.fail(RemoteProtocolError("a stage sampled nothing in a step that asked for a token"))
+                return
         if self.n_generated > 1:
             for stats, timing in zip(self.stats, result.timings, strict=False):
                 stats.add(timing)
@@ -299,6 +304,7 @@ class Generation:
         """Decide whether and how to go on after an error of the attempt in progress."""
         self._setbacks.note(error, at_s)
         self._resume_from = 0
+        n_under_way = 0 if self._attempt is None else self._attempt.n_under_way
         rejected = self._attempt is not None and self._attempt.interrupt()
         match error:
             case SequenceGap() if self.n_reused and not self.n_generated and self.route is not None:
@@ -314,7 +320,12 @@ class Generation:
                 self._wait_for(Need.PAUSE)
             case EngineCrashed() if self._setbacks.crashes_too_often:
                 self.fail(error)
-            case EngineCrashed() | Busy():
+            case Busy():
+                self._most_under_way = max(
+                    1, min(self._most_under_way, n_under_way) // 2
+                )  # it may be ours that are too many
+                self._wait_for(Need.PAUSE)
+            case EngineCrashed():
                 self._wait_for(Need.PAUSE)
             case UnreachableError() | DeadlineExceeded() | ShardNotFound():
                 self._abandon()

@@ -106,15 +106,15 @@ class Requests:
         route = None if self._queue.has(spec.model_id) else self._places.pick(self._swarm.routes(spec.model_id))
         if route is None:
             route = await self._queue.wait(spec.model_id)
-        model, speculator = self._speculation(spec.model_id), None
-        if model is not None:
-            model.streams += 1
-            speculator = Speculator(model) if spec.speculate else None
+        model = self._speculation(spec.model_id)
+        speculator = Speculator(model) if model is not None and spec.speculate else None
         generation = Generation(
             spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id), chunk=self._chunk
         )
         running = Running(generation, text, self._ended, self._swarm.now_s())
         self.running.add(running)
+        if model is not None:
+            model.streams += 1
         self.idle.clear()
         self._begin(running, route)
         return running

@@ -103,7 +103,7 @@ class RequestSettings(Section):
 
 
 class SpeculationSettings(Section):
-    """Proposing tokens that stood in the prompt or the answer before."""
+    """Proposing tokens that stood in the prompt or the answer before, while it is not yet known whether they are right."""
 
     enabled: bool = Field(
         default=True, description="propose tokens where that pays; a request can turn it off for itself"

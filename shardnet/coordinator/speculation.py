@@ -120,7 +120,7 @@ class ModelSpeculation:
 
 
 def _mixed(old: float | None, new: float) -> float:
-    return new if old is None else KEEP * old + (1 - KEEP) * min(new, MOST_OUTLIER * old)
+    return new if not old else KEEP * old + (1 - KEEP) * min(new, MOST_OUTLIER * old)
 
 
 @dataclass(slots=True)
@@ -149,11 +149,11 @@ class Speculator:
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """Returns: what may come next, `most` tokens at most; empty where nothing is known or it does not pay."""
         model = self.model
-        if not model.rewindable or not self._index.catch_up(tokens):
+        if not model.rewindable or model.streams > model.max_streams or not self._index.catch_up(tokens):
             return []
-        if most < 1 or model.run_s is None or model.streams > model.max_streams:
+        if most < 1 or model.run_s is None:
             return []  # what a token of a run takes is measured first
-        self._n_found, found = self._index.find(tokens, most)
+        self._n_found, found = self._index.find(tokens, min(most, model.max_draft))
         if not found:
             return []
         right = self._right

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from shardnet.dht.directory import Directory
-from shardnet.errors import ShardnetError
+from shardnet.errors import ShardnetError, UsageError
 from shardnet.ids import ShardKey, short
 from shardnet.inference.engine import Engine
 from shardnet.inference.host import EngineProcess, Restored
@@ -90,7 +90,7 @@ class NodeDaemon:
         self._settings = settings
         self._identity = identity
         self._listen_at = parse_host_port(node.listen, what="--listen")
-        self._advertised = parse_address(node.advertise, what="node.advertise") if node.advertise else None
+        self._advertised = advertised_address(node.advertise) if node.advertise else None
         given = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
         self._finder = CoordinatorFinder(identity.home, given, settings.dht.bootstrap)
         self._stopping = asyncio.Event()
@@ -124,7 +124,7 @@ class NodeDaemon:
             self._finder.find,
             self._hello,
             self._joined,
-            lambda: self._tasks.end_runs(),
+            lambda: self._tasks.coordinator_lost(),
             lambda connection, frame: self._answering.from_coordinator(connection, frame),
             timeout_s=node.join_timeout_s,
         )
@@ -333,6 +333,14 @@ class NodeDaemon:
             )
         )
         self._pulse.beat()
+
+
+def advertised_address(text: str) -> Address:
+    """Returns: what `node.advertise` says. Raises: UsageError for what nobody can dial."""
+    address = parse_address(text, what="node.advertise")
+    if is_wildcard(address.host):
+        raise UsageError(f"node.advertise {text!r} cannot be dialled: name the address that other nodes are to use")
+    return address
 
 
 def _membership(identity: Identity) -> Membership:

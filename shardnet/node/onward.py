@@ -193,7 +193,7 @@ class Onward:
             self._tell(step, payloads)
         else:
             if isinstance(step, NextStep) or step.samples:
-                sequence.handed.clear()  # what of those before it gets lost on the way, it is lost with
+                sequence.handed.clear()  # those before it are answered, or are lost with this one: the latest stands for all
             sequence.handed.append((node_id, step.command_id))
             self._peers.send(
                 node_id, to.address, step, payloads, partial(self._relay, node_id, step, payloads, sequence)

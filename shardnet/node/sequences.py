@@ -83,12 +83,6 @@ class Sequences:
         """Let the steps of a command go no further."""
         _remember(self.cancelled, command_id)
 
-    def cancel_all(self) -> None:
-        """Let the latest command of each sequence go no further, at every stage."""
-        for known in self.known.values():
-            for leg in known.legs.values():
-                self.cancel(leg.task.command_id)
-
     def take_handed(self, node_id: NodeId) -> list[str]:
         """Returns: commands of the tasks that were sent to a node and may not be answered yet; they are not named again."""
         commands: list[str] = []

@@ -131,13 +131,10 @@ class TaskRunner:
                 self._done(flight)
         self._end_runs(lambda run: run.task.command_id == command_id)
 
-    def end_runs(self) -> None:
-        """The coordinator is gone: what it began goes no further by itself."""
-        self._sequences.cancel_all()
-        for flight in [flight for flight in self._flights.values() if flight.ahead]:
-            flight.ahead = 0
-            self._engine.halt(flight.task.command_id)
-        self._end_runs(lambda _: True)
+    def coordinator_lost(self) -> None:
+        """The coordinator is gone. It gives up what it began here, and cannot tell us so: nothing goes on, and no KV is left behind."""
+        for sequence_id in list(self._sequences.known):
+            self.free(sequence_id)
 
     def _end_runs(self, which: Callable[[Flight], bool]) -> None:
         for run in [run for run in self._runs.values() if which(run)]:

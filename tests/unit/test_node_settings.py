@@ -13,7 +13,9 @@ import structlog
 from typer.testing import CliRunner
 
 from shardnet.cli import app
-from shardnet.errors import ShardnetError
+from shardnet.errors import ShardnetError, UsageError
+from shardnet.messages import Address
+from shardnet.node.daemon import advertised_address
 from shardnet.node.settings import NodeSettings
 from shardnet.settings import Section, load_settings
 
@@ -82,3 +84,14 @@ def test_a_wrong_flag_is_named_in_one_sentence_and_ends_with_code_2(
     assert isinstance(error, ShardnetError)
     assert error.exit_code == 2
     assert words in str(error)
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:7710", "[::]:7710", "somewhere", "somewhere:0", ":7710", "somewhere:99999"])
+def test_what_nobody_can_dial_is_not_advertised(text: str) -> None:
+    with pytest.raises(UsageError, match=r"node\.advertise"):
+        advertised_address(text)
+
+
+def test_a_host_behind_port_forwarding_and_a_relay_on_this_machine_can_be_advertised() -> None:
+    assert advertised_address("gate.example:7710") == Address(host="gate.example", port=7710)
+    assert advertised_address("127.0.0.1:7710") == Address(host="127.0.0.1", port=7710)

@@ -555,7 +555,7 @@ async def test_a_run_ends_when_nobody_wants_it(world: World, why: str) -> None:
     elif why == "free":
         world.runner.free(SEQUENCE)
     else:
-        world.runner.end_runs()
+        world.runner.coordinator_lost()
     await world.engine.finish(last=True)
     assert not world.peers.sent
     assert world.runner.n_tasks == 0
@@ -571,7 +571,7 @@ async def test_an_engines_run_is_halted_when_nobody_wants_it(world: World, why: 
     elif why == "free":
         world.runner.free(SEQUENCE)
     else:
-        world.runner.end_runs()
+        world.runner.coordinator_lost()
     assert world.engine.halted == [asked.command_id]
     await world.engine.finish(last=True)
     assert world.runner.n_tasks == 0
@@ -643,10 +643,21 @@ def test_an_earlier_stages_impossible_times_are_not_passed_on(bad: tuple[float, 
 
 async def test_a_run_whose_first_answer_was_under_way_when_the_coordinator_went_is_over(world: World) -> None:
     world.accept(route=(stage(US, 0),), ahead=9)
-    world.runner.end_runs()
+    world.runner.coordinator_lost()
     await world.engine.finish(last=True, ahead=9)
     assert world.runner.n_tasks == 0
-    assert [result.ahead for result in world.told if isinstance(result, TaskResult)] == [0]
+    assert not world.told
+
+
+async def test_what_a_lost_coordinator_began_leaves_no_kv_behind(world: World) -> None:
+    """It gives up its sequences when it loses a node, also if that was for a moment only: nobody would free them after."""
+    world.accept()
+    await world.engine.finish()
+    world.accept(2, sequence_id="cd" * 8)
+    world.runner.coordinator_lost()
+    await world.engine.finish()
+    assert (world.runner.n_sequences, world.runner.n_tasks) == (0, 0)
+    assert world.engine.forgotten == [SEQUENCE, "cd" * 8]
 
 
 async def test_a_leaving_node_waits_for_a_run_however_long_its_rows_take(

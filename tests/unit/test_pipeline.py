@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.attempt import Send
+from shardnet.coordinator.attempt import MOST_UNDER_WAY, Send
 from shardnet.coordinator.pipeline import Generation, GenerationSpec, Need
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.setbacks import MAX_CRASHES
+from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.text import TextStream
 from shardnet.errors import (
     Busy,
@@ -116,6 +117,38 @@ def test_no_more_chunks_are_under_way_than_keep_the_stages_busy() -> None:
     assert [task.position for task in tasks(machine.take_sends())] == [16]
 
 
+def test_a_long_prompt_in_the_smallest_chunks_does_not_fill_the_nodes() -> None:
+    machine = generation([9] * 2000)
+    machine_of_ones = Generation(machine.spec, chunk=lambda _machine, _route: 1)
+    assert len(started(machine_of_ones, route(1, 2, n_ctx=4096, n_batch=512))) == MOST_UNDER_WAY
+
+
+@pytest.mark.parametrize("takes", [1, 2, 5])
+def test_nodes_that_take_few_tasks_at_a_time_get_fewer_after_they_refused(takes: int) -> None:
+    """Else each try would be refused again, however long it is tried."""
+    model = ModelSpeculation(15, 1, 4, run_s=1.0, start_s=1.0, row_s=0.01)
+    spec = generation([4, 5, 6] * 9, max_tokens=20).spec
+    machine = Generation(spec, speculator=Speculator(model))
+    waiting: list[ExecuteTask] = []
+    machine.start(route(1, 2), 0.0)
+    for at_s in range(400):
+        for task in tasks(machine.take_sends()):
+            if len(waiting) < takes:
+                waiting.append(task)
+            else:
+                machine.on_failed(failed(task, Busy("too many", retry_after_s=1)), at_s)
+        if machine.is_done:
+            break
+        if machine.need is Need.PAUSE:
+            waiting.clear()
+            machine.resume(at_s)
+            continue
+        task = waiting.pop(0)
+        position = task.position + task.n_tokens
+        machine.on_result(result(task, 4 + position % 3), at_s)
+    assert machine.finish_reason == "length"
+
+
 def test_each_token_sends_the_next_step_at_once() -> None:
     machine = generation()
     [first] = tasks(started(machine))
@@ -170,6 +203,22 @@ def test_a_run_that_fails_is_replayed_from_its_prompt_with_every_token_so_far() 
     sends = [send for send in started(machine, route(3)) if send.payload is not None]
     assert [rows(send) for send in sends] == [[10, 11, 12], [20], [21], [22]]
     assert [task.ahead for task in tasks(sends)] == [0, 0, 0, 5]
+
+
+def test_a_step_that_asked_for_a_token_and_brings_none_ends_the_request_since_nothing_else_would() -> None:
+    machine = generation()
+    (task,) = tasks(started(machine))
+    machine.on_result(TaskResult(task.command_id, task.sequence_id, 3), 1.0)
+    assert isinstance(machine.error, RemoteProtocolError)
+    assert len(freed(machine.take_sends())) == 2
+
+
+def test_a_run_that_ends_without_a_token_ends_the_request() -> None:
+    machine = generation()
+    (task,) = tasks(started(machine))
+    machine.on_result(ran(task, 3, 20, 6), 1.0)
+    machine.on_result(TaskResult(task.command_id, task.sequence_id, 4), 2.0)
+    assert isinstance(machine.error, RemoteProtocolError)
 
 
 def test_a_run_is_overdue_when_its_next_result_does_not_come() -> None:

@@ -15,6 +15,7 @@ from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
 from shardnet.coordinator.requests import Requests
 from shardnet.coordinator.running import Running
+from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.text import TextStream
 from shardnet.errors import EngineCrashed, PlacementError, SequenceGap, ShardnetError
 from shardnet.messages import (
@@ -128,6 +129,41 @@ def test_an_answer_that_ends_in_a_run_is_kept_without_its_last_token_and_the_run
     sends = machine.take_sends()
     assert [send.node_id for send in sends] == [node_id(1), node_id(2)]
     assert {send.message for send in sends} == {CancelTask(command_id=task.command_id)}
+
+
+def cancelled(machine: Generation) -> set[str]:
+    sends = machine.take_sends()
+    of_each = [
+        {send.message.command_id for send in sends if isinstance(send.message, CancelTask) and send.node_id == one}
+        for one in (node_id(1), node_id(2))
+    ]
+    assert of_each[0] == of_each[1]
+    return of_each[0]
+
+
+def proposing() -> tuple[Generation, ExecuteTask, list[ExecuteTask]]:
+    """Returns: a machine that has just left a run for proposals; the run's task; those of the rows that are under way."""
+    model = ModelSpeculation(3, 1, 2, run_s=1.0, start_s=1.0, row_s=0.1)
+    machine = Generation(spec([5, 6, 7, 5], 9), keeps=True, speculator=Speculator(model))
+    machine.start(route(1, 2), 0.0)
+    run = first_task(machine)
+    machine.on_result(result(run, 6, ahead=8), 1.0)
+    return machine, run, [send.message for send in machine.take_sends() if isinstance(send.message, ExecuteTask)]
+
+
+def test_rows_behind_a_wrong_proposal_are_cancelled_if_the_answer_ends_there() -> None:
+    machine, _, rows = proposing()
+    machine.on_result(result(rows[0], END), 2.0)
+    assert machine.kept is not None
+    assert machine.kept.tokens.tolist() == [5, 6, 7, 5, 6]
+    assert len(rows) > 1
+    assert cancelled(machine) == {row.command_id for row in rows[1:]}
+
+
+def test_a_run_that_was_left_is_cancelled_if_the_answer_ends_before_the_step_in_its_place_was_done() -> None:
+    machine, run, rows = proposing()
+    machine.stop("stop")
+    assert cancelled(machine) == {run.command_id, *(row.command_id for row in rows)}
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "error"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shardnet.coordinator.pipeline import Generation, GenerationSpec
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.settings import SpeculationSettings
-from shardnet.coordinator.speculation import FIRST_PROBE, ModelSpeculation, NgramIndex, Speculator
+from shardnet.coordinator.speculation import FIRST_PROBE, INDEX_AT_ONCE, ModelSpeculation, NgramIndex, Speculator
 from shardnet.messages import Sampling, ShardOptions, StageRef
 from tests.coordinator_world import node_id
 from tests.timed_pipeline import Script, TimedPipeline
@@ -175,12 +175,32 @@ def test_wrong_guesses_turn_it_off_and_probes_grow_rarer() -> None:
     assert probes[-1] - probes[-2] >= 2 * FIRST_PROBE
 
 
-def test_nothing_is_proposed_beside_other_streams() -> None:
+def test_nothing_is_proposed_beside_other_streams_and_nothing_looked_up() -> None:
     model = fresh()
     model.streams = 2
-    assert Speculator(model).propose([1, 2] * 8, 6) == []
+    speculator = Speculator(model)
+    tokens = [1, 2] * INDEX_AT_ONCE
+    assert speculator.propose(tokens, 6) == []
+    model.streams = 1
+    assert speculator.propose(tokens, 6) == [], "only the first piece is known yet"
+    assert speculator.propose(tokens, 6)
+
+
+def test_no_more_is_looked_up_and_proposed_than_may_be_under_way() -> None:
+    tokens = [1, 2] * 8
+    far = 1 << 40  # all that is missing of the answer; looked up as a whole it would find no room in memory
+    assert len(Speculator(fresh(3)).propose(tokens, far)) == 3
+    probe = ModelSpeculation(1, 2, 4, run_s=0.026)
+    assert len(Speculator(probe).propose(tokens, far)) == 1
 
 
 def test_settings_make_the_shared_state() -> None:
     model = SpeculationSettings(max_draft=3, min_ngram=1, max_ngram=2).to_model()
     assert (model.max_draft, model.min_ngram, model.max_ngram, model.max_streams) == (3, 1, 2, 1)
+
+
+def test_answers_that_came_together_at_first_are_no_measure_for_ever() -> None:
+    model = ModelSpeculation(6, 2, 4)
+    for seconds_between in (0.0, 0.01, 0.01):
+        model.followed(seconds_between)
+    assert model.row_s == 0.01
