@@ -58,55 +58,54 @@ async def many_streams(
     (work / "paces").mkdir()
     async with World(work / "paces", cache, max(stages), threads=threads, shape=NETS["loopback"], pin=pin) as world:
         await world.load(pipelines, options)
-        paced = []
+        paced: dict[tuple[int, int], Pipeline] = {}
         for pipeline in pipelines:
-            runs = await _all_at_once(world, pipeline, prompts, PACE_TOKENS, options)
-            paced.append(recut(model, cache, pipeline, row_us(steps_within(runs, *all_decoding(runs)))))
-    pipelines = paced
+            for count in streams:  # the head takes another share of larger batches
+                runs = await _all_at_once(world, pipeline, prompts[:count], PACE_TOKENS, options)
+                times = row_us(steps_within(runs, *all_decoding(runs)))
+                paced[pipeline.stages, count] = recut(model, cache, pipeline, times)
     for net in nets:
         folder = work / net
         folder.mkdir()
         async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
-            await world.load(pipelines, options)
-            for pipeline in pipelines:
-                for count in streams:
-                    await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
-            for pipeline in pipelines:
-                for count in streams:
-                    total = threads * pipeline.stages
-                    plain_speeds, speeds, same = [], [], []
-                    with PlainLlama(model, threads=total, n_ctx=options.n_ctx, n_seq=count) as plain:
-                        plain.generate_batched(prompts[:count], 8)  # warm-up
-                        for _ in range(rounds):
-                            expected = plain.generate_batched(prompts[:count], n_tokens)
-                            runs = await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
-                            plain_speeds.append(expected.tokens_per_s)
-                            speeds.append(together_per_s(runs))
-                            same.append(_share_equal(expected, runs))
-                    await world.driver.wait_beats()  # what nodes tell now, of the same weather
-                    law, measured = world.law(pipeline), statistics.median(speeds)
-                    ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
-                    on_row(
-                        {
-                            "bench": "streams",
-                            "net": net,
-                            "model": model.stem,
-                            "stages": pipeline.stages,
-                            "streams": count,
-                            "threads": threads,
-                            "pinned": pin,
-                            "tokens": n_tokens,
-                            **spread("tokens_per_s", speeds),
-                            **predicted("tokens_per_s", law.tokens_per_s(count), measured),
-                            "plain_threads": total,
-                            "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
-                            **spread("ratio", ratios, 3),
-                            **batching(runs),
-                            "same_answers": round(statistics.fmean(same), 2),
-                            "rounds": rounds,
-                        }
-                        | machine()
-                    )
+            await world.load(list({one.manifest.model_id: one for one in paced.values()}.values()), options)
+            for (_, count), pipeline in paced.items():
+                await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
+            for (_, count), pipeline in paced.items():
+                total = threads * pipeline.stages
+                plain_speeds, speeds, same = [], [], []
+                with PlainLlama(model, threads=total, n_ctx=options.n_ctx, n_seq=count) as plain:
+                    plain.generate_batched(prompts[:count], 8)  # warm-up
+                    for _ in range(rounds):
+                        expected = plain.generate_batched(prompts[:count], n_tokens)
+                        runs = await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
+                        plain_speeds.append(expected.tokens_per_s)
+                        speeds.append(together_per_s(runs))
+                        same.append(_share_equal(expected, runs))
+                await world.driver.wait_beats()  # what nodes tell now, of the same weather
+                law, measured = world.law(pipeline), statistics.median(speeds)
+                ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
+                on_row(
+                    {
+                        "bench": "streams",
+                        "net": net,
+                        "model": model.stem,
+                        "stages": pipeline.stages,
+                        "streams": count,
+                        "threads": threads,
+                        "pinned": pin,
+                        "tokens": n_tokens,
+                        **spread("tokens_per_s", speeds),
+                        **predicted("tokens_per_s", law.tokens_per_s(count), measured),
+                        "plain_threads": total,
+                        "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
+                        **spread("ratio", ratios, 3),
+                        **batching(runs),
+                        "same_answers": round(statistics.fmean(same), 2),
+                        "rounds": rounds,
+                    }
+                    | machine()
+                )
 
 
 async def _all_at_once(

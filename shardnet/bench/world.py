@@ -94,7 +94,9 @@ def recut(model: Path, cache: Path, pipeline: Pipeline, row_us: Sequence[float])
     head_us = max(0.0, row_us[-1] - counts[-1] * layer_us)
     weights = Weights((round(1e3 * layer_us),) * sum(counts), first=0, last=round(1e3 * head_us))
     cuts = balanced_cuts(weights, rules.legal_cuts, pipeline.stages, rules.forbidden_lengths)
-    _, manifest = split_model(plan_split(model, CutRequest(cuts=cuts), f"bench-{pipeline.stages}-paced"), cache)
+    _, manifest = split_model(
+        plan_split(model, CutRequest(cuts=cuts), f"bench-{pipeline.stages}-{'-'.join(map(str, cuts))}"), cache
+    )
     return Pipeline(pipeline.stages, manifest)
 
 

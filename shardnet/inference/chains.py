@@ -226,20 +226,20 @@ class Chains:
                 for task, _ in ready:
                     self.run([task], answer)
             return
-        decoded_s = time.perf_counter() - began
-        self.busy_s += decoded_s
         n_each = tasks[0].step.n_tokens  # one, unless there is one step only
+        outcomes = []
         for index, (task, state) in enumerate(ready):
             end = (index + 1) * n_each
-            outcome = Outcome(task, compute_s=decoded_s, batch_rows=n_each * len(ready))
+            outcome = Outcome(task, batch_rows=n_each * len(ready))
             if hidden is not None:
                 outcome.hidden = hidden[end - n_each : end]
             elif task.step.samples:
-                sampling_began = time.perf_counter()
                 sample(task, state, chain.shards[-1].context, end - 1, chain.model.grammars, outcome)
-                sampled_s = time.perf_counter() - sampling_began
-                self.busy_s += sampled_s
-                outcome.compute_s += sampled_s
+            outcomes.append(outcome)
+        compute_s = time.perf_counter() - began
+        self.busy_s += compute_s
+        for outcome in outcomes:
+            outcome.compute_s = compute_s  # of the whole batch, all its sampling included
             answer(outcome)
 
     def _prepare(self, step: Step, chain: _Chain) -> SequenceState:
