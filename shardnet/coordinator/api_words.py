@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from shardnet.coordinator.api_models import ChatRequest, CompletionRequest
-from shardnet.coordinator.pipeline import Emitted
+from shardnet.coordinator.generation_spec import Emitted
 from shardnet.coordinator.running import Piece
 from shardnet.coordinator.service import Answering
 

@@ -11,12 +11,12 @@ still runs on the stages is cancelled. `start` can take such a sequence over: it
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
 from shardnet.coordinator.attempt import MOST_UNDER_WAY, Attempt, Send
+from shardnet.coordinator.generation_spec import Emitted, GenerationSpec
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import Kept
 from shardnet.coordinator.setbacks import Setbacks
@@ -33,8 +33,8 @@ from shardnet.errors import (
     UnreachableError,
 )
 from shardnet.ids import new_id
-from shardnet.messages import CommandFailed, ExecuteTask, Sampling
-from shardnet.steps import TaskResult, TokenLogprob, row_tensors
+from shardnet.messages import CommandFailed, ExecuteTask
+from shardnet.steps import TaskResult, row_tensors
 
 
 class Need(Enum):
@@ -43,36 +43,6 @@ class Need(Enum):
     NOTHING = "nothing"
     ROUTE = "route"
     PAUSE = "pause"
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """One token of the answer."""
-
-    token: int
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationSpec:
-    """What is asked for.
-
-    Attributes:
-        max_tokens: length of the answer at most; the context sets another bound.
-        speculate: tokens may be proposed, if the coordinator does so at all.
-        is_end: tells end-of-text tokens; they are emitted, and end the answer unless `ignore_eos`.
-    """
-
-    model_id: str
-    prompt: Sequence[int]
-    sampling: Sampling
-    max_tokens: int
-    is_end: Callable[[int], bool]
-    ignore_eos: bool = False
-    step_deadline_s: float = 120.0
-    recovery_timeout_s: float = 30.0
-    epoch: int = 0
-    speculate: bool = True
 
 
 class Generation:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shardnet.coordinator.chunks import Chunks
+from shardnet.coordinator.generation_spec import GenerationSpec
 from shardnet.coordinator.keeping import Keeper
-from shardnet.coordinator.pipeline import Generation, GenerationSpec, Need
+from shardnet.coordinator.pipeline import Generation, Need
 from shardnet.coordinator.places import RETRY_AFTER_S, PlaceQueue, Places
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import Prefixes

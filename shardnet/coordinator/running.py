@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardnet.coordinator.pipeline import Emitted, Generation
+from shardnet.coordinator.generation_spec import Emitted
+from shardnet.coordinator.pipeline import Generation
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.text import TextStream
 from shardnet.ids import new_id

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardnet.coordinator.api_models import ChatRequest, CommonRequest, CompletionRequest
 from shardnet.coordinator.catalogue import Words, resolve
-from shardnet.coordinator.pipeline import GenerationSpec
+from shardnet.coordinator.generation_spec import GenerationSpec
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.requests import Requests
 from shardnet.coordinator.running import Running

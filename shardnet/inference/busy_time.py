@@ -8,7 +8,7 @@ from math import ceil
 
 from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Pacing
-from shardnet.inference.runs import Run
+from shardnet.inference.run_rows import Run
 
 
 class BusyTime:

@@ -13,7 +13,8 @@ from shardnet.inference.busy_time import BusyTime
 from shardnet.inference.chains import Chains
 from shardnet.inference.pacing import Pacing, WaitingRow, may_hold
 from shardnet.inference.protocol import FromEngine
-from shardnet.inference.runs import Row, Runs
+from shardnet.inference.run_rows import Row
+from shardnet.inference.runs import Runs
 from shardnet.inference.steps import Step, StepDone
 from shardnet.inference.tasks import Outcome, Task
 from shardnet.wire import Buffer

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.coordinator.pipeline import Generation, GenerationSpec
+from shardnet.coordinator.generation_spec import GenerationSpec
+from shardnet.coordinator.pipeline import Generation
 from shardnet.coordinator.planning import Route as Pipeline
 from shardnet.coordinator.speculation import ModelSpeculation, Speculator
 from shardnet.messages import ExecuteTask, Sampling, StageRef

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardnet.coordinator.attempt import MOST_UNDER_WAY, Send
-from shardnet.coordinator.pipeline import Generation, GenerationSpec, Need
+from shardnet.coordinator.generation_spec import GenerationSpec
+from shardnet.coordinator.pipeline import Generation, Need
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.setbacks import MAX_CRASHES
 from shardnet.coordinator.speculation import ModelSpeculation, Speculator

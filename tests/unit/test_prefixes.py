@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardnet.coordinator.chunks import Chunks
-from shardnet.coordinator.pipeline import Generation, GenerationSpec
+from shardnet.coordinator.generation_spec import GenerationSpec
+from shardnet.coordinator.pipeline import Generation
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
 from shardnet.coordinator.requests import Requests

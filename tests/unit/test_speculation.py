@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.pipeline import Generation, GenerationSpec
+from shardnet.coordinator.generation_spec import GenerationSpec
+from shardnet.coordinator.pipeline import Generation
 from shardnet.coordinator.planning import Route
 from shardnet.coordinator.settings import SpeculationSettings
 from shardnet.coordinator.speculation import FIRST_PROBE, INDEX_AT_ONCE, ModelSpeculation, NgramIndex, Speculator

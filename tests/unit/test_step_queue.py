@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shardnet.inference.pacing import Choice
-from shardnet.inference.runs import Row, Run
+from shardnet.inference.run_rows import Row, Run
 from shardnet.inference.step_queue import StepQueue
 from shardnet.inference.steps import Step
 from shardnet.inference.tasks import Task
