@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MARGIN = 1.05
+MARGIN = 1.1
 FIRST_PROBE, LAST_PROBE = 16, 256
 """Chances to propose that are let pass before a probe; doubled with each probe that is refuted at once."""
 PROBE_ROWS = 2
@@ -26,7 +26,7 @@ KEEP = 0.9
 """What weight an observation keeps with the next one: some ten are remembered."""
 PRIOR_TRIED = 2.0
 """What is presumed of proposals behind n tokens that stood there before weighs as much as so many that were seen: n of n + `DOUBT` are right."""
-DOUBT = 2
+DOUBT = 4
 HOPELESS = 0.1
 """A token is not proposed if it, and all before it, are right with less than this probability."""
 MOST_OUTLIER = 4.0
