@@ -76,16 +76,14 @@ class Attempt:
         self._make_id = make_id
         self._most_under_way = most_under_way
         self._in_flight: dict[str, float] = {}
-        self._in_vain: list[str] = []  # commands that the step in flight takes the place of, and that may still run
+        # Commands that the step in flight takes the place of, behind a wrong proposal or of a run: they may still run, and it is to drop their KV.
+        self._in_vain: list[str] = []
         self._sent_to = n_reused  # tokens handed to the route so far: positions [0, sent_to)
         self._drafts: list[int] = []  # proposed tokens under way, behind all that are known
         self._first = ""  # the command that the first of them stands behind
         self._has_window = False  # the rows under way began with proposals
         self._answered_s = 0.0
         self._run = ""  # the command whose run has brought its first token
-        self._rejected = (
-            False  # KV of a refuted proposal, or of a run that was left, is to be dropped by the step in flight
-        )
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +122,6 @@ class Attempt:
         self._give_up_rows()
         self._run = ""
         self._sent_to = len(self._tokens) - 1
-        self._rejected = True
         return self._decode(drafts, at_s)
 
     def _decode(self, drafts: list[int], at_s: float) -> list[Send]:
@@ -207,7 +204,7 @@ class Attempt:
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
-        self._rejected, self._in_vain = False, []
+        self._in_vain = []
         if self._speculator is None or not result.tokens:
             return
         model = self._speculator.model
@@ -231,7 +228,6 @@ class Attempt:
             self._drafts.clear()
             self._give_up_rows()
             self._sent_to = len(self._tokens)
-            self._rejected = True
 
     def _give_up_rows(self) -> None:
         self._in_vain = list(self._in_flight)
@@ -249,7 +245,7 @@ class Attempt:
 
     def interrupt(self) -> bool:
         """A step failed: no answer to the others is wanted either. Returns: True if a refuted proposal was about to be dropped."""
-        rejected, self._rejected = self._rejected, False
+        rejected = bool(self._in_vain)
         self._in_flight.clear()
         self._in_vain.clear()
         self._drafts.clear()

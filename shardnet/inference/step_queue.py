@@ -146,17 +146,15 @@ class StepQueue:
 
     def drop_superseded(self, step: Step) -> None:
         """A step goes back to where others of its sequence still wait: what they would compute is not wanted any more."""
-        stale = [
-            ticket
-            for ticket, (_, task) in self.waiting.items()
-            if task.step.sequence_id == step.sequence_id
-            and task.step.stage == step.stage
-            and task.step.position >= step.position
-            and task.step.command_id != step.command_id
-        ]
-        for ticket in stale:
-            _, task = self.waiting.pop(ticket)
-            self._fail(task.step.command_id, RefusedError("a later step of the sequence takes its place"))
+        self._drop(
+            lambda waits: (
+                waits.sequence_id == step.sequence_id
+                and waits.stage == step.stage
+                and waits.position >= step.position
+                and waits.command_id != step.command_id
+            ),
+            RefusedError("a later step of the sequence takes its place"),
+        )
 
     def halt(self, command_id: str) -> None:
         """Of this command, no step is wanted that would follow unasked."""
@@ -166,7 +164,11 @@ class StepQueue:
 
     def forget(self, sequence_id: str) -> None:
         """Fail what waits of a sequence: its KV goes."""
-        stale = [t for t, (_, task) in self.waiting.items() if task.step.sequence_id == sequence_id]
-        for ticket in stale:
+        error = EngineError("the sequence was dropped before this step ran")
+        self._drop(lambda waits: waits.sequence_id == sequence_id, error)
+
+    def _drop(self, is_stale: Callable[[Step], bool], error: ShardnetError) -> None:
+        """Fail the waiting steps that are not to run."""
+        for ticket in [ticket for ticket, (_, task) in self.waiting.items() if is_stale(task.step)]:
             _, task = self.waiting.pop(ticket)
-            self._fail(task.step.command_id, EngineError("the sequence was dropped before this step ran"))
+            self._fail(task.step.command_id, error)

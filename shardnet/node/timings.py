@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from shardnet.ids import ShardKey
+from shardnet.inference.pacing import Chain
 from shardnet.inference.protocol import BatchTime
 
-Chain = tuple[str, int, int]
-"""`(model_id, first_shard, end_shard)`."""
 MAX_STEPS = 256
 """Recent batches that a median is taken of."""
 
