@@ -15,7 +15,7 @@ help:  ## list the targets
 
 install: $(STAMP)  ## make the virtual environment and install shardnet with all it needs (llama.cpp is compiled: about 5 minutes)
 
-$(STAMP): pyproject.toml $(wildcard shardnet/inference/native/*)
+$(STAMP): pyproject.toml $(wildcard shardnet/inference/llama/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shardnet needs Python 3.11 or newer; set PYTHON=python3.11")'
 	@command -v cmake >/dev/null || { echo "shardnet compiles llama.cpp and needs cmake and a C++ compiler (Debian: apt-get install cmake g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

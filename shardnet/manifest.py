@@ -5,7 +5,7 @@ with the value of `shardnet.model_id` blanked, since a file cannot contain the h
 a manifest, and with it each shard, right. The plain `sha256` and the torrent's info-hash stand beside it, outside the hash, and are covered by
 the swarm owner's signature. (docs/decisions/0001-model-id.md)
 
-Pure data: reading and writing files is `shardnet.inference.manifest_file`'s business.
+Pure data: reading and writing files is `shardnet.inference.splitting.manifest_file`'s business.
 """
 
 from __future__ import annotations

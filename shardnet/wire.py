@@ -6,7 +6,7 @@ A frame is
     header   kind 0: JSON of one message; another kind: the fixed binary form of the one message that the codec knows by this number
     payload  the message's tensors, one after the other
 
-The same framing serves the network (`messages.MESSAGES`) and the pipe to the engine process (`inference.protocol`).
+The same framing serves the network (`messages.MESSAGES`) and the pipe to the engine process (`inference.engine.protocol`).
 Shape of the idea: sans-I/O protocols, as websockets' `protocol.py`.
 """
 

@@ -13,8 +13,8 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from shardnet.demo.model import find_demo_model
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.local.model import find_demo_model
 
 SplitSmolLM2 = Callable[[int], tuple[Path, Path]]
 """`(number of shards)` -> the models cache that has them, and their folder in it."""

@@ -18,7 +18,7 @@ from shardnet.bench.netem import NETS
 from shardnet.bench.plain import BatchedRun, PlainLlama
 from shardnet.bench.rows import Row, machine, predicted, spread
 from shardnet.bench.world import Pipeline, World, cut, prompt_of, recut
-from shardnet.coordinator.chunks import USUAL, choose
+from shardnet.coordinator.placement.chunks import USUAL, choose
 from shardnet.errors import ParityError
 from shardnet.messages import ShardOptions
 from shardnet.steps import StageTiming

@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.coordinator.chunks import next_chunk
-from shardnet.coordinator.law import LinkTime
+from shardnet.coordinator.placement.chunks import next_chunk
+from shardnet.coordinator.placement.law import LinkTime
 from shardnet.errors import DeadlineExceeded, ShardnetError, UnreachableError
 from shardnet.ids import new_id
 from shardnet.manifest import Manifest

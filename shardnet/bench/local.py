@@ -10,14 +10,14 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.coordinator.law import Pace, step_bytes
-from shardnet.coordinator.planning import pace_of
+from shardnet.coordinator.placement.law import Pace, step_bytes
+from shardnet.coordinator.placement.planning import pace_of
 from shardnet.ids import new_id
-from shardnet.inference.engine import answer_of
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.protocol import Load
-from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.interface import answer_of
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.steps import Step, StepDone
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions
 from shardnet.wire import Buffer

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardnet.bench.driver import DrivenRun, Driver
 from shardnet.bench.plain import PlainLlama
-from shardnet.inference.sampling import pick
+from shardnet.inference.llama.sampling import pick
 from shardnet.manifest import Manifest
 from shardnet.messages import Sampling, ShardOptions
 

@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import Rows, single_sequence_rows
+from shardnet.inference.llama.batch import Rows, single_sequence_rows
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
 
 Choose = Callable[[list[int], NDArray[np.float32]], int]
 """`(tokens so far, logits float32 (n_vocab,)) -> next token`."""

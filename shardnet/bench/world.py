@@ -15,16 +15,16 @@ from typing import Self
 
 from shardnet.bench.driver import Driver
 from shardnet.bench.netem import Relays, Shape
-from shardnet.coordinator.law import Law, LinkTime, Pace, law_of, step_bytes
-from shardnet.coordinator.placement import Policy
-from shardnet.coordinator.planning import pace_of
-from shardnet.demo.processes import LocalSwarm
+from shardnet.coordinator.placement.assign import Policy
+from shardnet.coordinator.placement.law import Law, LinkTime, Pace, law_of, step_bytes
+from shardnet.coordinator.placement.planning import pace_of
 from shardnet.errors import UsageError
-from shardnet.inference import families
-from shardnet.inference.cuts import Weights, balanced_cuts
-from shardnet.inference.gguf_layout import layout_of, read_model
-from shardnet.inference.shard_plan import shard_weights
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.gguf.layout import layout_of, read_model
+from shardnet.inference.splitting import families
+from shardnet.inference.splitting.cuts import Weights, balanced_cuts
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.plan import shard_weights
+from shardnet.local.processes import LocalSwarm
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 from shardnet.swarm.home import Home

@@ -130,8 +130,8 @@ def _measure(
 
     from shardnet.bench.concurrent import long_prompt, many_streams
     from shardnet.bench.decode import decode_speed
-    from shardnet.demo.model import find_demo_model
     from shardnet.lifecycle import run_loop
+    from shardnet.local.model import find_demo_model
 
     source = model or find_demo_model()
     with tempfile.TemporaryDirectory(prefix="shardnet-bench-", ignore_cleanup_errors=True) as scratch:

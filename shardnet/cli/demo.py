@@ -33,9 +33,9 @@ def demo(
     import sys
     import tempfile
 
-    from shardnet.demo.model import find_demo_model
     from shardnet.demo.run import run_demo
     from shardnet.errors import ParityError, UsageError
+    from shardnet.local.model import find_demo_model
 
     source = model or find_demo_model()
     if not source.is_file():

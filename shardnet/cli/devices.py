@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     ) -> None:
         """List the processor and each GPU, with memory."""
-        from shardnet.inference.devices import all_devices
+        from shardnet.inference.llama.devices import all_devices
         from shardnet.log import human_bytes
 
         found = all_devices()

@@ -40,7 +40,7 @@ def generate(
     import sys
     import time
 
-    from shardnet.coordinator.client import ApiClient, find_api
+    from shardnet.coordinator.api.client import ApiClient, find_api
     from shardnet.errors import UsageError
 
     text = sys.stdin.read() if prompt == "-" else prompt

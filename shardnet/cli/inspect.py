@@ -23,7 +23,7 @@ def inspect(
     """
     import json
 
-    from shardnet.inference.inspection import inspect_path
+    from shardnet.inference.splitting.inspection import inspect_path
 
     facts = inspect_path(path)
     if json_output:
@@ -40,7 +40,7 @@ def _line(title: str, text: str) -> None:
 
 def _tell_file(facts: dict[str, Any]) -> None:
     from shardnet.ids import short
-    from shardnet.inference.inspection import cut_sentence, layer_runs
+    from shardnet.inference.splitting.inspection import cut_sentence, layer_runs
     from shardnet.log import human_bytes
 
     parts = f" (+ {len(facts['paths']) - 1} more parts)" if len(facts["paths"]) > 1 else ""

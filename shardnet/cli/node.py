@@ -63,7 +63,7 @@ def node(
     """
     from shardnet import log
     from shardnet.errors import UsageError
-    from shardnet.inference.cuts import parse_size
+    from shardnet.inference.splitting.cuts import parse_size
     from shardnet.lifecycle import run_loop, serve
     from shardnet.node.daemon import NodeDaemon
     from shardnet.node.settings import NodeSettings

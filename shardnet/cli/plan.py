@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from shardnet.coordinator.law import LinkTime, Pace
-    from shardnet.coordinator.placement import NodeOffer
-    from shardnet.coordinator.prospects import Prospect
+    from shardnet.coordinator.placement.assign import NodeOffer
+    from shardnet.coordinator.placement.law import LinkTime, Pace
+    from shardnet.coordinator.placement.prospects import Prospect
     from shardnet.manifest import Manifest
 
 
@@ -51,11 +51,11 @@ def plan(
     import dataclasses
     import json
 
-    from shardnet.coordinator.law import LinkTime
-    from shardnet.coordinator.placement import Policy
-    from shardnet.coordinator.prospects import prospects
+    from shardnet.coordinator.placement.assign import Policy
+    from shardnet.coordinator.placement.law import LinkTime
+    from shardnet.coordinator.placement.prospects import prospects
     from shardnet.coordinator.settings import SequenceSettings
-    from shardnet.inference.manifest_file import load_manifest
+    from shardnet.inference.splitting.manifest_file import load_manifest
 
     manifest = load_manifest(model)
     links: dict[tuple[str, str], LinkTime] = {}
@@ -116,10 +116,10 @@ def offer_of(text: str, manifest: Manifest, pace: Pace | None = None) -> NodeOff
 
     Raises: UsageError.
     """
-    from shardnet.coordinator.law import step_bytes
-    from shardnet.coordinator.placement import NodeOffer
+    from shardnet.coordinator.placement.assign import NodeOffer
+    from shardnet.coordinator.placement.law import step_bytes
     from shardnet.errors import ShardnetError, UsageError
-    from shardnet.inference.cuts import parse_size
+    from shardnet.inference.splitting.cuts import parse_size
 
     row_costs: tuple[tuple[int, float], ...] = ()
     try:
@@ -147,7 +147,7 @@ def offer_of(text: str, manifest: Manifest, pace: Pace | None = None) -> NodeOff
 
 
 def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
-    from shardnet.coordinator.client import ApiClient, find_api
+    from shardnet.coordinator.api.client import ApiClient, find_api
 
     with ApiClient(find_api(api)) as client:
         status = client.get("/status")
@@ -156,9 +156,9 @@ def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOff
 
 def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
     """Returns: the nodes and links of `/status`, as if this model were on no node yet; any node could get the files."""
-    from shardnet.coordinator.law import LinkTime, step_bytes
-    from shardnet.coordinator.placement import NodeOffer
-    from shardnet.coordinator.planning import pace_of
+    from shardnet.coordinator.placement.assign import NodeOffer
+    from shardnet.coordinator.placement.law import LinkTime, step_bytes
+    from shardnet.coordinator.placement.planning import pace_of
     from shardnet.messages import HeldShard
 
     def told(one: dict[str, Any]) -> tuple[int, HeldShard]:

@@ -62,11 +62,11 @@ def seed(
     """
     from shardnet import log
     from shardnet.errors import UsageError
-    from shardnet.inference.cuts import parse_size
+    from shardnet.inference.splitting.cuts import parse_size
     from shardnet.lifecycle import run_loop, serve
-    from shardnet.node.publishing import OpenSeed
     from shardnet.node.settings import NodeSettings
-    from shardnet.node.sharing import SharingDaemon
+    from shardnet.node.weights.publishing import OpenSeed
+    from shardnet.node.weights.sharing import SharingDaemon
     from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
@@ -125,7 +125,7 @@ def fetch(
     from shardnet.lifecycle import run_loop, serve
     from shardnet.log import human_bytes
     from shardnet.node.settings import NodeSettings
-    from shardnet.node.sharing import SharingDaemon
+    from shardnet.node.weights.sharing import SharingDaemon
     from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
@@ -185,7 +185,7 @@ def torrent(
 
     from shardnet.errors import UsageError
     from shardnet.files import unwritable, write_whole
-    from shardnet.inference.manifest_file import HashCache, check_shard, load_manifest
+    from shardnet.inference.splitting.manifest_file import HashCache, check_shard, load_manifest
     from shardnet.torrent.metainfo import info_hash, make_torrent
 
     manifest = load_manifest(folder)

@@ -47,11 +47,11 @@ def split(
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
-    from shardnet.inference.cuts import parse_size
-    from shardnet.inference.manifest_file import save_manifest
-    from shardnet.inference.split import CutRequest, find_existing, plan_split, split_model
+    from shardnet.inference.splitting.cuts import parse_size
+    from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
+    from shardnet.inference.splitting.manifest_file import save_manifest
     from shardnet.log import human_bytes
-    from shardnet.node.torrent_files import promise_torrents
+    from shardnet.node.weights.torrent_files import promise_torrents
     from shardnet.settings import default_home
     from shardnet.swarm.home import Home
     from shardnet.swarm.signing import sign_if_owner
@@ -72,7 +72,7 @@ def split(
         folder, manifest = split_model(plan, out, progress)
     certificate = manifest.certificate
     if verify and (certificate is None or not certificate.is_exact):
-        from shardnet.inference.verify import fault_of, verify_split
+        from shardnet.inference.proof.verify import fault_of, verify_split
 
         with byte_bar("Proving the shards") as progress:
             certificate = verify_split(folder, model, on_progress=lambda share: progress(int(share * 1000), 1000))

@@ -21,7 +21,7 @@ def status(
     """Show every node, every layer and who holds it, and what is being loaded."""
     import json
 
-    from shardnet.coordinator.client import ApiClient, find_api
+    from shardnet.coordinator.api.client import ApiClient, find_api
 
     with ApiClient(find_api(api)) as client:
         found = client.get("/status")

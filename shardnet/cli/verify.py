@@ -31,8 +31,8 @@ def verify(
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, RefusedError
-    from shardnet.inference.manifest_file import load_manifest, save_manifest
-    from shardnet.inference.verify import damaged_files, fault_of, verify_split
+    from shardnet.inference.proof.verify import damaged_files, fault_of, verify_split
+    from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
     from shardnet.settings import default_home
     from shardnet.swarm.signing import sign_if_owner
 

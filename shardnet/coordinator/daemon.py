@@ -10,13 +10,20 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from shardnet import __version__
-from shardnet.coordinator import views
-from shardnet.coordinator.api import Api
-from shardnet.coordinator.catalogue import Catalogue
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.doors import Doors, Wanted, open_doors
-from shardnet.coordinator.epoch import next_epoch
-from shardnet.coordinator.events import (
+from shardnet.coordinator.api import views
+from shardnet.coordinator.api.endpoints import Api
+from shardnet.coordinator.api.service import Service
+from shardnet.coordinator.frames import Frames
+from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors
+from shardnet.coordinator.nodes.epoch import next_epoch
+from shardnet.coordinator.nodes.fetching import fetch_piece
+from shardnet.coordinator.nodes.loads import Loader
+from shardnet.coordinator.nodes.measuring import keep_measured
+from shardnet.coordinator.nodes.peers import Peers
+from shardnet.coordinator.nodes.seeders import Seeders
+from shardnet.coordinator.placement.catalogue import Catalogue
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import (
     Event,
     ManifestKnown,
     NodeDied,
@@ -25,17 +32,10 @@ from shardnet.coordinator.events import (
     PlanNeeded,
     TimePassed,
 )
-from shardnet.coordinator.fetching import fetch_piece
-from shardnet.coordinator.frames import Frames
-from shardnet.coordinator.loads import Loader
-from shardnet.coordinator.measuring import keep_measured
-from shardnet.coordinator.peers import Peers
-from shardnet.coordinator.requests import Requests
-from shardnet.coordinator.seeders import Seeders
-from shardnet.coordinator.service import Service
+from shardnet.coordinator.placement.standing import Standing
+from shardnet.coordinator.requests.driver import Requests
+from shardnet.coordinator.requests.stages import Stages
 from shardnet.coordinator.settings import CoordinatorSettings
-from shardnet.coordinator.stages import Stages
-from shardnet.coordinator.standing import Standing
 from shardnet.errors import Busy, PeerLost, PeerRefused, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.log import get

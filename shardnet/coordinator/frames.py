@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import Event, HeartbeatCame, ManifestKnown, NodeDrains
-from shardnet.coordinator.peers import Connection, Peers
-from shardnet.coordinator.requests import Requests
+from shardnet.coordinator.nodes.peers import Connection, Peers
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import Event, HeartbeatCame, ManifestKnown, NodeDrains
+from shardnet.coordinator.requests.driver import Requests
 from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.log import get

@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from shardnet.coordinator.prefixes import Prefixes
-from shardnet.coordinator.speculation import ModelSpeculation
+from shardnet.coordinator.requests.prefixes import Prefixes
+from shardnet.coordinator.requests.speculation import ModelSpeculation
 from shardnet.dht.settings import DhtSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardnet.demo.client import Answer, ask
-from shardnet.demo.processes import LocalSwarm
 from shardnet.errors import ShardnetError
-from shardnet.inference.manifest_file import load_manifest
+from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.local.client import Answer, ask
+from shardnet.local.processes import LocalSwarm
 from shardnet.log import human_bytes
 
 QUESTION = "Explain in three sentences why the sky is blue."

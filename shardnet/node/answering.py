@@ -18,14 +18,14 @@ from shardnet.messages import (
     Revoked,
     UnloadShard,
 )
-from shardnet.node.events import LoadAsked, UnloadAsked
-from shardnet.node.exchange import ShardExchange
-from shardnet.node.file_answers import FileAnswers
-from shardnet.node.links import PeerLinks
+from shardnet.node.links.peer_links import PeerLinks
 from shardnet.node.performing import Performer, Spawn
-from shardnet.node.state import NodeState
-from shardnet.node.store import ModelStore
-from shardnet.node.tasks import TaskRunner
+from shardnet.node.shards.events import LoadAsked, UnloadAsked
+from shardnet.node.shards.machine import NodeState
+from shardnet.node.tasks.runner import TaskRunner
+from shardnet.node.weights.exchange import ShardExchange
+from shardnet.node.weights.file_answers import FileAnswers
+from shardnet.node.weights.store import ModelStore
 from shardnet.steps import NextStep
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import remember_revoked

@@ -11,9 +11,9 @@ import structlog
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.ids import ShardKey, short
-from shardnet.inference.engine import Engine
-from shardnet.inference.host import EngineProcess, Restored
-from shardnet.inference.protocol import ROWS, Membership
+from shardnet.inference.engine.host import EngineProcess, Restored
+from shardnet.inference.engine.interface import Engine
+from shardnet.inference.engine.protocol import ROWS, Membership
 from shardnet.lifecycle import Jobs
 from shardnet.log import get
 from shardnet.messages import (
@@ -27,9 +27,15 @@ from shardnet.messages import (
     Welcome,
 )
 from shardnet.node.answering import Answering
-from shardnet.node.assignment import Assignment, parse_binding
-from shardnet.node.coordinator_link import CoordinatorLink
-from shardnet.node.events import (
+from shardnet.node.heartbeat import Pulse
+from shardnet.node.links.coordinator_link import CoordinatorLink
+from shardnet.node.links.finding import CoordinatorFinder
+from shardnet.node.links.meeting import open_directory
+from shardnet.node.links.peer_links import PeerLinks
+from shardnet.node.performing import Performer
+from shardnet.node.settings import NodeSettings
+from shardnet.node.shards.assignment import Assignment, parse_binding
+from shardnet.node.shards.events import (
     DrainBegan,
     EngineCameBack,
     FileGivenUp,
@@ -39,20 +45,14 @@ from shardnet.node.events import (
     TaskGone,
     TaskWaits,
 )
-from shardnet.node.exchange import ShardExchange
-from shardnet.node.finding import CoordinatorFinder
-from shardnet.node.heartbeat import Pulse
-from shardnet.node.holders import Holders
-from shardnet.node.legs import Flight
-from shardnet.node.links import PeerLinks
-from shardnet.node.meeting import open_directory
-from shardnet.node.performing import Performer
-from shardnet.node.row_links import RowLinks
-from shardnet.node.settings import NodeSettings
-from shardnet.node.state import NodeState
-from shardnet.node.store import ModelStore
-from shardnet.node.swarming import SwarmExchange
-from shardnet.node.tasks import TaskRunner
+from shardnet.node.shards.machine import NodeState
+from shardnet.node.tasks.legs import Flight
+from shardnet.node.tasks.row_links import RowLinks
+from shardnet.node.tasks.runner import TaskRunner
+from shardnet.node.weights.exchange import ShardExchange
+from shardnet.node.weights.holders import Holders
+from shardnet.node.weights.store import ModelStore
+from shardnet.node.weights.swarming import SwarmExchange
 from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.addresses import (
     is_loopback,

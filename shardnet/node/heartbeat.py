@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.engine import Engine
-from shardnet.inference.protocol import Report
+from shardnet.inference.engine.interface import Engine
+from shardnet.inference.engine.protocol import Report
 from shardnet.messages import AnyMessage, DeviceInfo, Heartbeat, HeldShard
 from shardnet.node.performing import Spawn
-from shardnet.node.state import NodeState
-from shardnet.node.tasks import TaskRunner
+from shardnet.node.shards.machine import NodeState
+from shardnet.node.tasks.runner import TaskRunner
 
 
 class Pulse:

@@ -9,11 +9,11 @@ from typing import Any, assert_never
 
 from shardnet.errors import ShardnetError, ShardNotFound
 from shardnet.ids import ShardKey, new_id
-from shardnet.inference.engine import Engine
-from shardnet.inference.protocol import Load as EngineLoad
+from shardnet.inference.engine.interface import Engine
+from shardnet.inference.engine.protocol import Load as EngineLoad
 from shardnet.log import get
 from shardnet.messages import AnyMessage
-from shardnet.node.effects import (
+from shardnet.node.shards.effects import (
     Effect,
     FailTask,
     Fetch,
@@ -32,7 +32,7 @@ from shardnet.node.effects import (
     Verify,
     Withdraw,
 )
-from shardnet.node.events import (
+from shardnet.node.shards.events import (
     DeadlinePassed,
     Event,
     FetchFailed,
@@ -45,9 +45,9 @@ from shardnet.node.events import (
     ShardVerified,
     VerifyFailed,
 )
-from shardnet.node.exchange import FetchProgress, ShardExchange
-from shardnet.node.state import NodeState
-from shardnet.node.store import PROGRESS_INTERVAL_S, ModelStore
+from shardnet.node.shards.machine import NodeState
+from shardnet.node.weights.exchange import FetchProgress, ShardExchange
+from shardnet.node.weights.store import PROGRESS_INTERVAL_S, ModelStore
 
 log = get("node")
 

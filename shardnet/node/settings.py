@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from shardnet.dht.settings import DhtSettings
-from shardnet.inference.settings import InferenceSettings
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
 from shardnet.settings import Section
@@ -66,7 +66,7 @@ class NodeSection(Section):
     @field_validator("shards")
     @classmethod
     def _shards_name_a_shard(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        from shardnet.node.assignment import parse_binding
+        from shardnet.node.shards.assignment import parse_binding
 
         for text in texts:
             parse_binding(text)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.lifecycle import run_loop
 from shardnet.log import configure
-from tests.dht_world import MODEL, World, eventually, world
+from tests.support.dht_world import MODEL, World, eventually, world
 
 HOST = "127.0.0.1"
 

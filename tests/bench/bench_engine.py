@@ -19,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import Rows, single_sequence_rows
-from shardnet.inference.settings import InferenceSettings
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.llama.batch import Rows, single_sequence_rows
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.lifecycle import run_loop
 from shardnet.log import configure
 from shardnet.messages import ShardOptions
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, load_request, split
-from tests.random_models import tiny_llama
+from tests.support.engine_world import PROMPT, Route, SplitModel, Stage, load_request, split
+from tests.support.random_models import tiny_llama
 
 OPTIONS = ShardOptions(n_ctx=1024, n_seq=8, n_batch=256)
 WARM = 5

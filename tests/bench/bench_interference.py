@@ -19,11 +19,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from shardnet.bench.world import prompt_of
-from shardnet.demo.client import stream_events
-from shardnet.demo.model import find_demo_model
-from shardnet.demo.processes import LocalSwarm
 from shardnet.errors import ShardnetError
-from tests.two_nodes import halve
+from shardnet.local.client import stream_events
+from shardnet.local.model import find_demo_model
+from shardnet.local.processes import LocalSwarm
+from tests.support.two_nodes import halve
 
 WRITER_TOKENS = 900
 SETTLED = 24

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from shardnet import log
 from shardnet.ids import new_id
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.lifecycle import run_loop
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -42,7 +42,7 @@ from shardnet.swarm.home import Home
 from shardnet.swarm.identity import claim_identity
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 N_STEPS, N_WARM = 400, 50
 N_EMBD = 576

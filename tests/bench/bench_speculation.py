@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from shardnet.bench.netem import NETS, Relays
-from shardnet.demo.client import ask
-from shardnet.demo.model import find_demo_model
-from shardnet.demo.processes import LocalSwarm
-from tests.two_nodes import halve
+from shardnet.local.client import ask
+from shardnet.local.model import find_demo_model
+from shardnet.local.processes import LocalSwarm
+from tests.support.two_nodes import halve
 
 CODE = """\
 def area_of_rectangle(width, height):

@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shardnet.inference.gguf_file import read_gguf_header
-from shardnet.inference.manifest_file import scan_cache
+from shardnet.inference.gguf.header import read_gguf_header
+from shardnet.inference.splitting.manifest_file import scan_cache
 from tests.bench.make_synthetic_gguf import LLAMA_2_7B, write_cache, write_model
 
 MB = 1_000_000
-IMPORTS = "import shardnet.inference.split, shardnet.cli.split, shardnet.inference.manifest_file"
+IMPORTS = "import shardnet.inference.splitting.cutting, shardnet.cli.split, shardnet.inference.splitting.manifest_file"
 
 
 def tell(figure: str, **facts: Any) -> None:

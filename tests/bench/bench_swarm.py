@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shardnet.demo.model import find_demo_model
-from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.manifest_file import load_manifest
+from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.local.model import find_demo_model
+from shardnet.local.processes import LocalSwarm
 from shardnet.manifest import Manifest
 
 MB = 1_000_000

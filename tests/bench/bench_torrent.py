@@ -27,7 +27,7 @@ from typing import Any
 
 from shardnet.lifecycle import run_loop
 from shardnet.torrent.metainfo import info_hash, make_torrent
-from tests.torrent_world import Shard, World, make_shard
+from tests.support.torrent_world import Shard, World, make_shard
 
 MB = 1_000_000
 MIB = 1 << 20

@@ -5,8 +5,8 @@
     python tests/bench/family_table.py --quantisations    one small model in every type that llama.cpp quantises to
     python tests/bench/family_table.py --write            put both tables into docs/families.md
 
-Each model is small and random (tests/random_families.py) and has more than one period of layers; every legal cut is tried at once, then one in the
-middle.
+Each model is small and random (tests/support/) and has more than one period of layers; every legal cut is tried at once, then one
+in the middle.
 Exits 1 if a family that is cut is not exact.
 """
 
@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.family_proofs import Proof, in_words, prove_cut, prove_family
-from tests.quantised_models import QUANTISATIONS, quantise
-from tests.random_families import RECIPES
-from tests.random_models import tiny_llama
+from tests.support.family_proofs import Proof, in_words, prove_cut, prove_family
+from tests.support.quantised_models import QUANTISATIONS, quantise
+from tests.support.random_families import RECIPES
+from tests.support.random_models import tiny_llama
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"

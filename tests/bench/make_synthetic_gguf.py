@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shardnet.inference.gguf_file import GgufField, GgufValue, ValueType, padded, read_gguf_header
-from shardnet.inference.gguf_types import FILE_TYPES, GGML_TYPES
-from shardnet.inference.gguf_writer import OutTensor, header_bytes, string_value, u32_value
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.gguf.element_types import FILE_TYPES, GGML_TYPES
+from shardnet.inference.gguf.header import GgufField, GgufValue, ValueType, padded, read_gguf_header
+from shardnet.inference.gguf.writer import OutTensor, header_bytes, string_value, u32_value
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 
 PIECE_BLOCKS = 1 << 18
 TYPES = {kind.name: number for number, kind in GGML_TYPES.items()}

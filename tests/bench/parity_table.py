@@ -16,10 +16,10 @@ from pathlib import Path
 from shardnet.bench.driver import Driver
 from shardnet.bench.parity import compare
 from shardnet.bench.plain import PlainLlama
-from shardnet.demo.model import find_demo_model
-from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.lifecycle import run_loop
+from shardnet.local.model import find_demo_model
+from shardnet.local.processes import LocalSwarm
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.swarm.home import Home
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.settings import InferenceSettings
-from tests.engine_world import SplitModel, Stage, split
-from tests.random_models import tiny_llama
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.settings import InferenceSettings
+from tests.support.engine_world import SplitModel, Stage, split
+from tests.support.random_models import tiny_llama
 
 
 @pytest.fixture(scope="session")

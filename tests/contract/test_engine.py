@@ -26,16 +26,16 @@ from shardnet.errors import (
     UsageError,
 )
 from shardnet.ids import new_id
-from shardnet.inference.engine import answer_of
-from shardnet.inference.gguf_file import read_gguf_header
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.protocol import Load
-from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.interface import answer_of
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.steps import Step, StepDone
+from shardnet.inference.gguf.header import read_gguf_header
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
 from tests.conftest import SplitSmolLM2
-from tests.engine_world import (
+from tests.support.engine_world import (
     OPTIONS,
     PROMPT,
     Route,
@@ -48,7 +48,7 @@ from tests.engine_world import (
     plain_logits,
     split,
 )
-from tests.random_models import build_random_model
+from tests.support.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -12,16 +12,16 @@ import pytest
 
 from shardnet.errors import RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.ids import new_id
-from shardnet.inference import rows
-from shardnet.inference.engine import answer_of
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.steps import TOKEN, RowDone, StepDone
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.interface import answer_of
+from shardnet.inference.engine.steps import TOKEN, RowDone, StepDone
+from shardnet.inference.worker import rows
 from shardnet.messages import Sampling
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, begin_run, make_step, split
-from tests.random_families import N_EMBD
-from tests.random_models import build_random_model
+from tests.support.engine_world import PROMPT, Route, SplitModel, Stage, begin_run, make_step, split
+from tests.support.random_families import N_EMBD
+from tests.support.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -28,7 +28,7 @@ from shardnet.swarm.membership import follow_revocations, invite, remember_revok
 from shardnet.swarm.records import MEMBERS, REVOCATIONS
 from shardnet.swarm.tokens import JoinToken
 from shardnet.transport import dial, listen
-from tests.swarm_world import LOOPS, World, hello_of, plain_client, run, until
+from tests.support.swarm_world import LOOPS, World, hello_of, plain_client, run, until
 
 LOOPBACK = ("127.0.0.1", 0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.engine_world import PROMPT, Route, logits_of, two_stages
+from tests.support.engine_world import PROMPT, Route, logits_of, two_stages
 
 ANSWER, NEXT = [70, 71, 72, 73], [80, 81, 82, 83, 84]
 WASTE = [90, 91, 92, 93, 94, 95, 96, 97]

@@ -17,14 +17,14 @@ import pytest_asyncio
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError
 from shardnet.ids import new_id
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
-from shardnet.inference.row_link import KIND, WELCOME
-from shardnet.inference.row_links import MAX_HANDSHAKES, PATIENCE, SILENCE_TIMEOUT_S
-from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import TOKEN, RowDone
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.steps import TOKEN, RowDone
+from shardnet.inference.worker.row_link import KIND, WELCOME
+from shardnet.inference.worker.row_links import MAX_HANDSHAKES, PATIENCE, SILENCE_TIMEOUT_S
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Hello, StageRef, Welcome
-from shardnet.node.row_links import RowLinks
+from shardnet.node.tasks.row_links import RowLinks
 from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.home import Home
@@ -33,7 +33,7 @@ from shardnet.swarm.tls import client_context
 from shardnet.tcp import tune
 from shardnet.transport import Listener, listen
 from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer, encode
-from tests.engine_world import PROMPT, Route, SplitModel, Stage, begin_run
+from tests.support.engine_world import PROMPT, Route, SplitModel, Stage, begin_run
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

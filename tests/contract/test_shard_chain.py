@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shardnet.inference import shard_plan
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import single_sequence_rows
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from tests.random_models import tiny_llama
+from shardnet.inference.llama.batch import single_sequence_rows
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.splitting import plan as plan_module
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from tests.support.random_models import tiny_llama
 
 TOKENS = list(range(40, 60))
 
@@ -62,6 +62,6 @@ def test_zeros_in_place_of_a_head_or_an_embedding_load_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_embd: int
 ) -> None:
     """As for the architectures that demand both tensors in every file."""
-    monkeypatch.setattr(shard_plan, "HEAD_FROM_EMBEDDING", frozenset())
+    monkeypatch.setattr(plan_module, "HEAD_FROM_EMBEDDING", frozenset())
     model = tiny_llama(tmp_path / "m.gguf", n_embd=n_embd, tied=False)
     assert np.array_equal(chained(model, tmp_path / "cache", 3), unsplit(model))

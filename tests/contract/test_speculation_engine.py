@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.coordinator.generation_spec import GenerationSpec
-from shardnet.coordinator.pipeline import Generation
-from shardnet.coordinator.planning import Route as Pipeline
-from shardnet.coordinator.speculation import ModelSpeculation, Speculator
+from shardnet.coordinator.placement.planning import Route as Pipeline
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.messages import ExecuteTask, Sampling, StageRef
 from shardnet.steps import TaskResult
-from tests.coordinator_world import node_id
-from tests.engine_world import OPTIONS, Route, two_stages
+from tests.support.coordinator_world import node_id
+from tests.support.engine_world import OPTIONS, Route, two_stages
 
 PROMPT = [40, 41, 42, 43, 40, 41, 42, 43, 40, 41]
 SAMPLINGS = [Sampling(), Sampling(temperature=0.9, seed=7), Sampling(repeat_penalty=1.3)]

@@ -17,8 +17,8 @@ from shardnet.messages import AnyMessage, CancelTask, Done, Heartbeat, Hello, Pi
 from shardnet.swarm.addresses import bound_address
 from shardnet.transport import Connection, Listener, dial, limits, listen
 from shardnet.wire import Frame
-from tests.golden_messages import COMMAND, HELD, SAMPLES, payloads
-from tests.swarm_world import LOOPS, World, hello_of, run, tensor, until
+from tests.support.golden_messages import COMMAND, HELD, SAMPLES, payloads
+from tests.support.swarm_world import LOOPS, World, hello_of, run, tensor, until
 
 LOOPBACK = ("127.0.0.1", 0)
 

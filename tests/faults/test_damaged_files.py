@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import GgufError, ManifestError, ShardCorrupt, ShardnetError
-from shardnet.inference.gguf_file import read_gguf_header
-from shardnet.inference.manifest_file import HashCache, check_shard, load_manifest
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.gguf.header import read_gguf_header
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import HashCache, check_shard, load_manifest
 from shardnet.manifest import Manifest
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 B10_MANIFESTS, B10_CPU_S, B10_BYTES = 500, 0.05, 64 << 20
 PIECES = (b"[", b"{", b'"', b"9" * 30, b"-1", b"null", b"1e999", b"../", b"[" * 5000)

@@ -33,7 +33,7 @@ from shardnet.dht.packets import (
 )
 from shardnet.dht.records import Kind, Record, compressed_public_key, provider_key, sign_raw, sign_record
 from shardnet.dht.sealing import Sealer
-from tests.dht_world import MODEL, SWARM_KEY, FakeClock, KeySigner, World, entry_of, eventually, world
+from tests.support.dht_world import MODEL, SWARM_KEY, FakeClock, KeySigner, World, entry_of, eventually, world
 
 pytestmark = pytest.mark.integration
 

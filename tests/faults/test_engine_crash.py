@@ -16,11 +16,11 @@ import pytest_asyncio
 
 from shardnet.errors import EngineCrashed, SequenceGap, ShardNotFound
 from shardnet.ids import new_id
-from shardnet.inference.host import EngineProcess, Restored
-from shardnet.inference.protocol import Load
-from shardnet.inference.settings import InferenceSettings
-from tests.engine_world import OPTIONS, PROMPT, Route, SplitModel, Stage, load_request, split
-from tests.random_models import tiny_llama
+from shardnet.inference.engine.host import EngineProcess, Restored
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.engine.settings import InferenceSettings
+from tests.support.engine_world import OPTIONS, PROMPT, Route, SplitModel, Stage, load_request, split
+from tests.support.random_models import tiny_llama
 
 
 class Watched(EngineProcess):
@@ -189,7 +189,7 @@ async def test_the_terminals_signals_do_not_end_the_engine(engine: Watched) -> N
 
 DAEMON = """
 import asyncio, time
-from shardnet.inference.host import EngineProcess
+from shardnet.inference.engine.host import EngineProcess
 
 async def main():
     engine = EngineProcess()

@@ -27,8 +27,8 @@ from shardnet.swarm.identity import Identity
 from shardnet.swarm.tls import HANDSHAKE_TIMEOUT_S, client_context
 from shardnet.transport import Listener, dial, limits, link, listen, pace
 from shardnet.wire import MAX_PAYLOAD_BYTES, PREFIX, FrameDecoder, encode
-from tests.golden_messages import COMMAND, SAMPLES, payloads
-from tests.swarm_world import LOOPS, World, hello_of, plain_client, run, tensor, until
+from tests.support.golden_messages import COMMAND, SAMPLES, payloads
+from tests.support.swarm_world import LOOPS, World, hello_of, plain_client, run, tensor, until
 from tests.unit.test_wire import mutated, prefix
 
 REFUSED_WITHIN_S = 4.0

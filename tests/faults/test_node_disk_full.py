@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from shardnet.ids import new_id
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -35,7 +35,7 @@ from shardnet.messages import (
 )
 from shardnet.node.daemon import NodeDaemon
 from shardnet.node.settings import NodeSettings
-from shardnet.node.sharing import SharingDaemon
+from shardnet.node.weights.sharing import SharingDaemon
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.steps import TaskResult
 from shardnet.swarm.home import Home
@@ -43,9 +43,9 @@ from shardnet.swarm.identity import claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
-from tests.free_ports import free_ports
-from tests.random_models import tiny_llama
-from tests.small_disks import fill, small_disk
+from tests.support.free_ports import free_ports
+from tests.support.random_models import tiny_llama
+from tests.support.small_disks import fill, small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

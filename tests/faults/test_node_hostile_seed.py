@@ -17,8 +17,9 @@ import pytest
 
 from shardnet.errors import ShardNotFound
 from shardnet.ids import new_id
-from shardnet.inference import gguf_writer, manifest_file
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.gguf import writer
+from shardnet.inference.splitting import manifest_file
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -31,13 +32,13 @@ from shardnet.messages import (
     ShardSource,
     Welcome,
 )
-from shardnet.node import torrent_files
 from shardnet.node.daemon import NodeDaemon
-from shardnet.node.events import LocalModel
-from shardnet.node.file_answers import FileAnswers
 from shardnet.node.settings import NodeSettings
-from shardnet.node.sharing import SharingDaemon
-from shardnet.node.store import ModelStore
+from shardnet.node.shards.events import LocalModel
+from shardnet.node.weights import torrent_files
+from shardnet.node.weights.file_answers import FileAnswers
+from shardnet.node.weights.sharing import SharingDaemon
+from shardnet.node.weights.store import ModelStore
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign
@@ -47,8 +48,8 @@ from shardnet.torrent.settings import TorrentSettings
 from shardnet.torrent.tls import TlsMaterial
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
-from tests.random_models import tiny_llama
-from tests.torrent_world import raw_session, with_flipped_bytes
+from tests.support.random_models import tiny_llama
+from tests.support.torrent_world import raw_session, with_flipped_bytes
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -248,7 +249,7 @@ async def test_a_fetched_shard_was_proved_on_its_way_and_is_not_hashed_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    really = gguf_writer.file_sha256
+    really = writer.file_sha256
 
     def file_sha256(path: Path, *arguments: Any) -> str:
         hashed.append(path)

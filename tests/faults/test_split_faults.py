@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.inference.manifest_file import HashCache, check_shard, load_manifest, scan_cache
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from tests.random_models import tiny_llama
-from tests.small_disks import fill, small_disk
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import HashCache, check_shard, load_manifest, scan_cache
+from tests.support.random_models import tiny_llama
+from tests.support.small_disks import fill, small_disk
 
 STOPS_IN_THE_MIDDLE = """
 import os, signal, sys
 from pathlib import Path
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 model, cache, share, how = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 
 def on_progress(done, total):

@@ -26,8 +26,8 @@ from shardnet.torrent.alerts import PeerBanned
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.watchdog import Remedy
-from tests.small_disks import fill, small_disk
-from tests.torrent_world import Authority, Reached, Shard, World, make_shard, raw_session, with_flipped_bytes
+from tests.support.small_disks import fill, small_disk
+from tests.support.torrent_world import Authority, Reached, Shard, World, make_shard, raw_session, with_flipped_bytes
 
 pytestmark = pytest.mark.integration
 MB = 1_000_000
@@ -244,7 +244,7 @@ def start_fetcher(world: World, shard: Shard, port: int, **more: Any) -> subproc
         "port": port,
     } | more
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.torrent_fetcher", json.dumps(job)],
+        [sys.executable, "-m", "tests.support.torrent_fetcher", json.dumps(job)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 pytestmark = pytest.mark.integration
 

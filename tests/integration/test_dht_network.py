@@ -13,7 +13,7 @@ from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.dht.packets import Packet
 from shardnet.dht.records import provider_key
 from shardnet.errors import LocalProtocolError, SettingsError, UsageError
-from tests.dht_world import MODEL, FakeClock, KeySigner, entry_of, eventually, world
+from tests.support.dht_world import MODEL, FakeClock, KeySigner, entry_of, eventually, world
 
 pytestmark = pytest.mark.integration
 

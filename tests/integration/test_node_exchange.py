@@ -11,9 +11,9 @@ import pytest
 
 from shardnet.errors import ManifestError, ShardNotFound
 from shardnet.ids import new_id
-from shardnet.inference.engine import Engine, LoadedShard, OnProgress
-from shardnet.inference.protocol import Load, Loaded, Ready, Report
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.engine.interface import Engine, LoadedShard, OnProgress
+from shardnet.inference.engine.protocol import Load, Loaded, Ready, Report
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -30,14 +30,14 @@ from shardnet.messages import (
     Welcome,
 )
 from shardnet.node.daemon import NodeDaemon
-from shardnet.node.exchange import FetchProgress, OnFetchProgress
 from shardnet.node.settings import NodeSettings
+from shardnet.node.weights.exchange import FetchProgress, OnFetchProgress
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 pytestmark = pytest.mark.integration
 

@@ -20,8 +20,8 @@ import pytest
 from shardnet.bench.plain import PlainLlama
 from shardnet.errors import PeerLost
 from shardnet.ids import new_id
-from shardnet.inference.manifest_file import save_manifest
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.lifecycle import EXIT_WITH_PARENT
 from shardnet.manifest import Manifest
 from shardnet.messages import (
@@ -61,7 +61,7 @@ from shardnet.swarm.identity import Identity, claim_identity, ensure_swarm
 from shardnet.swarm.signing import sign
 from shardnet.transport import Connection, Listener, listen
 from shardnet.wire import Frame
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 pytestmark = pytest.mark.integration
 

@@ -20,10 +20,10 @@ from typing import Any
 import libtorrent as lt
 import pytest
 
-from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from tests.free_ports import free_ports
-from tests.random_models import tiny_llama
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.local.processes import LocalSwarm
+from tests.support.free_ports import free_ports
+from tests.support.random_models import tiny_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

@@ -11,8 +11,8 @@ import pytest
 from shardnet.bench.driver import Driver
 from shardnet.bench.parity import compare
 from shardnet.bench.plain import PlainLlama
-from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.manifest_file import load_manifest
+from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.local.processes import LocalSwarm
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.swarm.home import Home
 from tests.conftest import SplitSmolLM2

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from tests.random_models import tiny_llama
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from tests.support.random_models import tiny_llama
 
 pytestmark = pytest.mark.integration
 

@@ -11,9 +11,9 @@ import pytest
 
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import ShardNotFound
-from shardnet.node.presence import hosts_to_block
-from tests.dht_world import MODEL, SWARM_KEY, KeySigner, entry_of, eventually, quick_settings, world
-from tests.torrent_world import Reached, World, make_shard
+from shardnet.node.weights.presence import hosts_to_block
+from tests.support.dht_world import MODEL, SWARM_KEY, KeySigner, entry_of, eventually, quick_settings, world
+from tests.support.torrent_world import Reached, World, make_shard
 
 pytestmark = pytest.mark.integration
 MB = 1_000_000

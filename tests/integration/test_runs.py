@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from shardnet.bench.plain import PlainLlama
-from shardnet.demo.client import ask, stream_events
-from shardnet.demo.processes import LocalSwarm
+from shardnet.local.client import ask, stream_events
+from shardnet.local.processes import LocalSwarm
 from tests.conftest import SplitSmolLM2
-from tests.two_nodes import Halves
+from tests.support.two_nodes import Halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.demo.processes import LocalSwarm
-from tests.two_nodes import complete, tiny_halves
+from shardnet.local.processes import LocalSwarm
+from tests.support.two_nodes import complete, tiny_halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from shardnet.bench.plain import PlainLlama
-from shardnet.demo.client import Answer, ask
-from shardnet.demo.processes import LocalSwarm
 from shardnet.errors import ShardnetError
-from tests.random_models import tiny_llama
-from tests.two_nodes import Halves, tiny_halves
+from shardnet.local.client import Answer, ask
+from shardnet.local.processes import LocalSwarm
+from tests.support.random_models import tiny_llama
+from tests.support.two_nodes import Halves, tiny_halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

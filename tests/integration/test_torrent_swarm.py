@@ -16,7 +16,7 @@ from shardnet.errors import Busy, DeadlineExceeded, ManifestError, SettingsError
 from shardnet.torrent.metainfo import info_hash
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.session import TorrentSession
-from tests.torrent_world import Authority, Reached, Shard, World, make_shard
+from tests.support.torrent_world import Authority, Reached, Shard, World, make_shard
 
 pytestmark = pytest.mark.integration
 MB = 1_000_000

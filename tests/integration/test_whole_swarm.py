@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from shardnet.bench.plain import PlainLlama
-from shardnet.demo.client import Answer, ask
-from shardnet.demo.processes import LocalSwarm
 from shardnet.errors import ManifestError, ShardnetError
-from shardnet.inference.manifest_file import load_manifest
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.local.client import Answer, ask
+from shardnet.local.processes import LocalSwarm
 from shardnet.manifest import Manifest
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
-from tests.free_ports import free_ports
-from tests.random_models import N_VOCAB, tiny_llama
+from tests.support.free_ports import free_ports
+from tests.support.random_models import N_VOCAB, tiny_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 

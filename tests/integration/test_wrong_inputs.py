@@ -22,10 +22,10 @@ import httpx
 import psutil
 import pytest
 
-from shardnet.demo.processes import LocalSwarm, Process
 from shardnet.lifecycle import run_loop
-from tests.random_models import build_random_model, tiny_llama
-from tests.small_disks import small_disk
+from shardnet.local.processes import LocalSwarm, Process
+from tests.support.random_models import build_random_model, tiny_llama
+from tests.support.small_disks import small_disk
 
 pytestmark = pytest.mark.integration
 

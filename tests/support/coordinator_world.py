@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import ManifestKnown, NodeJoined, ShardIsReady
-from shardnet.coordinator.planning import Route
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import ManifestKnown, NodeJoined, ShardIsReady
+from shardnet.coordinator.placement.planning import Route
 from shardnet.manifest import FileContent, Manifest, ModelContent, ShardContent, ShardFile
 from shardnet.messages import (
     PROTOCOL_VERSION,

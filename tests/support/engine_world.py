@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from shardnet.errors import ShardnetError
 from shardnet.ids import new_id
-from shardnet.inference.engine import answer_of
-from shardnet.inference.host import EngineProcess
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import single_sequence_rows
-from shardnet.inference.protocol import Load
-from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from shardnet.inference.steps import NOBODY, RowDone, Step, StepDone
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.interface import answer_of
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.steps import NOBODY, RowDone, Step, StepDone
+from shardnet.inference.llama.batch import single_sequence_rows
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=4, n_batch=64)
 PROMPT = list(range(40, 57))

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from shardnet.errors import ShardnetError
-from shardnet.inference import families
-from shardnet.inference.cuts import describe_points
-from shardnet.inference.families import CutRules
-from shardnet.inference.gguf_layout import read_model
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from shardnet.inference.verify import fault_of, verify_split
+from shardnet.inference.gguf.layout import read_model
+from shardnet.inference.proof.verify import fault_of, verify_split
+from shardnet.inference.splitting import families
+from shardnet.inference.splitting.cuts import describe_points
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.families import CutRules
 from shardnet.manifest import ParityCertificate
-from tests.random_families import RECIPES
-from tests.random_models import build_random_model
+from tests.support.random_families import RECIPES
+from tests.support.random_models import build_random_model
 
 PROMPT_LENGTHS = (5, 97)
 """Tokens: a short one, and one longer than every sliding window of the random models."""

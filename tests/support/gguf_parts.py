@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tests.random_models import add_value
+from tests.support.random_models import add_value
 
 
 def parts_of(whole: Path, folder: Path, count: int) -> list[Path]:

@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 from gguf import GGUFReader
 
-from shardnet.inference.llama import start_backend
+from shardnet.inference.llama.model import start_backend
 
 QUANTISATIONS = {
     "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7, "Q2_K": 10, "Q2_K_S": 21, "Q3_K_S": 11, "Q3_K_M": 12,

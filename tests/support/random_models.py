@@ -22,7 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
 from numpy.typing import NDArray
 
-from tests.random_families import N_EMBD, RECIPES, Value, common_keys
+from tests.support.random_families import N_EMBD, RECIPES, Value, common_keys
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 """What numpy can quantise; for the other types see `quantise` (llama.cpp does it)."""
@@ -305,7 +305,7 @@ def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequ
     """
     import llama_cpp
 
-    from shardnet.inference.llama import start_backend
+    from shardnet.inference.llama.model import start_backend
 
     start_backend()
     library, init_params = _gguf_library()
@@ -333,7 +333,7 @@ def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequ
     model = llama_cpp.llama_model_init_from_user(header, callback, None, params)
     library.gguf_free(header)
     if not model:
-        from shardnet.inference.llama_log import why
+        from shardnet.inference.llama.native_log import why
 
         raise ValueError(f"llama.cpp cannot make a {architecture} of this metadata: {why('no reason given')}")
     llama_cpp.llama_model_free(model)

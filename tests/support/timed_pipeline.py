@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardnet.coordinator.pipeline import Generation, Need
+from shardnet.coordinator.requests.pipeline import Generation, Need
 from shardnet.errors import EngineCrashed, SequenceGap, ShardnetError
 from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask
 from shardnet.steps import TaskResult

@@ -1,4 +1,4 @@
-"""A process that fetches one shard, for tests that kill it: `python -m tests.torrent_fetcher` with a JSON job as its argument.
+"""A process that fetches one shard, for tests that kill it: `python -m tests.support.torrent_fetcher` with a JSON job as its argument.
 
 Writes one JSON line per progress report, and `{"finished": true, ...}` at the end. With `die_at` in its job it kills itself at that moment, as
 `kill -9` would.

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from shardnet.bench.netem import Relays
-from shardnet.demo.processes import LocalSwarm
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.local.processes import LocalSwarm
 from shardnet.messages import Address
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 
 @dataclass(frozen=True)

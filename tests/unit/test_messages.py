@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from shardnet.errors import Busy, PeerRefused, SequenceGap, ShardnetError
 from shardnet.messages import MESSAGES, PROTOCOL_VERSION, Address, AnyMessage, ErrorInfo, Hello, Sampling
 from shardnet.wire import FrameDecoder, encode
-from tests.golden_messages import SAMPLES, payloads
+from tests.support.golden_messages import SAMPLES, payloads
 
 GOLDEN = Path(__file__).parent.parent / "golden" / f"frames_v{PROTOCOL_VERSION}.json"
 

@@ -15,7 +15,7 @@ from shardnet.errors import LocalProtocolError, RemoteProtocolError
 from shardnet.messages import MESSAGES, AnyMessage, Ping
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.wire import GREETING, PREFIX, UNTRUSTED, Frame, FrameDecoder, Limits, encode
-from tests.golden_messages import COMMAND, SAMPLES, payloads
+from tests.support.golden_messages import COMMAND, SAMPLES, payloads
 
 FRAMES = tuple(b"".join(encode(MESSAGES, message, payloads(message))) for message in SAMPLES)
 STREAM = b"".join(FRAMES)

@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shardnet.coordinator.api_errors import error_body, error_response, usage_error
-from shardnet.coordinator.api_models import ChatRequest, CommonRequest, CompletionRequest
-from shardnet.coordinator.api_words import Wording, chat_wording, completion_wording, to_event
-from shardnet.coordinator.service import Answering, Service
+from shardnet.coordinator.api.errors import error_body, error_response, usage_error
+from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.api.service import Answering, Service
+from shardnet.coordinator.api.wording import Wording, chat_wording, completion_wording, to_event
 from shardnet.coordinator.settings import ApiSettings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get

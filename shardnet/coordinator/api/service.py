@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardnet.coordinator.api_models import ChatRequest, CommonRequest, CompletionRequest
-from shardnet.coordinator.catalogue import Words, resolve
-from shardnet.coordinator.generation_spec import GenerationSpec
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.requests import Requests
-from shardnet.coordinator.running import Running
+from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.placement.catalogue import Words, resolve
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.driver import Requests
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.settings import RequestSettings
-from shardnet.coordinator.text import TextStream
+from shardnet.coordinator.text.stream import TextStream
 from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.node_view import NodeView
-from shardnet.coordinator.placement import layers_of
-from shardnet.coordinator.planning import Route, measured_pace
-from shardnet.coordinator.prefixes import Prefixes
-from shardnet.coordinator.requests import Requests
+from shardnet.coordinator.placement.assign import layers_of
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.node_view import NodeView
+from shardnet.coordinator.placement.planning import Route, measured_pace
+from shardnet.coordinator.requests.driver import Requests
+from shardnet.coordinator.requests.prefixes import Prefixes
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.shards import joined

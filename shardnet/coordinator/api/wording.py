@@ -6,10 +6,10 @@ import json
 import time
 from typing import Any
 
-from shardnet.coordinator.api_models import ChatRequest, CompletionRequest
-from shardnet.coordinator.generation_spec import Emitted
-from shardnet.coordinator.running import Piece
-from shardnet.coordinator.service import Answering
+from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
+from shardnet.coordinator.api.service import Answering
+from shardnet.coordinator.requests.generation_spec import Emitted
+from shardnet.coordinator.requests.running import Piece
 
 
 def to_event(data: dict[str, Any]) -> bytes:

@@ -7,8 +7,8 @@ import errno
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from shardnet.coordinator.directory import open_directory
-from shardnet.coordinator.http_server import HttpServer
+from shardnet.coordinator.api.http_server import HttpServer
+from shardnet.coordinator.nodes.directory import open_directory
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import SettingsError, UsageError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.peers import Peers
+from shardnet.coordinator.nodes.peers import Peers
+from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound
 from shardnet.ids import new_id
 from shardnet.messages import FileIs, GetFile

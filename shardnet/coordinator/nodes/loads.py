@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import Event, LinkKnown, LoadFailed, LoadMoved, LoadSent, ShardIsReady
-from shardnet.coordinator.law import LinkTime
-from shardnet.coordinator.peers import Peers
-from shardnet.coordinator.planning import LoadOrder
+from shardnet.coordinator.nodes.peers import Peers
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import Event, LinkKnown, LoadFailed, LoadMoved, LoadSent, ShardIsReady
+from shardnet.coordinator.placement.law import LinkTime
+from shardnet.coordinator.placement.planning import LoadOrder
 from shardnet.errors import DeadlineExceeded, PeerLost, ShardnetError, UnreachableError
 from shardnet.ids import new_id
 from shardnet.log import get

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.loads import Loader
+from shardnet.coordinator.nodes.loads import Loader
+from shardnet.coordinator.placement.cluster import Cluster
 
 LOOK_EVERY_S = 1.0
 REMEASURE_S = 60.0

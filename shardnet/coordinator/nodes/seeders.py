@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import Event, SeedersKnown
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import Event, SeedersKnown
 from shardnet.dht.directory import Directory
 from shardnet.manifest import Manifest
 

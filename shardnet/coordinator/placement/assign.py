@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shardnet.coordinator.chain import find_chain
-from shardnet.coordinator.law import Law, Links, LinkTime, Pace, RowCosts, hop_s, law_of, pace_in, step_bytes
+from shardnet.coordinator.placement.chain import find_chain
+from shardnet.coordinator.placement.law import Law, Links, LinkTime, Pace, RowCosts, hop_s, law_of, pace_in, step_bytes
 from shardnet.errors import NoRoomError, PlacementError
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest

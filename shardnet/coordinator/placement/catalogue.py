@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardnet.coordinator.template import ChatTemplate
-from shardnet.coordinator.vocabulary import Vocabulary
+from shardnet.coordinator.text.template import ChatTemplate
+from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound, UsageError
 from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
-from shardnet.inference.manifest_file import scan_cache
+from shardnet.inference.splitting.manifest_file import scan_cache
 from shardnet.log import get
 from shardnet.manifest import FileContent, Manifest
 from shardnet.messages import MAX_FILE_PIECE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shardnet.coordinator.law import Law
+from shardnet.coordinator.placement.law import Law
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 USUAL = 128

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from shardnet.coordinator.events import (
+from shardnet.coordinator.placement.events import (
     Effect,
     Event,
     HeartbeatCame,
@@ -24,8 +24,8 @@ from shardnet.coordinator.events import (
     ShardsLost,
     TimePassed,
 )
-from shardnet.coordinator.law import LinkTime
-from shardnet.coordinator.node_view import Key, Load, NodeView, Refusal, is_whole
+from shardnet.coordinator.placement.law import LinkTime
+from shardnet.coordinator.placement.node_view import Key, Load, NodeView, Refusal, is_whole
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard
 from shardnet.shards import LayerRange, joined

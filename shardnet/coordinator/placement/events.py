@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardnet.coordinator.law import LinkTime
+from shardnet.coordinator.placement.law import LinkTime
 from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import Heartbeat, HeldShard, Hello, LoadProgress

@@ -3,7 +3,7 @@
     time of a stage  = weights it reads / bytes a second x (batch of n rows: how many times as long as one row) + handing over
     time of a hop    = one-way latency + bytes / bandwidth + what a row costs more than a ping
     time per token   = sum of stages + sum of hops, in a ring: the last stage sends the token to the first by itself
-    many streams     = the slowest stage, or the way round, sets the pace; rows go in batches, or one by one, as `inference.pacing` has them
+    many streams     = the slowest stage, or the way round, sets the pace; rows go in batches, or one by one, as `inference.worker.pacing` has them
 
 A pipeline of one stage has no hop.
 Everything is measured where it can be: a node tells its own times (`HeldShard.step_us`, `rows_us`, `handover_us`), links are measured
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shardnet.inference.pacing import batches, goes_whole
+from shardnet.inference.worker.pacing import batches, goes_whole
 from shardnet.manifest import Manifest
 
 GUESSED_BYTES_PER_S = 8e9

@@ -10,11 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from shardnet.coordinator.chain import find_chain
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.law import Law, Links, Pace, RowCosts, law_of, step_bytes
-from shardnet.coordinator.node_view import NodeView, is_whole
-from shardnet.coordinator.placement import (
+from shardnet.coordinator.placement.assign import (
     NodeOffer,
     Placement,
     Policy,
@@ -24,6 +20,10 @@ from shardnet.coordinator.placement import (
     place,
     stage_s,
 )
+from shardnet.coordinator.placement.chain import find_chain
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.law import Law, Links, Pace, RowCosts, law_of, step_bytes
+from shardnet.coordinator.placement.node_view import NodeView, is_whole
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions, StageRef

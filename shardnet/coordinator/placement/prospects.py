@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shardnet.coordinator.chunks import choose
-from shardnet.coordinator.law import Links
-from shardnet.coordinator.placement import (
+from shardnet.coordinator.placement.assign import (
     NodeOffer,
     Placement,
     Policy,
@@ -19,6 +17,8 @@ from shardnet.coordinator.placement import (
     memory_needed,
     place,
 )
+from shardnet.coordinator.placement.chunks import choose
+from shardnet.coordinator.placement.law import Links
 from shardnet.errors import PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.node_view import NodeView, is_whole
-from shardnet.coordinator.planning import LoadOrder
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.node_view import NodeView, is_whole
+from shardnet.coordinator.placement.planning import LoadOrder
 from shardnet.manifest import Manifest
 
 AT_ONCE = 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from shardnet.coordinator import views
-from shardnet.coordinator.chunks import PROMPT_LOOKED_AT, Chunks, choose
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.placement import Policy
-from shardnet.coordinator.planning import LoadOrder, Route, law_of_route, plan, routes
+from shardnet.coordinator.api import views
+from shardnet.coordinator.placement.assign import Policy
+from shardnet.coordinator.placement.chunks import PROMPT_LOOKED_AT, Chunks, choose
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.planning import LoadOrder, Route, law_of_route, plan, routes
+from shardnet.coordinator.placement.spreading import spread
 from shardnet.coordinator.settings import CoordinatorSettings
-from shardnet.coordinator.spreading import spread
 from shardnet.errors import ShardnetError
 from shardnet.log import get
 from shardnet.manifest import Manifest

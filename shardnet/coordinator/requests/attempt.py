@@ -13,10 +13,10 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardnet.coordinator.chunks import ROWS_AHEAD, next_chunk
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.prefixes import Kept
-from shardnet.coordinator.speculation import Speculator
+from shardnet.coordinator.placement.chunks import ROWS_AHEAD, next_chunk
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.prefixes import Kept
+from shardnet.coordinator.requests.speculation import Speculator
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.steps import TaskResult, row_tensors
 

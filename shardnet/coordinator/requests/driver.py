@@ -11,17 +11,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shardnet.coordinator.chunks import Chunks
-from shardnet.coordinator.generation_spec import GenerationSpec
-from shardnet.coordinator.keeping import Keeper
-from shardnet.coordinator.pipeline import Generation, Need
-from shardnet.coordinator.places import RETRY_AFTER_S, PlaceQueue, Places
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.prefixes import Prefixes
-from shardnet.coordinator.running import Running
-from shardnet.coordinator.speculation import ModelSpeculation, Speculator
-from shardnet.coordinator.text import TextStream
-from shardnet.coordinator.totals import Totals
+from shardnet.coordinator.placement.chunks import Chunks
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.keeping import Keeper
+from shardnet.coordinator.requests.pipeline import Generation, Need
+from shardnet.coordinator.requests.places import RETRY_AFTER_S, PlaceQueue, Places
+from shardnet.coordinator.requests.prefixes import Prefixes
+from shardnet.coordinator.requests.running import Running
+from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
+from shardnet.coordinator.requests.totals import Totals
+from shardnet.coordinator.text.stream import TextStream
 from shardnet.errors import Busy, PlacementError, SequenceGap, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.log import get
 from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence

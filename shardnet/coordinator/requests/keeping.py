@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from shardnet.coordinator.pipeline import Generation
-from shardnet.coordinator.places import Places
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.prefixes import Kept, Prefixes
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.places import Places
+from shardnet.coordinator.requests.prefixes import Kept, Prefixes
 from shardnet.errors import UnreachableError
 from shardnet.log import get
 from shardnet.messages import FreeSequence

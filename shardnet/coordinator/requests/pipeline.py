@@ -15,13 +15,13 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
-from shardnet.coordinator.attempt import MOST_UNDER_WAY, Attempt, Send
-from shardnet.coordinator.generation_spec import Emitted, GenerationSpec
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.prefixes import Kept
-from shardnet.coordinator.setbacks import Setbacks
-from shardnet.coordinator.speculation import Speculator
-from shardnet.coordinator.stage_stats import StageStats
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.attempt import MOST_UNDER_WAY, Attempt, Send
+from shardnet.coordinator.requests.generation_spec import Emitted, GenerationSpec
+from shardnet.coordinator.requests.prefixes import Kept
+from shardnet.coordinator.requests.setbacks import Setbacks
+from shardnet.coordinator.requests.speculation import Speculator
+from shardnet.coordinator.requests.stage_stats import StageStats
 from shardnet.errors import (
     Busy,
     DeadlineExceeded,

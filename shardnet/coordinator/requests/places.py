@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shardnet.coordinator.planning import Route
+from shardnet.coordinator.placement.planning import Route
 from shardnet.errors import Busy, ShardnetError
 
 RETRY_AFTER_S = 2.0

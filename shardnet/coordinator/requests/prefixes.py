@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from shardnet.coordinator.chunks import LEAST
-from shardnet.coordinator.planning import Route
+from shardnet.coordinator.placement.chunks import LEAST
+from shardnet.coordinator.placement.planning import Route
 
 MOST_REFUSALS = 2
 """A model whose stages refuse so many take-overs in a row, with none that worked between, cannot take its state back."""

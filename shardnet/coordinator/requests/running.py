@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardnet.coordinator.generation_spec import Emitted
-from shardnet.coordinator.pipeline import Generation
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.text import TextStream
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.generation_spec import Emitted
+from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.text.stream import TextStream
 from shardnet.ids import new_id
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from shardnet.coordinator.chunks import Chunks
-from shardnet.coordinator.events import Event, ShardsLost
-from shardnet.coordinator.peers import Peers
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.standing import Standing
+from shardnet.coordinator.nodes.peers import Peers
+from shardnet.coordinator.placement.chunks import Chunks
+from shardnet.coordinator.placement.events import Event, ShardsLost
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.placement.standing import Standing
 from shardnet.errors import ShardnetError, ShardNotFound
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.wire import Buffer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardnet.coordinator.running import Running
+from shardnet.coordinator.requests.running import Running
 from shardnet.log import get
 
 log = get("requests")

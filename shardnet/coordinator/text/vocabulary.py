@@ -18,7 +18,7 @@ from pathlib import Path
 import llama_cpp
 
 from shardnet.errors import EngineError
-from shardnet.inference.llama import LlamaModel
+from shardnet.inference.llama.model import LlamaModel
 
 SPECIAL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
 from shardnet.errors import Busy, EngineCrashed, EngineError, RemoteProtocolError, ShardnetError
-from shardnet.inference.engine import OnLink, OnRow, OnStep
-from shardnet.inference.protocol import (
+from shardnet.inference.engine.interface import OnLink, OnRow, OnStep
+from shardnet.inference.engine.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
     EngineSettings,
@@ -24,9 +24,9 @@ from shardnet.inference.protocol import (
     RowsMet,
     ToEngine,
 )
-from shardnet.inference.row_packets import split
-from shardnet.inference.spawning import how_it_ended, last_line, spawn
-from shardnet.inference.steps import ROW_BYTES, ROW_LINK, RowDone, Step, StepDone
+from shardnet.inference.engine.row_packets import split
+from shardnet.inference.engine.spawning import how_it_ended, last_line, spawn
+from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, RowDone, Step, StepDone
 from shardnet.log import get
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode

@@ -16,10 +16,10 @@ from typing import cast
 
 from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, ShardnetError
 from shardnet.ids import ShardKey, new_id
-from shardnet.inference.child import Child
-from shardnet.inference.engine import LoadedShard, OnLink, OnProgress, OnRow, OnStep
-from shardnet.inference.late_steps import LateSteps
-from shardnet.inference.protocol import (
+from shardnet.inference.engine.child import Child
+from shardnet.inference.engine.interface import LoadedShard, OnLink, OnProgress, OnRow, OnStep
+from shardnet.inference.engine.late_steps import LateSteps
+from shardnet.inference.engine.protocol import (
     CutRows,
     DialRows,
     Forget,
@@ -34,8 +34,8 @@ from shardnet.inference.protocol import (
     TakeRows,
     Unload,
 )
-from shardnet.inference.settings import InferenceSettings
-from shardnet.inference.steps import Step
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.steps import Step
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
 from shardnet.steps import NextStep

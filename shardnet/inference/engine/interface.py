@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.protocol import CutRows, DialRows, Load, Loaded, Ready, Report, RowsLost, RowsMet, TakeRows
-from shardnet.inference.steps import RowDone, Step, StepDone
+from shardnet.inference.engine.protocol import (
+    CutRows,
+    DialRows,
+    Load,
+    Loaded,
+    Ready,
+    Report,
+    RowsLost,
+    RowsMet,
+    TakeRows,
+)
+from shardnet.inference.engine.steps import RowDone, Step, StepDone
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from shardnet.errors import EngineCrashed, EngineError
-from shardnet.inference.child import Child
-from shardnet.inference.engine import OnRow, OnStep
-from shardnet.inference.steps import Step
+from shardnet.inference.engine.child import Child
+from shardnet.inference.engine.interface import OnRow, OnStep
+from shardnet.inference.engine.steps import Step
 from shardnet.wire import Buffer
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
-from shardnet.inference.steps import Step, StepDone
+from shardnet.inference.engine.steps import Step, StepDone
 from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
 from shardnet.steps import MAX_STEP_TOKENS
 from shardnet.wire import Codec

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shardnet.inference.protocol import EngineSettings
+from shardnet.inference.engine.protocol import EngineSettings
 from shardnet.settings import Section
 
 

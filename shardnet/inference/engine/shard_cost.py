@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
-from shardnet.inference.gguf_layout import layout_of
-from shardnet.inference.memory import ShardCost
+from shardnet.inference.engine.memory import ShardCost
+from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.gguf.layout import layout_of
 
 STATE_ELEMENT_BYTES = 4
 HEADS = ("output.weight", "token_embd.weight")

@@ -45,7 +45,7 @@ async def spawn() -> Spawned:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "shardnet.inference.worker",
+                "shardnet.inference.worker.process",
                 str(theirs.fileno()),
                 str(their_packets.fileno()),
                 pass_fds=(theirs.fileno(), their_packets.fileno()),

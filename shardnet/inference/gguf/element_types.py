@@ -1,7 +1,7 @@
 """ggml's element types: how many weights stand in a block and how many bytes it takes.
 
 A table of our own, because the `gguf` package takes a fifth of a second to import and lags behind the llama.cpp that runs here:
-`tests/unit/test_gguf_file.py` compares every line with that llama.cpp's library.
+`tests/unit/inference/gguf/test_header.py` compares every line with that llama.cpp's library.
 """
 
 from __future__ import annotations

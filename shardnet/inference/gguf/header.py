@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf_bytes import (
+from shardnet.inference.gguf.cursor import (
     MAX_ARRAY,
     MAX_STRING_BYTES,
     MAX_STRINGS,
@@ -28,7 +28,7 @@ from shardnet.inference.gguf_bytes import (
     ValueType,
     opened,
 )
-from shardnet.inference.gguf_types import GGML_TYPES
+from shardnet.inference.gguf.element_types import GGML_TYPES
 
 __all__ = [
     "SCALARS",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf_file import GgufHeader, GgufTensor, read_gguf_header
-from shardnet.inference.gguf_types import FILE_TYPES
+from shardnet.inference.gguf.element_types import FILE_TYPES
+from shardnet.inference.gguf.header import GgufHeader, GgufTensor, read_gguf_header
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf_file import (
+from shardnet.inference.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
     SCALARS,

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError
-from shardnet.inference import llama_log
-from shardnet.inference.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
-from shardnet.inference.llama_batch import MROPE_SECTIONS, Batch, Rows
+from shardnet.inference.llama import native_log
+from shardnet.inference.llama.batch import MROPE_SECTIONS, Batch, Rows
+from shardnet.inference.llama.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
@@ -33,7 +33,7 @@ MAX_VALUE_BYTES = 256
 
 def start_backend() -> None:
     """Initialise llama.cpp for this process; harmless when repeated."""
-    llama_log.listen()
+    native_log.listen()
     llama_cpp.llama_backend_init()
 
 
@@ -69,13 +69,13 @@ class LlamaModel:
 
         self._progress = llama_cpp.llama_progress_callback(progress)
         params.progress_callback = self._progress
-        llama_log.forget()
+        native_log.forget()
         self.path = path
         self.uses_gpu = n_gpu_layers != 0
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
-            raise EngineError(f"llama.cpp cannot load {path}: {llama_log.why('no reason given')}")
-        self.buffers = llama_log.take_buffers()
+            raise EngineError(f"llama.cpp cannot load {path}: {native_log.why('no reason given')}")
+        self.buffers = native_log.take_buffers()
         self.n_layer = int(llama_cpp.llama_model_n_layer(self.pointer))
         self.n_embd = int(llama_cpp.llama_model_n_embd(self.pointer))
         self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self.pointer))
@@ -165,13 +165,13 @@ class LlamaContext:
             params.cb_eval = hook.callback
             params.cb_eval_user_data = hook.user_data
         self._hook = hook
-        llama_log.forget()
+        native_log.forget()
         self.pointer = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             raise EngineError(
-                f"llama.cpp cannot make a context for {model.path}: {llama_log.why('not enough memory?')}"
+                f"llama.cpp cannot make a context for {model.path}: {native_log.why('not enough memory?')}"
             )
-        self.buffers = llama_log.take_buffers()
+        self.buffers = native_log.take_buffers()
         self._memory = llama_cpp.llama_get_memory(self.pointer)
         self._batch = Batch(n_batch)
         self._row_type = ctypes.c_float * model.n_vocab
@@ -221,7 +221,7 @@ class LlamaContext:
             raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
         if code != 0:
             raise EngineError(
-                f"llama.cpp refused a batch of {count} rows (code {code}): {llama_log.why('no reason given')}"
+                f"llama.cpp refused a batch of {count} rows (code {code}): {native_log.why('no reason given')}"
             )
         if self._capture is not None:
             self._capture.check_input()

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, NoRoomError
 from shardnet.files import FULL
-from shardnet.inference.capture import LayerProbe
-from shardnet.inference.llama import LLAMA_CPP_VERSION, LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import single_sequence_rows
+from shardnet.inference.llama.batch import single_sequence_rows
+from shardnet.inference.llama.capture import LayerProbe
+from shardnet.inference.llama.model import LLAMA_CPP_VERSION, LlamaContext, LlamaModel
 from shardnet.log import human_bytes
 from shardnet.manifest import BoundaryReport, ParityCertificate
 

@@ -1,6 +1,6 @@
 """`verify`: prove that a split model gives the unsplit model's numbers, and write that down in its manifest.
 
-The arithmetic runs in a child process (`python -m shardnet.inference.verify`; one JSON line on stdin, which then stays open, and JSON lines on
+The arithmetic runs in a child process (`python -m shardnet.inference.proof.verify`; one JSON line on stdin, which then stays open, and JSON lines on
 stdout): llama.cpp answers some files with abort(), which must become a sentence that names the family and the shard.
 """
 
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from shardnet.errors import EngineError, FamilyRefused, ManifestError, ShardnetError, UsageError, error_from_wire
-from shardnet.inference import families
-from shardnet.inference.gguf_layout import quantisation_of, read_model, vocabulary_size
-from shardnet.inference.gguf_writer import file_sha256
-from shardnet.inference.manifest_file import load_manifest, save_manifest
+from shardnet.inference.gguf.layout import quantisation_of, read_model, vocabulary_size
+from shardnet.inference.gguf.writer import file_sha256
+from shardnet.inference.splitting import families
+from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
 
 OnProgress = Callable[[float], None]
@@ -168,7 +168,7 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         tempfile.TemporaryFile() as last_words,
     ):
         child = subprocess.Popen(
-            [sys.executable, "-m", "shardnet.inference.verify"],
+            [sys.executable, "-m", "shardnet.inference.proof.verify"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=last_words,
@@ -267,9 +267,9 @@ def _child_main() -> int:
 
 
 def _prove(request: dict[str, Any]) -> None:
-    from shardnet.inference.census import EngineCensus, share_of_cores
-    from shardnet.inference.devices import usable_threads
-    from shardnet.inference.parity import StageFile, run_parity
+    from shardnet.inference.llama.census import EngineCensus, share_of_cores
+    from shardnet.inference.llama.devices import usable_threads
+    from shardnet.inference.proof.parity import StageFile, run_parity
 
     threads = request["threads"] or share_of_cores(usable_threads(), EngineCensus().count())
     try:

@@ -14,9 +14,9 @@ from struct import pack, unpack
 import numpy as np
 
 from shardnet.errors import FamilyRefused
-from shardnet.inference.family_table import PROVED, REFUSED, Family, Windows
-from shardnet.inference.gguf_file import GgufHeader, GgufValue, ValueType
-from shardnet.inference.gguf_layout import vocabulary_size
+from shardnet.inference.gguf.header import GgufHeader, GgufValue, ValueType
+from shardnet.inference.gguf.layout import vocabulary_size
+from shardnet.inference.splitting.family_table import PROVED, REFUSED, Family, Windows
 from shardnet.shards import LayerRange
 
 Overrides = dict[str, GgufValue | None]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError, RefusedError, UsageError
-from shardnet.inference import families
-from shardnet.inference.cuts import describe_points
-from shardnet.inference.gguf_file import GgufHeader
-from shardnet.inference.gguf_layout import layer_of, layout_of, quantisation_of, read_model, vocabulary_size
-from shardnet.inference.manifest_file import MANIFEST, SHARDS, CacheScan, FoundShard, scan_cache, scan_folder
+from shardnet.inference.gguf.header import GgufHeader
+from shardnet.inference.gguf.layout import layer_of, layout_of, quantisation_of, read_model, vocabulary_size
+from shardnet.inference.splitting import families
+from shardnet.inference.splitting.cuts import describe_points
+from shardnet.inference.splitting.manifest_file import MANIFEST, SHARDS, CacheScan, FoundShard, scan_cache, scan_folder
 from shardnet.manifest import Manifest
 
 Facts = dict[str, Any]

@@ -13,9 +13,9 @@ from pathlib import Path
 from shardnet.errors import GgufError, ManifestError, ShardCorrupt, ShardnetError, ShardNotFound, UsageError
 from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
-from shardnet.inference.gguf_bytes import opened
-from shardnet.inference.gguf_file import read_gguf_header, read_leading_fields
-from shardnet.inference.gguf_writer import OnBytes, file_sha256
+from shardnet.inference.gguf.cursor import opened
+from shardnet.inference.gguf.header import read_gguf_header, read_leading_fields
+from shardnet.inference.gguf.writer import OnBytes, file_sha256
 from shardnet.manifest import Manifest, parse_manifest
 from shardnet.shards import LayerRange
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import FamilyRefused, GgufError, UsageError
-from shardnet.inference import families
-from shardnet.inference.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
-from shardnet.inference.gguf_file import GgufField, GgufHeader, GgufTensor, GgufValue, ValueType
-from shardnet.inference.gguf_layout import Layout, layer_of, layout_of, read_model, tensors_by_name, vocabulary_size
-from shardnet.inference.gguf_types import GGML_F32, GGML_TYPES
-from shardnet.inference.gguf_writer import OutTensor, header_bytes, string_value, total_bytes, u32_value
+from shardnet.inference.gguf.element_types import GGML_F32, GGML_TYPES
+from shardnet.inference.gguf.header import GgufField, GgufHeader, GgufTensor, GgufValue, ValueType
+from shardnet.inference.gguf.layout import Layout, layer_of, layout_of, read_model, tensors_by_name, vocabulary_size
+from shardnet.inference.gguf.writer import OutTensor, header_bytes, string_value, total_bytes, u32_value
+from shardnet.inference.splitting import families
+from shardnet.inference.splitting.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
 from shardnet.manifest import BLANK_MODEL_ID
 from shardnet.shards import LayerRange
 

@@ -6,9 +6,9 @@ import select
 import time
 from math import ceil
 
-from shardnet.inference.chains import Chains
-from shardnet.inference.pacing import Pacing
-from shardnet.inference.run_rows import Run
+from shardnet.inference.worker.chains import Chains
+from shardnet.inference.worker.pacing import Pacing
+from shardnet.inference.worker.run_rows import Run
 
 
 class BusyTime:

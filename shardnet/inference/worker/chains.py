@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
-from shardnet.inference.grammar import Grammars
-from shardnet.inference.llama_batch import Rows
-from shardnet.inference.rows import Lane
-from shardnet.inference.sequences import SequenceState, SequenceTable
-from shardnet.inference.shard import Shard
-from shardnet.inference.step_sampling import sample
-from shardnet.inference.steps import Step, parse_sampling
-from shardnet.inference.tasks import Outcome, Task, rows_of
+from shardnet.inference.engine.steps import Step, parse_sampling
+from shardnet.inference.llama.batch import Rows
+from shardnet.inference.llama.grammar import Grammars
+from shardnet.inference.worker.rows import Lane
+from shardnet.inference.worker.sequences import SequenceState, SequenceTable
+from shardnet.inference.worker.shard import Shard
+from shardnet.inference.worker.step_sampling import sample
+from shardnet.inference.worker.tasks import Outcome, Task, rows_of
 
 
 @dataclass(slots=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from shardnet.errors import EngineError, GgufError, ShardnetError
-from shardnet.inference.devices import gpu_devices, main_memory
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
-from shardnet.inference.protocol import EngineSettings, Load
-from shardnet.inference.shard import Shard
-from shardnet.inference.shard_cost import cost_of
+from shardnet.inference.engine.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
+from shardnet.inference.engine.protocol import EngineSettings, Load
+from shardnet.inference.engine.shard_cost import cost_of
+from shardnet.inference.llama.devices import gpu_devices, main_memory
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.worker.shard import Shard
 from shardnet.log import human_bytes
 
 PROGRESS_INTERVAL_S = 0.1

@@ -1,4 +1,4 @@
-"""The engine process: `python -m shardnet.inference.worker FD PACKETS`, its ends of two socket pairs: for frames, and for rows of runs.
+"""The engine process: `python -m shardnet.inference.worker.process FD PACKETS`, its ends of two socket pairs: for frames, and for rows of runs.
 
 One loop: take in every frame that has arrived, then run one batch, answer, repeat. Loading goes on on a thread beside it. The process has no file
 descriptor of the daemon's but this socket, ends when it closes, and is killed by the kernel should the daemon die.
@@ -21,13 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import RemoteProtocolError, ShardnetError
-from shardnet.inference.busy_time import BusyTime
-from shardnet.inference.census import EngineCensus, share_of_cores
-from shardnet.inference.chains import Chains
-from shardnet.inference.devices import all_devices, usable_threads
-from shardnet.inference.llama import LLAMA_CPP_VERSION, start_backend
-from shardnet.inference.pacing import Pacing
-from shardnet.inference.protocol import (
+from shardnet.inference.engine.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
     BatchTime,
@@ -46,12 +40,18 @@ from shardnet.inference.protocol import (
     ToEngine,
     Unload,
 )
-from shardnet.inference.row_links import RowLinks
-from shardnet.inference.runs import Runs
-from shardnet.inference.shard_orders import ShardOrders
-from shardnet.inference.step_queue import StepQueue
-from shardnet.inference.steps import ROW_BYTES, ROW_LINK, Step
-from shardnet.inference.tasks import Task
+from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, Step
+from shardnet.inference.llama.census import EngineCensus, share_of_cores
+from shardnet.inference.llama.devices import all_devices, usable_threads
+from shardnet.inference.llama.model import LLAMA_CPP_VERSION, start_backend
+from shardnet.inference.worker.busy_time import BusyTime
+from shardnet.inference.worker.chains import Chains
+from shardnet.inference.worker.pacing import Pacing
+from shardnet.inference.worker.row_links import RowLinks
+from shardnet.inference.worker.runs import Runs
+from shardnet.inference.worker.shard_orders import ShardOrders
+from shardnet.inference.worker.step_queue import StepQueue
+from shardnet.inference.worker.tasks import Task
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from shardnet.errors import RemoteProtocolError
-from shardnet.inference.steps import ROW_BYTES, TOKEN
+from shardnet.inference.engine.steps import ROW_BYTES, TOKEN
 from shardnet.messages import MESSAGES
 from shardnet.steps import MAX_STAGES, NEXT_STEP, TIMING, NextStep
 from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer

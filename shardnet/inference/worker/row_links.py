@@ -20,8 +20,8 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from shardnet.errors import RemoteProtocolError
-from shardnet.inference.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
-from shardnet.inference.row_link import WELCOME, OnRow, RowLink
+from shardnet.inference.engine.protocol import ROWS, DialRows, Membership, RowsLost, RowsMet
+from shardnet.inference.worker.row_link import WELCOME, OnRow, RowLink
 from shardnet.mutual_tls import mutual_context
 from shardnet.tcp import Patience, tune
 from shardnet.wire import Buffer

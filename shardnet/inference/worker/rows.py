@@ -13,10 +13,10 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from shardnet.inference.capture import native_functions
-from shardnet.inference.llama import LlamaContext
-from shardnet.inference.sampling import is_greedy, lookback, pick
-from shardnet.inference.sequences import SequenceState
+from shardnet.inference.llama.capture import native_functions
+from shardnet.inference.llama.model import LlamaContext
+from shardnet.inference.llama.sampling import is_greedy, lookback, pick
+from shardnet.inference.worker.sequences import SequenceState
 from shardnet.messages import Sampling
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shardnet.inference.pacing import Chain
-from shardnet.inference.row_link import RowLink
-from shardnet.inference.rows import Lane
-from shardnet.inference.steps import Step
+from shardnet.inference.engine.steps import Step
+from shardnet.inference.worker.pacing import Chain
+from shardnet.inference.worker.row_link import RowLink
+from shardnet.inference.worker.rows import Lane
 
 
 @dataclass(slots=True, eq=False)

@@ -15,14 +15,14 @@ from collections.abc import Callable
 import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
-from shardnet.inference.chains import Chains
-from shardnet.inference.pacing import Chain
-from shardnet.inference.row_link import MAX_HEADER_BYTES, RowLink
-from shardnet.inference.row_links import RowLinks
-from shardnet.inference.row_packets import join
-from shardnet.inference.run_rows import Row, Run
-from shardnet.inference.steps import ROW_BYTES, TOKEN, Step, pack_row_done
-from shardnet.inference.tasks import Outcome, Task
+from shardnet.inference.engine.row_packets import join
+from shardnet.inference.engine.steps import ROW_BYTES, TOKEN, Step, pack_row_done
+from shardnet.inference.worker.chains import Chains
+from shardnet.inference.worker.pacing import Chain
+from shardnet.inference.worker.row_link import MAX_HEADER_BYTES, RowLink
+from shardnet.inference.worker.row_links import RowLinks
+from shardnet.inference.worker.run_rows import Row, Run
+from shardnet.inference.worker.tasks import Outcome, Task
 from shardnet.steps import MAX_DEADLINE_S, MAX_POSITION, NEXT_STEP, TIMING
 from shardnet.wire import Buffer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.protocol import Load
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
 
 
 @dataclass(slots=True)

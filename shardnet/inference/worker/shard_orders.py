@@ -7,9 +7,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.chains import Chains
-from shardnet.inference.loading import Finished, Loader, Progress
-from shardnet.inference.protocol import EngineSettings, FromEngine, Load, Loaded, Loading, Unload, Unloaded
+from shardnet.inference.engine.protocol import EngineSettings, FromEngine, Load, Loaded, Loading, Unload, Unloaded
+from shardnet.inference.worker.chains import Chains
+from shardnet.inference.worker.loading import Finished, Loader, Progress
 
 
 class ShardOrders:

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 from shardnet.errors import EngineError, RefusedError, ShardnetError
-from shardnet.inference.batching import Waiting, next_batch
-from shardnet.inference.busy_time import BusyTime
-from shardnet.inference.chains import Chains
-from shardnet.inference.pacing import Pacing, WaitingRow, may_hold
-from shardnet.inference.protocol import FromEngine
-from shardnet.inference.run_rows import Row
-from shardnet.inference.runs import Runs
-from shardnet.inference.steps import Step, StepDone
-from shardnet.inference.tasks import Outcome, Task
+from shardnet.inference.engine.protocol import FromEngine
+from shardnet.inference.engine.steps import Step, StepDone
+from shardnet.inference.worker.batching import Waiting, next_batch
+from shardnet.inference.worker.busy_time import BusyTime
+from shardnet.inference.worker.chains import Chains
+from shardnet.inference.worker.pacing import Pacing, WaitingRow, may_hold
+from shardnet.inference.worker.run_rows import Row
+from shardnet.inference.worker.runs import Runs
+from shardnet.inference.worker.tasks import Outcome, Task
 from shardnet.wire import Buffer
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.grammar import Grammars
-from shardnet.inference.llama import LlamaContext
-from shardnet.inference.sampling import lookback, pick, top_logprobs
-from shardnet.inference.sequences import SequenceState
-from shardnet.inference.steps import parse_sampling
-from shardnet.inference.tasks import Outcome, Task
+from shardnet.inference.engine.steps import parse_sampling
+from shardnet.inference.llama.grammar import Grammars
+from shardnet.inference.llama.model import LlamaContext
+from shardnet.inference.llama.sampling import lookback, pick, top_logprobs
+from shardnet.inference.worker.sequences import SequenceState
+from shardnet.inference.worker.tasks import Outcome, Task
 
 
 def sample(

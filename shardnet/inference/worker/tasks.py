@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.llama_batch import Rows
-from shardnet.inference.sequences import SequenceState
-from shardnet.inference.steps import Step
+from shardnet.inference.engine.steps import Step
+from shardnet.inference.llama.batch import Rows
+from shardnet.inference.worker.sequences import SequenceState
 from shardnet.steps import Logprobs
 
 

@@ -10,7 +10,7 @@ from shardnet.ids import short
 from shardnet.lifecycle import Backoff
 from shardnet.log import get
 from shardnet.messages import Address, AnyMessage, Hello, Welcome
-from shardnet.node.questions import Question, Questions
+from shardnet.node.links.questions import Question, Questions
 from shardnet.swarm.identity import Identity
 from shardnet.transport import Connection, dial
 from shardnet.wire import Buffer, Frame

@@ -7,7 +7,7 @@ import asyncio
 from shardnet.dht.directory import Directory
 from shardnet.errors import UnreachableError
 from shardnet.messages import Address
-from shardnet.node.meeting import find_coordinators
+from shardnet.node.links.meeting import find_coordinators
 from shardnet.swarm.addresses import is_wildcard, read_coordinator_addresses
 from shardnet.swarm.home import Home
 

@@ -16,7 +16,7 @@ from shardnet.errors import DeadlineExceeded, PeerLost, ShardnetError, Unreachab
 from shardnet.ids import NodeId, new_id, short
 from shardnet.log import get
 from shardnet.messages import Address, AnyMessage, Hello, Ping
-from shardnet.node.questions import Question, Questions
+from shardnet.node.links.questions import Question, Questions
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.swarm.identity import Identity
 from shardnet.transport import Connection, dial

@@ -9,8 +9,8 @@ from shardnet.dht.directory import Directory
 from shardnet.errors import RemoteProtocolError, UnreachableError
 from shardnet.ids import NodeId
 from shardnet.messages import PROTOCOL_VERSION, Address, AnyMessage, Hello, Welcome
-from shardnet.node.meeting import find_coordinators
-from shardnet.node.questions import Question, Questions
+from shardnet.node.links.meeting import find_coordinators
+from shardnet.node.links.questions import Question, Questions
 from shardnet.swarm.addresses import is_wildcard, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import remember_revoked

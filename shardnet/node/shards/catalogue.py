@@ -6,10 +6,10 @@ from pathlib import Path
 
 from shardnet.errors import ManifestError, RefusedError, ShardNotFound
 from shardnet.ids import ShardKey, short
-from shardnet.inference.manifest_file import model_folder
+from shardnet.inference.splitting.manifest_file import model_folder
 from shardnet.manifest import Manifest
-from shardnet.node.assignment import Assignment
-from shardnet.node.events import LocalModel
+from shardnet.node.shards.assignment import Assignment
+from shardnet.node.shards.events import LocalModel
 
 
 class Catalogue:

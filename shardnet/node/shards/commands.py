@@ -9,12 +9,12 @@ from shardnet.errors import Busy, DeadlineExceeded, ShardnetError
 from shardnet.ids import ShardKey
 from shardnet.manifest import Manifest
 from shardnet.messages import Done, LoadProgress, ShardOptions
-from shardnet.node.catalogue import Catalogue
-from shardnet.node.effects import Effect, Note, SaveManifest, Send, StartTimer
-from shardnet.node.events import LoadAsked, Progressed, UnloadAsked
-from shardnet.node.records import Kind, Phase, ShardRecord, Want
-from shardnet.node.rule import Rule
-from shardnet.node.waiters import Waiters
+from shardnet.node.shards.catalogue import Catalogue
+from shardnet.node.shards.effects import Effect, Note, SaveManifest, Send, StartTimer
+from shardnet.node.shards.events import LoadAsked, Progressed, UnloadAsked
+from shardnet.node.shards.records import Kind, Phase, ShardRecord, Want
+from shardnet.node.shards.rule import Rule
+from shardnet.node.shards.waiters import Waiters
 
 
 class Commands:

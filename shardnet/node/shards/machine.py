@@ -19,11 +19,11 @@ from shardnet.ids import ShardKey
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions
-from shardnet.node.assignment import Assignment, Binding
-from shardnet.node.catalogue import Catalogue
-from shardnet.node.commands import Commands
-from shardnet.node.effects import Effect, FailTask, Note, PreloadDone
-from shardnet.node.events import (
+from shardnet.node.shards.assignment import Assignment, Binding
+from shardnet.node.shards.catalogue import Catalogue
+from shardnet.node.shards.commands import Commands
+from shardnet.node.shards.effects import Effect, FailTask, Note, PreloadDone
+from shardnet.node.shards.events import (
     CacheScanned,
     DeadlinePassed,
     DrainBegan,
@@ -47,10 +47,10 @@ from shardnet.node.events import (
     UnloadAsked,
     VerifyFailed,
 )
-from shardnet.node.records import InMemory, Kind, Phase, ShardRecord, Want
-from shardnet.node.rule import Rule
-from shardnet.node.timings import ShardTimes
-from shardnet.node.waiters import Waiters
+from shardnet.node.shards.records import InMemory, Kind, Phase, ShardRecord, Want
+from shardnet.node.shards.rule import Rule
+from shardnet.node.shards.waiters import Waiters
+from shardnet.node.tasks.timings import ShardTimes
 
 
 class NodeState:

@@ -11,7 +11,7 @@ from typing import Literal
 from shardnet.errors import ShardnetError
 from shardnet.ids import ShardKey
 from shardnet.messages import HeldShard, ShardOptions, ShardSource
-from shardnet.node.timings import ShardTimes
+from shardnet.node.tasks.timings import ShardTimes
 
 
 class Phase(StrEnum):

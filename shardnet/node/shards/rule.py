@@ -13,8 +13,8 @@ from pathlib import Path
 
 from shardnet.errors import GgufError, ShardCorrupt, ShardnetError, ShardNotFound
 from shardnet.messages import ShardOptions
-from shardnet.node.catalogue import Catalogue
-from shardnet.node.effects import (
+from shardnet.node.shards.catalogue import Catalogue
+from shardnet.node.shards.effects import (
     Effect,
     Fetch,
     Load,
@@ -26,8 +26,8 @@ from shardnet.node.effects import (
     Verify,
     Withdraw,
 )
-from shardnet.node.records import InMemory, Kind, Phase, ShardRecord, Want
-from shardnet.node.waiters import Waiters
+from shardnet.node.shards.records import InMemory, Kind, Phase, ShardRecord, Want
+from shardnet.node.shards.waiters import Waiters
 
 
 class Rule:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from shardnet.errors import Busy, ShardnetError
 from shardnet.ids import ShardKey
 from shardnet.messages import CommandFailed, Done, ErrorInfo, ShardOptions, ShardReady
-from shardnet.node.catalogue import Catalogue
-from shardnet.node.effects import Effect, FailTask, Note, PreloadDone, RunTask, Send, StopTimer
-from shardnet.node.records import Kind, ShardRecord, Want
-from shardnet.node.timings import ShardTimes
+from shardnet.node.shards.catalogue import Catalogue
+from shardnet.node.shards.effects import Effect, FailTask, Note, PreloadDone, RunTask, Send, StopTimer
+from shardnet.node.shards.records import Kind, ShardRecord, Want
+from shardnet.node.tasks.timings import ShardTimes
 
 MAX_FINISHED = 1024
 """Answers kept for commands that are repeated. The coordinator repeats within seconds, and has few load commands under way."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shardnet.inference.steps import Step
-from shardnet.node.legs import Leg
+from shardnet.inference.engine.steps import Step
+from shardnet.node.tasks.legs import Leg
 from shardnet.steps import NextStep, columns
 
 

@@ -19,7 +19,7 @@ class Leg:
         source, onward: nodes of the stages that rows of its run come from and go to: the last stage's go to the first.
         is_alone: the whole route is this stage.
         sampling: JSON of how the last stage samples, for the engine.
-        takes_rows: the steps of its run are rows of the engine (`inference.runs`), which give a token or a hidden state and nothing else.
+        takes_rows: the steps of its run are rows of the engine (`inference.worker.runs`), which give a token or a hidden state and nothing else.
     """
 
     __slots__ = (

@@ -9,11 +9,11 @@ from typing import Protocol
 
 from shardnet.errors import ShardnetError
 from shardnet.ids import NodeId
-from shardnet.inference.steps import TOKEN, RowDone, StepDone
+from shardnet.inference.engine.steps import TOKEN, RowDone, StepDone
 from shardnet.messages import Address, AnyMessage, ExecuteTask, StageRef
-from shardnet.node.legs import Flight, Leg
-from shardnet.node.sequences import KnownSequence, Sequences
-from shardnet.node.timings import StepTimes
+from shardnet.node.tasks.legs import Flight, Leg
+from shardnet.node.tasks.sequences import KnownSequence, Sequences
+from shardnet.node.tasks.timings import StepTimes
 from shardnet.steps import NextStep, StageTiming, TaskResult, pack_timing, unpack_timings
 from shardnet.wire import Buffer, Frame
 

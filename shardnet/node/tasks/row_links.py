@@ -1,4 +1,7 @@
-"""The daemon's part in the engine's own links (`inference.row_links`): when to make one, and who may be at the other end. It never sees the rows."""
+"""The daemon's part in the engine's own links (`inference.worker.row_links`): when to make one, and who may be at the other end.
+
+It never sees the rows.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import socket
 
 from shardnet.errors import PeerRefused, ShardnetError
 from shardnet.ids import NodeId, short
-from shardnet.inference.engine import Engine
-from shardnet.inference.protocol import CutRows, DialRows, RowsLost, RowsMet, TakeRows
+from shardnet.inference.engine.interface import Engine
+from shardnet.inference.engine.protocol import CutRows, DialRows, RowsLost, RowsMet, TakeRows
 from shardnet.log import get
 from shardnet.messages import StageRef
 from shardnet.swarm.authority import node_id_of_certificate

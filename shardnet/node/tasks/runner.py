@@ -25,16 +25,16 @@ from shardnet.errors import (
     UnreachableError,
 )
 from shardnet.ids import NodeId, short
-from shardnet.inference.engine import Engine
-from shardnet.inference.steps import StepDone
+from shardnet.inference.engine.interface import Engine
+from shardnet.inference.engine.steps import StepDone
 from shardnet.log import get
 from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask, StageRef
-from shardnet.node.engine_steps import first_step, further_step
-from shardnet.node.leaving import Leaving
-from shardnet.node.legs import Flight, Leg
-from shardnet.node.onward import Onward, Peers, Tell
-from shardnet.node.sequences import Sequences
-from shardnet.node.timings import StepTimes
+from shardnet.node.tasks.engine_steps import first_step, further_step
+from shardnet.node.tasks.leaving import Leaving
+from shardnet.node.tasks.legs import Flight, Leg
+from shardnet.node.tasks.onward import Onward, Peers, Tell
+from shardnet.node.tasks.sequences import Sequences
+from shardnet.node.tasks.timings import StepTimes
 from shardnet.steps import NextStep, columns, row_tensors
 from shardnet.wire import Buffer, Frame
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from shardnet.errors import RefusedError
 from shardnet.ids import NodeId
 from shardnet.messages import ExecuteTask
-from shardnet.node.legs import Leg
+from shardnet.node.tasks.legs import Leg
 
 MAX_SEQUENCES = 4096
 MAX_FREED = 4096

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from shardnet.ids import ShardKey
-from shardnet.inference.pacing import Chain
-from shardnet.inference.protocol import BatchTime
+from shardnet.inference.engine.protocol import BatchTime
+from shardnet.inference.worker.pacing import Chain
 
 MAX_STEPS = 256
 """Recent batches that a median is taken of."""

@@ -20,10 +20,10 @@ from shardnet.messages import (
     Ping,
     Pong,
 )
-from shardnet.node.events import LocalModel
-from shardnet.node.exchange import ShardExchange
 from shardnet.node.performing import Spawn
-from shardnet.node.store import ModelStore
+from shardnet.node.shards.events import LocalModel
+from shardnet.node.weights.exchange import ShardExchange
+from shardnet.node.weights.store import ModelStore
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.transport import Connection
 

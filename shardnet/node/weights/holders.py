@@ -11,7 +11,7 @@ from shardnet.ids import NodeId, new_id, short
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, AnyMessage, FileIs, GetFile, GetManifest, ManifestIs, ShardSource
-from shardnet.node.questions import Question
+from shardnet.node.links.questions import Question
 from shardnet.wire import Frame
 
 ANSWER_TIMEOUT_S = 10.0

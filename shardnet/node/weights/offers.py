@@ -12,9 +12,9 @@ from shardnet.errors import ShardNotFound
 from shardnet.ids import ShardKey
 from shardnet.log import get
 from shardnet.manifest import Manifest
-from shardnet.node import torrent_files
-from shardnet.node.holders import Holders
-from shardnet.node.presence import Presence
+from shardnet.node.weights import torrent_files
+from shardnet.node.weights.holders import Holders
+from shardnet.node.weights.presence import Presence
 from shardnet.torrent import disk
 from shardnet.torrent.eviction import StoredShard, plan_eviction
 from shardnet.torrent.metainfo import check_torrent

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
-from shardnet.node import torrent_files
 from shardnet.node.settings import NodeSettings
-from shardnet.node.store import ModelStore
+from shardnet.node.weights import torrent_files
+from shardnet.node.weights.store import ModelStore
 from shardnet.swarm.addresses import parse_host_port
 from shardnet.torrent.session import TorrentSession
 

@@ -17,23 +17,23 @@ from shardnet.errors import (
     UsageError,
 )
 from shardnet.ids import ShardKey, short
-from shardnet.inference.manifest_file import model_folder
+from shardnet.inference.splitting.manifest_file import model_folder
 from shardnet.lifecycle import Jobs
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, AnyMessage, Hello, Welcome
-from shardnet.node.assignment import Assignment
-from shardnet.node.catalogue import Catalogue
-from shardnet.node.events import LocalModel
-from shardnet.node.exchange import FetchProgress
-from shardnet.node.file_answers import FileAnswers
-from shardnet.node.holders import Holders
-from shardnet.node.links import PeerLinks
-from shardnet.node.meeting import open_directory
+from shardnet.node.links.meeting import open_directory
+from shardnet.node.links.peer_links import PeerLinks
+from shardnet.node.links.visiting import CoordinatorVisit
 from shardnet.node.settings import NodeSettings
-from shardnet.node.store import ModelStore
-from shardnet.node.swarming import SwarmExchange
-from shardnet.node.visiting import CoordinatorVisit
+from shardnet.node.shards.assignment import Assignment
+from shardnet.node.shards.catalogue import Catalogue
+from shardnet.node.shards.events import LocalModel
+from shardnet.node.weights.exchange import FetchProgress
+from shardnet.node.weights.file_answers import FileAnswers
+from shardnet.node.weights.holders import Holders
+from shardnet.node.weights.store import ModelStore
+from shardnet.node.weights.swarming import SwarmExchange
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import follow_revocations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shardnet.errors import ShardError, ShardnetError, UsageError
 from shardnet.ids import ShardKey
-from shardnet.inference.manifest_file import (
+from shardnet.inference.splitting.manifest_file import (
     MANIFEST,
     CacheScan,
     HashCache,
@@ -21,7 +21,7 @@ from shardnet.inference.manifest_file import (
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import MAX_FILE_PIECE
-from shardnet.node.events import CacheScanned, LocalModel, LocalShard
+from shardnet.node.shards.events import CacheScanned, LocalModel, LocalShard
 from shardnet.torrent.disk import Stamp, stamp
 
 HASHES_AT_ONCE = 2

@@ -15,10 +15,10 @@ from shardnet.bench.driver import DrivenRun
 from shardnet.bench.rows import Row, describe, predicted, spread
 from shardnet.bench.world import cut, prompt_of, use_cores
 from shardnet.cli import app
-from shardnet.coordinator.law import step_bytes
+from shardnet.coordinator.placement.law import step_bytes
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.steps import StageTiming
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 DECODE: Row = {
     "bench": "decode", "net": "20ms", "model": "m", "stages": 2, "tokens_per_s": 25.0, "tokens_per_s_min": 24.0, "tokens_per_s_max": 26.0,

@@ -17,17 +17,17 @@ import pytest
 
 from shardnet.coordinator.daemon import Coordinator
 from shardnet.coordinator.settings import CoordinatorSettings
-from shardnet.coordinator.vocabulary import Vocabulary
+from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, SettingsError, UsageError
-from shardnet.inference.manifest_file import save_manifest
+from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
 from shardnet.messages import Address, ExecuteTask, ManifestOffer, Ping
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
-from tests.coordinator_world import held, make_manifest
-from tests.fake_node import FakeNode
-from tests.random_models import tiny_llama
+from tests.support.coordinator_world import held, make_manifest
+from tests.support.fake_node import FakeNode
+from tests.support.random_models import tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 """What the scripted model says, whatever it is asked."""

@@ -18,7 +18,7 @@ from shardnet.dht.records import (
     sign_record,
 )
 from shardnet.errors import LocalProtocolError, RemoteProtocolError
-from tests.dht_world import MODEL, OTHER_MODEL, KeySigner
+from tests.support.dht_world import MODEL, OTHER_MODEL, KeySigner
 
 NOW = 1_800_000_000.0
 KEY = provider_key(MODEL, 0)

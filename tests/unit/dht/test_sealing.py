@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shardnet.dht.sealing import MAX_DATAGRAM_BYTES, MAX_PAYLOAD_BYTES, OVERHEAD_BYTES, Sealer
 from shardnet.errors import LocalProtocolError, RemoteProtocolError
-from tests.dht_world import SWARM_KEY, FakeClock
+from tests.support.dht_world import SWARM_KEY, FakeClock
 
 OTHER_KEY = bytes(32)
 

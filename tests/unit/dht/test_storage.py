@@ -21,7 +21,7 @@ from shardnet.dht.settings import DhtSettings, split_host_port
 from shardnet.dht.storage import RecordStorage, StorageLimits
 from shardnet.errors import RemoteProtocolError, SettingsError
 from shardnet.settings import Section, load_settings
-from tests.dht_world import MODEL, FakeClock, KeySigner
+from tests.support.dht_world import MODEL, FakeClock, KeySigner
 
 KEY = provider_key(MODEL, 0)
 SIGNERS = [KeySigner() for _ in range(80)]

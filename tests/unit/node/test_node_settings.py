@@ -27,7 +27,7 @@ def _logging_as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-FILE = Path(__file__).parents[2] / "configs" / "node.toml"
+FILE = Path(__file__).parents[3] / "configs" / "node.toml"
 
 
 def leaves(kind: type[Section]) -> dict[str, Any]:

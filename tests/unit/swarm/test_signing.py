@@ -10,7 +10,7 @@ from shardnet.errors import SettingsError
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import ensure_swarm, open_swarm
 from shardnet.swarm.signing import sign, sign_if_owner, signature_is_valid
-from tests.golden_messages import MANIFEST
+from tests.support.golden_messages import MANIFEST
 
 
 def test_the_owner_signs_and_any_member_can_check(home: Path) -> None:

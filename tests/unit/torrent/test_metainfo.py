@@ -19,7 +19,7 @@ from shardnet.torrent.metainfo import (
     parse_torrent,
     piece_bytes_for,
 )
-from tests.torrent_world import Authority, make_shard
+from tests.support.torrent_world import Authority, make_shard
 
 CA = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from shardnet.cli import app
 from shardnet.cli.status import lines
-from shardnet.coordinator.client import ApiClient, find_api
+from shardnet.coordinator.api.client import ApiClient, find_api
 from shardnet.errors import PlacementError, UnreachableError
 from shardnet.messages import Address
 from shardnet.swarm.addresses import write_coordinator_addresses

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shardnet.coordinator.api_errors import error_response, status_of, usage_error
-from shardnet.coordinator.api_models import JSON_GRAMMAR, ChatRequest, CompletionRequest
-from shardnet.coordinator.catalogue import resolve
+from shardnet.coordinator.api.errors import error_response, status_of, usage_error
+from shardnet.coordinator.api.schemas import JSON_GRAMMAR, ChatRequest, CompletionRequest
+from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.errors import (
     Busy,
     ContextExceeded,
@@ -20,7 +20,7 @@ from shardnet.errors import (
     ShardnetError,
     UsageError,
 )
-from tests.coordinator_world import make_manifest
+from tests.support.coordinator_world import make_manifest
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shardnet.coordinator.events import LinkKnown, NodeLeft
-from shardnet.coordinator.measuring import REMEASURE_S, LinkSchedule
-from tests.coordinator_world import make_manifest, node_id, ready_cluster
+from shardnet.coordinator.nodes.measuring import REMEASURE_S, LinkSchedule
+from shardnet.coordinator.placement.events import LinkKnown, NodeLeft
+from tests.support.coordinator_world import make_manifest, node_id, ready_cluster
 
 HERE, A, B = "", node_id(1), node_id(2)
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardnet.coordinator.chain import find_chain
-from shardnet.coordinator.law import LinkTime
-from shardnet.coordinator.placement import NodeOffer, Placement, Policy, memory_needed, place
+from shardnet.coordinator.placement.assign import NodeOffer, Placement, Policy, memory_needed, place
+from shardnet.coordinator.placement.chain import find_chain
+from shardnet.coordinator.placement.law import LinkTime
 from shardnet.errors import NoRoomError, PlacementError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
-from tests.coordinator_world import make_manifest, node_id
+from tests.support.coordinator_world import make_manifest, node_id
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=1, n_batch=64)
 ROOMY = Policy(headroom_share=0.0)

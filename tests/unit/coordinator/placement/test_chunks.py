@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.chunks import LEAST, choose, next_chunk
-from shardnet.coordinator.law import Law, LinkTime, Pace, RowCosts, law_of
-from tests.coordinator_world import make_manifest
+from shardnet.coordinator.placement.chunks import LEAST, choose, next_chunk
+from shardnet.coordinator.placement.law import Law, LinkTime, Pace, RowCosts, law_of
+from tests.support.coordinator_world import make_manifest
 
 CPU: RowCosts = ((4, 3.0), (8, 5.0), (16, 4.0 * 2), (128, 60.0), (512, 300.0))
 GPU: RowCosts = ((16, 1.1), (128, 1.3), (512, 3.0))

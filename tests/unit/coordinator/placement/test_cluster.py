@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import (
+from shardnet.coordinator.api.views import not_ready
+from shardnet.coordinator.placement.assign import Policy
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import (
     HeartbeatCame,
     LinkKnown,
     LoadFailed,
@@ -18,13 +20,11 @@ from shardnet.coordinator.events import (
     ShardsLost,
     TimePassed,
 )
-from shardnet.coordinator.law import LinkTime
-from shardnet.coordinator.placement import Policy
-from shardnet.coordinator.planning import Plan, plan, routes
-from shardnet.coordinator.views import not_ready
+from shardnet.coordinator.placement.law import LinkTime
+from shardnet.coordinator.placement.planning import Plan, plan, routes
 from shardnet.errors import NoRoomError, PlacementError, ShardError
 from shardnet.messages import ShardOptions
-from tests.coordinator_world import heartbeat, held, hello, make_manifest, node_id, ready_cluster
+from tests.support.coordinator_world import heartbeat, held, hello, make_manifest, node_id, ready_cluster
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=2, n_batch=64)
 MODEL = make_manifest()

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import HeartbeatCame, ManifestKnown, NodeJoined
-from shardnet.coordinator.law import LinkTime, Pace, law_of, step_bytes
-from shardnet.coordinator.placement import NodeOffer, Policy, place
-from shardnet.coordinator.planning import measured_pace, pace_of
+from shardnet.coordinator.placement.assign import NodeOffer, Policy, place
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import HeartbeatCame, ManifestKnown, NodeJoined
+from shardnet.coordinator.placement.law import LinkTime, Pace, law_of, step_bytes
+from shardnet.coordinator.placement.planning import measured_pace, pace_of
 from shardnet.manifest import Manifest
 from shardnet.messages import Heartbeat, HeldShard, ShardOptions
-from tests.coordinator_world import held, hello, make_manifest, node_id
+from tests.support.coordinator_world import held, hello, make_manifest, node_id
 
 MANIFEST = make_manifest(shard_bytes=[1_000_000] * 3)
 LINK = LinkTime(one_way_s=0.01, bytes_per_s=1e6)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from shardnet.cli.plan import offer_of, offers_in
-from shardnet.coordinator.law import LinkTime, Pace, step_bytes
-from shardnet.coordinator.placement import NodeOffer, Policy, memory_needed, place
-from shardnet.coordinator.prospects import prospects
+from shardnet.coordinator.placement.assign import NodeOffer, Policy, memory_needed, place
+from shardnet.coordinator.placement.law import LinkTime, Pace, step_bytes
+from shardnet.coordinator.placement.prospects import prospects
 from shardnet.errors import NoRoomError, UsageError
 from shardnet.messages import ShardOptions
-from tests.coordinator_world import make_manifest, node_id
+from tests.support.coordinator_world import make_manifest, node_id
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=1, n_batch=64)
 MANIFEST = make_manifest(shard_bytes=[10_000_000] * 3)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from shardnet.coordinator.cluster import Cluster
-from shardnet.coordinator.events import LoadFailed, LoadSent, ManifestKnown, NodeJoined, PlanNeeded, SeedersKnown
-from shardnet.coordinator.placement import Policy
-from shardnet.coordinator.planning import plan
-from shardnet.coordinator.spreading import spread
+from shardnet.coordinator.placement.assign import Policy
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import (
+    LoadFailed,
+    LoadSent,
+    ManifestKnown,
+    NodeJoined,
+    PlanNeeded,
+    SeedersKnown,
+)
+from shardnet.coordinator.placement.planning import plan
+from shardnet.coordinator.placement.spreading import spread
 from shardnet.errors import NoRoomError
 from shardnet.manifest import Manifest
 from shardnet.messages import Capabilities, ShardOptions
-from tests.coordinator_world import held, hello, make_manifest, node_id
+from tests.support.coordinator_world import held, hello, make_manifest, node_id
 
 PORT = 6881
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
 
-from shardnet.coordinator.requests import Requests, Swarm
+from shardnet.coordinator.requests.driver import Requests, Swarm
 from shardnet.errors import EngineError
 from shardnet.messages import CommandFailed, ErrorInfo
 

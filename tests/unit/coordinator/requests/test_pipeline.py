@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.attempt import MOST_UNDER_WAY, Send
-from shardnet.coordinator.generation_spec import GenerationSpec
-from shardnet.coordinator.pipeline import Generation, Need
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.setbacks import MAX_CRASHES
-from shardnet.coordinator.speculation import ModelSpeculation, Speculator
-from shardnet.coordinator.text import TextStream
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.attempt import MOST_UNDER_WAY, Send
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.pipeline import Generation, Need
+from shardnet.coordinator.requests.setbacks import MAX_CRASHES
+from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
+from shardnet.coordinator.text.stream import TextStream
 from shardnet.errors import (
     Busy,
     EngineCrashed,
@@ -33,7 +33,7 @@ from shardnet.messages import (
     Sampling,
 )
 from shardnet.steps import TaskResult
-from tests.coordinator_world import MODEL_ID, node_id, route
+from tests.support.coordinator_world import MODEL_ID, node_id, route
 
 END = 2
 

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from shardnet.coordinator.places import RETRY_AFTER_S, PlaceQueue, Places
-from shardnet.coordinator.planning import Route
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.places import RETRY_AFTER_S, PlaceQueue, Places
 from shardnet.errors import Busy, PlacementError
 from shardnet.messages import ShardOptions, StageRef
-from tests.coordinator_world import node_id
+from tests.support.coordinator_world import node_id
 
 MODEL_ID = "ab" * 32
 

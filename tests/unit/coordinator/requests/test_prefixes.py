@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.chunks import Chunks
-from shardnet.coordinator.generation_spec import GenerationSpec
-from shardnet.coordinator.pipeline import Generation
-from shardnet.coordinator.planning import Route
-from shardnet.coordinator.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
-from shardnet.coordinator.requests import Requests
-from shardnet.coordinator.running import Running
-from shardnet.coordinator.speculation import ModelSpeculation, Speculator
-from shardnet.coordinator.text import TextStream
+from shardnet.coordinator.placement.chunks import Chunks
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.driver import Requests
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
+from shardnet.coordinator.requests.running import Running
+from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
+from shardnet.coordinator.text.stream import TextStream
 from shardnet.errors import EngineCrashed, PlacementError, SequenceGap, ShardnetError
 from shardnet.messages import (
     CancelTask,
@@ -29,7 +29,7 @@ from shardnet.messages import (
 )
 from shardnet.steps import TaskResult
 from shardnet.wire import Buffer
-from tests.coordinator_world import MODEL_ID, node_id, route
+from tests.support.coordinator_world import MODEL_ID, node_id, route
 
 END = 2
 

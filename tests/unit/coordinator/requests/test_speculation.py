@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.generation_spec import GenerationSpec
-from shardnet.coordinator.pipeline import Generation
-from shardnet.coordinator.planning import Route
+from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.speculation import (
+    FIRST_PROBE,
+    INDEX_AT_ONCE,
+    ModelSpeculation,
+    NgramIndex,
+    Speculator,
+)
 from shardnet.coordinator.settings import SpeculationSettings
-from shardnet.coordinator.speculation import FIRST_PROBE, INDEX_AT_ONCE, ModelSpeculation, NgramIndex, Speculator
 from shardnet.messages import Sampling, ShardOptions, StageRef
-from tests.coordinator_world import node_id
-from tests.timed_pipeline import Script, TimedPipeline
+from tests.support.coordinator_world import node_id
+from tests.support.timed_pipeline import Script, TimedPipeline
 
 END = 0
 

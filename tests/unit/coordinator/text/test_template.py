@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.coordinator.template import ChatTemplate
-from shardnet.coordinator.vocabulary import Vocabulary
+from shardnet.coordinator.text.template import ChatTemplate
+from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import DeadlineExceeded, EngineError, UsageError
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import NoRoomError
-from shardnet.inference.devices import cgroup_memory, cpu_device, usable_threads
-from shardnet.inference.memory import (
+from shardnet.inference.engine.memory import (
     GPU_HEADROOM_BYTES,
     ShardCost,
     gpu_bytes,
@@ -16,6 +15,7 @@ from shardnet.inference.memory import (
     need_of,
     refuse_if_too_large,
 )
+from shardnet.inference.llama.devices import cgroup_memory, cpu_device, usable_threads
 from shardnet.messages import ShardOptions
 
 GB = 1 << 30

@@ -1,12 +1,12 @@
-"""`shardnet.inference.row_packets`: rows of one batch reach the daemon in one packet."""
+"""`shardnet.inference.engine.row_packets`: rows of one batch reach the daemon in one packet."""
 
 from __future__ import annotations
 
 import pytest
 
 from shardnet.errors import RemoteProtocolError
-from shardnet.inference.row_packets import MAX_JOINED_BYTES, join, split
-from shardnet.inference.steps import RowDone, pack_row_done
+from shardnet.inference.engine.row_packets import MAX_JOINED_BYTES, join, split
+from shardnet.inference.engine.steps import RowDone, pack_row_done
 
 
 def packets(*records: tuple[bytes, ...]) -> list[memoryview]:

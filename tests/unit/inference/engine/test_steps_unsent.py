@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from shardnet.errors import Busy, EngineError, ShardnetError
-from shardnet.inference.child import Child
-from shardnet.inference.late_steps import LateSteps
-from shardnet.inference.spawning import PACKETS
-from shardnet.inference.steps import TOKEN, Step, StepDone
+from shardnet.inference.engine.child import Child
+from shardnet.inference.engine.late_steps import LateSteps
+from shardnet.inference.engine.spawning import PACKETS
+from shardnet.inference.engine.steps import TOKEN, Step, StepDone
 from shardnet.steps import NEXT_STEP, NextStep
 from shardnet.wire import Frame
 

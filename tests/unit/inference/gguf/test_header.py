@@ -15,10 +15,10 @@ import llama_cpp
 import pytest
 
 from shardnet.errors import GgufError, ShardnetError, UsageError
-from shardnet.inference.gguf_bytes import MAX_STRING_BYTES
-from shardnet.inference.gguf_file import GgufHeader, ValueType, read_gguf_header, read_leading_fields
-from shardnet.inference.gguf_types import FILE_TYPES, GGML_TYPES
-from tests.random_models import tiny_llama
+from shardnet.inference.gguf.cursor import MAX_STRING_BYTES
+from shardnet.inference.gguf.element_types import FILE_TYPES, GGML_TYPES
+from shardnet.inference.gguf.header import GgufHeader, ValueType, read_gguf_header, read_leading_fields
+from tests.support.random_models import tiny_llama
 
 B10_HEADERS = 2000
 B10_CPU_S = 0.05

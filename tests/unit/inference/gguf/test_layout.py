@@ -9,8 +9,8 @@ import gguf
 import pytest
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
-from shardnet.inference.gguf_layout import (
+from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.gguf.layout import (
     kv_bytes,
     layer_of,
     layout_of,
@@ -19,8 +19,8 @@ from shardnet.inference.gguf_layout import (
     step_bytes,
     vocabulary_size,
 )
-from tests.gguf_parts import parts_of
-from tests.random_models import add_value, tiny_llama
+from tests.support.gguf_parts import parts_of
+from tests.support.random_models import add_value, tiny_llama
 
 
 def test_tensors_are_mapped_to_their_layers() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.inference.census import EngineCensus, share_of_cores
+from shardnet.inference.llama.census import EngineCensus, share_of_cores
 
 
 @pytest.mark.parametrize(("cores", "engines", "threads"), [(8, 1, 8), (8, 3, 2), (2, 3, 1), (1, 1, 1), (4, 0, 4)])
@@ -19,7 +19,7 @@ def test_each_engine_gets_its_share_and_never_none(cores: int, engines: int, thr
 HOLD = """
 import sys
 from pathlib import Path
-from shardnet.inference.census import EngineCensus
+from shardnet.inference.llama.census import EngineCensus
 census = EngineCensus(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.read()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import single_sequence_rows
-from tests.random_models import tiny_llama
+from shardnet.inference.llama.batch import single_sequence_rows
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from tests.support.random_models import tiny_llama
 
 CONTEXT = 600  # llama.cpp's flash attention divides a decode step among threads from 512 tokens of KV on
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError
-from shardnet.inference.sampling import lookback, pick, top_logprobs, uniform
+from shardnet.inference.llama.sampling import lookback, pick, top_logprobs, uniform
 from shardnet.messages import Sampling
 
 NOTHING = np.empty(0, dtype=np.int32)

@@ -13,21 +13,21 @@ from typer.testing import CliRunner, Result
 
 from shardnet.cli import app
 from shardnet.errors import FamilyRefused, ManifestError, NoRoomError, ShardnetError, UsageError
-from shardnet.inference import families
-from shardnet.inference.families import Overrides
-from shardnet.inference.family_table import Windows
-from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
-from shardnet.inference.llama import LlamaContext, LlamaModel
-from shardnet.inference.llama_batch import single_sequence_rows
-from shardnet.inference.manifest_file import load_manifest
-from shardnet.inference.parity import DIFFERENT_BEYOND_MEASURE, StageFile, max_abs_diff, run_parity
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from shardnet.inference.verify import fault_of, verify_split
+from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.llama.batch import single_sequence_rows
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.proof.parity import DIFFERENT_BEYOND_MEASURE, StageFile, max_abs_diff, run_parity
+from shardnet.inference.proof.verify import fault_of, verify_split
+from shardnet.inference.splitting import families
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.families import Overrides
+from shardnet.inference.splitting.family_table import Windows
+from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.manifest import Manifest, ParityCertificate
 from shardnet.shards import LayerRange
-from tests.family_proofs import cuts_to_try, prove_cut, some_prompts
-from tests.quantised_models import quantise
-from tests.random_models import build_random_model, tiny_llama
+from tests.support.family_proofs import cuts_to_try, prove_cut, some_prompts
+from tests.support.quantised_models import quantise
+from tests.support.random_models import build_random_model, tiny_llama
 
 
 def split(path: Path, cache: Path, *cuts: int) -> tuple[Path, Manifest]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardnet.errors import UsageError
-from shardnet.inference.cuts import (
+from shardnet.inference.splitting.cuts import (
     Weights,
     balanced_cuts,
     checked_cuts,

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import FamilyRefused, GgufError, NoRoomError, ShardnetError, UsageError
-from shardnet.inference import gguf_writer, shard_plan
-from shardnet.inference.cuts import ranges
-from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
-from shardnet.inference.manifest_file import load_manifest, save_manifest
-from shardnet.inference.split import CutRequest, find_existing, plan_split, split_model
+from shardnet.inference.gguf import writer
+from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.splitting import plan as plan_module
+from shardnet.inference.splitting.cuts import ranges
+from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
 from shardnet.manifest import BLANK_MODEL_ID, Manifest, ParityCertificate
-from tests.gguf_parts import parts_of
-from tests.random_models import tiny_llama
+from tests.support.gguf_parts import parts_of
+from tests.support.random_models import tiny_llama
 
 PROOF = ParityCertificate(
     llama_cpp="0", prompt_tokens=1, decode_tokens=1, boundaries=(), max_abs_logit_diff=0.0, tokens_equal=True
@@ -156,7 +157,7 @@ def test_an_untied_head_is_stored_once_under_the_embeddings_name(tmp_path: Path,
 def test_where_a_head_is_demanded_small_zeros_stand_in(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_plan, "HEAD_FROM_EMBEDDING", frozenset())
+    monkeypatch.setattr(plan_module, "HEAD_FROM_EMBEDDING", frozenset())
     model = tiny_llama(tmp_path / "m.gguf", n_layers=6, n_embd=128, tied=False)
     folder, _ = three(model, cache)
     first, middle, last = headers(folder)
@@ -282,17 +283,17 @@ def test_disk_room_is_checked_before_the_first_byte(model: Path, cache: Path, mo
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    pieces = gguf_writer._Sources.pieces
+    pieces = writer._Sources.pieces
     count = 0
 
-    def failing(self: gguf_writer._Sources, tensor: gguf_writer.OutTensor):  # type: ignore[no-untyped-def]
+    def failing(self: writer._Sources, tensor: writer.OutTensor):  # type: ignore[no-untyped-def]
         nonlocal count
         count += 1
         if count > after * 10:
             raise OSError(errno.ENOSPC, "No space left on device")
         yield from pieces(self, tensor)
 
-    monkeypatch.setattr(gguf_writer._Sources, "pieces", failing)
+    monkeypatch.setattr(writer._Sources, "pieces", failing)
     with pytest.raises(NoRoomError, match="filled up"):
         three(model, cache)
     assert everything(cache) == ["shards"]

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import FamilyRefused
-from shardnet.inference.families import (
+from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.splitting.families import (
     ENDLESS_WINDOW,
     layer_count,
     rules_for,
     shard_metadata,
     shard_tensor_plan,
 )
-from shardnet.inference.family_table import PROVED, REFUSED
-from shardnet.inference.gguf_file import GgufHeader, read_gguf_header
+from shardnet.inference.splitting.family_table import PROVED, REFUSED
 from shardnet.shards import LayerRange
-from tests.random_families import RECIPES, Value
-from tests.random_models import TensorShape, write_model
+from tests.support.random_families import RECIPES, Value
+from tests.support.random_models import TensorShape, write_model
 
 
 def header_of(folder: Path, architecture: str, *tensors: str, **keys: Value) -> GgufHeader:

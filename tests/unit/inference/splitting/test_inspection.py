@@ -11,10 +11,10 @@ from typer.testing import CliRunner, Result
 
 from shardnet.cli import app
 from shardnet.errors import GgufError, ShardnetError, UsageError
-from shardnet.inference.manifest_file import load_manifest
-from shardnet.inference.split import CutRequest, plan_split, split_model
-from tests.gguf_parts import parts_of
-from tests.random_models import tiny_llama
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import load_manifest
+from tests.support.gguf_parts import parts_of
+from tests.support.random_models import tiny_llama
 
 pytestmark = pytest.mark.usefixtures("home")
 

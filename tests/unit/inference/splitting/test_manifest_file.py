@@ -19,8 +19,9 @@ from shardnet.errors import (
     ShardNotFound,
     UsageError,
 )
-from shardnet.inference.gguf_writer import string_value, u32_value, write_gguf
-from shardnet.inference.manifest_file import (
+from shardnet.inference.gguf.writer import string_value, u32_value, write_gguf
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import (
     HASHES,
     HashCache,
     check_shard,
@@ -29,9 +30,8 @@ from shardnet.inference.manifest_file import (
     save_manifest,
     scan_cache,
 )
-from shardnet.inference.split import CutRequest, plan_split, split_model
 from shardnet.manifest import Manifest
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardnet.inference.batching import Waiting, next_batch
+from shardnet.inference.worker.batching import Waiting, next_batch
 
 
 def decode(ticket: int, sequence: str, chain: str = "a", max_rows: int = 8) -> Waiting:

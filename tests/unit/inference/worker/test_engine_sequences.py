@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardnet.errors import Busy, SequenceGap
-from shardnet.inference.sequences import SequenceTable
+from shardnet.inference.worker.sequences import SequenceTable
 
 
 def run(table: SequenceTable, name: str, position: int, count: int, shards: Sequence[int] = (0, 1)) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardnet.inference.pacing import (
+from shardnet.inference.worker.pacing import (
     SAMPLES,
     TRUSTED,
     TRY_EVERY,

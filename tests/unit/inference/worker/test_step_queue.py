@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from shardnet.inference.pacing import Choice
-from shardnet.inference.run_rows import Row, Run
-from shardnet.inference.step_queue import StepQueue
-from shardnet.inference.steps import Step
-from shardnet.inference.tasks import Task
+from shardnet.inference.engine.steps import Step
+from shardnet.inference.worker.pacing import Choice
+from shardnet.inference.worker.run_rows import Row, Run
+from shardnet.inference.worker.step_queue import StepQueue
+from shardnet.inference.worker.tasks import Task
 
 CHAIN = ("ab" * 32, 1, 2)
 

@@ -6,8 +6,8 @@ import pytest
 
 from shardnet.errors import UsageError
 from shardnet.ids import ShardKey
-from shardnet.node.assignment import Assignment, Binding, parse_binding
-from tests.node_world import make_manifest
+from shardnet.node.shards.assignment import Assignment, Binding, parse_binding
+from tests.support.node_world import make_manifest
 
 MANIFEST = make_manifest()
 MODEL = MANIFEST.model_id

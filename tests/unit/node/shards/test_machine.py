@@ -11,13 +11,13 @@ import pytest
 from shardnet.errors import Busy, EngineError, ShardCorrupt, ShardNotFound
 from shardnet.ids import ShardKey
 from shardnet.messages import CommandFailed, Done, LoadProgress, LoadShard, ShardOptions, ShardReady, UnloadShard
-from shardnet.node import effects as do
-from shardnet.node import events as ev
-from shardnet.node.assignment import Assignment, parse_binding
-from shardnet.node.state import NodeState
-from shardnet.node.waiters import MAX_FINISHED
+from shardnet.node.shards import effects as do
+from shardnet.node.shards import events as ev
+from shardnet.node.shards.assignment import Assignment, parse_binding
+from shardnet.node.shards.machine import NodeState
+from shardnet.node.shards.waiters import MAX_FINISHED
 from shardnet.shards import LayerRange
-from tests.node_world import make_manifest
+from tests.support.node_world import make_manifest
 
 CACHE = Path("/cache")
 FOLDER = CACHE / "shards" / "m"

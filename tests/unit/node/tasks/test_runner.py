@@ -11,9 +11,9 @@ import pytest
 
 from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.ids import ShardKey
-from shardnet.inference.engine import Engine, OnRow, OnStep
-from shardnet.inference.protocol import BatchTime
-from shardnet.inference.steps import RowDone, Step, StepDone, parse_sampling
+from shardnet.inference.engine.interface import Engine, OnRow, OnStep
+from shardnet.inference.engine.protocol import BatchTime
+from shardnet.inference.engine.steps import RowDone, Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
     AnyMessage,
@@ -23,10 +23,10 @@ from shardnet.messages import (
     ShardOptions,
     StageRef,
 )
-from shardnet.node import leaving
-from shardnet.node.legs import Flight
-from shardnet.node.tasks import TaskRunner
-from shardnet.node.timings import ShardTimes, StepTimes
+from shardnet.node.tasks import leaving
+from shardnet.node.tasks.legs import Flight
+from shardnet.node.tasks.runner import TaskRunner
+from shardnet.node.tasks.timings import ShardTimes, StepTimes
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.steps import NextStep, StageTiming, TaskResult, pack_timing, unpack_timings
 from shardnet.wire import Buffer, Frame

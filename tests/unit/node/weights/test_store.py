@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import ShardCorrupt, ShardError, ShardNotFound
-from shardnet.inference import manifest_file
-from shardnet.inference.gguf_writer import OnBytes, file_sha256
-from shardnet.inference.manifest_file import HashCache, load_manifest
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.gguf.writer import OnBytes, file_sha256
+from shardnet.inference.splitting import manifest_file
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import HashCache, load_manifest
 from shardnet.manifest import Manifest
 from shardnet.messages import MAX_FILE_PIECE
-from shardnet.node.store import ModelStore
+from shardnet.node.weights.store import ModelStore
 from shardnet.torrent.disk import stamp
-from tests.random_models import tiny_llama
+from tests.support.random_models import tiny_llama
 
 
 @pytest.fixture

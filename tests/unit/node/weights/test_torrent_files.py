@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 
 from shardnet.cli import app
 from shardnet.errors import ManifestError
-from shardnet.inference.manifest_file import load_manifest
-from shardnet.inference.split import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.manifest import Manifest
-from shardnet.node import torrent_files
+from shardnet.node.weights import torrent_files
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import ensure_swarm
 from shardnet.swarm.signing import signature_is_valid
 from shardnet.torrent.metainfo import check_torrent, for_swarm, make_torrent
-from tests.random_models import tiny_llama
-from tests.torrent_world import Authority
+from tests.support.random_models import tiny_llama
+from tests.support.torrent_world import Authority
 
 Model = tuple[Path, Manifest]
 
