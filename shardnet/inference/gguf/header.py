@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shardnet.errors import GgufError
 from shardnet.inference.gguf.cursor import (
@@ -32,10 +33,12 @@ from shardnet.inference.gguf.element_types import GGML_TYPES
 
 __all__ = [
     "SCALARS",
+    "Buffer",
     "GgufField",
     "GgufHeader",
     "GgufTensor",
     "GgufValue",
+    "TensorData",
     "ValueType",
     "padded",
     "read_gguf_header",
@@ -97,9 +100,23 @@ class GgufField:
         return _decode(self, self.raw())
 
 
+Buffer = bytes | memoryview
+
+
+class TensorData(Protocol):
+    """Where a tensor's bytes come from when they do not stand in a file as they are: converted, quantised, or asked of another machine."""
+
+    def pieces(self, tensor: GgufTensor) -> Iterator[Buffer]:
+        """Yield the tensor's `nbytes` in order; a piece stays as it is until the next but one is asked for.
+
+        Called by one thread at a time, for tensors in the order in which they are written. Raises: ShardnetError, OSError.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor: `shape` in ggml's order (row length first), `offset` in bytes from the start of `path`."""
+    """One tensor: `shape` in ggml's order (row length first), `offset` in bytes from the start of `path`; with `data`, they come from there."""
 
     name: str
     shape: tuple[int, ...]
@@ -107,6 +124,7 @@ class GgufTensor:
     offset: int
     nbytes: int
     path: Path
+    data: TensorData | None = None
 
     @property
     def type_name(self) -> str:
@@ -121,7 +139,10 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The header of one GGUF file, or of all the files of one model that llama.cpp split by size (`gguf_layout.read_model`)."""
+    """The header of one GGUF file, or of all the files of one model that llama.cpp split by size (`layout.read_model`).
+
+    Or of a GGUF that is nowhere yet: made of the files `paths` as `recipe` says, with tensors whose `data` make their bytes.
+    """
 
     path: Path
     version: int
@@ -130,6 +151,7 @@ class GgufHeader:
     file_bytes: int
     paths: tuple[Path, ...]
     alignment: int = DEFAULT_ALIGNMENT
+    recipe: str = ""
 
     @cached_property
     def _decoded(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing a GGUF whose tensor data come straight out of other files, in constant memory, hashed on the way.
+"""Writing a GGUF whose tensor data come out of other files or are made on the way, in constant memory, and hashed as they pass.
 
 Source: ggml's docs/gguf.md, version 3.
 """
@@ -20,6 +20,7 @@ from shardnet.inference.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
     SCALARS,
+    Buffer,
     GgufField,
     GgufTensor,
     GgufValue,
@@ -30,14 +31,13 @@ GGUF_VERSION = 3
 PIECE_BYTES = 4 << 20
 SMALL_BYTES = 256 << 10
 """Pieces below this are hashed where they are: handing them to the thread would take longer."""
-Buffer = bytes | memoryview
 OnBytes = Callable[[int], None]
 """Called with the number of bytes just handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutTensor:
-    """A tensor to be written: its data copied from `source`, or zeros."""
+    """A tensor to be written: its data are those of `source`, or zeros."""
 
     name: str
     shape: tuple[int, ...]
@@ -186,12 +186,15 @@ class _Sources:
         for file in self._files.values():
             file.close()
 
-    def pieces(self, tensor: OutTensor) -> Iterator[memoryview]:
+    def pieces(self, tensor: OutTensor) -> Iterator[Buffer]:
         """Yield the tensor's data; each piece is overwritten by the next but one."""
         source = tensor.source
         if source is None:
             for start in range(0, tensor.nbytes, PIECE_BYTES):
                 yield self._zeros[: min(PIECE_BYTES, tensor.nbytes - start)]
+            return
+        if source.data is not None:
+            yield from source.data.pieces(source)
             return
         if source.path not in self._files:
             self._files[source.path] = source.path.open("rb", buffering=0)

@@ -60,7 +60,7 @@ def _source_note(plan: SplitPlan) -> dict[str, object]:
         "name": plan.name,
         "layers": [[part.first, part.end] for part in plan.layers],
         "sources": [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts],
-    }
+    } | ({"recipe": plan.header.recipe} if plan.header.recipe else {})
 
 
 def _is_whole(folder: Path, plan: SplitPlan) -> bool:
