@@ -56,11 +56,12 @@ def find_existing(plan: SplitPlan, cache: Path) -> tuple[Path, Manifest] | None:
 
 def _source_note(plan: SplitPlan) -> dict[str, object]:
     facts = [(path.absolute(), path.stat()) for path in plan.header.paths]
-    return {
+    note: dict[str, object] = {
         "name": plan.name,
         "layers": [[part.first, part.end] for part in plan.layers],
         "sources": [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts],
-    } | ({"recipe": plan.header.recipe} if plan.header.recipe else {})
+    }
+    return note | {"recipe": plan.header.recipe} if plan.header.recipe else note
 
 
 def _is_whole(folder: Path, plan: SplitPlan) -> bool:
