@@ -11,6 +11,7 @@ from shardnet.errors import ShardnetError, ShardNotFound
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import Load as EngineLoad
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import AnyMessage
 from shardnet.node.shards.effects import (
@@ -50,8 +51,6 @@ from shardnet.node.weights.exchange import FetchProgress, ShardExchange
 from shardnet.node.weights.store import PROGRESS_INTERVAL_S, ModelStore
 
 log = get("node")
-
-Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Performer:

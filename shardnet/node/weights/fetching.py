@@ -16,11 +16,11 @@ from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardSource
-from shardnet.node.settings import NodeTorrentSettings
 from shardnet.node.weights import torrent_files
 from shardnet.node.weights.exchange import FetchProgress, OnFetchProgress
 from shardnet.node.weights.holders import Holder, Holders
 from shardnet.node.weights.presence import Presence
+from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.torrent import disk
 from shardnet.torrent.metainfo import MAX_TORRENT_BYTES, TorrentFacts, check_torrent
 from shardnet.torrent.progress import TorrentStats

@@ -19,13 +19,13 @@ from shardnet.ids import ShardKey
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, ShardSource
-from shardnet.node.settings import NodeTorrentSettings
 from shardnet.node.weights import torrent_files
 from shardnet.node.weights.exchange import OnFetchProgress
 from shardnet.node.weights.fetching import ShardFetch
 from shardnet.node.weights.holders import Holder, Holders
 from shardnet.node.weights.offers import Offers
 from shardnet.node.weights.presence import Presence
+from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.swarm.home import hold_lock
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.signing import signature_is_valid
