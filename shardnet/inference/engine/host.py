@@ -22,6 +22,7 @@ from shardnet.inference.engine.late_steps import LateSteps
 from shardnet.inference.engine.protocol import (
     CutRows,
     DialRows,
+    EngineSettings,
     Forget,
     Load,
     Loaded,
@@ -110,7 +111,7 @@ class EngineProcess:
 
     async def _spawn(self) -> tuple[Child, asyncio.Task[EngineCrashed], Ready]:
         """Returns: a process that is ready, and the task that ends with it. Raises: EngineError; then nothing is left."""
-        settings = self._settings.to_engine().model_copy(update={"membership": self._membership})
+        settings = EngineSettings(inference=self._settings, membership=self._membership)
         child = await Child.start(settings, self._tell_link)
         death = asyncio.create_task(child.wait(), name="engine-process")
         try:

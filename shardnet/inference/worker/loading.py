@@ -11,7 +11,8 @@ from queue import SimpleQueue
 
 from shardnet.errors import EngineError, GgufError, ShardnetError
 from shardnet.inference.engine.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
-from shardnet.inference.engine.protocol import EngineSettings, Load
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
@@ -49,7 +50,7 @@ class Loader:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: InferenceSettings,
         report: Callable[[Progress | Finished], None],
         used_bytes: Callable[[], tuple[int, int]],
         threads: Callable[[], int],

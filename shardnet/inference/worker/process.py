@@ -72,7 +72,7 @@ class Worker:
         self._packets = packets
         self._packet = memoryview(bytearray(ROW_BYTES))
         self._census = census
-        self._wanted_threads = settings.threads
+        self._wanted_threads = settings.inference.threads
         self._threads = self._fair_threads()
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._chains = Chains()
@@ -87,7 +87,7 @@ class Worker:
             settings.membership, self._poll, self._runs.take, self._send, self._runs.link_lost, self._ring
         )
         self._orders = ShardOrders(
-            settings,
+            settings.inference,
             self._chains,
             chains_change=self._forget_pace,
             tell=self._send,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.engine.protocol import EngineSettings, FromEngine, Load, Loaded, Loading, Unload, Unloaded
+from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.loading import Finished, Loader, Progress
 
@@ -26,7 +27,7 @@ class ShardOrders:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: InferenceSettings,
         chains: Chains,
         *,
         chains_change: Callable[[str], None],
