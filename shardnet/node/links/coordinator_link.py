@@ -105,19 +105,16 @@ class CoordinatorLink:
             connection.abort()
             raise PeerLost(f"the daemon at {address} gave no welcome")
         self._connection = connection
-        try:
-            log.info(
-                "node_joined",
-                coordinator=str(address),
-                name=self._identity.name,
-                node_id=short(self._identity.node_id),
-                epoch=welcome.epoch,
-            )
-            self._on_joined(welcome)
-            connection.set_handler(lambda frame: self._take(connection, frame), on_close)
-            reason = await ended
-        except BaseException:
-            raise  # `run` closes it in order
+        log.info(
+            "node_joined",
+            coordinator=str(address),
+            name=self._identity.name,
+            node_id=short(self._identity.node_id),
+            epoch=welcome.epoch,
+        )
+        self._on_joined(welcome)
+        connection.set_handler(lambda frame: self._take(connection, frame), on_close)
+        reason = await ended  # cancelled here, `run` closes the connection in order
         self._connection = None
         self._on_left()
         return reason
