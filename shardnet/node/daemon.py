@@ -204,15 +204,7 @@ class NodeDaemon:
                     task.cancel()
 
     def _make_swarming(self) -> SwarmExchange:
-        holders = Holders(
-            self._identity.node_id,
-            lambda node_id, address, question, timeout_s: self._links.ask(
-                node_id, address, question, timeout_s=timeout_s
-            ),
-            lambda question, timeout_s: self._coordinator.ask(question, timeout_s=timeout_s),
-            lambda: self._finder.directory,
-            lambda: self._identity.revoked,
-        )
+        holders = Holders(self._identity, self._links.ask, self._coordinator.ask, lambda: self._finder.directory)
         return SwarmExchange(
             self._identity,
             self._settings.torrent,

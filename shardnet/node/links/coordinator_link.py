@@ -60,7 +60,7 @@ class CoordinatorLink:
         except PeerLost as error:
             log.debug("coordinator_not_told", reason=str(error))
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Frame[AnyMessage]:
+    async def ask(self, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: the coordinator's answer. Raises: its own error; PeerLost, also if there is no coordinator; DeadlineExceeded."""
         if self._connection is None:
             raise PeerLost("there is no coordinator at the moment")

@@ -120,9 +120,7 @@ class PeerLinks:
             return
         peer.waiting.append(_Waiting(message, payloads, on_unreachable))
 
-    async def ask(
-        self, node_id: NodeId, address: Address, question: Question, *, timeout_s: float
-    ) -> Frame[AnyMessage]:
+    async def ask(self, node_id: NodeId, address: Address, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: another node's answer, dialling it first where that is needed.
 
         Raises: its own error; UnreachableError, PeerRefused, PeerLost; DeadlineExceeded.

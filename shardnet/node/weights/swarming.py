@@ -28,7 +28,6 @@ from shardnet.node.weights.offers import Offers
 from shardnet.node.weights.presence import Presence
 from shardnet.swarm.home import hold_lock
 from shardnet.swarm.identity import Identity
-from shardnet.swarm.signing import signature_is_valid
 from shardnet.torrent import disk
 from shardnet.torrent.progress import TorrentStats
 
@@ -63,7 +62,6 @@ class SwarmExchange:
         is_assigned: Callable[[ShardKey], bool] = lambda _key: False,
         rotted: Callable[[ShardKey, Path], None] = lambda _key, _path: None,
     ) -> None:
-        self._identity = identity
         self._authority = identity.swarm.ca_pem
         self._settings = settings
         self._holders = holders
@@ -147,12 +145,7 @@ class SwarmExchange:
 
     async def manifest(self, model_id: str, sources: tuple[ShardSource, ...] = ()) -> Manifest:
         """Returns: a model's manifest, signed by the swarm's owner. Raises: ManifestError if nobody has it."""
-        hints = [Holder(source.node_id, source.address) for source in sources]
-
-        def is_signed(manifest: Manifest) -> bool:
-            return signature_is_valid(manifest, self._identity.swarm.ca)
-
-        return await self._holders.manifest(model_id, hints, is_signed, "the swarm's owner did not sign it")
+        return await self._holders.manifest(model_id, [Holder(one.node_id, one.address) for one in sources])
 
     async def bring_tokenizer(self, manifest: Manifest, folder: Path, holders: Sequence[Holder] = ()) -> None:
         """Have the tokenizer beside the shards, so that this node can hand out all of the model. Failing is no harm: nodes run without it."""
