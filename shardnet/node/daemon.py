@@ -14,7 +14,7 @@ from shardnet.ids import ShardKey, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
-from shardnet.lifecycle import Jobs
+from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -177,7 +177,7 @@ class NodeDaemon:
             try:
                 await self._run()
             except* ShardnetError as errors:
-                raise _first(errors) from None
+                raise first_of(errors) from None
         log.info("node_stopped")
 
     async def _run(self) -> None:
@@ -345,12 +345,3 @@ def _membership(identity: Identity) -> Membership:
 
 async def _add_peer(directory: Directory, address: Address) -> None:
     await directory.add_peers([str(address)])
-
-
-def _first(errors: BaseExceptionGroup[ShardnetError]) -> ShardnetError:
-    """Returns: the first error of a group, which may hold groups."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, ShardnetError)
-    return error

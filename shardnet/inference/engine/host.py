@@ -172,7 +172,7 @@ class EngineProcess:
             if key not in self._shards:
                 continue  # unloaded meanwhile
             try:
-                frame = await child.request(shard.request.command_id, shard.request)
+                frame = await child.request(shard.request)
             except EngineCrashed as error:
                 crashes[key] = crashes.get(key, 0) + 1
                 if crashes[key] >= LOAD_ATTEMPTS:
@@ -272,7 +272,7 @@ class EngineProcess:
             child = await self._engine()
             self._shards.pop(key, None)  # with other options: the engine replaces it
             try:
-                frame = await child.request(request.command_id, request, on_progress=tell)
+                frame = await child.request(request, tell)
             except EngineCrashed as error:
                 if attempt == LOAD_ATTEMPTS:
                     raise EngineCrashed(
@@ -290,8 +290,7 @@ class EngineProcess:
         self._shards.pop(key, None)
         with suppress(EngineCrashed):  # a dead engine holds nothing
             child = await self._engine()
-            request = Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id)
-            await child.request(request.command_id, request)
+            await child.request(Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id))
         self._shards.pop(key, None)  # a load that was under way came first
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -342,8 +341,7 @@ class EngineProcess:
     async def report(self) -> Report:
         """Ask for memory and load. Raises: EngineCrashed."""
         child = await self._engine()
-        request = Query(command_id=new_id())
-        return cast("Report", (await child.request(request.command_id, request)).message)
+        return cast("Report", (await child.request(Query(command_id=new_id()))).message)
 
 
 def _look_at(task: asyncio.Task[LoadedShard]) -> None:

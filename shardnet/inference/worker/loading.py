@@ -19,7 +19,7 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.worker.shard import Shard
 from shardnet.log import human_bytes
 
-PROGRESS_INTERVAL_S = 0.1
+PROGRESS_INTERVAL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import ShardKey, short
 from shardnet.inference.splitting.manifest_file import model_folder
-from shardnet.lifecycle import Jobs
+from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, AnyMessage, Hello, Welcome
@@ -117,10 +117,7 @@ class SharingDaemon:
         try:
             await self._run()
         except* ShardnetError as errors:
-            error: BaseException = errors
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+            raise first_of(errors) from None
 
     async def _run(self) -> None:
         at = parse_host_port(self._settings.node.listen, what="--listen")
