@@ -16,16 +16,7 @@ from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
 from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
-from shardnet.messages import (
-    PROTOCOL_VERSION,
-    Address,
-    Capabilities,
-    Hello,
-    Leaving,
-    ManifestOffer,
-    StageRef,
-    Welcome,
-)
+from shardnet.messages import PROTOCOL_VERSION, Address, Capabilities, Hello, Leaving, ManifestOffer, StageRef, Welcome
 from shardnet.node.answering import Answering
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.links.coordinator_link import CoordinatorLink
@@ -337,9 +328,7 @@ def advertised_address(text: str) -> Address:
 
 def _membership(identity: Identity) -> Membership:
     return Membership(
-        certificate=str(identity.certificate_path),
-        key=str(identity.key_path),
-        authority=identity.swarm.ca_pem.decode(),
+        certificate=str(identity.certificate_path), key=str(identity.key_path), authority=identity.swarm.ca_pem.decode()
     )
 
 

@@ -29,12 +29,7 @@ class TorrentSession:
     """
 
     def __init__(
-        self,
-        settings: TorrentSettings,
-        tls: TlsMaterial | None,
-        state_dir: Path,
-        *,
-        on_rotten: OnRotten | None = None,
+        self, settings: TorrentSettings, tls: TlsMaterial | None, state_dir: Path, *, on_rotten: OnRotten | None = None
     ) -> None:
         """Args:
         state_dir: a folder of our own for resume data.

@@ -16,16 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf.header import (
-    MAGIC,
-    SCALARS,
-    Buffer,
-    GgufField,
-    GgufTensor,
-    GgufValue,
-    ValueType,
-    padded,
-)
+from shardnet.inference.gguf.header import MAGIC, SCALARS, Buffer, GgufField, GgufTensor, GgufValue, ValueType, padded
 
 GGUF_VERSION = 3
 PIECE_BYTES = 4 << 20

@@ -178,12 +178,7 @@ class Worker:
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
                         batches=tuple(
-                            BatchTime(
-                                chain=chain,
-                                rows=rows,
-                                us=seconds * 1e6,
-                                beside_us=beside_s * 1e6,
-                            )
+                            BatchTime(chain=chain, rows=rows, us=seconds * 1e6, beside_us=beside_s * 1e6)
                             for chain, rows, seconds, beside_s in self._pacing.told()
                         ),
                     )

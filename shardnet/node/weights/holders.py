@@ -43,11 +43,7 @@ class Holders:
     """
 
     def __init__(
-        self,
-        identity: Identity,
-        ask_node: AskNode,
-        ask_coordinator: Ask,
-        directory: Callable[[], Directory | None],
+        self, identity: Identity, ask_node: AskNode, ask_coordinator: Ask, directory: Callable[[], Directory | None]
     ) -> None:
         self._identity = identity
         self._ask_node = ask_node
