@@ -10,6 +10,7 @@ from shardnet.errors import ShardnetError, ShardNotFound
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import Load as EngineLoad
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import AnyMessage
 from shardnet.node.shards.effects import (
@@ -49,8 +50,6 @@ from shardnet.node.weights.exchange import FetchProgress, ShardExchange
 from shardnet.node.weights.store import ModelStore
 
 log = get("node")
-
-Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Performer:

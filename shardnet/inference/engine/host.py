@@ -53,8 +53,6 @@ CALM_AFTER_S = 30.0
 class Restored:
     """The engine is back after a crash: with these shards, without those, and with no sequence."""
 
-    ready: Ready
-    reason: str
     shards: tuple[LoadedShard, ...]
     lost: tuple[tuple[ShardKey, ShardnetError], ...]
 
@@ -137,28 +135,26 @@ class EngineProcess:
             log.warning("engine_crashed", reason=crash.message, shards=len(self._shards))
             if loop.time() - began_s > CALM_AFTER_S:
                 backoff.reset()
-            child, death, restored = await self._restore(backoff, crash)
+            child, death, restored = await self._restore(backoff)
             self._set_up(child, death)
             log.info("engine_restored", shards=len(restored.shards), pid=child.pid)
             if self._on_restart is not None:
                 self._on_restart(restored)
 
-    async def _restore(
-        self, backoff: Backoff, crash: EngineCrashed
-    ) -> tuple[Child, asyncio.Task[EngineCrashed], Restored]:
+    async def _restore(self, backoff: Backoff) -> tuple[Child, asyncio.Task[EngineCrashed], Restored]:
         """Start a new process and load the shards again, as often as it takes."""
         crashes: dict[ShardKey, int] = {}
         lost: list[tuple[ShardKey, ShardnetError]] = []
         while True:
             await asyncio.sleep(backoff.next_delay_s())
             try:
-                child, death, ready = await self._spawn()
+                child, death, _ = await self._spawn()
             except EngineError as error:
                 log.error("engine_not_started", reason=error.message)
                 continue
             try:
                 if await self._reload(child, crashes, lost):
-                    return child, death, Restored(ready, crash.message, self.shards, tuple(lost))
+                    return child, death, Restored(self.shards, tuple(lost))
             except BaseException:
                 await self._end(child, death)
                 raise

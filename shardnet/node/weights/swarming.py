@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError
 from shardnet.files import write_whole
 from shardnet.ids import ShardKey
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, ShardSource
@@ -42,7 +42,6 @@ class SwarmExchange:
     Args:
         state_dir: a folder of this node's own, for resume data.
         memory_free: bytes for more shards, told on the DHT.
-        spawn: starts a job that lives no longer than the daemon.
         may_go, given_up: whether an offered file may be deleted to make room for another (False: it is in use), and that it is.
         is_assigned: whether the node's user bound it to a shard.
         rotted: an offered file was found damaged; nobody is given it any more.
@@ -56,7 +55,7 @@ class SwarmExchange:
         holders: Holders,
         *,
         memory_free: Callable[[], int] = lambda: 0,
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Spawn,
         may_go: Callable[[ShardKey], bool] = lambda _key: False,
         given_up: Callable[[ShardKey], None] = lambda _key: None,
         is_assigned: Callable[[ShardKey], bool] = lambda _key: False,
