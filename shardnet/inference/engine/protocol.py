@@ -42,7 +42,6 @@ class Ready(Message):
 
     type: Literal["READY"] = "READY"
     pid: int
-    llama_cpp: str = Field(description="version of llama-cpp-python")
     devices: tuple[DeviceInfo, ...] = Field(strict=False)
 
 
@@ -71,8 +70,6 @@ class Loaded(Message):
     type: Literal["LOADED"] = "LOADED"
     command_id: CommandId
     memory_bytes: int = Field(ge=0, description="weights, KV cache and compute buffers, all devices")
-    gpu_layers: int = Field(ge=0)
-    load_s: float = Field(ge=0)
 
 
 class Unload(Message):

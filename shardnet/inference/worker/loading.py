@@ -78,7 +78,6 @@ class Loader:
             self._report(Finished(request, result))
 
     def _load(self, request: Load) -> Shard:
-        began = time.perf_counter()
         path, options, settings = Path(request.path), request.options, self._settings
         cost = cost_of(path)
         used, gpu_used = self._used_bytes()
@@ -127,8 +126,6 @@ class Loader:
             has_head=has_head,
             memory_bytes=sum(model.buffers.values()) + sum(context.buffers.values()),
             gpu_bytes=_on_gpus(model.buffers) + _on_gpus(context.buffers),
-            gpu_layers=min(layers, model.n_layer),
-            load_s=time.perf_counter() - began,
         )
 
 

@@ -43,7 +43,7 @@ from shardnet.inference.engine.protocol import (
 from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, Step
 from shardnet.inference.llama.census import EngineCensus, share_of_cores
 from shardnet.inference.llama.devices import all_devices, usable_threads
-from shardnet.inference.llama.model import LLAMA_CPP_VERSION, start_backend
+from shardnet.inference.llama.model import start_backend
 from shardnet.inference.worker.busy_time import BusyTime
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.pacing import Pacing
@@ -299,7 +299,7 @@ def main(descriptor: int, packets_descriptor: int) -> None:
         census = EngineCensus()
         worker = Worker(connection, packets, settings, census)
         try:
-            ready = Ready(pid=os.getpid(), llama_cpp=LLAMA_CPP_VERSION, devices=all_devices())
+            ready = Ready(pid=os.getpid(), devices=all_devices())
             send_all(connection, encode(FROM_ENGINE, ready))
             gc.freeze()  # what was imported lives for ever: the collector need not look at it again
             worker.run()
