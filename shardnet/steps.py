@@ -103,8 +103,8 @@ class NextStep(NamedTuple):
     def pack(self) -> bytes:
         """Returns: the header."""
         command_id, sequence_id, stage, position, ahead, deadline_s, n_embd, timings = self
-        ids = (int(command_id, 16), int(sequence_id, 16))
-        return NEXT_STEP.pack(*ids, stage, position, ahead, deadline_s, n_embd) + timings
+        packed = NEXT_STEP.pack(int(command_id, 16), int(sequence_id, 16), stage, position, ahead, deadline_s, n_embd)
+        return packed + timings
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
