@@ -114,6 +114,16 @@ class Backoff:
         self._next_s = 0.0
 
 
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Returns: the first error of a group, which may hold groups."""
+    error = errors.exceptions[0]
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+"""Starts a job that lives no longer than the daemon: `Jobs.spawn`."""
+
+
 class Jobs:
     """Jobs of a daemon, started from wherever: each ends with the daemon at the latest, and its failure ends there.
 

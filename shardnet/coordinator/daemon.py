@@ -39,6 +39,7 @@ from shardnet.coordinator.requests.stages import Stages
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
+from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
@@ -164,7 +165,7 @@ class Coordinator:
             except BaseExceptionGroup as group:
                 _, wrong = group.split(_Stopped)
                 if wrong is not None:
-                    raise _first(wrong) from None
+                    raise first_of(wrong) from None
 
     async def _drain(self) -> None:
         """Finish what runs, as far as time allows."""
@@ -325,9 +326,3 @@ async def _open_http(resources: AsyncExitStack, wanted: Wanted) -> HttpServer:
 
 class _Stopped(Exception):
     """Ends the task group once all is drained; it cancels what is left."""
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Returns: the one error that matters: whatever came first took the others with it."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

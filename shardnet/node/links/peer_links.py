@@ -58,7 +58,6 @@ class PeerLinks:
         hello: what we say when we dial.
         on_frame: gets every frame but the answers to our own pings.
         on_lost: called with a node's id when its link is gone.
-        spawn: starts a task that lives no longer than the daemon.
     """
 
     def __init__(
@@ -119,9 +118,7 @@ class PeerLinks:
             return
         peer.waiting.append(_Waiting(message, payloads, on_unreachable))
 
-    async def ask(
-        self, node_id: NodeId, address: Address, question: Question, *, timeout_s: float
-    ) -> Frame[AnyMessage]:
+    async def ask(self, node_id: NodeId, address: Address, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: another node's answer, dialling it first where that is needed.
 
         Raises: its own error; UnreachableError, PeerRefused, PeerLost; DeadlineExceeded.
