@@ -42,12 +42,8 @@ class Running:
         self._tell_ended = ended
         self._news = asyncio.Event()
         self._ended = False
-        self._taken = 0
-
-    @property
-    def n_completion(self) -> int:
-        """Returns: tokens of the answer that were taken."""
-        return self._taken
+        self.n_completion = 0
+        """Tokens of the answer that were taken."""
 
     def wake(self) -> None:
         """There is something to take."""
@@ -75,7 +71,7 @@ class Running:
                 if self.generation.finish_reason == "length":  # the tokens behind came in the same step
                     self.generation.finish_reason = "stop"
                 break
-        self._taken += len(tokens)
+        self.n_completion += len(tokens)
         if not self.generation.is_done:
             return Piece(text, tuple(tokens))
         if self.generation.error is not None and tokens:
