@@ -10,6 +10,7 @@ from typing import Any
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.stage_stats import stage_stats
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.ids import new_id
 
@@ -94,4 +95,4 @@ class Running:
         route = self.generation.route
         if route is None:
             return []
-        return [describe(route, index) | stats.as_json() for index, stats in enumerate(self.generation.stats)]
+        return [describe(route, index) | stage_stats(timings) for index, timings in enumerate(self.generation.timings)]
