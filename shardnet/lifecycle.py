@@ -155,9 +155,7 @@ async def peer_guard(peer: str) -> AsyncIterator[None]:
     """One peer's failure ends at its own connection: expected errors become one log line, bugs a traceback, and neither goes further."""
     try:
         yield
-    except asyncio.CancelledError:
-        raise
-    except (ShardnetError, ConnectionError, TimeoutError, OSError) as error:
+    except (ShardnetError, OSError) as error:
         log.info("peer_ended", peer=peer, reason=str(error) or type(error).__name__)
     except Exception:
         log.exception("peer_handler_failed", peer=peer)
