@@ -4,7 +4,7 @@
 # One would guess that torrent_finished_alert, which comes after every piece was hashed, means that the file can be opened now. Pieces are hashed in
 # memory and written behind; the alert does not wait for the writing. What does: `flush_cache()`, then its cache_flushed_alert.
 #
-#   seen: 8 of 8 downloads of 64 MiB over loopback: state seeding, and the file incomplete or not yet there; whole after cache_flushed_alert 8 of 8
+#   seen: 8 of 8 downloads of 64 MiB over loopback: state seeding, and not one block of the file on disk; whole after cache_flushed_alert 8 of 8
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
