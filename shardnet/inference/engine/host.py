@@ -1,8 +1,8 @@
 """The daemon's side of the engine: keeps one engine process running, with its shards, through crashes. Implements `engine.Engine`.
 
-llama.cpp ends its process on some inputs. Then every task that was under way gets EngineCrashed, a new process is started after a short wait, and
-takes the same shards in again; sequences are lost, and their next step learns so by SequenceGap. A shard whose loading ends the process twice is
-given up.
+An engine process may end: for want of memory, by a signal, by a fault in native code. Then every task that was under way gets EngineCrashed, a new
+process is started after a short wait, and takes the same shards in again; sequences are lost, and their next step learns so by SequenceGap. A shard
+whose loading ends the process twice is given up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """llama.cpp's models and contexts, as little of them as layer-range inference needs. Only the engine process and offline tools import this.
 
-Everything that a caller could pass wrong is checked here first: ggml answers bad input with `abort()`.
+Everything that a caller could pass wrong is checked here first, and is an error of ours: what reaches llama.cpp is what it supports.
 
 Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries.
 """
