@@ -100,6 +100,11 @@ def scan_cache(root: Path) -> CacheScan:
     return scan
 
 
+def models_named(cache: Path, name: str) -> list[Manifest]:
+    """Returns: the models of a cache that have this name."""
+    return [manifest for _, manifest in scan_cache(cache).manifests.values() if manifest.name == name]
+
+
 def scan_folder(folder: Path, scan: CacheScan) -> None:
     """Add the manifest and the shards of one folder to a scan."""
     manifest = _manifest_of(folder, scan)
