@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def split(
-    model: Annotated[Path, typer.Argument(help="A GGUF, or any part of one that llama.cpp split by size.")],
+    model: Annotated[
+        Path, typer.Argument(help="A GGUF; of one that llama.cpp split by size any part, or their folder.")
+    ],
     shards: Annotated[
         int | None, typer.Option(min=1, help="Number of shards, balanced by bytes (2 if nothing is said).")
     ] = None,

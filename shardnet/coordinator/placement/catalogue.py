@@ -117,7 +117,7 @@ class Catalogue:
         folder = self._folders.get(manifest.model_id)
         beside = [folder / file.file] if folder is not None else []
         for path in [*beside, self._kept(file)]:
-            if path.is_file() and path.stat().st_size == file.bytes:
+            if path.is_file() and not path.is_symlink() and path.stat().st_size == file.bytes:
                 if _sha256(path) == file.sha256:
                     return path
                 log.warning("tokenizer_damaged", path=str(path))
