@@ -43,15 +43,17 @@ def no_link(path: Path) -> None:
 def load_manifest(folder: Path) -> Manifest:
     """Read the manifest in a folder, or a manifest file.
 
-    Raises: UsageError if there is none; ManifestError if it is not usable; ShardCorrupt if it is a link.
+    Raises: UsageError if there is none; ManifestError if it is not usable, or a link.
     """
     file = folder / MANIFEST if folder.is_dir() else folder
-    no_link(file)
     try:
+        no_link(file)
         with opened(file) as (descriptor, size):
             if size > MAX_MANIFEST_BYTES:
                 raise ManifestError(f"{file} is not a usable manifest: it has {size} bytes")
             return parse_manifest(os.pread(descriptor, size, 0), source=str(file))
+    except ShardCorrupt as error:
+        raise ManifestError(str(error)) from error
     except UsageError as error:
         raise UsageError(f"there is no manifest to read: {error}") from error
 
