@@ -182,6 +182,11 @@ def by_claim(manifests: Iterable[Manifest]) -> list[Manifest]:
     return sorted(manifests, key=lambda one: (_proof_rank(one), one.made_s or 0, one.model_id), reverse=True)
 
 
+def claim(holder: Manifest) -> str:
+    """Returns: why a name means the first of `by_claim`, for a sentence."""
+    return "the newest proved one" if _proof_rank(holder) == 2 else "the newest one, as none is proved"
+
+
 def _proof_rank(manifest: Manifest) -> int:
     if manifest.certificate is None:
         return 1

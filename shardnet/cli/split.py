@@ -54,7 +54,7 @@ def split(
     from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
     from shardnet.inference.splitting.manifest_file import models_named, save_manifest
     from shardnet.log import human_bytes
-    from shardnet.manifest import by_claim
+    from shardnet.manifest import by_claim, claim
     from shardnet.node.weights.torrent_files import promise_torrents
     from shardnet.settings import default_home
     from shardnet.swarm.home import Home
@@ -115,7 +115,7 @@ def split(
         if len(namesakes) > 1:
             which = "this one" if meant.model_id == manifest.model_id else f"model {meant.model_id[:12]}"
             typer.echo(
-                f"  {len(namesakes)} models here are called {manifest.name}: the name means {which}, the newest proved one; "
+                f"  {len(namesakes)} models here are called {manifest.name}: the name means {which}, {claim(meant)}; "
                 "ask for another by its id"
             )
     if certificate is not None and not certificate.is_exact:

@@ -15,7 +15,7 @@ from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.errors import PlacementError, ShardnetError
 from shardnet.ids import short
 from shardnet.log import get
-from shardnet.manifest import Manifest, by_claim
+from shardnet.manifest import Manifest, by_claim, claim
 from shardnet.messages import ShardOptions
 
 CHUNKS_GOOD_S = 2.0
@@ -113,7 +113,7 @@ class Standing:
             return ()
         them = ", ".join(short(one.model_id) for one in others)
         return (
-            f"{manifest.name} means model {short(manifest.model_id)}, the newest proved one; {them} of that name stay out of memory: "
+            f"{manifest.name} means model {short(manifest.model_id)}, {claim(manifest)}; {them} of that name stay out of memory: "
             "name an id in models.serve to have it too",
         )
 
