@@ -1,0 +1,213 @@
+"""`ShardedSafeTensors`: a checkpoint's tensors as numpy arrays, each read when it is asked for and not before.
+
+The `safetensors` package maps a file and copies out what is asked for. Everything is checked on opening, from headers alone
+(`consistency`). A file that changes after that is an error when it is read next. Refuses to know what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from shardnet.errors import CheckpointError, UsageError
+from shardnet.inference.checkpoints.config import read_config
+from shardnet.inference.checkpoints.consistency import check_config, gather_tensors
+from shardnet.inference.checkpoints.dtypes import NUMPY_DTYPES, UNKNOWN_TO_SAFETENSORS_NUMPY
+from shardnet.inference.checkpoints.files import find_checkpoint
+from shardnet.inference.checkpoints.header import StoredTensor, read_safetensors_header
+from shardnet.inference.gguf.cursor import opened
+
+CACHE_BYTES = 256 << 20
+AHEAD_BYTES = 256 << 20
+READERS = 4
+"""Threads that read: more than one, so that a file is opened and read while another still is; few, since disks gain little from more."""
+
+Array = NDArray[Any]
+
+
+class ShardedSafeTensors:
+    """One checkpoint, opened from a `.safetensors`, an index or a folder. Safe to use from several threads.
+
+    Attributes:
+        files: which files it is made of, and which others were ignored.
+        tensors: name -> dtype, shape and place of each tensor, in the order of files and of data in them.
+        config: its config.json; None if there is none.
+    """
+
+    def __init__(self, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """Read and check all headers, in parallel; no weights.
+
+        Args: cache_bytes: arrays kept by `tensor`, least recently used thrown away first; 0 keeps none.
+        Raises: UsageError if there is no checkpoint at `path`; CheckpointError if it is incomplete, damaged, or contradicts itself.
+        """
+        self.files = find_checkpoint(Path(path))
+        with ThreadPoolExecutor(READERS) as pool:
+            headers = list(pool.map(read_safetensors_header, self.files.paths))
+        self.tensors = gather_tensors(self.files, headers)
+        self.config = read_config(self.files.folder)
+        if self.config is not None:
+            check_config(self.config, self.tensors)
+        self._headers = {header.path: header for header in headers}
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[str, Array] = OrderedDict()
+        self._cached_bytes = 0
+        self._mapped: dict[Path, safe_open] = {}
+        self._lock = Lock()
+
+    @property
+    def total_bytes(self) -> int:
+        """Returns: bytes of all tensors, without headers."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def tensor_names(self) -> list[str]:
+        """Returns: names in the order of files and of data in them."""
+        return list(self.tensors)
+
+    def shard_files(self) -> list[Path]:
+        """Returns: the checkpoint's SafeTensors files."""
+        return list(self.files.paths)
+
+    def shard_of(self, name: str) -> Path:
+        """Returns: the file that holds a tensor. Raises: UsageError if there is no such tensor."""
+        return self._stored(name).path
+
+    def tensor(self, name: str) -> Array:
+        """Returns: the whole tensor, read-only since the cache may give it to others too. Raises: UsageError, CheckpointError."""
+        with self._lock:
+            if name in self._cache:
+                self._cache.move_to_end(name)
+                return self._cache[name]
+        stored = self._stored(name)
+        array = self._read(stored)
+        array.setflags(write=False)
+        with self._lock:
+            if stored.nbytes <= self._cache_bytes and name not in self._cache:
+                self._cache[name] = array
+                self._cached_bytes += stored.nbytes
+                while self._cached_bytes > self._cache_bytes:
+                    _, oldest = self._cache.popitem(last=False)
+                    self._cached_bytes -= oldest.nbytes
+        return array
+
+    def rows(self, name: str, first: int, end: int) -> Array:
+        """Read rows [first, end) of the first dimension and no others. Returns: an array of the caller's own.
+
+        Raises: UsageError if there is no such tensor or no such rows; CheckpointError if the file has changed.
+        """
+        stored = self._stored(name)
+        if not stored.shape or not 0 <= first <= end <= stored.n_rows:
+            raise UsageError(f"tensor {name!r} of shape {list(stored.shape)} has no rows [{first}, {end})")
+        return self._read(stored, first, end)
+
+    def row_blocks(self, name: str, most_bytes: int) -> Iterator[tuple[int, Array]]:
+        """Yield (first row, rows) from the first to the last; a block has at most `most_bytes`, but at least one row."""
+        stored = self._stored(name)
+        if not stored.shape:
+            yield 0, self._read(stored)
+            return
+        step = max(1, most_bytes * stored.n_rows // max(stored.nbytes, 1))
+        for first in range(0, stored.n_rows, step):
+            yield first, self.rows(name, first, min(first + step, stored.n_rows))
+
+    def stream(
+        self, names: Iterable[str] | None = None, *, readers: int = READERS, ahead_bytes: int = AHEAD_BYTES
+    ) -> Iterator[tuple[str, Array]]:
+        """Yield (name, tensor) in the given order, or in that of the files, while `readers` threads read the next ones, from the next file too.
+
+        No more than `ahead_bytes`, or one tensor, is read ahead; nothing enters the cache. Raises: UsageError, CheckpointError.
+        """
+        order = [self._stored(name) for name in (self.tensors if names is None else names)]
+        waiting: deque[tuple[StoredTensor, Future[Array]]] = deque()
+        held = 0
+        pool = ThreadPoolExecutor(readers, thread_name_prefix="safetensors")
+        try:
+            for stored in order:
+                while waiting and held + stored.nbytes > ahead_bytes:
+                    done, future = waiting.popleft()
+                    held -= done.nbytes
+                    yield done.name, future.result()
+                waiting.append((stored, pool.submit(self._read, stored)))
+                held += stored.nbytes
+            while waiting:
+                done, future = waiting.popleft()
+                yield done.name, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def cache_memory_usage(self) -> int:
+        """Returns: bytes of the arrays that the cache holds."""
+        with self._lock:
+            return self._cached_bytes
+
+    def clear_cache(self) -> None:
+        """Forget all cached arrays and close all files; they are opened again when they are needed."""
+        with self._lock:
+            self._cache.clear()
+            self._cached_bytes = 0
+            self._mapped.clear()
+
+    def _stored(self, name: str) -> StoredTensor:
+        found = self.tensors.get(name)
+        if found is None:
+            raise UsageError(f"the checkpoint in {self.files.folder} has no tensor {name!r}")
+        return found
+
+    def _read(self, stored: StoredTensor, first: int | None = None, end: int | None = None) -> Array:
+        """Rows [first, end), or everything."""
+        self._check_unchanged(stored.path)
+        dtype = NUMPY_DTYPES[stored.dtype]
+        if stored.nbytes == 0:
+            shape = stored.shape if first is None or end is None else (end - first, *stored.shape[1:])
+            return np.empty(shape, dtype)
+        if stored.dtype in UNKNOWN_TO_SAFETENSORS_NUMPY:
+            return _read_bytes(stored, first, end).view(dtype)
+        try:
+            file = self._map(stored.path)
+            found = _part_of(file, stored.name, first, end)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read tensor {stored.name!r} from {stored.path}: {error}") from error
+        return np.asarray(found)
+
+    def _map(self, path: Path) -> safe_open:
+        with self._lock:
+            if path not in self._mapped:
+                self._mapped[path] = safe_open(path, framework="numpy")
+            return self._mapped[path]
+
+    def _check_unchanged(self, path: Path) -> None:
+        """Pages of a mapped file that became shorter would end the process."""
+        header = self._headers[path]
+        with opened(path) as (descriptor, size):
+            if size != header.file_bytes or os.fstat(descriptor).st_mtime_ns != header.changed_ns:
+                raise CheckpointError(f"{path} has changed since the checkpoint was opened: open it again")
+
+
+def _part_of(file: Any, name: str, first: int | None, end: int | None) -> Any:
+    """The package's methods have no types, hence `Any`."""
+    return file.get_tensor(name) if first is None else file.get_slice(name)[first:end]
+
+
+def _read_bytes(stored: StoredTensor, first: int | None, end: int | None) -> NDArray[np.uint8]:
+    """Read one-byte elements without the package."""
+    begin, stop = (0, stored.n_rows) if first is None or end is None else (first, end)
+    shape = (stop - begin, *stored.shape[1:]) if stored.shape else ()
+    row_bytes = stored.nbytes // stored.n_rows
+    array = np.empty(shape, np.uint8)
+    view = memoryview(array.data).cast("B")
+    with opened(stored.path) as (descriptor, _size):
+        at = 0
+        while at < len(view):
+            count = os.preadv(descriptor, [view[at:]], stored.offset + begin * row_bytes + at)
+            if count == 0:
+                raise CheckpointError(f"{stored.path} became shorter while it was read")
+            at += count
+    return array
