@@ -74,7 +74,8 @@ class CheckpointConfig:
 
     @property
     def n_vocab(self) -> int | None:
-        return self.count("vocab_size")
+        """Returns: rows of the embedding."""
+        return self.count("padded_vocab_size", "vocab_size")
 
     @property
     def n_ctx_train(self) -> int | None:

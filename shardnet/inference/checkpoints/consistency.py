@@ -16,7 +16,7 @@ from shardnet.inference.checkpoints.header import SafeTensorsHeader, StoredTenso
 
 Tensors = dict[str, StoredTensor]
 
-_LAYER = re.compile(r"^((?:\w+\.)*?(?:layers|layer|h|blocks|block)\.)(\d+)\.")
+_LAYER = re.compile(r"^((?:\w+\.)*?(?:layers|layer|h|blocks|block)\.)(\d{1,6})\.")
 _NOT_LANGUAGE = re.compile(r"vision|visual|image|audio|speech|projector|resampler|encoder|mtp|talker|code2wav")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.weight$")
@@ -117,7 +117,7 @@ def _check_layers(config: CheckpointConfig, found: list[int]) -> None:
             found=len(found),
         )
     if found[-1] != len(found) - 1:
-        absent = next(number for number in range(found[-1]) if number not in found)
+        absent = next(due for due, number in enumerate(found) if due != number)
         raise CheckpointError(f"layer {absent} has no tensors, and layer {found[-1]} has: the checkpoint is incomplete")
 
 
@@ -148,5 +148,7 @@ def _check_equal(config: CheckpointConfig, what: str, said: int | None, found: i
 
 
 def _first(tensors: Tensors, pattern: re.Pattern[str]) -> StoredTensor | None:
-    names = [name for name in tensors if pattern.search(name) and not _NOT_LANGUAGE.search(name)]
+    names = [
+        name for name in tensors if pattern.search(name) and not _NOT_LANGUAGE.search(name) and not _LAYER.match(name)
+    ]
     return tensors[min(names, key=lambda name: (len(name), name))] if names else None

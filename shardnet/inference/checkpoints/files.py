@@ -22,6 +22,7 @@ MAX_INDEX_BYTES = 100 << 20
 _INDEX_NAME = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$")
 _PART_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 _STRANGER = re.compile(r"^(consolidated|adapter_|optimizer|training_|scheduler)")
+_LONGEST_NAME = 255  # bytes; no file system here keeps longer ones
 _WEIGHT_SUFFIXES = (SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -49,9 +50,11 @@ class CheckpointFiles:
 
 def is_checkpoint(path: Path) -> bool:
     """Returns: whether `path` is meant as a checkpoint, whole or not: by its name, or, for a folder, by what lies in it."""
-    if path.is_dir():
-        return any(_is_weights_or_index(entry.name) for entry in path.iterdir())
-    return _is_weights_or_index(path.name)
+    try:
+        entries = path.iterdir() if path.is_dir() else [path]
+        return any(_is_weights_or_index(entry.name) for entry in entries)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def find_checkpoint(path: Path) -> CheckpointFiles:
@@ -60,6 +63,13 @@ def find_checkpoint(path: Path) -> CheckpointFiles:
     Raises: UsageError if there is nothing at `path`, no checkpoint in it, or more than one; CheckpointError if the index cannot be
     used or names files that are not there.
     """
+    try:
+        return _find(path)
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _find(path: Path) -> CheckpointFiles:
     if path.is_dir():
         path = _choose(path)
     elif not path.exists():
@@ -153,7 +163,12 @@ def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:
         raise CheckpointError(f"{index} is no index: it has no weight_map from tensors to files")
     for tensor, name in found.items():
         # A plain name of a file beside the index: a path could lead anywhere on this machine.
-        if not isinstance(name, str) or not name.endswith(SUFFIX) or name != Path(name).name:
+        if (
+            not isinstance(name, str)
+            or not name.endswith(SUFFIX)
+            or name != Path(name).name
+            or len(name) > _LONGEST_NAME
+        ):
             raise CheckpointError(
                 f"{index} places tensor {tensor!r} in {name!r}, which is no SafeTensors file beside it"
             )

@@ -24,6 +24,7 @@ from shardnet.inference.checkpoints.consistency import check_config, gather_tens
 from shardnet.inference.checkpoints.dtypes import NUMPY_DTYPES, UNKNOWN_TO_SAFETENSORS_NUMPY
 from shardnet.inference.checkpoints.files import find_checkpoint
 from shardnet.inference.checkpoints.header import StoredTensor, read_safetensors_header
+from shardnet.inference.checkpoints.summary import Facts, modality_of, summarise
 from shardnet.inference.gguf.cursor import opened
 
 CACHE_BYTES = 256 << 20
@@ -67,6 +68,15 @@ class ShardedSafeTensors:
     def total_bytes(self) -> int:
         """Returns: bytes of all tensors, without headers."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def modality(self) -> str:
+        """Returns: "text", "text+image", ...; "unknown" if neither index nor config.json says."""
+        return modality_of(self.files, self.config)
+
+    def summary(self) -> Facts:
+        """Returns: what `shardnet inspect --json` prints of it."""
+        return summarise(self.files, self.tensors, self.config)
 
     def tensor_names(self) -> list[str]:
         """Returns: names in the order of files and of data in them."""
