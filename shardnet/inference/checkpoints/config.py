@@ -147,13 +147,13 @@ class CheckpointConfig:
 
     def _rope_type(self, parameters: Rope) -> str:
         name = parameters.get("rope_type") or parameters.get("type") or "default"
-        name = ROPE_ALIASES.get(name, name) if isinstance(name, str) else name
-        if name not in ROPE_TYPES:
+        known = ROPE_ALIASES.get(name, name) if isinstance(name, str) else None
+        if known is None or known not in ROPE_TYPES:
             raise CheckpointError(
                 f"{self.path} asks for the rope type {name!r}, which is not known (known are {', '.join(sorted(ROPE_TYPES))}): "
                 "the model would answer nonsense without it"
             )
-        return str(name)
+        return known
 
 
 def read_config(folder: Path) -> CheckpointConfig | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -130,7 +130,7 @@ class ShardedSafeTensors:
 
     def stream(
         self, names: Iterable[str] | None = None, *, readers: int = READERS, ahead_bytes: int = AHEAD_BYTES
-    ) -> Iterator[tuple[str, Array]]:
+    ) -> Generator[tuple[str, Array], None, None]:
         """Yield (name, tensor) in the given order, or in that of the files, while `readers` threads read the next ones, from the next file too.
 
         No more than `ahead_bytes`, or one tensor, is read ahead; nothing enters the cache. Raises: UsageError, CheckpointError.
