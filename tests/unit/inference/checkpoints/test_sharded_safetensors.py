@@ -173,7 +173,7 @@ def test_the_summary_says_size_files_layers_dtypes_modality_and_parameters(check
 def test_inspect_shows_a_checkpoint(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["inspect", str(folder)]).output
     assert "llama, 0.0 M weights, 960 B in 2 files" in shown
-    assert "layers 0-2          144 B each\n" in shown
+    assert "layers 0-2         144 B each\n" in shown
     facts = json.loads(CliRunner().invoke(app, ["inspect", "--json", str(folder)]).output)
     assert facts == ShardedSafeTensors(folder).summary()
 
