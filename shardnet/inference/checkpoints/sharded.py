@@ -10,6 +10,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -29,8 +30,11 @@ from shardnet.inference.gguf.cursor import opened
 
 CACHE_BYTES = 256 << 20
 AHEAD_BYTES = 256 << 20
-READERS = 4
-"""Threads that read: more than one, so that a file is opened and read while another still is; few, since disks gain little from more."""
+TOUCHED_BYTES = 64 << 20
+"""Pages of a mapped file count as this process' memory from when they are read until the file is let go: after so many it is, and is mapped anew."""
+HEADER_READERS = 8
+READERS = 2
+"""Threads of a stream, so that a file is opened and read while another still is; a third gained nothing, and each holds a tensor."""
 
 Array = NDArray[Any]
 
@@ -51,7 +55,7 @@ class ShardedSafeTensors:
         Raises: UsageError if there is no checkpoint at `path`; CheckpointError if it is incomplete, damaged, or contradicts itself.
         """
         self.files = find_checkpoint(Path(path))
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(HEADER_READERS) as pool:
             headers = list(pool.map(read_safetensors_header, self.files.paths))
         self.tensors = gather_tensors(self.files, headers)
         self.config = read_config(self.files.folder)
@@ -61,7 +65,8 @@ class ShardedSafeTensors:
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[str, Array] = OrderedDict()
         self._cached_bytes = 0
-        self._mapped: dict[Path, safe_open] = {}
+        self._mapped: dict[Path, Any] = {}
+        self._touched_bytes = 0
         self._lock = Lock()
 
     @property
@@ -163,7 +168,7 @@ class ShardedSafeTensors:
         with self._lock:
             self._cache.clear()
             self._cached_bytes = 0
-            self._mapped.clear()
+            self._let_go()
 
     def _stored(self, name: str) -> StoredTensor:
         found = self.tensors.get(name)
@@ -171,24 +176,38 @@ class ShardedSafeTensors:
             raise UsageError(f"the checkpoint in {self.files.folder} has no tensor {name!r}")
         return found
 
-    def _read(self, stored: StoredTensor, first: int | None = None, end: int | None = None) -> Array:
-        """Rows [first, end), or everything."""
+    def _read(self, stored: StoredTensor, first: int = 0, end: int | None = None) -> Array:
+        """Rows [first, end), or everything; an array that nobody else has."""
         self._check_unchanged(stored.path)
+        end = stored.n_rows if end is None else end
+        shape = (end - first, *stored.shape[1:]) if stored.shape else ()
         dtype = NUMPY_DTYPES[stored.dtype]
-        if stored.nbytes == 0:
-            shape = stored.shape if first is None or end is None else (end - first, *stored.shape[1:])
+        nbytes = prod(shape) * dtype.itemsize
+        if not nbytes:
             return np.empty(shape, dtype)
         if stored.dtype in UNKNOWN_TO_SAFETENSORS_NUMPY:
-            return _read_bytes(stored, first, end).view(dtype)
+            array = np.empty(shape, np.uint8)
+            _read_into(array, stored.path, stored.offset + first * (nbytes // (end - first)))
+            return array.view(dtype)
         try:
-            file = self._map(stored.path)
-            found = _part_of(file, stored.name, first, end)
+            file = self._map(stored.path, nbytes)
+            if nbytes == stored.nbytes:
+                return np.asarray(file.get_tensor(stored.name))
+            return np.asarray(file.get_slice(stored.name)[first:end])
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"cannot read tensor {stored.name!r} from {stored.path}: {error}") from error
-        return np.asarray(found)
 
-    def _map(self, path: Path) -> safe_open:
+    def _let_go(self) -> None:
+        """Unmap all files, as soon as no thread reads them any more. Called with the lock."""
+        self._mapped.clear()
+        self._touched_bytes = 0
+
+    def _map(self, path: Path, nbytes: int) -> Any:
+        """Returns: the file, of which `nbytes` are about to be read. Its methods have no types, hence `Any`."""
         with self._lock:
+            if self._touched_bytes + nbytes > TOUCHED_BYTES:
+                self._let_go()
+            self._touched_bytes += nbytes
             if path not in self._mapped:
                 self._mapped[path] = safe_open(path, framework="numpy")
             return self._mapped[path]
@@ -201,23 +220,13 @@ class ShardedSafeTensors:
                 raise CheckpointError(f"{path} has changed since the checkpoint was opened: open it again")
 
 
-def _part_of(file: Any, name: str, first: int | None, end: int | None) -> Any:
-    """The package's methods have no types, hence `Any`."""
-    return file.get_tensor(name) if first is None else file.get_slice(name)[first:end]
-
-
-def _read_bytes(stored: StoredTensor, first: int | None, end: int | None) -> NDArray[np.uint8]:
-    """Read one-byte elements without the package."""
-    begin, stop = (0, stored.n_rows) if first is None or end is None else (first, end)
-    shape = (stop - begin, *stored.shape[1:]) if stored.shape else ()
-    row_bytes = stored.nbytes // stored.n_rows
-    array = np.empty(shape, np.uint8)
+def _read_into(array: NDArray[np.uint8], path: Path, offset: int) -> None:
+    """Fill an array from a file, without the package."""
     view = memoryview(array.data).cast("B")
-    with opened(stored.path) as (descriptor, _size):
+    with opened(path) as (descriptor, _size):
         at = 0
         while at < len(view):
-            count = os.preadv(descriptor, [view[at:]], stored.offset + begin * row_bytes + at)
+            count = os.preadv(descriptor, [view[at:]], offset + at)
             if count == 0:
-                raise CheckpointError(f"{stored.path} became shorter while it was read")
+                raise CheckpointError(f"{path} became shorter while it was read")
             at += count
-    return array

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from shardnet.cli import app
 from shardnet.errors import CheckpointError, UsageError
+from shardnet.inference.checkpoints import sharded
 from shardnet.inference.checkpoints.sharded import Array, ShardedSafeTensors
 from tests.support.checkpoints import FILES, llama_tensors, write_sharded, write_single
 
@@ -148,6 +149,25 @@ def test_a_stream_that_is_left_leaves_no_thread(checkpoint: ShardedSafeTensors) 
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("safetensors")]
+
+
+def test_a_mapped_file_is_let_go_before_its_pages_pile_up(
+    checkpoint: ShardedSafeTensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "TOUCHED_BYTES", 300)
+
+    def mapped() -> list[bool]:
+        maps = Path("/proc/self/maps").read_text()
+        return [str(path) in maps for path in checkpoint.shard_files()]
+
+    checkpoint.rows(EMBEDDING, 0, 16)  # 256 bytes
+    assert mapped() == [True, False]
+    checkpoint.rows("lm_head.weight", 0, 2)
+    assert mapped() == [True, True]
+    checkpoint.rows("lm_head.weight", 0, 16)
+    assert mapped() == [False, True]
+    checkpoint.clear_cache()
+    assert mapped() == [False, False]
 
 
 def test_a_file_that_changes_after_opening_is_an_error(checkpoint: ShardedSafeTensors, folder: Path) -> None:
