@@ -21,6 +21,7 @@ from shardnet.inference.gguf.cursor import opened
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMS = 8
+MAX_ELEMENTS = 1 << 50
 LENGTH_BYTES = 8
 METADATA = "__metadata__"
 
@@ -107,6 +108,10 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
             "convert the checkpoint to BF16 first"
         )
     if not isinstance(shape, list) or not all(is_count(length) for length in shape) or len(shape) > MAX_DIMS:
+        raise damaged(f"has the impossible shape {shape}")
+    if (
+        prod(max(length, 1) for length in shape) > MAX_ELEMENTS
+    ):  # an empty tensor may not claim more either: numpy could not shape it
         raise damaged(f"has the impossible shape {shape}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_count(offset) for offset in offsets):
         raise damaged(f"has the impossible data_offsets {offsets}")

@@ -62,6 +62,7 @@ def test_every_dtype_that_is_taken_has_the_size_that_the_package_gives_it(tmp_pa
         ({"a": entry(shape=[-2])}, "impossible shape"),
         ({"a": entry(shape=[True, 2])}, "impossible shape"),
         ({"a": entry(shape=[1] * 9)}, "impossible shape"),
+        ({"a": entry(shape=[0, 1 << 70], offsets=[0, 0])}, "impossible shape"),
         ({"a": entry(offsets=[0])}, "impossible data_offsets"),
         ({"a": entry(offsets=[0, 4])}, "needs 8 bytes"),
         ({"a": entry(offsets=[8, 0])}, "needs 8 bytes"),
