@@ -5,6 +5,7 @@
       SettingsError                      exit 2
       RefusedError                       exit 3   a model family or a file refused by name
         GgufError                                 not a GGUF, truncated, inconsistent
+        CheckpointError                           SafeTensors, index and config.json that are damaged, incomplete or disagree
         FamilyRefused                             the family cannot be split exactly
         ManifestError                             malformed, tampered with, or of another model
       ParityError                        exit 4   the chain of shards differs from the unsplit model
@@ -73,6 +74,12 @@ class GgufError(RefusedError):
     """Bytes that are not a whole, consistent GGUF."""
 
     code = "BAD_GGUF"
+
+
+class CheckpointError(RefusedError):
+    """A checkpoint whose SafeTensors files, index and config.json are damaged, incomplete, or disagree; or that holds what is not taken."""
+
+    code = "BAD_CHECKPOINT"
 
 
 class FamilyRefused(RefusedError):

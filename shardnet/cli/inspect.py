@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A GGUF, a shard, a models cache folder, or the folder of a model's parts.")
+        Path,
+        typer.Argument(
+            help="A GGUF, a shard, a models cache, a checkpoint (SafeTensors file, index or folder), or a folder of a model's parts."
+        ),
     ],
     json_output: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
@@ -25,13 +28,21 @@ def inspect(
     """
     import json
 
-    from shardnet.inference.splitting.inspection import inspect_path
+    from shardnet.inference.checkpoints.files import is_checkpoint
+    from shardnet.inference.splitting.inspection import inspect_path, is_cache
 
-    facts = inspect_path(path)
+    if not is_cache(path) and is_checkpoint(path):
+        from shardnet.inference.checkpoints.sharded import ShardedSafeTensors
+
+        facts = ShardedSafeTensors(path).summary()
+    else:
+        facts = inspect_path(path)
     if json_output:
         typer.echo(json.dumps(facts))
     elif facts["kind"] == "cache":
         _tell_cache(facts)
+    elif facts["kind"] == "checkpoint":
+        _tell_checkpoint(facts)
     else:
         _tell_file(facts)
 
@@ -42,7 +53,7 @@ def _line(title: str, text: str) -> None:
 
 def _tell_file(facts: dict[str, Any]) -> None:
     from shardnet.ids import short
-    from shardnet.inference.splitting.inspection import cut_sentence, layer_runs
+    from shardnet.inference.splitting.inspection import cut_sentence
     from shardnet.log import human_bytes
 
     parts = f" (+ {len(facts['paths']) - 1} more parts)" if len(facts["paths"]) > 1 else ""
@@ -63,6 +74,17 @@ def _tell_file(facts: dict[str, Any]) -> None:
         "Layers",
         f"{facts['n_layers']}{extra}, {facts['n_embd']} wide, context {facts['n_ctx_train']}, vocabulary {facts['n_vocab']}",
     )
+    _tell_tensors(facts)
+    _line("KV cache", f"{human_bytes(facts['kv_bytes_per_token'])} a token (f16)")
+    if facts["kind"] == "model":
+        _line("Cut points", cut_sentence(facts))
+
+
+def _tell_tensors(facts: dict[str, Any]) -> None:
+    """Which layers have how many bytes, and of which types."""
+    from shardnet.inference.splitting.inspection import layer_runs
+    from shardnet.log import human_bytes
+
     _line(
         "Tensors",
         f"Mapped {facts['n_tensors']} tensors to {facts['n_layers']} layers ({facts['n_global_tensors']} belong to no layer)",
@@ -70,12 +92,38 @@ def _tell_file(facts: dict[str, Any]) -> None:
     for first, end, nbytes, kv in layer_runs(facts):
         name = f"layer {first}" if end - first == 1 else f"layers {first}-{end - 1}"
         each = "" if end - first == 1 else " each"
-        typer.echo(f"    {name:<14} {human_bytes(nbytes):>9}{each}, KV {human_bytes(kv)} a token")
+        cache = "" if kv is None else f", KV {human_bytes(kv)} a token"
+        typer.echo(f"    {name:<14} {human_bytes(nbytes):>9}{each}{cache}")
     typer.echo(f"    {'no layer':<14} {human_bytes(facts['global_bytes']):>9}  embedding, head, norms")
     _line("Types", ", ".join(f"{name} {human_bytes(count)}" for name, count in facts["type_bytes"].items()))
-    _line("KV cache", f"{human_bytes(facts['kv_bytes_per_token'])} a token (f16)")
-    if facts["kind"] == "model":
-        _line("Cut points", cut_sentence(facts))
+
+
+def _tell_checkpoint(facts: dict[str, Any]) -> None:
+    from shardnet.log import human_bytes
+
+    n_files = len(facts["paths"])
+    typer.echo(facts["index"] or facts["paths"][0])
+    config = facts["config"]
+    size = (
+        f"{facts['n_params'] / 1e6:.1f} M weights, {human_bytes(facts['bytes'])} in {n_files} file{'s' * (n_files > 1)}"
+    )
+    if config is None:
+        _line("Checkpoint", f"{size}; no config.json beside it, so nothing can be held against it")
+    else:
+        quantised = f", quantised ({config['quantised_by']})" if config["quantised_by"] else ""
+        _line("Checkpoint", f"{config['architecture']}{quantised}, {size}")
+        _line(
+            "Layers",
+            f"{config['n_layers']}, {config['n_embd']} wide, context {config['n_ctx_train']}, vocabulary {config['n_vocab']}"
+            + (f", {config['n_experts']} experts" if config["n_experts"] else ""),
+        )
+        _line("Rope", ", ".join(config["rope_types"]))
+    _line("Modality", facts["modality"])
+    if facts["has_embedding"]:
+        _line("Head", "a tensor of its own" if facts["has_head"] else "the embedding (tied)")
+    _tell_tensors(facts)
+    if facts["ignored"]:
+        _line("Ignored", f"{', '.join(facts['ignored'])}: not of this checkpoint")
 
 
 def _tell_cache(facts: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def split(
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
+    from shardnet.inference.checkpoints.files import is_checkpoint
     from shardnet.inference.splitting.cuts import parse_size
     from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
     from shardnet.inference.splitting.manifest_file import models_named, save_manifest
@@ -70,6 +71,10 @@ def split(
     request = CutRequest(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
+    if is_checkpoint(model):
+        raise UsageError(
+            f"{model} is a SafeTensors checkpoint, which split cannot convert yet: convert it to GGUF with llama.cpp first, and split that"
+        )
     plan = plan_split(model, request, name)
     was_there = find_existing(plan, out) is not None
     with byte_bar(f"Splitting {plan.name}") as progress:

@@ -1,4 +1,4 @@
-"""Layer-range inference on stock llama.cpp: reading and cutting GGUF files, proving the cut, running shards in an engine process.
+"""Layer-range inference on stock llama.cpp: checkpoints, GGUF files and cutting them, proving the cut, running shards in an engine process.
 
 Knows nothing of the network, the DHT, BitTorrent or the daemons.
 """

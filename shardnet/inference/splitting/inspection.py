@@ -79,6 +79,11 @@ def _cut_points(header: GgufHeader) -> Facts:
     return {"legal_cuts": list(rules.legal_cuts), "no_cuts_because": rules.reason}
 
 
+def is_cache(path: Path) -> bool:
+    """Returns: whether a folder was written by shardnet, whatever else may lie in it."""
+    return (path / SHARDS).is_dir() or (path / MANIFEST).is_file() or (path.name == SHARDS and path.is_dir())
+
+
 def _folder(path: Path) -> Facts | None:
     """A models cache, its `shards` folder, or the folder of one split model; None if its GGUFs are no shards."""
     if (path / SHARDS).is_dir():
@@ -92,7 +97,7 @@ def _folder(path: Path) -> Facts | None:
         scan = scan_cache(path.parent)
     else:
         raise UsageError(
-            f"{path} is no models cache and no model: it has neither a folder {SHARDS} nor a {MANIFEST} nor a GGUF; "
+            f"{path} is no models cache and no model: it has neither a folder {SHARDS} nor a {MANIFEST} nor a GGUF nor SafeTensors; "
             "name a model's file, or the folder that `shardnet split` wrote to"
         )
     loose = [shard for shard in scan.shards if shard.model_id not in scan.manifests]
@@ -146,9 +151,10 @@ def _shard(shard: FoundShard) -> Facts:
     }
 
 
-def layer_runs(facts: Facts) -> list[tuple[int, int, int, int]]:
-    """Returns: (first, end, bytes, KV bytes per token) for each run of alike layers of a model or shard."""
-    layers = enumerate(zip(facts["layer_bytes"], facts["kv_bytes_per_layer"], strict=True))
+def layer_runs(facts: Facts) -> list[tuple[int, int, int, int | None]]:
+    """Returns: (first, end, bytes, KV bytes per token) for each run of alike layers of a model or shard; a checkpoint's KV is None."""
+    kv_bytes = facts.get("kv_bytes_per_layer", [None] * len(facts["layer_bytes"]))
+    layers = enumerate(zip(facts["layer_bytes"], kv_bytes, strict=True))
     runs = [(sizes, [index for index, _ in group]) for sizes, group in groupby(layers, key=lambda item: item[1])]
     return [(indices[0], indices[-1] + 1, nbytes, kv) for (nbytes, kv), indices in runs]
 
