@@ -27,6 +27,10 @@ PR_SET_PDEATHSIG = 1
 """Source: prctl(2)."""
 
 T = TypeVar("T")
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+"""Begins a task that a daemon owns: the work, and its name in logs."""
+
 log = get("lifecycle")
 
 
@@ -110,6 +114,16 @@ class Backoff:
         self._next_s = 0.0
 
 
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Returns: the first error of a group, which may hold groups."""
+    error = errors.exceptions[0]
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+"""Starts a job that lives no longer than the daemon: `Jobs.spawn`."""
+
+
 class Jobs:
     """Jobs of a daemon, started from wherever: each ends with the daemon at the latest, and its failure ends there.
 
@@ -141,9 +155,7 @@ async def peer_guard(peer: str) -> AsyncIterator[None]:
     """One peer's failure ends at its own connection: expected errors become one log line, bugs a traceback, and neither goes further."""
     try:
         yield
-    except asyncio.CancelledError:
-        raise
-    except (ShardnetError, ConnectionError, TimeoutError, OSError) as error:
+    except (ShardnetError, OSError) as error:
         log.info("peer_ended", peer=peer, reason=str(error) or type(error).__name__)
     except Exception:
         log.exception("peer_handler_failed", peer=peer)

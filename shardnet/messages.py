@@ -25,7 +25,6 @@ PROTOCOL_VERSION = 1
 DeadlineSeconds = Annotated[float, Field(gt=0, le=86_400, description="seconds, counted from receipt")]
 ShardIndex = Annotated[int, Field(ge=0, lt=10_000)]
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 
 
 class Message(Frozen):

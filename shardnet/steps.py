@@ -103,10 +103,8 @@ class NextStep(NamedTuple):
     def pack(self) -> bytes:
         """Returns: the header."""
         command_id, sequence_id, stage, position, ahead, deadline_s, n_embd, timings = self
-        return (
-            NEXT_STEP.pack(int(command_id, 16), int(sequence_id, 16), stage, position, ahead, deadline_s, n_embd)
-            + timings
-        )
+        packed = NEXT_STEP.pack(int(command_id, 16), int(sequence_id, 16), stage, position, ahead, deadline_s, n_embd)
+        return packed + timings
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
@@ -163,20 +161,9 @@ class TaskResult(NamedTuple):
 
     def pack(self) -> bytes:
         """Returns: the header."""
-        return b"".join(
-            (
-                _TASK_RESULT.pack(
-                    int(self.command_id, 16),
-                    int(self.sequence_id, 16),
-                    self.position,
-                    self.ahead,
-                    self.n_vocab,
-                    len(self.timings),
-                ),
-                *starmap(TIMING.pack, self.timings),
-                pack_sampled(self.tokens, self.logprobs),
-            )
-        )
+        command_id, sequence_id, position, tokens, logprobs, ahead, n_vocab, timings = self
+        facts = (int(command_id, 16), int(sequence_id, 16), position, ahead, n_vocab, len(timings))
+        return b"".join((_TASK_RESULT.pack(*facts), *starmap(TIMING.pack, timings), pack_sampled(tokens, logprobs)))
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:

@@ -27,7 +27,6 @@ from shardnet.errors import ShardnetError, UsageError
 from shardnet.lifecycle import die_with_parent
 from shardnet.messages import Address
 
-READ_BYTES = 1 << 16
 MAX_QUEUED_BYTES = 16 << 20
 """Of one direction of one connection: a sender that is so far ahead waits."""
 START_TIMEOUT_S = 30.0

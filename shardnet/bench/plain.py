@@ -59,7 +59,7 @@ class PlainLlama:
     def __init__(self, path: Path, *, threads: int = 0, n_ctx: int = 4096, n_seq: int = 1, n_batch: int = 512) -> None:
         self._model = LlamaModel(path)
         self._context = LlamaContext(self._model, n_ctx=n_ctx, n_seq=n_seq, n_batch=n_batch, threads=threads)
-        self._n_batch, self._n_seq = n_batch, n_seq
+        self._n_batch = n_batch
         self._known: dict[tuple[int, ...], list[int]] = {}
 
     def __enter__(self) -> Self:

@@ -54,7 +54,7 @@ def plan(
     from shardnet.coordinator.placement.assign import Policy
     from shardnet.coordinator.placement.law import LinkTime
     from shardnet.coordinator.placement.prospects import prospects
-    from shardnet.coordinator.settings import SequenceSettings
+    from shardnet.coordinator.placement.settings import SequenceSettings
     from shardnet.inference.splitting.manifest_file import load_manifest
 
     manifest = load_manifest(model)

@@ -64,9 +64,9 @@ def seed(
     from shardnet.errors import UsageError
     from shardnet.inference.splitting.cuts import parse_size
     from shardnet.lifecycle import run_loop, serve
+    from shardnet.node.publishing import OpenSeed
     from shardnet.node.settings import NodeSettings
-    from shardnet.node.weights.publishing import OpenSeed
-    from shardnet.node.weights.sharing import SharingDaemon
+    from shardnet.node.sharing import SharingDaemon
     from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
@@ -125,7 +125,7 @@ def fetch(
     from shardnet.lifecycle import run_loop, serve
     from shardnet.log import human_bytes
     from shardnet.node.settings import NodeSettings
-    from shardnet.node.weights.sharing import SharingDaemon
+    from shardnet.node.sharing import SharingDaemon
     from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity

@@ -12,9 +12,10 @@ from typing import Any
 from shardnet import __version__
 from shardnet.coordinator.api import views
 from shardnet.coordinator.api.endpoints import Api
+from shardnet.coordinator.api.http_server import HttpServer
 from shardnet.coordinator.api.service import Service
 from shardnet.coordinator.frames import Frames
-from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors
+from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors, port_error
 from shardnet.coordinator.nodes.epoch import next_epoch
 from shardnet.coordinator.nodes.fetching import fetch_piece
 from shardnet.coordinator.nodes.loads import Loader
@@ -36,8 +37,9 @@ from shardnet.coordinator.placement.standing import Standing
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.stages import Stages
 from shardnet.coordinator.settings import CoordinatorSettings
-from shardnet.errors import Busy, PeerLost, PeerRefused, ShardnetError, ShardNotFound
+from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
+from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
@@ -62,7 +64,7 @@ class Coordinator:
         self._settings = settings
         self._home = home
         self._cluster = Cluster(dead_after_s=settings.placement.dead_after_s)
-        self._standing = Standing(settings, self._cluster)
+        self._standing = Standing(self._cluster, settings.models, settings.placement, settings.sequences)
         self._peers = Peers()
         self._requests = Requests(
             Stages(self._standing, self._peers, self._apply),
@@ -109,7 +111,7 @@ class Coordinator:
 
         Raises: SettingsError if a port is taken or a file cannot be used; UnreachableError if this machine belongs to no swarm.
         """
-        wanted = Wanted.of(self._settings)
+        wanted = Wanted.of(self._settings.listen)
         async with AsyncExitStack() as resources:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
@@ -124,8 +126,15 @@ class Coordinator:
             manifests = await asyncio.to_thread(self._catalogue.scan)
             try:
                 async with asyncio.TaskGroup() as self._tasks:
+                    http = await _open_http(resources, wanted)
                     doors = self._doors = await open_doors(
-                        resources, wanted, self._settings, self._home, self._identity, self._on_hello
+                        resources,
+                        wanted,
+                        http.address,
+                        self._settings.dht,
+                        self._home,
+                        self._identity,
+                        self._on_hello,
                     )
                     self._spawn(doors.be_found(), "announce this coordinator")
                     await asyncio.to_thread(doors.write_down, self._home)
@@ -134,7 +143,7 @@ class Coordinator:
                     doors.log_them(epoch=self._epoch, has_key=bool(self._settings.api.key))
                     api = Api(self._service(), self._settings.api)
                     children = [
-                        self._tasks.create_task(doors.http.run(api.app), name="http"),
+                        self._tasks.create_task(http.run(api.app), name="http"),
                         self._tasks.create_task(self._tick(), name="tick"),
                         self._tasks.create_task(self._keep_planned(), name="plan"),
                         self._tasks.create_task(self._follow_revocations(), name="revocations"),
@@ -149,14 +158,14 @@ class Coordinator:
                     self._ready.set()
                     await self._stopping.wait()
                     await self._drain()
-                    doors.http.stop()
+                    http.stop()
                     await asyncio.wait(children[:1], timeout=5)
                     self._is_over = True
                     raise _Stopped
             except BaseExceptionGroup as group:
                 _, wrong = group.split(_Stopped)
                 if wrong is not None:
-                    raise _first(wrong) from None
+                    raise first_of(wrong) from None
 
     async def _drain(self) -> None:
         """Finish what runs, as far as time allows."""
@@ -286,8 +295,8 @@ class Coordinator:
             options=self._standing.options,
             words=self._catalogue.words,
             status=self._status,
-            health=self._standing.health,
-            describe_stage=self._standing.describe_stage,
+            health=lambda: views.health(self._standing),
+            describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
         )
 
     def _status(self) -> dict[str, Any]:
@@ -302,14 +311,18 @@ class Coordinator:
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)
-        return {"coordinator": about} | self._standing.status(at_s) | {"requests": requests}
+        return {"coordinator": about} | views.swarm_json(self._standing, at_s) | {"requests": requests}
+
+
+async def _open_http(resources: AsyncExitStack, wanted: Wanted) -> HttpServer:
+    """Open the HTTP API's port. Raises: SettingsError, with the flag to change, if it is taken."""
+    try:
+        http = await asyncio.to_thread(HttpServer.listen, wanted.api)
+    except SettingsError as error:
+        raise port_error(error, wanted.api, "--api") from error
+    resources.callback(http.close)
+    return http
 
 
 class _Stopped(Exception):
     """Ends the task group once all is drained; it cancels what is left."""
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Returns: the one error that matters: whatever came first took the others with it."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from kademlia.crawling import SpiderCrawl
 from kademlia.node import Node
@@ -60,14 +59,6 @@ class NewestRecords:
         return [self._by_node[name] for name in sorted(self._by_node) if not self._by_node[name].is_withdrawn]
 
 
-@dataclass(slots=True)
-class _Answers:
-    """What the crawl heard. `pages` maps a digest to the holders that have a set of that digest, of which more is to be read."""
-
-    nodes: dict[bytes, Node] = field(default_factory=dict)
-    pages: dict[bytes, list[tuple[Node, bytes]]] = field(default_factory=dict)
-
-
 class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
     """`find` may be called once."""
 
@@ -83,7 +74,9 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
         super().__init__(protocol, target, awake or near, settings.ksize, settings.alpha)
         self._settings = settings
         self._newest = newest
-        self._answers = _Answers()
+        self._answered: dict[bytes, Node] = {}
+        # Digest -> the holders of that set of records, of which more is to be read, each with the last record that it told.
+        self._pages: dict[bytes, list[tuple[Node, bytes]]] = {}
         self._unanswered = 0
         self._other_addresses: dict[bytes, list[Contact]] = {}
 
@@ -92,10 +85,10 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
         try:
             async with asyncio.timeout(self._settings.crawl_timeout_s):
                 await self._walk()
-                await asyncio.gather(*(self._read_on(digest) for digest in list(self._answers.pages)))
+                await asyncio.gather(*(self._read_on(digest) for digest in list(self._pages)))
         except TimeoutError:
             pass  # what was found by now is the answer
-        answered = sorted(self._answers.nodes.values(), key=self.node.distance_to)
+        answered = sorted(self._answered.values(), key=self.node.distance_to)
         return answered[: self.ksize]
 
     async def _walk(self) -> None:
@@ -130,7 +123,7 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
             self._unanswered += 1
             self._try_elsewhere(node)
             return
-        self._answers.nodes[node.id] = node
+        self._answered[node.id] = node
         for contact in found.contacts:
             self._consider(contact)
         self._take(node, found)
@@ -160,11 +153,11 @@ class BoundedCrawl(SpiderCrawl):  # type: ignore[misc]
             return
         self._newest.add(found.records, node.id.hex())
         if found.has_more:
-            self._answers.pages.setdefault(found.digest, []).append((node, found.records[-1]))
+            self._pages.setdefault(found.digest, []).append((node, found.records[-1]))
 
     async def _read_on(self, digest: bytes) -> None:
         """Read the rest of one set of records, from the first of its holders that tells it to the end."""
-        for node, last in self._answers.pages[digest]:
+        for node, last in self._pages[digest]:
             if await self._read_pages(node, last):
                 return
 

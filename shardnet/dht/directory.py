@@ -73,10 +73,6 @@ class Directory(Protocol):
         """Say that nodes may join at `address`. Raises: UsageError as `announce` does."""
         ...
 
-    async def withdraw_coordinator(self) -> None:
-        """This node no longer coordinates."""
-        ...
-
     async def lookup_coordinators(self) -> list[CoordinatorRecord]:
         """Returns: the swarm's coordinators, by node id."""
         ...

@@ -253,10 +253,6 @@ class KademliaDirectory:
         """See `Directory`."""
         await self._withdraw(download_key(model_id, shard_id))
 
-    async def withdraw_coordinator(self) -> None:
-        """See `Directory`."""
-        await self._withdraw(coordinator_key())
-
     async def withdraw_manifest(self, model_id: str) -> None:
         """See `Directory`."""
         await self._withdraw(manifest_key(model_id))

@@ -74,13 +74,12 @@ class Neighbourhood:
                 log.warning("dht_alone", asked=len(self._entries) + len(self._remembered.peers))
             await _happens(self._has_contact, backoff.next_delay_s())
 
-    async def _ask_everybody(self) -> int:
+    async def _ask_everybody(self) -> None:
         addresses = await self._bootstrap_addresses()
         addresses += [(peer.host, peer.port) for peer in self._remembered.peers]
         answered = await self._server.bootstrap(dict.fromkeys(addresses))
         if not answered and len(self._server.protocol.router):
             await self._server.near(self._server.node.id)  # somebody came to us first: look around from there
-        return len(answered)
 
     async def _ask_missing(self) -> None:
         known = {(node.ip, node.port) for node in self._server.protocol.router.contacts()}
@@ -89,9 +88,12 @@ class Neighbourhood:
             await self._server.bootstrap(missing)
 
     async def _bootstrap_addresses(self) -> list[Address]:
+        return [address for address in await self._resolved(self._entries) if address != self._address]
+
+    async def _resolved(self, entries: Sequence[str]) -> list[Address]:
         ipv6 = ":" in self._settings.listen_host
-        found = await asyncio.gather(*(resolve(entry, ipv6=ipv6) for entry in self._entries))
-        return [address for addresses in found for address in addresses if address != self._address]
+        found = await asyncio.gather(*(resolve(entry, ipv6=ipv6) for entry in entries))
+        return [address for addresses in found for address in addresses]
 
     async def add_peers(self, addresses: Sequence[str]) -> int:
         """Ask further "host:port" addresses, now and whenever alone.
@@ -105,9 +107,7 @@ class Neighbourhood:
                 raise UsageError(str(error)) from error
             if entry not in self._entries:
                 self._entries.append(entry)
-        ipv6 = ":" in self._settings.listen_host
-        found = await asyncio.gather(*(resolve(entry, ipv6=ipv6) for entry in addresses))
-        return len(await self._server.bootstrap({address for several in found for address in several}))
+        return len(await self._server.bootstrap(set(await self._resolved(addresses))))
 
     # what is known of them
 

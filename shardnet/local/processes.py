@@ -131,7 +131,7 @@ class LocalSwarm:
         ports = [part for flag in free for part in (flag, "127.0.0.1:0")]
         ports += [] if "--dht-port" in arguments else ["--dht-port", "0"]
         process = self.start("coordinator", "coordinator", *ports, *arguments)
-        self.wait_for(lambda: self._api_answers(), 30, "the coordinator's API")
+        self.wait_for(lambda: self._health() is not None, 30, "the coordinator's API")
         return process
 
     def start_node(self, name: str, models_cache: Path, *arguments: str, env: dict[str, str] | None = None) -> Process:
@@ -162,25 +162,17 @@ class LocalSwarm:
             body = getattr(error, "read", bytes)()
             return json.loads(body) if body else None
 
-    def _api_answers(self) -> bool:
-        if not self.api:
-            return False
+    def _health(self) -> dict[str, Any] | None:
+        """Returns: what the API says of itself; None while it does not answer."""
         try:
-            return self.get("/healthz") is not None
+            found: dict[str, Any] | None = self.get("/healthz") if self.api else None
         except (OSError, ValueError):
-            return False
+            return None
+        return found
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the coordinator serves a model."""
-
-        def ready() -> bool:
-            try:
-                with urlopen(f"{self.api}/healthz", timeout=5) as answer:
-                    return bool(answer.status == 200)
-            except OSError:
-                return False
-
-        self.wait_for(ready, timeout_s, "a complete pipeline")
+        self.wait_for(lambda: bool((self._health() or {}).get("ready")), timeout_s, "a complete pipeline")
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Poll until `condition` holds.

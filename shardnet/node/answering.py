@@ -6,6 +6,7 @@ import asyncio
 
 from shardnet.errors import RemoteProtocolError, ShardnetError
 from shardnet.ids import short
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import (
     AnyMessage,
@@ -19,7 +20,7 @@ from shardnet.messages import (
     UnloadShard,
 )
 from shardnet.node.links.peer_links import PeerLinks
-from shardnet.node.performing import Performer, Spawn
+from shardnet.node.performing import Performer
 from shardnet.node.shards.events import LoadAsked, UnloadAsked
 from shardnet.node.shards.machine import NodeState
 from shardnet.node.tasks.runner import TaskRunner

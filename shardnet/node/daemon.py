@@ -14,18 +14,9 @@ from shardnet.ids import ShardKey, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
-from shardnet.lifecycle import Jobs
+from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
-from shardnet.messages import (
-    PROTOCOL_VERSION,
-    Address,
-    Capabilities,
-    Hello,
-    Leaving,
-    ManifestOffer,
-    StageRef,
-    Welcome,
-)
+from shardnet.messages import PROTOCOL_VERSION, Address, Capabilities, Hello, Leaving, ManifestOffer, StageRef, Welcome
 from shardnet.node.answering import Answering
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.links.coordinator_link import CoordinatorLink
@@ -177,7 +168,7 @@ class NodeDaemon:
             try:
                 await self._run()
             except* ShardnetError as errors:
-                raise _first(errors) from None
+                raise first_of(errors) from None
         log.info("node_stopped")
 
     async def _run(self) -> None:
@@ -204,15 +195,7 @@ class NodeDaemon:
                     task.cancel()
 
     def _make_swarming(self) -> SwarmExchange:
-        holders = Holders(
-            self._identity.node_id,
-            lambda node_id, address, question, timeout_s: self._links.ask(
-                node_id, address, question, timeout_s=timeout_s
-            ),
-            lambda question, timeout_s: self._coordinator.ask(question, timeout_s=timeout_s),
-            lambda: self._finder.directory,
-            lambda: self._identity.revoked,
-        )
+        holders = Holders(self._identity, self._links.ask, self._coordinator.ask, lambda: self._finder.directory)
         return SwarmExchange(
             self._identity,
             self._settings.torrent,
@@ -345,20 +328,9 @@ def advertised_address(text: str) -> Address:
 
 def _membership(identity: Identity) -> Membership:
     return Membership(
-        certificate=str(identity.certificate_path),
-        key=str(identity.key_path),
-        authority=identity.swarm.ca_pem.decode(),
+        certificate=str(identity.certificate_path), key=str(identity.key_path), authority=identity.swarm.ca_pem.decode()
     )
 
 
 async def _add_peer(directory: Directory, address: Address) -> None:
     await directory.add_peers([str(address)])
-
-
-def _first(errors: BaseExceptionGroup[ShardnetError]) -> ShardnetError:
-    """Returns: the first error of a group, which may hold groups."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, ShardnetError)
-    return error

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from shardnet.errors import ShardnetError
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import Report
+from shardnet.lifecycle import Spawn
 from shardnet.messages import AnyMessage, DeviceInfo, Heartbeat, HeldShard
-from shardnet.node.performing import Spawn
 from shardnet.node.shards.machine import NodeState
 from shardnet.node.tasks.runner import TaskRunner
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, assert_never
 
@@ -11,6 +10,7 @@ from shardnet.errors import ShardnetError, ShardNotFound
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import Load as EngineLoad
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import AnyMessage
 from shardnet.node.shards.effects import (
@@ -47,11 +47,9 @@ from shardnet.node.shards.events import (
 )
 from shardnet.node.shards.machine import NodeState
 from shardnet.node.weights.exchange import FetchProgress, ShardExchange
-from shardnet.node.weights.store import PROGRESS_INTERVAL_S, ModelStore
+from shardnet.node.weights.store import ModelStore
 
 log = get("node")
-
-Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Performer:
@@ -194,13 +192,9 @@ class Performer:
             path=str(effect.path.absolute()),
             options=effect.options,
         )
-        told_s = time.monotonic()
 
         def on_progress(share: float) -> None:
-            nonlocal told_s
-            if time.monotonic() - told_s >= PROGRESS_INTERVAL_S:
-                told_s = time.monotonic()
-                self.post(Progressed(effect.key, "load", int(share * effect.nbytes), effect.nbytes))
+            self.post(Progressed(effect.key, "load", int(share * effect.nbytes), effect.nbytes))
 
         loaded = await self._engine.load(request, on_progress)
         return ShardLoaded(effect.key, effect.options, loaded.answer.memory_bytes)

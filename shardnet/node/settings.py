@@ -11,8 +11,8 @@ from shardnet.dht.settings import DhtSettings
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
+from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.settings import Section
-from shardnet.torrent.settings import TorrentSettings
 
 
 class NodeSection(Section):
@@ -76,23 +76,6 @@ class NodeSection(Section):
     def preload_options(self) -> ShardOptions:
         """Returns: how shards are loaded before the coordinator has a say."""
         return ShardOptions(n_ctx=self.preload_n_ctx, n_seq=self.preload_n_seq, n_batch=self.preload_n_batch)
-
-
-class NodeTorrentSettings(TorrentSettings):
-    """How this node takes and gives shards."""
-
-    enabled: bool = Field(default=True, description="take and give shards; false: this node has what its folder has")
-    listen_host: str = Field(
-        default="", description="IP address that other nodes' transfers connect to; empty: the host of node.listen"
-    )
-    find_holders_s: float = Field(
-        default=5.0, ge=0, description="seconds to look for a holder of a shard before saying that there is none"
-    )
-    give_up_s: float = Field(
-        default=300.0,
-        gt=0,
-        description="seconds without a byte after which a download is given up; its pieces are kept",
-    )
 
 
 class NodeDhtSettings(DhtSettings):

@@ -47,16 +47,13 @@ class Status:
 
     info_hash: str
     is_checking: bool
-    is_seeding: bool
     bytes_done: int
     download_bytes_per_s: int
-    upload_bytes_per_s: int
     peers: int
     downloaders: int
     """Those of `peers` that lack pieces."""
     downloaded_bytes: int
     uploaded_bytes: int
-    wasted_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +156,12 @@ def _status(native: Any) -> Status:
     return Status(
         info_hash=str(native.info_hashes.v2),
         is_checking=str(native.state) in _CHECKING,
-        is_seeding=bool(native.is_seeding),
         bytes_done=int(native.total_wanted_done),
         download_bytes_per_s=int(native.download_payload_rate),
-        upload_bytes_per_s=int(native.upload_payload_rate),
         peers=int(native.num_peers),
         downloaders=max(0, int(native.num_peers) - int(native.num_seeds)),
         downloaded_bytes=int(native.total_payload_download),
         uploaded_bytes=int(native.total_payload_upload),
-        wasted_bytes=int(native.total_failed_bytes) + int(native.total_redundant_bytes),
     )
 
 

@@ -146,11 +146,7 @@ class Download:
             self._raise_failure(result)
 
     async def _cure(
-        self,
-        remedy: Remedy,
-        outcome: asyncio.Future[Finished | TorrentFailed],
-        *,
-        but_for: Address | None = None,
+        self, remedy: Remedy, outcome: asyncio.Future[Finished | TorrentFailed], *, but_for: Address | None = None
     ) -> asyncio.Future[Finished | TorrentFailed]:
         """Args: but_for: a banned peer that may come back."""
         torrent = self._torrent

@@ -75,10 +75,8 @@ class Torrent:
             bytes_done=done,
             bytes_total=self.facts.file_bytes,
             download_bytes_per_s=status.download_bytes_per_s if status else 0,
-            upload_bytes_per_s=status.upload_bytes_per_s if status else 0,
             peers=status.peers if status else 0,
             downloaded_bytes=status.downloaded_bytes if status else 0,
             uploaded_bytes=status.uploaded_bytes if status else 0,
-            wasted_bytes=status.wasted_bytes if status else 0,
             banned_peers=len(self.banned),
         )

@@ -36,7 +36,6 @@ class TorrentFacts:
 
     name: str
     file_bytes: int
-    piece_bytes: int
     info_hash: str
     """BitTorrent v2 info-hash, 64 hex digits."""
     open_info_hash: str
@@ -142,7 +141,6 @@ def parse_torrent(torrent: bytes) -> TorrentFacts:
     return TorrentFacts(
         name=name,
         file_bytes=length,
-        piece_bytes=int(info[b"piece length"]),
         info_hash=canonical,
         open_info_hash=hashlib.sha256(lt.bencode(plain)).hexdigest(),
         file_root=root.hex(),
@@ -154,11 +152,6 @@ def parse_torrent(torrent: bytes) -> TorrentFacts:
 def info_hash(torrent: bytes) -> str:
     """Returns: the torrent's v2 info-hash, 64 hex digits. Raises: ManifestError as `parse_torrent`."""
     return parse_torrent(torrent).info_hash
-
-
-def file_root(torrent: bytes) -> str:
-    """Returns: merkle root of the torrent's file, 64 hex digits. Raises: ManifestError as `parse_torrent`."""
-    return parse_torrent(torrent).file_root
 
 
 def check_torrent(

@@ -19,13 +19,10 @@ class TorrentStats:
     bytes_done: int
     bytes_total: int
     download_bytes_per_s: int
-    upload_bytes_per_s: int
     peers: int
     downloaded_bytes: int
     """Payload taken from peers since this torrent was added, bad and repeated bytes included."""
     uploaded_bytes: int
-    wasted_bytes: int
-    """Payload that failed its hash or came twice."""
     banned_peers: int
 
     @property

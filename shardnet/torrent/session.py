@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from shardnet.errors import Busy, ShardCorrupt
@@ -30,12 +29,7 @@ class TorrentSession:
     """
 
     def __init__(
-        self,
-        settings: TorrentSettings,
-        tls: TlsMaterial | None,
-        state_dir: Path,
-        *,
-        on_rotten: OnRotten | None = None,
+        self, settings: TorrentSettings, tls: TlsMaterial | None, state_dir: Path, *, on_rotten: OnRotten | None = None
     ) -> None:
         """Args:
         state_dir: a folder of our own for resume data.
@@ -58,9 +52,7 @@ class TorrentSession:
         await self._core.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Stops all downloads, saving what they have."""
         for task in self._downloads:
             task.cancel()
@@ -97,7 +89,6 @@ class TorrentSession:
         peers: Iterable[Address] = (),
         web_seeds: Iterable[str] = (),
         deadline_s: float | None = None,
-        expect_open_info_hash: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> disk.Stamp | None:
         """Bring a file here, whole and verified, and seed it from then on. Cancelling keeps what is verified.
@@ -116,12 +107,7 @@ class TorrentSession:
             ShardNotFound if nobody gave anything until the deadline, DeadlineExceeded if it was only slow;
             ShardCorrupt if all known peers sent bad pieces or the bytes are not the manifest's; Busy if it is being fetched already.
         """
-        facts = check_torrent(
-            torrent,
-            expect_bytes=expect_bytes,
-            root_cert_pem=self._authority,
-            expect_open_info_hash=expect_open_info_hash,
-        )
+        facts = check_torrent(torrent, expect_bytes=expect_bytes, root_cert_pem=self._authority)
         target = disk.absolute(target)
         if self._is_seeding(facts) and self._core.torrents[facts.info_hash].path == target:
             return None

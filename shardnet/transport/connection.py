@@ -53,10 +53,6 @@ class Connection:
         else:
             self._link.send(message, payloads)
 
-    async def drain(self) -> None:
-        """Wait until most of what was sent is on its way. Raises: PeerLost."""
-        await self._link.drain()
-
     def set_handler(self, on_frame: OnFrame, on_close: OnClose) -> None:
         """Have frames handled as they come, on the event loop, in the very call that received them; they must not block.
 

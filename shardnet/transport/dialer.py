@@ -13,13 +13,7 @@ from shardnet.errors import Busy, PeerLost, PeerRefused, ShardnetError, Unreacha
 from shardnet.ids import NodeId, short
 from shardnet.messages import Address, Hello
 from shardnet.swarm.identity import Identity
-from shardnet.swarm.tls import (
-    HANDSHAKE_TIMEOUT_S,
-    SHUTDOWN_TIMEOUT_S,
-    alert_reason,
-    check_not_revoked,
-    client_context,
-)
+from shardnet.swarm.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, alert_reason, check_not_revoked, client_context
 from shardnet.transport.connection import Connection
 from shardnet.transport.greeting import checked_welcome
 from shardnet.transport.limits import GREETING_TIMEOUT_S

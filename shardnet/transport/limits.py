@@ -18,8 +18,6 @@ MAX_QUEUED_BYTES = 64 << 20
 """What may wait for a slow reader before its link is cut. One frame may add to it: it is looked at before each frame."""
 STALLED_TIMEOUT_S = 10.0
 """A peer that takes nothing at all for so long, while something waits for it, is cut off."""
-DRAINED_BYTES = 1 << 20
-"""`drain` waits until no more than this is queued."""
 JOIN_BYTES = 64 << 10
 """Smaller frames go out in one write: one TLS record where it fits."""
 CHUNK_BYTES = 256 << 10

@@ -22,7 +22,6 @@ from shardnet.transport.limits import (
     CHECK_INTERVAL_S,
     CHUNK_BYTES,
     CLOSE_TIMEOUT_S,
-    DRAINED_BYTES,
     MAX_KEPT_BYTES,
     MAX_KEPT_FRAMES,
     MAX_QUEUED_BYTES,
@@ -57,7 +56,6 @@ class Link(asyncio.BufferedProtocol):
         self._reading_paused = False
         self._arrival: asyncio.Future[None] | None = None
         self._outbox: Outbox
-        self._drained: asyncio.Future[None] | None = None
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._receiving = ReceivingPace()
@@ -135,8 +133,6 @@ class Link(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """There is room again."""
         self._outbox.resume()
-        if self._outbox.queued_bytes <= DRAINED_BYTES:
-            self._wake_drain()
         if self._closing and not self._outbox.queued_bytes:
             self._transport.close()
 
@@ -195,15 +191,6 @@ class Link(asyncio.BufferedProtocol):
             raise self._evict(f"it does not read: {self._outbox.queued_bytes} bytes wait for it")
         self._outbox.put(encode(MESSAGES, message, payloads))
 
-    async def drain(self) -> None:
-        """Wait until little is queued. Raises: PeerLost if the link has ended."""
-        if self._outbox.queued_bytes > DRAINED_BYTES and self.error is None:
-            if self._drained is None:
-                self._drained = self._loop.create_future()
-            await asyncio.shield(self._drained)
-        if self.error is not None:
-            raise PeerLost(f"the connection to {self} is closed: {self.error}")
-
     def refuse(self, error: ShardnetError) -> None:
         """Tell the peer why, and end the link."""
         if self.error is None:
@@ -243,11 +230,6 @@ class Link(asyncio.BufferedProtocol):
             self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
         else:
             self._transport.close()
-
-    def _wake_drain(self) -> None:
-        if self._drained is not None:
-            self._drained.set_result(None)
-            self._drained = None
 
     def _deliver(self, frame: Frame[AnyMessage]) -> None:
         if isinstance(frame.message, Refusal):
@@ -295,7 +277,6 @@ class Link(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wake_drain()
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
         if self._on_close is not None:

@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardnet.transport.limits import (
-    HEADER_TIMEOUT_S,
-    MIN_PAYLOAD_BYTES_PER_S,
-    PAYLOAD_GRACE_S,
-    STALLED_TIMEOUT_S,
-)
+from shardnet.transport.limits import HEADER_TIMEOUT_S, MIN_PAYLOAD_BYTES_PER_S, PAYLOAD_GRACE_S, STALLED_TIMEOUT_S
 
 
 @dataclass(slots=True)

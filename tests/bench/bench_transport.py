@@ -141,7 +141,8 @@ async def measure(home: Path, port: int, seconds: float) -> dict[str, float]:
         count, answered, began = 0, loop.create_future(), time.perf_counter()
         while time.perf_counter() - began < seconds:
             connection.send(bulk, [data])
-            await connection.drain()
+            while connection.queued_bytes > 1 << 20:  # noqa: ASYNC110  (it is the speed of the link that counts)
+                await asyncio.sleep(0)
             count += 1
         connection.send(Ping(command_id="f" * 16))
         await answered

@@ -41,7 +41,7 @@ def row(proof: Proof) -> str:
 
 
 def family_proofs(family: str) -> list[Proof]:
-    """Prove one family, in a process of its own: llama.cpp aborts on metadata it does not like."""
+    """Prove one family, in a process of its own, so that a recipe that needs mending costs one row and no table."""
     with tempfile.TemporaryDirectory(prefix="shardnet-families-") as folder:
         return prove_family(family, Path(folder))
 

@@ -434,7 +434,7 @@ async def test_a_bad_grammar_is_refused_and_the_engine_goes_on(route: Route, gra
     await route.step(0, PROMPT)
 
 
-async def test_tokens_that_break_their_grammar_are_an_error_and_no_abort(route: Route) -> None:
+async def test_tokens_that_break_their_grammar_are_an_error_and_the_engine_goes_on(route: Route) -> None:
     sampling = Sampling(grammar="root ::= [a]+", prompt_tokens=2)
     with pytest.raises(EngineError, match="grammar"):
         await route.step(0, [40, 41, 42, 43], sampling=sampling)

@@ -1,4 +1,4 @@
-"""llama.cpp takes its process with it now and then: that is an event, and what was there before is there again."""
+"""An engine process that ends, by a signal whenever it comes, is an event, and what was there before is there again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from shardnet.errors import EngineCrashed, SequenceGap, ShardNotFound
-from shardnet.ids import new_id
+from shardnet.errors import EngineCrashed, GgufError, SequenceGap, ShardNotFound
+from shardnet.inference.engine import spawning
 from shardnet.inference.engine.host import EngineProcess, Restored
-from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
-from tests.support.engine_world import OPTIONS, PROMPT, Route, SplitModel, Stage, load_request, split
+from tests.support import dying_process
+from tests.support.engine_world import PROMPT, Route, SplitModel, Stage, load_request, split
 from tests.support.random_models import tiny_llama
 
 
@@ -44,14 +44,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
     return split(tiny_llama(folder / "tiny.gguf", tied=False), 2, folder / "cache")
 
 
-@pytest.fixture(scope="module")
-def poison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole GGUF on which llama.cpp aborts: more experts than it has room for."""
-    return tiny_llama(tmp_path_factory.mktemp("poison") / "poison.gguf", extra={"llama.expert_count": 100_000})
+@pytest.fixture
+def other(tiny: SplitModel, tmp_path: Path) -> SplitModel:
+    """A valid shard of another model, in a file of its own."""
+    copy = tmp_path / "shard-0.gguf"
+    copy.write_bytes(tiny.shards[0].read_bytes())
+    return SplitModel("b" * 64, copy, (copy,))
 
 
 @pytest_asyncio.fixture
-async def engine(tiny: SplitModel) -> AsyncIterator[Watched]:
+async def engine(tiny: SplitModel, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
+    """The real engine process, which can be made to end while it loads (`dying_process.mortal`)."""
+    monkeypatch.setattr(spawning, "COMMAND", dying_process.command("shardnet.inference.worker.process"))
     engine = Watched()
     await engine.start()
     try:
@@ -116,22 +120,25 @@ async def test_a_load_under_way_is_done_by_the_next_process(engine: Watched, tin
     assert len((await sequence(engine, tiny).generate(PROMPT, 3))[0]) == 3
 
 
-async def test_a_file_that_kills_the_engine_twice_is_given_up(engine: Watched, tiny: SplitModel, poison: Path) -> None:
-    request = Load(command_id=new_id(), model_id="b" * 64, shard_id=4, path=str(poison), options=OPTIONS)
-    with pytest.raises(EngineCrashed, match=r"died twice while it loaded shard 4 .*given up.*signal 6.*EXPERTS"):
-        await engine.load(request)
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+async def test_a_shard_whose_loading_ends_the_engine_twice_is_given_up(
+    engine: Watched, tiny: SplitModel, other: SplitModel, number: signal.Signals
+) -> None:
+    dying_process.mortal(other.whole, number)
+    with pytest.raises(
+        EngineCrashed,
+        match=rf"died twice while it loaded shard 0 .*given up.*signal {number:d}.*{dying_process.LAST_WORDS} shard-0",
+    ):
+        await engine.load(load_request(other, 0))
     assert len((await sequence(engine, tiny).generate(PROMPT, 3))[0]) == 3
     assert len(engine.shards) == 2
 
 
 async def test_a_shard_that_cannot_be_loaded_again_is_lost_alone(
-    engine: Watched, tiny: SplitModel, poison: Path, tmp_path: Path
+    engine: Watched, tiny: SplitModel, other: SplitModel
 ) -> None:
-    copy = tmp_path / "shard-0.gguf"
-    copy.write_bytes(tiny.shards[0].read_bytes())
-    other = SplitModel("b" * 64, copy, (copy,))
     await engine.load(load_request(other, 0))
-    os.replace(poison, copy)  # noqa: PTH105
+    dying_process.mortal(other.whole, signal.SIGSEGV)
     engine.signal(signal.SIGKILL)
     restored = await engine.restarts.get()
     assert [key for key, _ in restored.lost] == [("b" * 64, 0)]
@@ -142,11 +149,24 @@ async def test_a_shard_that_cannot_be_loaded_again_is_lost_alone(
     assert len((await sequence(engine, tiny).generate(PROMPT, 3))[0]) == 3
 
 
-async def test_a_file_that_vanished_is_lost_alone(engine: Watched, tiny: SplitModel, tmp_path: Path) -> None:
-    copy = tmp_path / "shard-0.gguf"
-    copy.write_bytes(tiny.shards[0].read_bytes())
-    await engine.load(load_request(SplitModel("b" * 64, copy, (copy,)), 0))
-    copy.unlink()
+@pytest.mark.parametrize("how", ["no GGUF", "cut off", "another version"])
+async def test_a_file_that_is_refused_never_reaches_llama_cpp(engine: Watched, other: SplitModel, how: str) -> None:
+    """The note would end the process if the file came as far as llama.cpp: our own reading of it comes first."""
+    whole = other.whole.read_bytes()
+    other.whole.write_bytes(
+        {"no GGUF": b"no model" * 99, "cut off": whole[:-99], "another version": whole[:4] + b"\x63" + whole[5:]}[how]
+    )
+    dying_process.mortal(other.whole, signal.SIGSEGV)
+    before = engine.pid
+    with pytest.raises(GgufError, match=r"shard-0\.gguf"):
+        await engine.load(load_request(other, 0))
+    await engine.report()
+    assert engine.pid == before
+
+
+async def test_a_file_that_vanished_is_lost_alone(engine: Watched, other: SplitModel) -> None:
+    await engine.load(load_request(other, 0))
+    other.whole.unlink()
     engine.signal(signal.SIGKILL)
     restored = await engine.restarts.get()
     assert "cannot read" in str(restored.lost[0][1])

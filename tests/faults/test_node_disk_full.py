@@ -35,7 +35,7 @@ from shardnet.messages import (
 )
 from shardnet.node.daemon import NodeDaemon
 from shardnet.node.settings import NodeSettings
-from shardnet.node.weights.sharing import SharingDaemon
+from shardnet.node.sharing import SharingDaemon
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.steps import TaskResult
 from shardnet.swarm.home import Home

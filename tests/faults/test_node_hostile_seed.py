@@ -35,9 +35,9 @@ from shardnet.messages import (
 from shardnet.node.daemon import NodeDaemon
 from shardnet.node.settings import NodeSettings
 from shardnet.node.shards.events import LocalModel
+from shardnet.node.sharing import SharingDaemon
 from shardnet.node.weights import torrent_files
 from shardnet.node.weights.file_answers import FileAnswers
-from shardnet.node.weights.sharing import SharingDaemon
 from shardnet.node.weights.store import ModelStore
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity, ensure_swarm

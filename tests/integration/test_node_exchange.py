@@ -51,11 +51,11 @@ class FakeEngine:
         self.loads: list[Load] = []
 
     async def start(self) -> Ready:
-        return Ready(pid=1, llama_cpp="none", devices=())
+        return Ready(pid=1, devices=())
 
     async def load(self, request: Load, on_progress: OnProgress | None = None) -> LoadedShard:
         self.loads.append(request)
-        return LoadedShard(request, Loaded(command_id=request.command_id, memory_bytes=77, gpu_layers=0, load_s=0.0))
+        return LoadedShard(request, Loaded(command_id=request.command_id, memory_bytes=77))
 
     async def report(self) -> Report:
         return Report(command_id=new_id(), devices=(), sequences=0, busy_s=0.0)

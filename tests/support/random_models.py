@@ -301,7 +301,7 @@ class _TensorHead(ctypes.Structure):
 def tensors_of(architecture: str, metadata: Mapping[str, Value], leave_out: Sequence[str] = ()) -> list[TensorShape]:
     """Returns: every tensor that llama.cpp can use for this metadata, optional ones included, but those that match a pattern of `leave_out`.
 
-    llama.cpp aborts on metadata that makes no sense for the family.
+    The metadata must be whole and make sense for the family.
     """
     import llama_cpp
 

@@ -13,7 +13,7 @@ from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.running import Running
-from shardnet.coordinator.settings import RequestSettings
+from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest

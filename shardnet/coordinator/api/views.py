@@ -8,13 +8,12 @@ from shardnet.coordinator.placement.assign import layers_of
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.node_view import NodeView
 from shardnet.coordinator.placement.planning import Route, measured_pace
+from shardnet.coordinator.placement.readiness import node_label, not_ready
+from shardnet.coordinator.placement.standing import Standing
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.prefixes import Prefixes
-from shardnet.errors import NoRoomError, PlacementError, ShardnetError
+from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
-from shardnet.shards import joined
-
-RETRY_AFTER_S = 5
 
 
 def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
@@ -155,15 +154,57 @@ def route_json(cluster: Cluster, manifest: Manifest, route: Route) -> list[dict[
 def stage_json(cluster: Cluster, manifest: Manifest, route: Route, index: int) -> dict[str, Any]:
     """Returns: one stage; `bytes_on` is what it sends on to the next for each token: a hidden state, or nothing from the last."""
     stage = route.stages[index]
-    node = cluster.nodes.get(stage.node_id)
     return {
-        "node": node.label if node else stage.node_id[:12],
+        "node": node_label(cluster, stage),
         "node_id": stage.node_id,
         "first_shard": stage.first_shard,
         "end_shard": stage.end_shard,
         "layers": str(layers_of(manifest, stage.first_shard, stage.end_shard)),
         "relayed": index > 0 and stage.address is None,
         "bytes_on": 4 * manifest.content.n_embd if index + 1 < len(route.stages) else 0,
+    }
+
+
+def describe_stage(cluster: Cluster, route: Route, index: int) -> dict[str, Any]:
+    """Returns: node, layers and bytes sent on of one stage of a model's pipeline."""
+    return stage_json(cluster, cluster.manifests[route.model_id], route, index)
+
+
+def health(standing: Standing) -> dict[str, Any]:
+    """Returns: the models in short; `ready` if any is."""
+    models = [
+        health_model(standing.cluster, one, standing.routes(one.model_id), standing.problem(one.model_id))
+        for one in standing.served()
+    ]
+    ready = any(one["ready"] for one in models)
+    return {
+        "ready": ready,
+        "status": "ok" if ready else "not ready",
+        "nodes": len(standing.cluster.nodes),
+        "models": models,
+    }
+
+
+def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
+    """Returns: nodes, models and links in full."""
+    cluster = standing.cluster
+    nodes = sorted(cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
+    return {
+        "nodes": [node_json(cluster, node, at_s) for node in nodes],
+        "models": [
+            model_json(
+                cluster,
+                one,
+                standing.routes(one.model_id),
+                standing.problem(one.model_id),
+                standing.notes(one.model_id),
+            )
+            for one in standing.served()
+        ],
+        "links": [
+            {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}
+            for (a, b), link in sorted(cluster.links.items())
+        ],
     }
 
 
@@ -190,44 +231,3 @@ def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, int]:
         "prefix_refused": prefixes.refused,
         "prefix_evicted": prefixes.evicted,
     }
-
-
-def not_ready(cluster: Cluster, manifest: Manifest, problem: ShardnetError | None) -> ShardnetError:
-    """Returns: why a model cannot be run now: which layers are missing, and what is being done or is to be done.
-
-    NoRoomError, with the problem's bytes, if nothing but more memory or disk would help; else PlacementError.
-    """
-    missing = cluster.missing_layers(manifest.model_id)
-    layers = ", ".join(map(str, missing)) or "none"
-    loading = joined(
-        manifest.content.shards[shard].layers
-        for node in cluster.nodes.values()
-        for model, shard in node.loads
-        if model == manifest.model_id
-    )
-    start = (
-        f"model {manifest.name} is not ready: layers {layers} of {manifest.content.n_layers} are in no node's memory"
-    )
-    if not missing:
-        start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline"
-    sentence = start
-    if loading:
-        sentence, problem = f"{start}; {', '.join(map(str, loading))} are being loaded, try again soon", None
-    elif not cluster.nodes:
-        sentence, problem = f"{start}; no node is connected, start one with `shardnet node`", None
-    elif problem is not None:
-        rest = str(problem).removeprefix(f"model {manifest.name}")
-        if rest.startswith(": layers"):  # the same layers, and what is wrong with them
-            sentence = f"model {manifest.name} is not ready{rest}"
-        elif rest.startswith(" "):
-            sentence = f"{start}; it{rest}"
-        else:
-            sentence = f"{start}; {rest.removeprefix(': ')}"
-    if isinstance(problem, NoRoomError):
-        return NoRoomError(sentence, **problem.facts | {"retry_after_s": RETRY_AFTER_S})
-    return PlacementError(sentence, retry_after_s=RETRY_AFTER_S)
-
-
-def stages_sentence(cluster: Cluster, manifest: Manifest, route: Route) -> str:
-    """Returns: `node-0 [0, 10), node-1 [10, 20)`."""
-    return ", ".join(f"{one['node']} {one['layers']}" for one in route_json(cluster, manifest, route))

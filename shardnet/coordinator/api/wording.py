@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, Literal
 
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
 from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.running import Piece
+
+What = Literal["whole", "first", "part", "last"]
+"""The whole answer, or which event of a stream."""
 
 
 def to_event(data: dict[str, Any]) -> bytes:
@@ -52,7 +55,7 @@ class Wording:
 
     def whole(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns: the whole answer."""
-        choice = self._whole_choice("".join(self._text)) | self._extras(self._tokens, finish_reason)
+        choice = self._choice("whole", "".join(self._text)) | self._extras(self._tokens, finish_reason)
         body = self._base | {"object": self.object_whole, "choices": [choice], "usage": self._usage()}
         return body | self._prompt_ids() | self._stages(stages)
 
@@ -60,18 +63,18 @@ class Wording:
 
     def first(self) -> dict[str, Any]:
         """Returns: the event that opens the stream."""
-        return self._event(self._first_choice() | self._no_extras()) | self._prompt_ids()
+        return self._event(self._choice("first") | self._no_extras()) | self._prompt_ids()
 
     def part(self, piece: Piece) -> dict[str, Any]:
         """Returns: the event of one piece."""
         self.add(piece)
         tokens, self._unsent = self._unsent, []
-        return self._event(self._part_choice(piece.text) | self._extras(tokens, None))
+        return self._event(self._choice("part", piece.text) | self._extras(tokens, None))
 
     def last(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns: the event that says why the answer ended."""
         tokens, self._unsent = self._unsent, []
-        return self._event(self._last_choice() | self._extras(tokens, finish_reason)) | self._stages(stages)
+        return self._event(self._choice("last") | self._extras(tokens, finish_reason)) | self._stages(stages)
 
     def usage_event(self) -> dict[str, Any]:
         """Returns: the event with the usage alone."""
@@ -79,16 +82,7 @@ class Wording:
 
     # -- shapes ----------------------------------------------------------------------------------------------------------------
 
-    def _whole_choice(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _first_choice(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _part_choice(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _last_choice(self) -> dict[str, Any]:
+    def _choice(self, what: What, text: str = "") -> dict[str, Any]:
         raise NotImplementedError
 
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
@@ -136,17 +130,8 @@ class CompletionWording(Wording):
     id_prefix = "cmpl-"
     _offset = 0
 
-    def _whole_choice(self, text: str) -> dict[str, Any]:
+    def _choice(self, what: What, text: str = "") -> dict[str, Any]:
         return {"text": text}
-
-    def _first_choice(self) -> dict[str, Any]:
-        return {"text": ""}
-
-    def _part_choice(self, text: str) -> dict[str, Any]:
-        return {"text": text}
-
-    def _last_choice(self) -> dict[str, Any]:
-        return {"text": ""}
 
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
         texts = [self._piece(one.token).decode(errors="replace") for one in tokens]
@@ -172,17 +157,16 @@ class ChatWording(Wording):
     object_part = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def _whole_choice(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
-
-    def _first_choice(self) -> dict[str, Any]:
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    def _part_choice(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text}}
-
-    def _last_choice(self) -> dict[str, Any]:
-        return {"delta": {}}
+    def _choice(self, what: What, text: str = "") -> dict[str, Any]:
+        match what:
+            case "whole":
+                return {"message": {"role": "assistant", "content": text}}
+            case "first":
+                return {"delta": {"role": "assistant", "content": text}}
+            case "part":
+                return {"delta": {"content": text}}
+            case "last":
+                return {"delta": {}}
 
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
         return {"content": [self._one(one) for one in tokens]}

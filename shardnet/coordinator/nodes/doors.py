@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from shardnet.coordinator.api.http_server import HttpServer
 from shardnet.coordinator.nodes.directory import open_directory
-from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.nodes.settings import CoordinatorDhtSettings, ListenSettings
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.errors import SettingsError, UsageError
 from shardnet.log import get
@@ -39,9 +37,8 @@ class Wanted:
     enrol: HostPort | None
 
     @classmethod
-    def of(cls, settings: CoordinatorSettings) -> Wanted:
+    def of(cls, where: ListenSettings) -> Wanted:
         """Raises: SettingsError if one is no address."""
-        where = settings.listen
         return cls(
             nodes=parse_host_port(where.nodes, what="listen.nodes"),
             api=parse_host_port(where.api, what="listen.api"),
@@ -57,7 +54,6 @@ class Doors:
     api: Address
     enrol: Address | None
     dht: Address | None
-    http: HttpServer
     directory: KademliaDirectory | None
 
     @property
@@ -92,41 +88,38 @@ class Doors:
 async def open_doors(
     resources: AsyncExitStack,
     wanted: Wanted,
-    settings: CoordinatorSettings,
+    api: Address,
+    dht_settings: CoordinatorDhtSettings,
     home: Home,
     identity: Identity,
     on_hello: HelloHandler,
 ) -> Doors:
-    """Open every port; `resources` closes them. Newcomers are let in only where this machine owns the swarm.
+    """Open every port but the HTTP API's, which is open at `api`; `resources` closes them. Newcomers are let in only by the owner's machine.
 
     Raises: SettingsError, with the flag to change, if a port is taken.
     """
     try:
         nodes = (await resources.enter_async_context(await listen(identity, wanted.nodes, on_hello))).address
     except SettingsError as error:
-        raise _port_error(error, wanted.nodes, "--listen") from error
+        raise port_error(error, wanted.nodes, "--listen") from error
     enrol: Address | None = None
     if wanted.enrol is not None and identity.is_owner:
         try:
             server = await resources.enter_async_context(EnrolmentServer(home, identity, wanted.enrol))
         except SettingsError as error:
-            raise _port_error(error, wanted.enrol, "--enrol") from error
+            raise port_error(error, wanted.enrol, "--enrol") from error
         enrol = server.address
-    try:
-        http = await asyncio.to_thread(HttpServer.listen, wanted.api)
-    except SettingsError as error:
-        raise _port_error(error, wanted.api, "--api") from error
-    resources.callback(http.close)
     directory: KademliaDirectory | None = None
     dht: Address | None = None
-    if settings.dht.enabled:
-        directory = await resources.enter_async_context(open_directory(identity, settings.dht, nodes))
+    if dht_settings.enabled:
+        directory = await resources.enter_async_context(open_directory(identity, dht_settings, nodes))
         host, port = directory.address
         dht = Address(host=host, port=port)
-    return Doors(nodes=nodes, api=http.address, enrol=enrol, dht=dht, http=http, directory=directory)
+    return Doors(nodes=nodes, api=api, enrol=enrol, dht=dht, directory=directory)
 
 
-def _port_error(error: SettingsError, address: HostPort, flag: str) -> SettingsError:
+def port_error(error: SettingsError, address: HostPort, flag: str) -> SettingsError:
+    """Returns: the error, with the flag that chooses another port where this one is taken."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
         return SettingsError(f"port {address[1]} on {address[0]} is in use; choose another with {flag}")

@@ -123,7 +123,7 @@ def layers_of(manifest: Manifest, first_shard: int, end_shard: int) -> LayerRang
     return LayerRange(first=shards[first_shard].layers.first, end=shards[end_shard - 1].layers.end)
 
 
-def stage_s(manifest: Manifest, offer: NodeOffer, first: int, end: int, policy: Policy) -> float:
+def stage_s(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> float:
     """Returns: seconds that one decode step spends in a stage of the shards `[first, end)` on this node."""
     stages = 1 if end - first == manifest.n_shards else 2
     return pace_in(offer.pace, stages=stages).step_s(step_bytes(manifest, first, end))
@@ -173,7 +173,7 @@ def place(
             return None
         if end - first > 1 and not all(offer.may_hold(shard, seeded) for shard in range(first, end)):
             return None
-        seconds = stage_s(manifest, offer, first, end, policy)
+        seconds = stage_s(manifest, offer, first, end)
         return seconds + _preferences(manifest, offer, first, end, seconds)
 
     def hop(a: int, b: int) -> float:

@@ -12,7 +12,6 @@ from statistics import median
 
 from shardnet.coordinator.placement.assign import (
     NodeOffer,
-    Placement,
     Policy,
     Stage,
     hop_between,
@@ -22,7 +21,7 @@ from shardnet.coordinator.placement.assign import (
 )
 from shardnet.coordinator.placement.chain import find_chain
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.law import Law, Links, Pace, RowCosts, law_of, step_bytes
+from shardnet.coordinator.placement.law import Law, Pace, RowCosts, law_of, step_bytes
 from shardnet.coordinator.placement.node_view import NodeView, is_whole
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
@@ -261,23 +260,19 @@ def _ready_chain(
     for node in nodes:
         pace = measured_pace(cluster, node, manifest.model_id)
         offers.append(NodeOffer(node.node_id, node.label, 0, pace.bytes_per_s, handover_s=pace.handover_s))
-    links: Links = cluster.links
 
     def run_cost(node: int, first: int, end: int) -> float | None:
         if end - 1 not in ready[node] or not ready[node].issuperset(range(first, end)):
             return None
-        cost = stage_s(manifest, offers[node], first, end, policy)
+        cost = stage_s(manifest, offers[node], first, end)
         return cost + 1e-3 * cost * cost
 
     def hop_cost(a: int, b: int) -> float:
         source, target = nodes[a].node_id, nodes[b].node_id
         if (source, target) in cluster.unreachable:  # by way of the coordinator
-            to, onward = (
-                hop_between(manifest, source, "", links, policy),
-                hop_between(manifest, "", target, links, policy),
-            )
-            return to + onward
-        return hop_between(manifest, source, target, links, policy)
+            to_us = hop_between(manifest, source, "", cluster.links, policy)
+            return to_us + hop_between(manifest, "", target, cluster.links, policy)
+        return hop_between(manifest, source, target, cluster.links, policy)
 
     chain = find_chain(manifest.n_shards, len(nodes), run_cost, hop_cost, stages=policy.stages, repeats=True)
     return None if chain is None else tuple(Stage(nodes[node].node_id, first, end) for node, first, end in chain.runs)
@@ -294,6 +289,3 @@ def stage_refs(cluster: Cluster, stages: tuple[Stage, ...]) -> tuple[StageRef, .
             StageRef(node_id=stage.node_id, address=address, first_shard=stage.first_shard, end_shard=stage.end_shard)
         )
     return tuple(refs)
-
-
-__all__ = ["LoadOrder", "Placement", "Plan", "Route", "measured_pace", "pace_of", "plan", "routes", "stage_refs"]

@@ -82,7 +82,7 @@ def prospects(
     alone: list[Placement] = []
     for offer in sorted(nodes, key=lambda one: one.node_id):
         try:
-            found = place(manifest, [offer], options, _forced(policy, 1), links)
+            found = place(manifest, [offer], options, replace(policy, stages=1), links)
         except ShardnetError as error:
             problem = error
             continue
@@ -90,7 +90,7 @@ def prospects(
         layouts.append(_prospect("one node", manifest, nodes, [found], options, policy, links, prompt_tokens, streams))
     for stages in range(2, min(len(nodes), manifest.n_shards) + 1):
         try:
-            found = place(manifest, nodes, options, _forced(policy, stages), links)
+            found = place(manifest, nodes, options, replace(policy, stages=stages), links)
         except ShardnetError as error:
             problem = error
             continue
@@ -101,10 +101,6 @@ def prospects(
         raise problem
     layouts.sort(key=lambda one: one.seconds_per_token)
     return Prospects(tuple(layouts), _notes(manifest, nodes, layouts))
-
-
-def _forced(policy: Policy, stages: int) -> Policy:
-    return replace(policy, stages=stages)
 
 
 def _prospect(

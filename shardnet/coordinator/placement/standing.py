@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
-from shardnet.coordinator.api import views
 from shardnet.coordinator.placement.assign import Policy
 from shardnet.coordinator.placement.chunks import PROMPT_LOOKED_AT, Chunks, choose
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.planning import LoadOrder, Route, law_of_route, plan, routes
+from shardnet.coordinator.placement.readiness import not_ready, stages_sentence
+from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.spreading import spread
-from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.errors import ShardnetError
 from shardnet.log import get
 from shardnet.manifest import Manifest
@@ -26,10 +25,14 @@ log = get("coordinator")
 class Standing:
     """Remembers what the last plan could not do, and the routes of the cluster's present version."""
 
-    def __init__(self, settings: CoordinatorSettings, cluster: Cluster) -> None:
-        self._settings = settings
-        self._cluster = cluster
-        self._policy = Policy(stages=settings.placement.stages, headroom_share=settings.placement.headroom_share)
+    def __init__(
+        self, cluster: Cluster, models: ModelsSettings, placement: PlacementSettings, sequences: SequenceSettings
+    ) -> None:
+        self.cluster = cluster
+        self._serve = models.serve
+        self._placement = placement
+        self._sequences = sequences
+        self._policy = Policy(stages=placement.stages, headroom_share=placement.headroom_share)
         self._problems: dict[str, ShardnetError] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
         self._routes: dict[str, tuple[int, list[Route]]] = {}
@@ -38,35 +41,35 @@ class Standing:
 
     def served(self) -> list[Manifest]:
         """Returns: known models that the settings do not leave out, by name."""
-        wanted = self._settings.models.serve
-        known = sorted(self._cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
+        wanted = self._serve
+        known = sorted(self.cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
         return [one for one in known if not wanted or one.name in wanted or one.model_id in wanted]
 
     def options(self, manifest: Manifest) -> ShardOptions:
         """Returns: what every shard of a model is loaded with."""
-        return self._settings.sequences.to_options(manifest.content.n_ctx_train)
+        return self._sequences.to_options(manifest.content.n_ctx_train)
 
     def think_over(self) -> list[tuple[LoadOrder, ShardOptions]]:
         """Plan anew. Returns: what to load where; what cannot be had is remembered."""
         served = self.served()
         models = {manifest.model_id: self.options(manifest) for manifest in served}
-        found = plan(self._cluster, models, self._policy, replicas=self._settings.placement.replicas)
+        found = plan(self.cluster, models, self._policy, replicas=self._placement.replicas)
         self._problems, self._notes = found.problems, found.notes
-        orders = [*found.orders, *spread(self._cluster, served, self._settings.placement.copies)]
+        orders = [*found.orders, *spread(self.cluster, served, self._placement.copies)]
         return [(order, models[order.model_id]) for order in orders]
 
     def routes(self, model_id: str) -> list[Route]:
         """Returns: pipelines that are ready now."""
         known = self._routes.get(model_id)
-        if known is None or known[0] != self._cluster.version:
-            options = self.options(self._cluster.manifests[model_id])
-            known = (self._cluster.version, routes(self._cluster, model_id, options, self._policy))
+        if known is None or known[0] != self.cluster.version:
+            options = self.options(self.cluster.manifests[model_id])
+            known = (self.cluster.version, routes(self.cluster, model_id, options, self._policy))
             self._routes[model_id] = known
         return known[1]
 
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
         """Returns: how many tokens of such a prompt to send at a time, by what nodes told last; thought over once in a while."""
-        size = self._settings.sequences.prompt_chunk
+        size = self._sequences.prompt_chunk
         most = route.options.n_batch
         if size:
             return Chunks(min(size, most), min(size, most))
@@ -76,68 +79,35 @@ class Standing:
         if known is None or now_s > known[0]:
             if len(self._chunks) > MAX_CHUNKS:
                 self._chunks.clear()
-            law = law_of_route(self._cluster, route, self._policy)
+            law = law_of_route(self.cluster, route, self._policy)
             known = self._chunks[key] = (now_s + CHUNKS_GOOD_S, choose(law, prompt_tokens, most))
         return known[1]
 
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""
-        return views.not_ready(self._cluster, self._cluster.manifests[model_id], self._problems.get(model_id))
+        return not_ready(self.cluster, self.cluster.manifests[model_id], self.problem(model_id))
+
+    def problem(self, model_id: str) -> ShardnetError | None:
+        """Returns: why the last plan has no place for all of a model's layers."""
+        return self._problems.get(model_id)
+
+    def notes(self, model_id: str) -> tuple[str, ...]:
+        """Returns: what the last plan has to say of a model."""
+        return self._notes.get(model_id, ())
 
     def tell(self) -> None:
         """Log when a model becomes complete or is so no longer; each new reason once."""
         for manifest in self.served():
             ready = self.routes(manifest.model_id)
-            sentence = views.stages_sentence(self._cluster, manifest, ready[0]) if ready else ""
+            sentence = stages_sentence(self.cluster, manifest, ready[0]) if ready else ""
             fact = sentence or str(self.not_ready(manifest.model_id))
             if self._told.get(manifest.model_id) == fact:
                 continue
             self._told[manifest.model_id] = fact
             if ready:
                 log.info("pipeline_ready", model=manifest.name, stages=fact, pipelines=len(ready))
-                for note in self._notes.get(manifest.model_id, ()):
+                for note in self.notes(manifest.model_id):
                     log.info("placement_note", model=manifest.name, note=note)
             else:
                 reason = fact.removeprefix(f"model {manifest.name} is not ready: ")
                 log.warning("pipeline_incomplete", model=manifest.name, reason=reason)
-
-    # -- as JSON -------------------------------------------------------------------------------------------------------------
-
-    def describe_stage(self, route: Route, index: int) -> dict[str, Any]:
-        """Returns: node, layers and bytes sent on of one stage."""
-        return views.stage_json(self._cluster, self._cluster.manifests[route.model_id], route, index)
-
-    def health(self) -> dict[str, Any]:
-        """Returns: the models in short; `ready` if any is."""
-        models = [
-            views.health_model(self._cluster, one, self.routes(one.model_id), self._problems.get(one.model_id))
-            for one in self.served()
-        ]
-        ready = any(one["ready"] for one in models)
-        return {
-            "ready": ready,
-            "status": "ok" if ready else "not ready",
-            "nodes": len(self._cluster.nodes),
-            "models": models,
-        }
-
-    def status(self, at_s: float) -> dict[str, Any]:
-        """Returns: nodes, models and links in full."""
-        nodes = sorted(self._cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
-        return {
-            "nodes": [views.node_json(self._cluster, node, at_s) for node in nodes],
-            "models": [
-                views.model_json(
-                    self._cluster,
-                    one,
-                    self.routes(one.model_id),
-                    self._problems.get(one.model_id),
-                    self._notes.get(one.model_id, ()),
-                )
-                for one in self.served()
-            ],
-            "links": [
-                {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}
-                for (a, b), link in sorted(self._cluster.links.items())
-            ],
-        }

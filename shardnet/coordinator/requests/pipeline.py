@@ -21,7 +21,6 @@ from shardnet.coordinator.requests.generation_spec import Emitted, GenerationSpe
 from shardnet.coordinator.requests.prefixes import Kept
 from shardnet.coordinator.requests.setbacks import Setbacks
 from shardnet.coordinator.requests.speculation import Speculator
-from shardnet.coordinator.requests.stage_stats import StageStats
 from shardnet.errors import (
     Busy,
     DeadlineExceeded,
@@ -34,7 +33,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import new_id
 from shardnet.messages import CommandFailed, ExecuteTask
-from shardnet.steps import TaskResult, row_tensors
+from shardnet.steps import StageTiming, TaskResult, row_tensors
 
 
 class Need(Enum):
@@ -74,7 +73,7 @@ class Generation:
         self.need = Need.ROUTE
         self.pause_s = 0.0
         self.attempts = 0
-        self.stats: list[StageStats] = []
+        self.timings: list[list[StageTiming]] = []  # of each stage, decode steps only
         self._make_id = make_id
         self._chunk = chunk
         self._sends: list[Send] = []
@@ -145,8 +144,8 @@ class Generation:
         sequence_id, n_reused = (self._make_id(), 0) if kept is None else (kept[0].sequence_id, kept[1])
         self.attempts += 1
         self.need = Need.NOTHING
-        if len(self.stats) != len(route.stages):
-            self.stats = [StageStats() for _ in route.stages]
+        if len(self.timings) != len(route.stages):
+            self.timings = [[] for _ in route.stages]
         template = ExecuteTask(
             command_id="0" * 16,
             deadline_s=spec.step_deadline_s,
@@ -246,8 +245,8 @@ class Generation:
                 self.fail(RemoteProtocolError("a stage sampled nothing in a step that asked for a token"))
                 return
         if self.n_generated > 1:
-            for stats, timing in zip(self.stats, result.timings, strict=False):
-                stats.add(timing)
+            for timings, timing in zip(self.timings, result.timings, strict=False):
+                timings.append(timing)
 
     def on_failed(self, failed: CommandFailed, at_s: float) -> None:
         """A stage could not do a step."""

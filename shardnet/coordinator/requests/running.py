@@ -10,6 +10,7 @@ from typing import Any
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.stage_stats import stage_stats
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.ids import new_id
 
@@ -42,12 +43,8 @@ class Running:
         self._tell_ended = ended
         self._news = asyncio.Event()
         self._ended = False
-        self._taken = 0
-
-    @property
-    def n_completion(self) -> int:
-        """Returns: tokens of the answer that were taken."""
-        return self._taken
+        self.n_completion = 0
+        """Tokens of the answer that were taken."""
 
     def wake(self) -> None:
         """There is something to take."""
@@ -75,7 +72,7 @@ class Running:
                 if self.generation.finish_reason == "length":  # the tokens behind came in the same step
                     self.generation.finish_reason = "stop"
                 break
-        self._taken += len(tokens)
+        self.n_completion += len(tokens)
         if not self.generation.is_done:
             return Piece(text, tuple(tokens))
         if self.generation.error is not None and tokens:
@@ -98,4 +95,4 @@ class Running:
         route = self.generation.route
         if route is None:
             return []
-        return [describe(route, index) | stats.as_json() for index, stats in enumerate(self.generation.stats)]
+        return [describe(route, index) | stage_stats(timings) for index, timings in enumerate(self.generation.timings)]

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shardnet.errors import DeadlineExceeded, ShardnetError, UsageError
+from shardnet.errors import DeadlineExceeded, UsageError
 
 MAX_PRODUCT = 1 << 20
 """Longest sequence that `*` may make in a template."""
@@ -115,8 +115,6 @@ class ChatTemplate:
             raise UsageError(f"the chat template of {self._model} refuses this conversation: {error}") from error
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {self._model} failed: {error}") from error
-        except ShardnetError:
-            raise
         except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise UsageError(f"the chat template of {self._model} cannot take these messages: {error}") from error
         finally:

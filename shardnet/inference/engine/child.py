@@ -18,11 +18,14 @@ from shardnet.inference.engine.protocol import (
     Failed,
     FromEngine,
     Halt,
+    Load,
     Loading,
+    Query,
     Ready,
     RowsLost,
     RowsMet,
     ToEngine,
+    Unload,
 )
 from shardnet.inference.engine.row_packets import split
 from shardnet.inference.engine.spawning import how_it_ended, last_line, spawn
@@ -103,31 +106,16 @@ class Child(asyncio.BufferedProtocol):
                 self._transport.write(data)
 
     def request(
-        self,
-        command_id: str,
-        message: ToEngine,
-        payloads: Sequence[Buffer] = (),
-        *,
-        on_progress: Callable[[float], None] | None = None,
+        self, message: Load | Unload | Query, on_progress: Callable[[float], None] | None = None
     ) -> asyncio.Future[Frame[FromEngine]]:
-        """Send a command. Returns: its answer; the same one if this command is still under way.
-
-        The future raises what the engine answers, or EngineCrashed if the process dies first.
-        """
+        """Send a command. Returns: its answer; the future raises what the engine answers, or EngineCrashed if the process dies first."""
         if self._death is not None:
             raise EngineCrashed(self._death.message)
-        running = self._answers.get(command_id)
-        if running is not None:
-            return asyncio.shield(running)
         answer: asyncio.Future[Frame[FromEngine]] = asyncio.get_running_loop().create_future()
-        self._answers[command_id] = answer
+        self.send(message)
+        self._answers[message.command_id] = answer
         if on_progress is not None:
-            self._listeners[command_id] = on_progress
-        try:
-            self.send(message, payloads)
-        except ShardnetError:
-            del self._answers[command_id]
-            raise
+            self._listeners[message.command_id] = on_progress
         return answer
 
     def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep, on_row: OnRow | None = None) -> None:

@@ -1,8 +1,8 @@
 """The daemon's side of the engine: keeps one engine process running, with its shards, through crashes. Implements `engine.Engine`.
 
-llama.cpp ends its process on some inputs. Then every task that was under way gets EngineCrashed, a new process is started after a short wait, and
-takes the same shards in again; sequences are lost, and their next step learns so by SequenceGap. A shard whose loading ends the process twice is
-given up.
+An engine process may end: for want of memory, by a signal, by a fault in native code. Then every task that was under way gets EngineCrashed, a new
+process is started after a short wait, and takes the same shards in again; sequences are lost, and their next step learns so by SequenceGap. A shard
+whose loading ends the process twice is given up.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from shardnet.inference.engine.late_steps import LateSteps
 from shardnet.inference.engine.protocol import (
     CutRows,
     DialRows,
+    EngineSettings,
     Forget,
     Load,
     Loaded,
@@ -52,8 +53,6 @@ CALM_AFTER_S = 30.0
 class Restored:
     """The engine is back after a crash: with these shards, without those, and with no sequence."""
 
-    ready: Ready
-    reason: str
     shards: tuple[LoadedShard, ...]
     lost: tuple[tuple[ShardKey, ShardnetError], ...]
 
@@ -110,7 +109,7 @@ class EngineProcess:
 
     async def _spawn(self) -> tuple[Child, asyncio.Task[EngineCrashed], Ready]:
         """Returns: a process that is ready, and the task that ends with it. Raises: EngineError; then nothing is left."""
-        settings = self._settings.to_engine().model_copy(update={"membership": self._membership})
+        settings = EngineSettings(inference=self._settings, membership=self._membership)
         child = await Child.start(settings, self._tell_link)
         death = asyncio.create_task(child.wait(), name="engine-process")
         try:
@@ -136,28 +135,26 @@ class EngineProcess:
             log.warning("engine_crashed", reason=crash.message, shards=len(self._shards))
             if loop.time() - began_s > CALM_AFTER_S:
                 backoff.reset()
-            child, death, restored = await self._restore(backoff, crash)
+            child, death, restored = await self._restore(backoff)
             self._set_up(child, death)
             log.info("engine_restored", shards=len(restored.shards), pid=child.pid)
             if self._on_restart is not None:
                 self._on_restart(restored)
 
-    async def _restore(
-        self, backoff: Backoff, crash: EngineCrashed
-    ) -> tuple[Child, asyncio.Task[EngineCrashed], Restored]:
+    async def _restore(self, backoff: Backoff) -> tuple[Child, asyncio.Task[EngineCrashed], Restored]:
         """Start a new process and load the shards again, as often as it takes."""
         crashes: dict[ShardKey, int] = {}
         lost: list[tuple[ShardKey, ShardnetError]] = []
         while True:
             await asyncio.sleep(backoff.next_delay_s())
             try:
-                child, death, ready = await self._spawn()
+                child, death, _ = await self._spawn()
             except EngineError as error:
                 log.error("engine_not_started", reason=error.message)
                 continue
             try:
                 if await self._reload(child, crashes, lost):
-                    return child, death, Restored(ready, crash.message, self.shards, tuple(lost))
+                    return child, death, Restored(self.shards, tuple(lost))
             except BaseException:
                 await self._end(child, death)
                 raise
@@ -171,7 +168,7 @@ class EngineProcess:
             if key not in self._shards:
                 continue  # unloaded meanwhile
             try:
-                frame = await child.request(shard.request.command_id, shard.request)
+                frame = await child.request(shard.request)
             except EngineCrashed as error:
                 crashes[key] = crashes.get(key, 0) + 1
                 if crashes[key] >= LOAD_ATTEMPTS:
@@ -271,7 +268,7 @@ class EngineProcess:
             child = await self._engine()
             self._shards.pop(key, None)  # with other options: the engine replaces it
             try:
-                frame = await child.request(request.command_id, request, on_progress=tell)
+                frame = await child.request(request, tell)
             except EngineCrashed as error:
                 if attempt == LOAD_ATTEMPTS:
                     raise EngineCrashed(
@@ -289,8 +286,7 @@ class EngineProcess:
         self._shards.pop(key, None)
         with suppress(EngineCrashed):  # a dead engine holds nothing
             child = await self._engine()
-            request = Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id)
-            await child.request(request.command_id, request)
+            await child.request(Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id))
         self._shards.pop(key, None)  # a load that was under way came first
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -341,8 +337,7 @@ class EngineProcess:
     async def report(self) -> Report:
         """Ask for memory and load. Raises: EngineCrashed."""
         child = await self._engine()
-        request = Query(command_id=new_id())
-        return cast("Report", (await child.request(request.command_id, request)).message)
+        return cast("Report", (await child.request(Query(command_id=new_id()))).message)
 
 
 def _look_at(task: asyncio.Task[LoadedShard]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.steps import Step, StepDone
 from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
 from shardnet.steps import MAX_STEP_TOKENS
@@ -32,17 +33,7 @@ class EngineSettings(Message):
     """First message to a new engine: what it may use. Answered by `Ready`."""
 
     type: Literal["SETTINGS"] = "SETTINGS"
-    threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads for a batch; 0: this engine's share of the physical cores"
-    )
-    n_gpu_layers: int | Literal["auto"] = Field(
-        default="auto", description="layers to offload of each shard; auto: as many as fit, -1: all"
-    )
-    gpu_memory_bytes: int | None = Field(
-        default=None, ge=0, description="cap of GPU memory to use; None: what is free, less headroom"
-    )
-    memory_limit_bytes: int = Field(default=0, ge=0, description="cap of all memory for shards; 0: what is free")
-    use_mmap: bool = True
+    inference: InferenceSettings
     membership: Membership | None = Field(default=None, description="None: no links to other engines")
 
 
@@ -51,7 +42,6 @@ class Ready(Message):
 
     type: Literal["READY"] = "READY"
     pid: int
-    llama_cpp: str = Field(description="version of llama-cpp-python")
     devices: tuple[DeviceInfo, ...] = Field(strict=False)
 
 
@@ -80,8 +70,6 @@ class Loaded(Message):
     type: Literal["LOADED"] = "LOADED"
     command_id: CommandId
     memory_bytes: int = Field(ge=0, description="weights, KV cache and compute buffers, all devices")
-    gpu_layers: int = Field(ge=0)
-    load_s: float = Field(ge=0)
 
 
 class Unload(Message):

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from shardnet.inference.engine.protocol import EngineSettings
 from shardnet.settings import Section
 
 
@@ -31,13 +30,3 @@ class InferenceSettings(Section):
     )
     start_timeout_s: float = Field(default=60.0, gt=0, description="seconds the engine process may take to start")
     stop_timeout_s: float = Field(default=5.0, gt=0, description="seconds the engine process may take to end by itself")
-
-    def to_engine(self) -> EngineSettings:
-        """Returns: the first message to an engine process."""
-        return EngineSettings(
-            threads=self.threads,
-            n_gpu_layers=self.n_gpu_layers,
-            gpu_memory_bytes=self.gpu_memory_bytes,
-            memory_limit_bytes=self.memory_limit_bytes,
-            use_mmap=self.use_mmap,
-        )

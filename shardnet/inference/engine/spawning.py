@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Sequence
 from typing import IO, NamedTuple
 
 from shardnet.errors import EngineError
@@ -18,8 +19,11 @@ SOCKET_BUFFER_BYTES = 4 << 20
 PACKETS = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 LAST_WORDS_BYTES = 4096
 
+COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.worker.process")
+"""The engine process; the descriptors of its two sockets follow."""
+
 CHILD_ENVIRONMENT = {
-    # llama.cpp would start a debugger to print a backtrace when it aborts, which takes seconds.
+    # No debugger is started to print a backtrace: that would take seconds, and the last line says why the process ended.
     "GGML_NO_BACKTRACE": "1",
 }
 
@@ -43,9 +47,7 @@ async def spawn() -> Spawned:
             for end in (ours, theirs, packets, their_packets):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "shardnet.inference.worker.process",
+                *COMMAND,
                 str(theirs.fileno()),
                 str(their_packets.fileno()),
                 pass_fds=(theirs.fileno(), their_packets.fileno()),
@@ -76,7 +78,7 @@ def how_it_ended(code: int | None) -> str:
 
 
 def last_line(file: IO[bytes]) -> str:
-    """Returns: the last line that the process wrote to stderr: llama.cpp's reason for an abort. Closes the file."""
+    """Returns: the last line that the process wrote to stderr: the reason for its end, if it gave one. Closes the file."""
     with file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
         lines = file.read().decode(errors="replace").strip().splitlines()

@@ -34,12 +34,12 @@ class Step(NamedTuple):
         samples: a token is sampled behind the last row; else the step only fills KV.
         ahead: how many further steps the engine may run by itself, each with the token that the one before it sampled; each has an answer. Only
             where the shards are the whole model.
-        sampling: JSON of a `Sampling`; empty: greedy.
         begins_run: whether rows of its command will follow, as `NextStep`s: packets from the daemon, or over the engine's own links.
         stage: the stage's number in the route; rows name it.
+        stages: of the route.
         source: node id of the stage that hands this one its rows, the last one's for the first.
         onward: node id of the stage that gets them next, the first one's for the last.
-        stages: of the route.
+        sampling: JSON of a `Sampling`; empty: greedy.
     """
 
     command_id: str
@@ -53,12 +53,12 @@ class Step(NamedTuple):
     ahead: int = 0
     return_logits: bool = False
     n_embd: int = 0
-    sampling: bytes = b""
     begins_run: bool = False
     stage: int = 0
+    stages: int = 1
     source: str = NOBODY
     onward: str = NOBODY
-    stages: int = 1
+    sampling: bytes = b""
 
     @property
     def payload_sizes(self) -> tuple[int, ...]:
@@ -78,68 +78,16 @@ class Step(NamedTuple):
 
     def pack(self) -> bytes:
         """Returns: the header."""
-        return (
-            _STEP.pack(
-                int(self.command_id, 16),
-                bytes.fromhex(self.model_id),
-                self.first_shard,
-                self.end_shard,
-                int(self.sequence_id, 16),
-                self.position,
-                self.n_tokens,
-                self.samples,
-                self.ahead,
-                self.return_logits,
-                self.n_embd,
-                self.begins_run,
-                self.stage,
-                bytes.fromhex(self.source),
-                bytes.fromhex(self.onward),
-                self.stages,
-            )
-            + self.sampling
-        )
+        command, model, first, end, sequence, *numbers, source, onward, sampling = self
+        ids = (int(command, 16), bytes.fromhex(model), first, end, int(sequence, 16))
+        return _STEP.pack(*ids, *numbers, bytes.fromhex(source), bytes.fromhex(onward)) + sampling
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: struct.error."""
-        (
-            command,
-            model,
-            first,
-            end,
-            sequence,
-            position,
-            n_tokens,
-            samples,
-            ahead,
-            return_logits,
-            n_embd,
-            begins_run,
-            stage,
-            source,
-            onward,
-            stages,
-        ) = _STEP.unpack_from(header)
-        return cls(
-            f"{command:016x}",
-            model.hex(),
-            first,
-            end,
-            f"{sequence:016x}",
-            position,
-            n_tokens,
-            samples,
-            ahead,
-            return_logits,
-            n_embd,
-            bytes(header[_STEP.size :]),
-            begins_run,
-            stage,
-            source.hex(),
-            onward.hex(),
-            stages,
-        )
+        command, model, first, end, sequence, *numbers, source, onward = _STEP.unpack_from(header)
+        ids = (f"{command:016x}", model.hex(), first, end, f"{sequence:016x}")
+        return cls._make((*ids, *numbers, source.hex(), onward.hex(), bytes(header[_STEP.size :])))
 
 
 class StepDone(NamedTuple):
@@ -186,38 +134,15 @@ class StepDone(NamedTuple):
 
     def pack(self) -> bytes:
         """Returns: the header."""
-        return _STEP_DONE.pack(
-            int(self.command_id, 16),
-            self.position,
-            self.ahead,
-            self.queue_us,
-            self.compute_us,
-            self.batch_tokens,
-            self.rows,
-            self.n_embd,
-            self.n_vocab,
-        ) + pack_sampled(self.tokens, self.logprobs)
+        command_id, position, tokens, logprobs, *numbers = self
+        return _STEP_DONE.pack(int(command_id, 16), position, *numbers) + pack_sampled(tokens, logprobs)
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: ValueError, struct.error."""
-        command, position, ahead, queue_us, compute_us, batch_tokens, rows, n_embd, n_vocab = _STEP_DONE.unpack_from(
-            header
-        )
+        command, position, *numbers = _STEP_DONE.unpack_from(header)
         tokens, logprobs = unpack_sampled(header, _STEP_DONE.size)
-        return cls(
-            f"{command:016x}",
-            position,
-            tokens,
-            logprobs,
-            ahead,
-            queue_us,
-            compute_us,
-            batch_tokens,
-            rows,
-            n_embd,
-            n_vocab,
-        )
+        return cls(f"{command:016x}", position, tokens, logprobs, *numbers)
 
 
 class RowDone(NamedTuple):
@@ -264,7 +189,7 @@ _ROW_DONE = struct.Struct("<QHIIiffffI?I")
 pack_row_done = _ROW_DONE.pack
 """Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
 
-_STEP = struct.Struct("<Q32sHHQII?I?I?H20s20sH")
+_STEP = struct.Struct("<Q32sHHQII?I?I?HH20s20s")
 _STEP_DONE = struct.Struct("<QIIffIIII")
 
 

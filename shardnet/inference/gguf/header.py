@@ -325,7 +325,7 @@ def _place_tensors(reader: Cursor, entries: list[Entry], alignment: int) -> tupl
     return tuple(tensors)
 
 
-def padded(count: int, alignment: int) -> int:
+def padded(count: int, alignment: int = DEFAULT_ALIGNMENT) -> int:
     """Returns: `count` rounded up to a multiple of `alignment`."""
     return -(-count // alignment) * alignment
 

@@ -16,16 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf.header import (
-    DEFAULT_ALIGNMENT,
-    MAGIC,
-    SCALARS,
-    Buffer,
-    GgufField,
-    GgufTensor,
-    GgufValue,
-    ValueType,
-)
+from shardnet.inference.gguf.header import MAGIC, SCALARS, Buffer, GgufField, GgufTensor, GgufValue, ValueType, padded
 
 GGUF_VERSION = 3
 PIECE_BYTES = 4 << 20
@@ -79,10 +70,6 @@ def _name(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-def _aligned(offset: int, alignment: int = DEFAULT_ALIGNMENT) -> int:
-    return -(-offset // alignment) * alignment
-
-
 @dataclass(frozen=True, slots=True)
 class Written:
     """What a written file is: SHA-256 of its bytes, its size, and where the value of `mark` begins."""
@@ -107,15 +94,15 @@ def header_bytes(
     for tensor in tensors:
         out += _name(tensor.name) + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         out += struct.pack("<IQ", tensor.ggml_type, offset)
-        offset = _aligned(offset + tensor.nbytes)
+        offset = padded(offset + tensor.nbytes)
     if tensors:
-        out += bytes(_aligned(len(out)) - len(out))
+        out += bytes(padded(len(out)) - len(out))
     return bytes(out), mark_offset
 
 
 def total_bytes(header: bytes, tensors: Sequence[OutTensor]) -> int:
     """Returns: size of the file that `write_gguf` will write."""
-    return len(header) + sum(_aligned(tensor.nbytes) for tensor in tensors)
+    return len(header) + sum(padded(tensor.nbytes) for tensor in tensors)
 
 
 def write_gguf(
@@ -131,7 +118,7 @@ def write_gguf(
                 hasher.update(piece)
                 out.write(piece)
                 on_bytes(len(piece))
-            padding = bytes(_aligned(tensor.nbytes) - tensor.nbytes)
+            padding = bytes(padded(tensor.nbytes) - tensor.nbytes)
             hasher.update(padding)
             out.write(padding)
         digest = hasher.hexdigest()

@@ -1,5 +1,4 @@
-"""GBNF grammars by llama.cpp's own sampler, made safe: its `accept` aborts the process on a token that the grammar does not permit, so each
-token is asked about first.
+"""GBNF grammars by llama.cpp's own sampler. Its `accept` is for tokens that the grammar permits, so each token is asked about first.
 
 Source: llama.cpp's llama-grammar.cpp and grammars/README.md.
 """
@@ -18,11 +17,11 @@ from shardnet.errors import EngineError, UsageError
 
 CANDIDATE: Any = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 MAX_NESTING = 256
-"""Brackets within brackets. llama.cpp parses them by recursion, and a stack overflow cannot be caught."""
+"""Brackets within brackets that are supported: llama.cpp parses them by recursion, and the engine gives it stack for far more than these."""
 
 
 def check_grammar(text: str) -> None:
-    """Raises: UsageError for a grammar that is empty, or nested so deep that parsing it could overflow the stack."""
+    """Raises: UsageError for a grammar that is empty, or nested deeper than is supported."""
     if not text.strip() or "\0" in text:
         raise UsageError("the grammar is empty, or holds a zero byte: give a GBNF text with a rule named root")
     depth = deepest = 0

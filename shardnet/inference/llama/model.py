@@ -1,6 +1,6 @@
 """llama.cpp's models and contexts, as little of them as layer-range inference needs. Only the engine process and offline tools import this.
 
-Everything that a caller could pass wrong is checked here first: ggml answers bad input with `abort()`.
+Everything that a caller could pass wrong is checked here first, and is an error of ours: what reaches llama.cpp is what it supports.
 
 Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries.
 """
@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import llama_cpp
@@ -84,16 +83,11 @@ class LlamaModel:
         self.architecture = self.text_of("general.architecture") or ""
         self.layer_first = int(self.text_of("shardnet.layer_first") or 0)
         self.uses_mrope = int(llama_cpp.llama_model_rope_type(self.pointer)) in MROPE_TYPES
-        self.is_recurrent = bool(llama_cpp.llama_model_is_recurrent(self.pointer)) or bool(
-            llama_cpp.llama_model_is_hybrid(self.pointer)
-        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def text_of(self, key: str) -> str | None:
@@ -179,9 +173,7 @@ class LlamaContext:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -288,11 +280,3 @@ class LlamaContext:
         Returns: False if the model cannot go back to there (recurrent state); then drop the whole slot and replay.
         """
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, position, -1))
-
-    def first_position(self, slot: int) -> int:
-        """Returns: the smallest position with KV in a slot, -1 for none."""
-        return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
-
-    def last_position(self, slot: int) -> int:
-        """Returns: the largest position with KV in a slot, -1 for none."""
-        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot))

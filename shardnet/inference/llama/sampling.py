@@ -47,12 +47,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def pick(
-    logits: Logits,
-    sampling: Sampling,
-    *,
-    position: int,
-    recent: NDArray[np.int32],
-    grammar: TokenFilter | None = None,
+    logits: Logits, sampling: Sampling, *, position: int, recent: NDArray[np.int32], grammar: TokenFilter | None = None
 ) -> int:
     """Pick the token at `position`.
 

@@ -1,4 +1,4 @@
-"""Running shards against the unsplit model: the arithmetic part of `verify`, in a process of its own since llama.cpp may abort.
+"""Running shards against the unsplit model: the arithmetic part of `verify`, in a process of its own, whose end is not ours.
 
 Three passes, with one model in memory at a time: the unsplit model as it is gives logits and greedy tokens; the unsplit model once more, with
 its layers watched, gives the hidden state at each cut; then each shard in turn runs over what its predecessor gave. All passes make the same batches
@@ -98,7 +98,7 @@ def run_parity(
         prompts: token ids; the built-in ones, in the model's own vocabulary, if None.
         decode_tokens: greedy tokens after each prompt; all stages are fed the unsplit model's.
 
-    Raises: NoRoomError if `scratch` is too small; EngineError if llama.cpp refuses a model or a step. llama.cpp may also end the process.
+    Raises: NoRoomError if `scratch` is too small; EngineError if llama.cpp refuses a model or a step.
     """
     on_phase("source")
     with LlamaModel(source) as model:

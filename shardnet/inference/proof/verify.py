@@ -1,7 +1,7 @@
 """`verify`: prove that a split model gives the unsplit model's numbers, and write that down in its manifest.
 
 The arithmetic runs in a child process (`python -m shardnet.inference.proof.verify`; one JSON line on stdin, which then stays open, and JSON lines on
-stdout): llama.cpp answers some files with abort(), which must become a sentence that names the family and the shard.
+stdout): however that ends, it must become a sentence that names the family and the shard.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ OnBytes = Callable[[int, int], None]
 LAST_WORDS_BYTES = 8192
 PARENT_GONE_S = 1.0
 LEAVE_S = 5.0
-CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # llama.cpp would start a debugger when it aborts, which takes seconds
+COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.proof.verify")
+CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # no debugger for a backtrace: that would take seconds
 
 
 def verify_split(
@@ -168,7 +169,7 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         tempfile.TemporaryFile() as last_words,
     ):
         child = subprocess.Popen(
-            [sys.executable, "-m", "shardnet.inference.proof.verify"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=last_words,
@@ -201,9 +202,9 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         return ParityCertificate.model_validate_json(json.dumps(result))
     if failure is not None:
         raise _refusal(error_from_wire(failure["code"], failure["message"], failure["facts"]), phase, content)
-    reason = _abort_reason(words, code)
+    reason = _why_it_ended(words, code)
     if code < 0 and phase != "start":
-        raise _refusal(EngineError(f"llama.cpp aborted ({reason})"), phase, content)
+        raise _refusal(EngineError(f"its process ended ({reason})"), phase, content)
     raise EngineError(f"the verifying process ended early: {reason}")
 
 
@@ -213,7 +214,7 @@ def _last_words(file: IO[bytes]) -> str:
     return file.read().decode(errors="replace")
 
 
-def _abort_reason(words: str, code: int) -> str:
+def _why_it_ended(words: str, code: int) -> str:
     """Returns: ggml's own reason, else the last line, else the signal's name."""
     asserted = re.findall(r"(GGML_ASSERT\(.*\) failed|fatal error.*)", words)
     lines = [line for line in words.splitlines() if line.strip()]

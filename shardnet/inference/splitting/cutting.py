@@ -19,11 +19,7 @@ from shardnet.errors import NoRoomError, ShardnetError, UsageError
 from shardnet.files import FULL, sync_folder, write_whole
 from shardnet.inference.gguf.layout import quantisation_of, step_bytes, vocabulary_size
 from shardnet.inference.gguf.writer import Written, file_sha256, write_gguf
-from shardnet.inference.splitting.manifest_file import (
-    MANIFEST,
-    load_manifest,
-    model_folder,
-)
+from shardnet.inference.splitting.manifest_file import MANIFEST, load_manifest, model_folder
 from shardnet.inference.splitting.plan import MODEL_ID_KEY, TOKENIZER_FILE, CutRequest, FilePlan, SplitPlan, plan_split
 from shardnet.log import human_bytes
 from shardnet.manifest import BLANK_MODEL_ID, FileContent, Manifest, ModelContent, ShardContent, ShardFile

@@ -16,6 +16,7 @@ import numpy as np
 from shardnet.errors import FamilyRefused
 from shardnet.inference.gguf.header import GgufHeader, GgufValue, ValueType
 from shardnet.inference.gguf.layout import vocabulary_size
+from shardnet.inference.gguf.writer import u32_value
 from shardnet.inference.splitting.family_table import PROVED, REFUSED, Family, Windows
 from shardnet.shards import LayerRange
 
@@ -103,18 +104,18 @@ def shard_metadata(header: GgufHeader, layers: LayerRange) -> Overrides:
             put(suffix, GgufValue(field.type, header.arch(suffix), field.element))
     for suffix in COUNTED_FROM_ZERO:
         if isinstance(count := header.arch(suffix), int):
-            put(suffix, _u32(min(max(count - layers.first, 0), len(layers))))
+            put(suffix, u32_value(min(max(count - layers.first, 0), len(layers))))
     for suffix in DROPPED:
         if header.arch(suffix) is not None:
-            put(suffix, _u32(0))
+            put(suffix, u32_value(0))
     if family.unscaled and layers.first > 0:
         put("embedding_scale", _f32(1.0))
     if layers.first > 0 and header.arch("n_deepstack_layers") is not None:
-        put("n_deepstack_layers", _u32(0))  # pictures enter with the tokens, in the first shard
+        put("n_deepstack_layers", u32_value(0))  # pictures enter with the tokens, in the first shard
     if family.windows is not None and _has_windows(header, family.windows):
         _put_windows(header, family.windows, layers, put)
     if family.hybrid is not None and family.hybrid.interval and header.arch("full_attention_interval") is None:
-        put("full_attention_interval", _u32(family.hybrid.interval))
+        put("full_attention_interval", u32_value(family.hybrid.interval))
     _put_special(header, layers, put)
     return changes
 
@@ -154,10 +155,6 @@ def _forbidden_lengths(header: GgufHeader, family: Family) -> frozenset[int]:
 def _is_smallthinker_without_windows(header: GgufHeader) -> bool:
     """Returns: is it the SmallThinker that uses rope in every layer, so that no layer differs from another?"""
     return header.architecture == "smallthinker" and not header.arch("attention.sliding_window")
-
-
-def _u32(value: int) -> GgufValue:
-    return GgufValue(ValueType.UINT32, value)
 
 
 def _f32(value: float) -> GgufValue:
@@ -243,7 +240,7 @@ def _put_windows(
         put("attention.sliding_window", None)
         put("attention.sliding_window_pattern", None)
     else:
-        put("attention.sliding_window", _u32(ENDLESS_WINDOW))
+        put("attention.sliding_window", u32_value(ENDLESS_WINDOW))
         put("attention.sliding_window_pattern", _flags([True] * len(layers)))
         put("rope.freq_base_swa", _f32(float(header.arch("rope.freq_base", 10000.0))))
 
@@ -278,11 +275,11 @@ def _put_special(header: GgufHeader, layers: LayerRange, put: Callable[[str, Ggu
         case "deepseek2":
             if _is_lite(header):
                 put(
-                    "attention.q_lora_rank", _u32(0)
+                    "attention.q_lora_rank", u32_value(0)
                 )  # the small ones have none and are known by their number of layers
             if header.arch("expert_gating_func") is None:
                 is_glm = header.n_layers in (47, 48) and vocabulary_size(header) == GLM_VOCABULARY
-                put("expert_gating_func", _u32(SIGMOID if is_glm else SOFTMAX))
+                put("expert_gating_func", u32_value(SIGMOID if is_glm else SOFTMAX))
         case _:
             pass
 

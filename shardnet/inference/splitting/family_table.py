@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WithoutWindow = Literal["drop", "widen", "cut"]
-"""What to do for a range without any windowed layer, since llama.cpp aborts on a windowed cache that no layer uses:
+"""A windowed cache needs at least one windowed layer. What to do for a range without any:
 `drop` leaves the window's keys out; `widen` marks all layers windowed with a window longer than any context; `cut` forbids such a range."""
 
 

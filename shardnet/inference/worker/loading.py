@@ -11,14 +11,15 @@ from queue import SimpleQueue
 
 from shardnet.errors import EngineError, GgufError, ShardnetError
 from shardnet.inference.engine.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
-from shardnet.inference.engine.protocol import EngineSettings, Load
+from shardnet.inference.engine.protocol import Load
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.worker.shard import Shard
 from shardnet.log import human_bytes
 
-PROGRESS_INTERVAL_S = 0.1
+PROGRESS_INTERVAL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Loader:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: InferenceSettings,
         report: Callable[[Progress | Finished], None],
         used_bytes: Callable[[], tuple[int, int]],
         threads: Callable[[], int],
@@ -77,7 +78,6 @@ class Loader:
             self._report(Finished(request, result))
 
     def _load(self, request: Load) -> Shard:
-        began = time.perf_counter()
         path, options, settings = Path(request.path), request.options, self._settings
         cost = cost_of(path)
         used, gpu_used = self._used_bytes()
@@ -126,8 +126,6 @@ class Loader:
             has_head=has_head,
             memory_bytes=sum(model.buffers.values()) + sum(context.buffers.values()),
             gpu_bytes=_on_gpus(model.buffers) + _on_gpus(context.buffers),
-            gpu_layers=min(layers, model.n_layer),
-            load_s=time.perf_counter() - began,
         )
 
 

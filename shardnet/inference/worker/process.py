@@ -43,7 +43,7 @@ from shardnet.inference.engine.protocol import (
 from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, Step
 from shardnet.inference.llama.census import EngineCensus, share_of_cores
 from shardnet.inference.llama.devices import all_devices, usable_threads
-from shardnet.inference.llama.model import LLAMA_CPP_VERSION, start_backend
+from shardnet.inference.llama.model import start_backend
 from shardnet.inference.worker.busy_time import BusyTime
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.pacing import Pacing
@@ -72,7 +72,7 @@ class Worker:
         self._packets = packets
         self._packet = memoryview(bytearray(ROW_BYTES))
         self._census = census
-        self._wanted_threads = settings.threads
+        self._wanted_threads = settings.inference.threads
         self._threads = self._fair_threads()
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._chains = Chains()
@@ -87,7 +87,7 @@ class Worker:
             settings.membership, self._poll, self._runs.take, self._send, self._runs.link_lost, self._ring
         )
         self._orders = ShardOrders(
-            settings,
+            settings.inference,
             self._chains,
             chains_change=self._forget_pace,
             tell=self._send,
@@ -178,12 +178,7 @@ class Worker:
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
                         batches=tuple(
-                            BatchTime(
-                                chain=chain,
-                                rows=rows,
-                                us=seconds * 1e6,
-                                beside_us=beside_s * 1e6,
-                            )
+                            BatchTime(chain=chain, rows=rows, us=seconds * 1e6, beside_us=beside_s * 1e6)
                             for chain, rows, seconds, beside_s in self._pacing.told()
                         ),
                     )
@@ -304,7 +299,7 @@ def main(descriptor: int, packets_descriptor: int) -> None:
         census = EngineCensus()
         worker = Worker(connection, packets, settings, census)
         try:
-            ready = Ready(pid=os.getpid(), llama_cpp=LLAMA_CPP_VERSION, devices=all_devices())
+            ready = Ready(pid=os.getpid(), devices=all_devices())
             send_all(connection, encode(FROM_ENGINE, ready))
             gc.freeze()  # what was imported lives for ever: the collector need not look at it again
             worker.run()

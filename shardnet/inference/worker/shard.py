@@ -18,8 +18,6 @@ class Shard:
     has_head: bool
     memory_bytes: int
     gpu_bytes: int
-    gpu_layers: int
-    load_s: float
 
     def close(self) -> None:
         """Free its memory."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from shardnet.errors import ShardnetError
-from shardnet.inference.engine.protocol import EngineSettings, FromEngine, Load, Loaded, Loading, Unload, Unloaded
+from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.loading import Finished, Loader, Progress
 
@@ -26,7 +27,7 @@ class ShardOrders:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: InferenceSettings,
         chains: Chains,
         *,
         chains_change: Callable[[str], None],
@@ -52,7 +53,7 @@ class ShardOrders:
         shard = self._chains.get(request.model_id, request.shard_id)
         if shard is not None:
             if (shard.request.path, shard.request.options) == (request.path, request.options):
-                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
+                self._tell(Loaded(command_id=request.command_id, memory_bytes=shard.memory_bytes))
                 return
             self._remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
         self._loads.append(request)
@@ -94,12 +95,7 @@ class ShardOrders:
                 shard.context.set_threads(self._threads())  # the share may have changed while it was loaded
                 self._chains_change(request.model_id)
                 self._chains.add(shard)
-                self._tell_loaded(request, shard.memory_bytes, shard.gpu_layers, shard.load_s)
+                self._tell(Loaded(command_id=request.command_id, memory_bytes=shard.memory_bytes))
             due, self._unloads = self._unloads, []
             for unload in due:
                 self.unload(unload)
-
-    def _tell_loaded(self, request: Load, memory_bytes: int, gpu_layers: int, load_s: float) -> None:
-        self._tell(
-            Loaded(command_id=request.command_id, memory_bytes=memory_bytes, gpu_layers=gpu_layers, load_s=load_s)
-        )

@@ -60,7 +60,7 @@ class CoordinatorLink:
         except PeerLost as error:
             log.debug("coordinator_not_told", reason=str(error))
 
-    async def ask(self, question: Question, *, timeout_s: float) -> Frame[AnyMessage]:
+    async def ask(self, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: the coordinator's answer. Raises: its own error; PeerLost, also if there is no coordinator; DeadlineExceeded."""
         if self._connection is None:
             raise PeerLost("there is no coordinator at the moment")
@@ -105,19 +105,16 @@ class CoordinatorLink:
             connection.abort()
             raise PeerLost(f"the daemon at {address} gave no welcome")
         self._connection = connection
-        try:
-            log.info(
-                "node_joined",
-                coordinator=str(address),
-                name=self._identity.name,
-                node_id=short(self._identity.node_id),
-                epoch=welcome.epoch,
-            )
-            self._on_joined(welcome)
-            connection.set_handler(lambda frame: self._take(connection, frame), on_close)
-            reason = await ended
-        except BaseException:
-            raise  # `run` closes it in order
+        log.info(
+            "node_joined",
+            coordinator=str(address),
+            name=self._identity.name,
+            node_id=short(self._identity.node_id),
+            epoch=welcome.epoch,
+        )
+        self._on_joined(welcome)
+        connection.set_handler(lambda frame: self._take(connection, frame), on_close)
+        reason = await ended  # cancelled here, `run` closes the connection in order
         self._connection = None
         self._on_left()
         return reason

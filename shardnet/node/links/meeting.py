@@ -33,11 +33,7 @@ async def open_directory(
     )
     state_file = identity.key_path.parent / PEERS_FILE
     async with KademliaDirectory(
-        settings,
-        IdentitySigner(identity),
-        identity.swarm.swarm_key,
-        state_file,
-        revoked=lambda: identity.revoked,
+        settings, IdentitySigner(identity), identity.swarm.swarm_key, state_file, revoked=lambda: identity.revoked
     ) as directory:
         yield directory
 

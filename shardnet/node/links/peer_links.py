@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from shardnet.errors import DeadlineExceeded, PeerLost, ShardnetError, UnreachableError
 from shardnet.ids import NodeId, new_id, short
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import Address, AnyMessage, Hello, Ping
 from shardnet.node.links.questions import Question, Questions
@@ -26,7 +26,6 @@ log = get("node")
 
 OnPeerFrame = Callable[[Connection, Frame[AnyMessage]], None]
 OnUnreachable = Callable[[ShardnetError], None]
-Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 
 SMALL_PINGS = 5
 PADDING_BYTES = 1 << 20
@@ -59,7 +58,6 @@ class PeerLinks:
         hello: what we say when we dial.
         on_frame: gets every frame but the answers to our own pings.
         on_lost: called with a node's id when its link is gone.
-        spawn: starts a task that lives no longer than the daemon.
     """
 
     def __init__(
@@ -120,9 +118,7 @@ class PeerLinks:
             return
         peer.waiting.append(_Waiting(message, payloads, on_unreachable))
 
-    async def ask(
-        self, node_id: NodeId, address: Address, question: Question, *, timeout_s: float
-    ) -> Frame[AnyMessage]:
+    async def ask(self, node_id: NodeId, address: Address, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: another node's answer, dialling it first where that is needed.
 
         Raises: its own error; UnreachableError, PeerRefused, PeerLost; DeadlineExceeded.

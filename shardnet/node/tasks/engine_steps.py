@@ -50,7 +50,6 @@ def further_step(leg: Leg, following: NextStep) -> Step:
         0,
         task.return_logits and leg.following is None,
         following.n_embd,
-        leg.sampling,
-        False,
-        leg.number,
+        stage=leg.number,
+        sampling=leg.sampling,
     )

@@ -7,20 +7,20 @@ If the bytes that a torrent promises are not the manifest's, the torrent was the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardSource
-from shardnet.node.settings import NodeTorrentSettings
 from shardnet.node.weights import torrent_files
 from shardnet.node.weights.exchange import FetchProgress, OnFetchProgress
 from shardnet.node.weights.holders import Holder, Holders
 from shardnet.node.weights.presence import Presence
+from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.torrent import disk
 from shardnet.torrent.metainfo import MAX_TORRENT_BYTES, TorrentFacts, check_torrent
 from shardnet.torrent.progress import TorrentStats
@@ -48,7 +48,6 @@ class ShardFetch:
     Args:
         authority: the swarm's certificate authority, PEM, which the torrent has to name.
         sources: holders that the coordinator knows of.
-        spawn: starts a job that lives no longer than the daemon.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class ShardFetch:
         settings: NodeTorrentSettings,
         authority: bytes,
         on_progress: OnFetchProgress,
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Spawn,
     ) -> None:
         self._manifest = manifest
         self._shard_id = shard_id

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shardnet.errors import PeerLost, ShardnetError, ShardNotFound
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import (
     MAX_FILE_PIECE,
@@ -20,7 +21,6 @@ from shardnet.messages import (
     Ping,
     Pong,
 )
-from shardnet.node.performing import Spawn
 from shardnet.node.shards.events import LocalModel
 from shardnet.node.weights.exchange import ShardExchange
 from shardnet.node.weights.store import ModelStore

@@ -12,13 +12,14 @@ from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, AnyMessage, FileIs, GetFile, GetManifest, ManifestIs, ShardSource
 from shardnet.node.links.questions import Question
+from shardnet.swarm.identity import Identity
+from shardnet.swarm.signing import signature_is_valid
 from shardnet.wire import Frame
 
 ANSWER_TIMEOUT_S = 10.0
 
 AskNode = Callable[[NodeId, Address, Question, float], Awaitable[Frame[AnyMessage]]]
 """`(node id, address, question, timeout in seconds)` -> its answer."""
-AskCoordinator = Callable[[Question, float], Awaitable[Frame[AnyMessage]]]
 Ask = Callable[[Question, float], Awaitable[Frame[AnyMessage]]]
 
 log = get("exchange")
@@ -37,24 +38,17 @@ class Holders:
     """Looks holders up, and asks them.
 
     Args:
-        own_id: this node, which is no holder for itself.
+        identity: this node's, which is no holder for itself; members that it knows to be none any more are not asked for anything.
         directory: the DHT, if there is one at the moment.
-        revoked: members that are none any more, and not asked for anything.
     """
 
     def __init__(
-        self,
-        own_id: NodeId,
-        ask_node: AskNode,
-        ask_coordinator: AskCoordinator,
-        directory: Callable[[], Directory | None],
-        revoked: Callable[[], frozenset[str]] = frozenset,
+        self, identity: Identity, ask_node: AskNode, ask_coordinator: Ask, directory: Callable[[], Directory | None]
     ) -> None:
-        self._own_id = own_id
+        self._identity = identity
         self._ask_node = ask_node
         self._ask_coordinator = ask_coordinator
         self._directory = directory
-        self._revoked = revoked
 
     async def of_shard(self, model_id: str, shard_id: int, hints: Iterable[ShardSource]) -> list[Holder]:
         """Returns: other nodes that have the shard, by node id; what the DHT says is newer than the coordinator's hints."""
@@ -64,8 +58,8 @@ class Holders:
             for record in await directory.lookup(model_id, shard_id):
                 host, port = record.address
                 found[record.node_id] = Holder(record.node_id, Address(host=host, port=port), record.torrent_port)
-        found.pop(self._own_id, None)
-        return [found[node_id] for node_id in sorted(found.keys() - self._revoked())]
+        found.pop(self._identity.node_id, None)
+        return [found[node_id] for node_id in sorted(found.keys() - self._identity.revoked)]
 
     async def who_fetch(self, model_id: str, shard_id: int) -> list[Holder]:
         """Returns: other nodes that are fetching the shard at the moment, and give what they have of it, by node id."""
@@ -74,7 +68,7 @@ class Holders:
         return [
             Holder(record.node_id, Address(host=record.address[0], port=record.address[1]), record.torrent_port)
             for record in records
-            if record.node_id != self._own_id
+            if record.node_id != self._identity.node_id
         ]
 
     async def of_manifest(self, model_id: str) -> list[Holder]:
@@ -86,17 +80,14 @@ class Holders:
         return [
             Holder(record.node_id, Address(host=record.address[0], port=record.address[1]))
             for record in records
-            if record.node_id != self._own_id
+            if record.node_id != self._identity.node_id
         ]
 
-    async def manifest(
-        self, model: str, hints: Iterable[Holder], is_wanted: Callable[[Manifest], bool], why_not: str
-    ) -> Manifest:
-        """Ask the coordinator, then every holder, until one gives a manifest that `is_wanted`.
+    async def manifest(self, model: str, hints: Iterable[Holder] = ()) -> Manifest:
+        """Ask the coordinator, then every holder, until one gives a manifest that the swarm's owner signed.
 
         Args:
             model: its id; or a name, which only the coordinator is asked for.
-            why_not: what is wrong with the others, for the error's sentence.
         Raises: ManifestError if nobody has one.
         """
         question = GetManifest(command_id=new_id(), deadline_s=ANSWER_TIMEOUT_S, model=model)
@@ -104,7 +95,7 @@ class Holders:
         if len(model) == 64:
             others |= {holder.node_id: holder for holder in await self.of_manifest(model)}
         asks = [self._ask_coordinator, *(self._asking(holder) for holder in others.values())]
-        trouble = "nobody is known who has it"
+        trouble, swarm = "nobody is known who has it", self._identity.swarm
         for ask in asks:
             try:
                 frame = await ask(question, ANSWER_TIMEOUT_S)
@@ -113,9 +104,9 @@ class Holders:
                 continue
             answer = frame.message
             if isinstance(answer, ManifestIs) and model in (answer.manifest.model_id, answer.manifest.name):
-                if is_wanted(answer.manifest):
+                if signature_is_valid(answer.manifest, swarm.ca):
                     return answer.manifest
-                trouble = why_not
+                trouble = f"the owner of swarm {short(swarm.swarm_id)} did not sign it"
         shown = short(model) if len(model) == 64 else model
         raise ManifestError(f"the manifest of model {shown} cannot be had: {trouble}")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shardnet.errors import ShardNotFound
 from shardnet.ids import ShardKey
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.node.weights import torrent_files
@@ -39,7 +39,6 @@ class Offers:
         authority: the swarm's certificate authority, PEM, which every torrent names.
         holders: says how many others have a file before it is deleted.
         disk_budget_bytes: for all files that are offered; 0: no bound.
-        spawn: starts a job that lives no longer than the daemon.
         may_go, given_up: whether an offered file may be deleted to make room for another (False: it is in use), and that it is.
         is_assigned: whether the node's user bound it to a shard.
         rotted: an offered file was found damaged; nobody is given it any more.
@@ -52,7 +51,7 @@ class Offers:
         authority: bytes,
         disk_budget_bytes: int,
         *,
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Spawn,
         may_go: Callable[[ShardKey], bool],
         given_up: Callable[[ShardKey], None],
         is_assigned: Callable[[ShardKey], bool],

@@ -13,8 +13,8 @@ from shardnet.ids import NodeId
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address
-from shardnet.node.settings import NodeTorrentSettings
 from shardnet.node.weights.holders import Holder
+from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.swarm.addresses import reachable
 from shardnet.swarm.identity import Identity
 from shardnet.torrent.progress import TorrentStats

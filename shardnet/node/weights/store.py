@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from shardnet.errors import ShardError, ShardnetError, UsageError
+from shardnet.errors import ManifestError, ShardError, ShardnetError, UsageError
 from shardnet.ids import ShardKey
 from shardnet.inference.splitting.manifest_file import (
     MANIFEST,
@@ -84,6 +84,22 @@ class ModelStore:
                 await asyncio.to_thread(check_shard, path, manifest, shard_id, self._known_hashes(), on_bytes)
             except OSError as error:
                 raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    async def offer_all(self, found: CacheScanned, offer: Callable[[Manifest, int, Path], Awaitable[None]]) -> int:
+        """Prove every file of a scan, and `offer` it; those that cannot be are logged and left out. Returns: how many were offered."""
+        manifests = {model.manifest.model_id: model.manifest for model in found.models}
+        count = 0
+        for shard in found.shards:
+            model_id, shard_id = shard.key
+            try:
+                if model_id not in manifests:
+                    raise ManifestError("there is no manifest.json to prove it")
+                await self.verify(shard.path, manifests[model_id], shard_id, lambda _done: None)
+                await offer(manifests[model_id], shard_id, shard.path)
+                count += 1
+            except ShardnetError as error:
+                log.warning("shard_refused", path=str(shard.path), reason=str(error))
+        return count
 
     async def note_proved(self, path: Path, sha256: str, proved: Stamp | None) -> None:
         """Remember a hash that somebody else computed of the file as it was then, so that `verify` need not; if the file changed since, do not."""

@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError
 from shardnet.files import write_whole
 from shardnet.ids import ShardKey
+from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, ShardSource
-from shardnet.node.settings import NodeTorrentSettings
 from shardnet.node.weights import torrent_files
 from shardnet.node.weights.exchange import OnFetchProgress
 from shardnet.node.weights.fetching import ShardFetch
 from shardnet.node.weights.holders import Holder, Holders
 from shardnet.node.weights.offers import Offers
 from shardnet.node.weights.presence import Presence
+from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.swarm.home import hold_lock
 from shardnet.swarm.identity import Identity
-from shardnet.swarm.signing import signature_is_valid
 from shardnet.torrent import disk
 from shardnet.torrent.progress import TorrentStats
 
@@ -43,7 +42,6 @@ class SwarmExchange:
     Args:
         state_dir: a folder of this node's own, for resume data.
         memory_free: bytes for more shards, told on the DHT.
-        spawn: starts a job that lives no longer than the daemon.
         may_go, given_up: whether an offered file may be deleted to make room for another (False: it is in use), and that it is.
         is_assigned: whether the node's user bound it to a shard.
         rotted: an offered file was found damaged; nobody is given it any more.
@@ -57,13 +55,12 @@ class SwarmExchange:
         holders: Holders,
         *,
         memory_free: Callable[[], int] = lambda: 0,
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Spawn,
         may_go: Callable[[ShardKey], bool] = lambda _key: False,
         given_up: Callable[[ShardKey], None] = lambda _key: None,
         is_assigned: Callable[[ShardKey], bool] = lambda _key: False,
         rotted: Callable[[ShardKey, Path], None] = lambda _key, _path: None,
     ) -> None:
-        self._identity = identity
         self._authority = identity.swarm.ca_pem
         self._settings = settings
         self._holders = holders
@@ -147,12 +144,7 @@ class SwarmExchange:
 
     async def manifest(self, model_id: str, sources: tuple[ShardSource, ...] = ()) -> Manifest:
         """Returns: a model's manifest, signed by the swarm's owner. Raises: ManifestError if nobody has it."""
-        hints = [Holder(source.node_id, source.address) for source in sources]
-
-        def is_signed(manifest: Manifest) -> bool:
-            return signature_is_valid(manifest, self._identity.swarm.ca)
-
-        return await self._holders.manifest(model_id, hints, is_signed, "the swarm's owner did not sign it")
+        return await self._holders.manifest(model_id, [Holder(one.node_id, one.address) for one in sources])
 
     async def bring_tokenizer(self, manifest: Manifest, folder: Path, holders: Sequence[Holder] = ()) -> None:
         """Have the tokenizer beside the shards, so that this node can hand out all of the model. Failing is no harm: nodes run without it."""

@@ -13,7 +13,6 @@ from shardnet.torrent.metainfo import (
     LARGEST_PIECE,
     SMALLEST_PIECE,
     check_torrent,
-    file_root,
     info_hash,
     make_torrent,
     parse_torrent,
@@ -51,7 +50,7 @@ def test_a_swarms_torrent_is_private_and_leads_back_to_the_open_one(tmp_path: Pa
     facts, plain = parse_torrent(inside), parse_torrent(shard.torrent)
     assert facts.info_hash != plain.info_hash
     assert facts.open_info_hash == plain.info_hash
-    assert file_root(inside) == file_root(shard.torrent) == facts.file_root
+    assert parse_torrent(inside).file_root == parse_torrent(shard.torrent).file_root == facts.file_root
     assert facts.root_cert_pem == CA
     parsed: Any = lt.load_torrent_buffer(inside).ti
     assert parsed.priv()
@@ -112,7 +111,7 @@ def test_odd_torrents_are_refused(tmp_path: Path) -> None:
 
 def test_every_flipped_byte_is_refused_or_changes_the_info_hash_or_nothing_that_counts(tmp_path: Path) -> None:
     good = make_shard(tmp_path, 300_000, CA).torrent
-    root = file_root(good)
+    root = parse_torrent(good).file_root
     for position in range(0, len(good), 7):
         damaged = bytearray(good)
         damaged[position] ^= 0x11

@@ -21,11 +21,9 @@ STATS = TorrentStats(
     bytes_done=420,
     bytes_total=1000,
     download_bytes_per_s=118_000_000,
-    upload_bytes_per_s=0,
     peers=3,
     downloaded_bytes=430,
     uploaded_bytes=0,
-    wasted_bytes=10,
     banned_peers=0,
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shardnet.coordinator.api.views import not_ready
 from shardnet.coordinator.placement.assign import Policy
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import (
@@ -22,6 +21,7 @@ from shardnet.coordinator.placement.events import (
 )
 from shardnet.coordinator.placement.law import LinkTime
 from shardnet.coordinator.placement.planning import Plan, plan, routes
+from shardnet.coordinator.placement.readiness import not_ready
 from shardnet.errors import NoRoomError, PlacementError, ShardError
 from shardnet.messages import ShardOptions
 from tests.support.coordinator_world import heartbeat, held, hello, make_manifest, node_id, ready_cluster

@@ -344,7 +344,7 @@ def test_answers_of_an_abandoned_attempt_change_nothing() -> None:
 def test_an_engine_crash_is_repeated_on_the_same_route_after_a_pause() -> None:
     machine = generation()
     task = answered(machine, 20)
-    machine.on_failed(failed(task, EngineCrashed("abort")), 1.0)
+    machine.on_failed(failed(task, EngineCrashed("signal 9")), 1.0)
     assert machine.need is Need.PAUSE
     assert machine.pause_s > 0
     machine.resume(1.1)
@@ -356,7 +356,7 @@ def test_a_request_that_crashes_every_engine_is_given_up() -> None:
     task = answered(machine, 20)
     for attempt in range(MAX_CRASHES):
         assert not machine.is_done, attempt
-        machine.on_failed(failed(task, EngineCrashed("abort")), 1.0)
+        machine.on_failed(failed(task, EngineCrashed("signal 9")), 1.0)
         machine.resume(1.0)
         task = (tasks(machine.take_sends()) or [task])[-1]
     assert isinstance(machine.error, EngineCrashed)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.pipeline import Generation
+from shardnet.coordinator.requests.settings import SpeculationSettings
 from shardnet.coordinator.requests.speculation import (
     FIRST_PROBE,
     INDEX_AT_ONCE,
@@ -17,7 +18,6 @@ from shardnet.coordinator.requests.speculation import (
     NgramIndex,
     Speculator,
 )
-from shardnet.coordinator.settings import SpeculationSettings
 from shardnet.messages import Sampling, ShardOptions, StageRef
 from tests.support.coordinator_world import node_id
 from tests.support.timed_pipeline import Script, TimedPipeline

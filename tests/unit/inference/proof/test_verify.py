@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,17 @@ from typer.testing import CliRunner, Result
 
 from shardnet.cli import app
 from shardnet.errors import FamilyRefused, ManifestError, NoRoomError, ShardnetError, UsageError
-from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.gguf.header import read_gguf_header
 from shardnet.inference.llama.batch import single_sequence_rows
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.proof import verify as verifying
 from shardnet.inference.proof.parity import DIFFERENT_BEYOND_MEASURE, StageFile, max_abs_diff, run_parity
 from shardnet.inference.proof.verify import fault_of, verify_split
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
-from shardnet.inference.splitting.families import Overrides
-from shardnet.inference.splitting.family_table import Windows
 from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.manifest import Manifest, ParityCertificate
-from shardnet.shards import LayerRange
+from tests.support import dying_process
 from tests.support.family_proofs import cuts_to_try, prove_cut, some_prompts
 from tests.support.quantised_models import quantise
 from tests.support.random_models import build_random_model, tiny_llama
@@ -127,20 +127,46 @@ def test_the_shard_at_fault_is_named(shard: int, tensor: str, tmp_path: Path) ->
     assert load_manifest(folder).certificate == certificate
 
 
-def test_an_abort_inside_llama_cpp_is_a_refusal_that_names_family_and_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without_any_window(header: GgufHeader, layers: LayerRange) -> Overrides:
-        flags = families.windowed_layers(header, Windows(2, "cut"))[layers.first : layers.end]
-        return {"gpt-oss.attention.sliding_window_pattern": families._flags(flags)}
+def dies_loading(monkeypatch: pytest.MonkeyPatch, path: Path, number: signal.Signals) -> None:
+    monkeypatch.setattr(verifying, "COMMAND", dying_process.command("shardnet.inference.proof.verify"))
+    dying_process.mortal(path, number)
 
-    monkeypatch.setattr(families, "shard_metadata", without_any_window)
-    path = build_random_model(tmp_path / "model.gguf", "gpt-oss")
-    folder, _manifest = split(path, tmp_path / "cache", 1, 2)
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_verifying_process_that_ends_is_a_refusal_that_names_family_and_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    path = tiny_llama(tmp_path / "model.gguf", n_layers=2)
+    folder, _manifest = split(path, tmp_path / "cache", 1)
+    dies_loading(monkeypatch, folder / "shard-1.gguf", number)
     with pytest.raises(
-        FamilyRefused, match=r"gpt-oss cannot be cut like this: shard 1 \(layers \[1, 2\)\) does not run.*is_swa_any"
+        FamilyRefused,
+        match=rf"llama cannot be cut like this: shard 1 \(layers \[1, 2\)\) does not run.*{dying_process.LAST_WORDS} shard-1",
     ):
         verify(folder, path)
+
+
+def test_a_verifying_process_that_ends_over_the_unsplit_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_llama(tmp_path / "model.gguf", n_layers=2)
+    folder, _manifest = split(path, tmp_path / "cache", 1)
+    dies_loading(monkeypatch, path, signal.SIGSEGV)
+    with pytest.raises(FamilyRefused, match=rf"does not run the unsplit model.*{dying_process.LAST_WORDS} model"):
+        verify(folder, path)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        ("loading\nGGML_ASSERT(a == b) failed\n#0 main", -6, "GGML_ASSERT(a == b) failed"),
+        ("loading", -9, "SIGKILL"),
+        ("one\n  the last line \n\n", 1, "the last line"),
+        ("", 3, "exit code 3"),
+    ],
+)
+def test_the_reason_is_the_librarys_own_or_the_last_line_or_how_it_ended(words: str, code: int, reason: str) -> None:
+    assert verifying._why_it_ended(words, code) == reason
 
 
 def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from shardnet.errors import (
 )
 from shardnet.ids import ShardKey, short
 from shardnet.inference.splitting.manifest_file import model_folder
-from shardnet.lifecycle import Jobs
+from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, AnyMessage, Hello, Welcome
@@ -37,7 +37,6 @@ from shardnet.node.weights.swarming import SwarmExchange
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import follow_revocations
-from shardnet.swarm.signing import signature_is_valid
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
 
@@ -93,15 +92,7 @@ class SharingDaemon:
             dial_timeout_s=node.dial_timeout_s,
             redial_after_s=node.redial_after_s,
         )
-        self._holders = Holders(
-            identity.node_id,
-            lambda node_id, address, question, timeout_s: self._links.ask(
-                node_id, address, question, timeout_s=timeout_s
-            ),
-            self._coordinator.ask,
-            lambda: self._directory,
-            lambda: identity.revoked,
-        )
+        self._holders = Holders(identity, self._links.ask, self._coordinator.ask, lambda: self._directory)
         self._exchange = SwarmExchange(
             identity,
             settings.torrent,
@@ -126,10 +117,7 @@ class SharingDaemon:
         try:
             await self._run()
         except* ShardnetError as errors:
-            error: BaseException = errors
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
+            raise first_of(errors) from None
 
     async def _run(self) -> None:
         at = parse_host_port(self._settings.node.listen, what="--listen")
@@ -177,19 +165,7 @@ class SharingDaemon:
         found = await self._store.scan()
         for model in found.models:
             self._catalogue.models[model.manifest.model_id] = model
-        count = 0
-        for shard in found.shards:
-            model_here = self._catalogue.models.get(shard.key[0])
-            if model_here is None:
-                log.warning("shard_refused", path=str(shard.path), reason="there is no manifest.json to prove it")
-                continue
-            try:
-                await self._store.verify(shard.path, model_here.manifest, shard.key[1], lambda _done: None)
-                await self._exchange.offer(model_here.manifest, shard.key[1], shard.path)
-                count += 1
-            except ShardnetError as error:
-                log.warning("shard_refused", path=str(shard.path), reason=str(error))
-        return count
+        return await self._store.offer_all(found, self._exchange.offer)
 
     async def _fetch(self, wanted: str) -> None:
         model = await self._find(wanted)
@@ -232,12 +208,7 @@ class SharingDaemon:
         if len(known) == 1:
             return known[0]
 
-        def is_wanted(manifest: Manifest) -> bool:
-            return signature_is_valid(manifest, self._identity.swarm.ca)
-
-        manifest = await self._holders.manifest(
-            wanted, (), is_wanted, f"the owner of swarm {short(self._identity.swarm.swarm_id)} did not sign it"
-        )
+        manifest = await self._holders.manifest(wanted)
         model = LocalModel(manifest, model_folder(self._settings.node.models_cache, manifest))
         await self._store.keep_manifest(model.folder, manifest)
         self._catalogue.models[manifest.model_id] = model

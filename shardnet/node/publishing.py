@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from shardnet.errors import ShardnetError, UsageError
+from shardnet.errors import UsageError
 from shardnet.log import get
+from shardnet.manifest import Manifest
 from shardnet.node.settings import NodeSettings
 from shardnet.node.weights import torrent_files
 from shardnet.node.weights.store import ModelStore
@@ -42,27 +43,12 @@ class OpenSeed:
             update={"listen_host": torrent.listen_host or host, "listen_port": torrent.listen_port or port}
         )
         async with TorrentSession(settings, None, self._state_dir) as session:
-            if not await self._seed_all(session):
+
+            async def seed(manifest: Manifest, shard_id: int, path: Path) -> None:
+                torrent = await asyncio.to_thread(torrent_files.read_or_make, path, manifest, shard_id, None)
+                await session.seed(torrent, path, label=str(shard_id))
+
+            if not await self._store.offer_all(await self._store.scan(), seed):
                 raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache}")
             log.warning("open_seed_listening", host=settings.listen_host, port=session.port)
             await self._stopping.wait()
-
-    async def _seed_all(self, session: TorrentSession) -> int:
-        """Prove every file, and seed it. Returns: how many are seeded."""
-        found = await self._store.scan()
-        manifests = {model.manifest.model_id: model.manifest for model in found.models}
-        count = 0
-        for shard in found.shards:
-            model_id, shard_id = shard.key
-            manifest = manifests.get(model_id)
-            if manifest is None:
-                log.warning("shard_refused", path=str(shard.path), reason="there is no manifest.json to prove it")
-                continue
-            try:
-                await self._store.verify(shard.path, manifest, shard_id, lambda _done: None)
-                data = await asyncio.to_thread(torrent_files.read_or_make, shard.path, manifest, shard_id, None)
-                await session.seed(data, shard.path, label=str(shard_id))
-                count += 1
-            except ShardnetError as error:
-                log.warning("shard_refused", path=str(shard.path), reason=str(error))
-        return count

@@ -1,0 +1,63 @@
+"""Whether a model can be run, in words: its stages, or what is missing and what is to be done. Pure."""
+
+from __future__ import annotations
+
+from shardnet.coordinator.placement.assign import layers_of
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.planning import Route
+from shardnet.errors import NoRoomError, PlacementError, ShardnetError
+from shardnet.manifest import Manifest
+from shardnet.messages import StageRef
+from shardnet.shards import joined
+
+RETRY_AFTER_S = 5
+
+
+def not_ready(cluster: Cluster, manifest: Manifest, problem: ShardnetError | None) -> ShardnetError:
+    """Returns: why a model cannot be run now: which layers are missing, and what is being done or is to be done.
+
+    NoRoomError, with the problem's bytes, if nothing but more memory or disk would help; else PlacementError.
+    """
+    missing = cluster.missing_layers(manifest.model_id)
+    layers = ", ".join(map(str, missing)) or "none"
+    loading = joined(
+        manifest.content.shards[shard].layers
+        for node in cluster.nodes.values()
+        for model, shard in node.loads
+        if model == manifest.model_id
+    )
+    start = (
+        f"model {manifest.name} is not ready: layers {layers} of {manifest.content.n_layers} are in no node's memory"
+    )
+    if not missing:
+        start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline"
+    sentence = start
+    if loading:
+        sentence, problem = f"{start}; {', '.join(map(str, loading))} are being loaded, try again soon", None
+    elif not cluster.nodes:
+        sentence, problem = f"{start}; no node is connected, start one with `shardnet node`", None
+    elif problem is not None:
+        rest = str(problem).removeprefix(f"model {manifest.name}")
+        if rest.startswith(": layers"):  # the same layers, and what is wrong with them
+            sentence = f"model {manifest.name} is not ready{rest}"
+        elif rest.startswith(" "):
+            sentence = f"{start}; it{rest}"
+        else:
+            sentence = f"{start}; {rest.removeprefix(': ')}"
+    if isinstance(problem, NoRoomError):
+        return NoRoomError(sentence, **problem.facts | {"retry_after_s": RETRY_AFTER_S})
+    return PlacementError(sentence, retry_after_s=RETRY_AFTER_S)
+
+
+def node_label(cluster: Cluster, stage: StageRef) -> str:
+    """Returns: what a stage's node is called, its id's beginning if it has gone."""
+    node = cluster.nodes.get(stage.node_id)
+    return node.label if node else stage.node_id[:12]
+
+
+def stages_sentence(cluster: Cluster, manifest: Manifest, route: Route) -> str:
+    """Returns: `node-0 [0, 10), node-1 [10, 20)`."""
+    return ", ".join(
+        f"{node_label(cluster, stage)} {layers_of(manifest, stage.first_shard, stage.end_shard)}"
+        for stage in route.stages
+    )
