@@ -12,7 +12,7 @@ NATIVE     := shardnet/inference/llama/native
 LLAMA_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/$(NATIVE)/llama.cmake"
 CORES      := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
-.PHONY: help install demo test test-all check format bench clean
+.PHONY: help install demo test test-all check format bench package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,5 +47,18 @@ format: $(STAMP)  ## let ruff format and mend what it can
 bench: $(STAMP)  ## speed over nodes beside plain llama.cpp in the same run, as JSON lines
 	$(BIN)/shardnet bench
 
+# The sdist is made first and the wheel from it, in a folder of their own; what was built is imported from there, not from this checkout.
+package: $(STAMP)  ## build sdist and wheel into dist/, and run the wheel's own shardnet
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target dist/tools "$$($(BIN)/python -c \
+	  'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"][0])')"
+	PYTHONPATH=dist/tools $(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
+	PYTHONPATH="$$PWD/dist/tools" $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target dist/site dist/*.whl
+	cd dist && PYTHONPATH=site "$(abspath $(BIN))/python" -c 'import shardnet, pathlib; from shardnet.inference.llama import capture; \
+	  here = pathlib.Path(shardnet.__file__).parent; assert here.parent.name == "site", here; \
+	  assert (here / "py.typed").exists(); assert capture.NATIVE_CALLBACK is not None, "the C part was not built"'
+	cd dist && PYTHONPATH=site "$(abspath $(BIN))/python" -m shardnet --version
+
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -28,9 +28,6 @@ PR_SET_PDEATHSIG = 1
 
 T = TypeVar("T")
 
-Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
-"""Begins a task that a daemon owns: the work, and its name in logs."""
-
 log = get("lifecycle")
 
 

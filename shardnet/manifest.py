@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -129,6 +130,12 @@ class Manifest(Frozen):
     content: ModelContent
     files: tuple[ShardFile, ...] = Field(strict=False, description="one for each shard, in order")
     certificate: ParityCertificate | None = None
+    made_s: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="when `shardnet split` made it, seconds of Unix time; of two models with one name the newer serves",
+    )
     signature: str | None = Field(
         default=None, max_length=512, description="the swarm owner's, base64, over `signed_bytes`"
     )
@@ -164,6 +171,26 @@ class Manifest(Frozen):
     def to_json(self) -> str:
         """Returns: the text of `manifest.json`: the same for the same manifest."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def by_claim(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Sort models that have one name: the first is the one that the name means, the newest proved one; the others are asked for by id.
+
+    A certificate that is exact beats none, and none beats one that found a difference; then the one made last; where that says nothing, the
+    greater `model_id`. All of it stands in the manifest under the owner's signature, so every member comes to the same answer.
+    """
+    return sorted(manifests, key=lambda one: (_proof_rank(one), one.made_s or 0, one.model_id), reverse=True)
+
+
+def claim(holder: Manifest) -> str:
+    """Returns: why a name means the first of `by_claim`, for a sentence."""
+    return "the newest proved one" if _proof_rank(holder) == 2 else "the newest one, as none is proved"
+
+
+def _proof_rank(manifest: Manifest) -> int:
+    if manifest.certificate is None:
+        return 1
+    return 2 if manifest.certificate.is_exact else 0
 
 
 def canonical_json(data: Frozen) -> bytes:

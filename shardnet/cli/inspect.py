@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A GGUF, a shard, or a models cache folder.")],
+    path: Annotated[
+        Path, typer.Argument(help="A GGUF, a shard, a models cache folder, or the folder of a model's parts.")
+    ],
     json_output: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Show what a model or a cache holds: layers, bytes, KV cache per token, and where the model may be cut.

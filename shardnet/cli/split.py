@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def split(
-    model: Annotated[Path, typer.Argument(help="A GGUF, or any part of one that llama.cpp split by size.")],
+    model: Annotated[
+        Path, typer.Argument(help="A GGUF; of one that llama.cpp split by size any part, or their folder.")
+    ],
     shards: Annotated[
         int | None, typer.Option(min=1, help="Number of shards, balanced by bytes (2 if nothing is said).")
     ] = None,
@@ -44,13 +46,15 @@ def split(
     Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind.
     """
     import json
+    import time
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.splitting.cuts import parse_size
     from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
-    from shardnet.inference.splitting.manifest_file import save_manifest
+    from shardnet.inference.splitting.manifest_file import models_named, save_manifest
     from shardnet.log import human_bytes
+    from shardnet.manifest import by_claim, claim
     from shardnet.node.weights.torrent_files import promise_torrents
     from shardnet.settings import default_home
     from shardnet.swarm.home import Home
@@ -79,10 +83,19 @@ def split(
         manifest = manifest.model_copy(update={"certificate": certificate})
     if manifest.signature is None or Home(default_home()).is_owner:  # nobody else could sign it again
         manifest = promise_torrents(folder, manifest)
+        if manifest.made_s is None:
+            manifest = manifest.model_copy(update={"made_s": int(time.time())})
     manifest = sign_if_owner(manifest, default_home())
     save_manifest(folder, manifest)
+    namesakes = models_named(out, manifest.name)
+    meant = by_claim(namesakes)[0]
     if json_output:
-        typer.echo(json.dumps({"folder": str(folder), "was_there": was_there} | manifest.model_dump(mode="json")))
+        typer.echo(
+            json.dumps(
+                {"folder": str(folder), "was_there": was_there, "name_means": meant.model_id}
+                | manifest.model_dump(mode="json")
+            )
+        )
     else:
         typer.echo(
             f"{manifest.name}  {manifest.content.quantisation}  {manifest.content.n_layers} layers  model {manifest.model_id[:12]}"
@@ -99,6 +112,12 @@ def split(
             )
         elif certificate is None:
             typer.echo("  not proved (--no-verify): run `shardnet verify` before you rely on it")
+        if len(namesakes) > 1:
+            which = "this one" if meant.model_id == manifest.model_id else f"model {meant.model_id[:12]}"
+            typer.echo(
+                f"  {len(namesakes)} models here are called {manifest.name}: the name means {which}, {claim(meant)}; "
+                "ask for another by its id"
+            )
     if certificate is not None and not certificate.is_exact:
         raise ParityError(
             f"the shards in {folder} do not give the unsplit model's numbers: {fault_of(manifest.content, certificate)}"

@@ -291,7 +291,7 @@ class Coordinator:
             requests=self._requests,
             settings=self._settings.requests,
             epoch=self._epoch,
-            manifests=self._standing.served,
+            manifests=self._standing.answering,
             options=self._standing.options,
             words=self._catalogue.words,
             status=self._status,

@@ -12,7 +12,7 @@ from shardnet.coordinator.requests.driver import Requests
 from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.log import get
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, by_claim
 from shardnet.messages import (
     AnyMessage,
     CommandFailed,
@@ -150,10 +150,9 @@ class Frames:
 
     def _manifest(self, question: GetManifest) -> ManifestIs | CommandFailed:
         found = [one for one in self._cluster.manifests.values() if question.model in (one.model_id, one.name)]
-        if len(found) == 1:
-            return ManifestIs(command_id=question.command_id, manifest=found[0])
-        what = "is not known here" if not found else "is the name of several models: ask by id"
-        error = ShardNotFound(f"model {question.model} {what}")
+        if found:
+            return ManifestIs(command_id=question.command_id, manifest=by_claim(found)[0])
+        error = ShardNotFound(f"model {question.model} is not known here")
         return CommandFailed(command_id=question.command_id, error=ErrorInfo.of(error))
 
     async def _file(self, connection: Connection, question: GetFile) -> None:

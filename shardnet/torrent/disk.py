@@ -63,7 +63,10 @@ def prepare_partial(partial: Path, target: Path, *, file_bytes: int, sha256: str
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in (target, partial):
         if os.path.lexists(path) and regular_size(path) is None:
-            raise ShardCorrupt(f"{path} is in the way and not a regular file; move it aside", path=str(path))
+            what = (
+                "a link: a model's folder may be one, its files may not" if path.is_symlink() else "not a regular file"
+            )
+            raise ShardCorrupt(f"{path} is in the way and {what}; move it aside", path=str(path))
     if target.exists():
         if (here := prove(target, file_bytes=file_bytes, sha256=sha256)) is not None:
             return here

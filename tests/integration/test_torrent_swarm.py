@@ -193,7 +193,7 @@ async def test_what_is_no_regular_file_is_never_written_to(world: World, shard: 
         folder = world.folder / f"in-{name}"
         folder.mkdir()
         (folder / name).symlink_to(victim)
-        with pytest.raises(ShardCorrupt, match="not a regular file"):
+        with pytest.raises(ShardCorrupt, match="is in the way and a link"):
             await session.fetch(shard.torrent, folder / "shard-0.gguf", **shard.wanted())
         with pytest.raises(ShardCorrupt):
             await session.seed(shard.torrent, folder / name, label="0")

@@ -15,6 +15,7 @@ from shardnet.manifest import (
     ParityCertificate,
     ShardContent,
     ShardFile,
+    by_claim,
     parse_manifest,
 )
 from shardnet.shards import LayerRange
@@ -53,6 +54,34 @@ def manifest() -> Manifest:
 
 def test_a_manifest_survives_its_own_json() -> None:
     assert parse_manifest(manifest().to_json(), source="test") == manifest()
+
+
+def proof(diff: float) -> ParityCertificate:
+    return ParityCertificate(
+        llama_cpp="1", prompt_tokens=1, decode_tokens=1, boundaries=(), max_abs_logit_diff=diff, tokens_equal=True
+    )
+
+
+def test_a_name_means_what_is_proved_before_what_is_not_and_then_the_newest() -> None:
+    def made(made_s: int | None, certificate: ParityCertificate | None) -> Manifest:
+        return manifest().model_copy(update={"made_s": made_s, "certificate": certificate})
+
+    order = [made(2, proof(0)), made(1, proof(0)), made(3, None), made(None, None), made(4, proof(0.5))]
+    assert by_claim(order[::-1]) == by_claim(order) == order
+
+
+def test_two_alike_in_all_else_are_told_apart_by_their_ids() -> None:
+    one = manifest()
+    other = one.model_copy(update={"model_id": "f" * 64})
+    assert by_claim([one, other]) == by_claim([other, one]) == [other, one]
+
+
+def test_a_manifest_without_a_date_has_the_json_and_the_signed_bytes_that_it_always_had() -> None:
+    assert "made_s" not in manifest().to_json()
+    assert b"made_s" not in manifest().signed_bytes
+    dated = manifest().model_copy(update={"made_s": 7})
+    assert b'"made_s":7' in dated.signed_bytes
+    assert dated.model_id == manifest().model_id
 
 
 def test_the_same_content_has_the_same_model_id() -> None:

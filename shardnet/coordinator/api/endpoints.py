@@ -130,7 +130,11 @@ class Api:
     # -- models and state ----------------------------------------------------------------------------------------------------
 
     async def _models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model_card(one) for one in self._health_models()]})
+        cards: dict[str, dict[str, Any]] = {}
+        for one in self._health_models():  # of several with one name the first is meant by it
+            name = one["model_id"] if one["model"] in cards else one["model"]
+            cards[name] = self._model_card(one) | {"id": name}
+        return JSONResponse({"object": "list", "data": list(cards.values())})
 
     async def _model(self, request: Request) -> Response:
         wanted = request.path_params["model"]

@@ -35,7 +35,7 @@ class Service:
     """The coordinator as its HTTP API sees it.
 
     Attributes:
-        manifests: models that are served, ready or not.
+        manifests: models that may be asked for, ready or not.
         status: everything that `shardnet status` shows.
         health: short, for load balancers: `ready` and the models.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.

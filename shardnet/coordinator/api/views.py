@@ -197,7 +197,7 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
                 one,
                 standing.routes(one.model_id),
                 standing.problem(one.model_id),
-                standing.notes(one.model_id),
+                standing.notes(one),
             )
             for one in standing.served()
         ],

@@ -21,7 +21,7 @@ from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
 from shardnet.inference.splitting.manifest_file import scan_cache
 from shardnet.log import get
-from shardnet.manifest import FileContent, Manifest
+from shardnet.manifest import FileContent, Manifest, by_claim
 from shardnet.messages import MAX_FILE_PIECE
 from shardnet.swarm.identity import SwarmIdentity
 from shardnet.swarm.signing import sign, signature_is_valid
@@ -117,7 +117,7 @@ class Catalogue:
         folder = self._folders.get(manifest.model_id)
         beside = [folder / file.file] if folder is not None else []
         for path in [*beside, self._kept(file)]:
-            if path.is_file() and path.stat().st_size == file.bytes:
+            if path.is_file() and not path.is_symlink() and path.stat().st_size == file.bytes:
                 if _sha256(path) == file.sha256:
                     return path
                 log.warning("tokenizer_damaged", path=str(path))
@@ -189,21 +189,23 @@ def model_names(manifests: list[Manifest]) -> str:
 
 
 def resolve(manifests: list[Manifest], wanted: str | None) -> Manifest:
-    """Returns: the model that `wanted` means: a name, an id or the beginning of one (12 digits at least); None if there is only one.
+    """Returns: the model that `wanted` means: a name, an id or the beginning of one (12 digits at least); None if there is only one name.
+
+    Of several models with one name the newest proved one is meant (`by_claim`); the others are asked for by id.
 
     Raises: UsageError (`facts["unknown_model"]`) if none or several are meant.
     """
-    if wanted is None and len(manifests) == 1:
-        return manifests[0]
+    if wanted is None and len({one.name for one in manifests}) == 1:
+        return by_claim(manifests)[0]
     if wanted is None:
         raise UsageError(f"say which model: known are {model_names(manifests)}", unknown_model="")
-    found = [one for one in manifests if wanted in (one.name, one.model_id)]
-    if not found and len(wanted) >= 12:
-        found = [one for one in manifests if one.model_id.startswith(wanted)]
+    if named := [one for one in manifests if one.name == wanted]:
+        return by_claim(named)[0]
+    found = [one for one in manifests if len(wanted) >= 12 and one.model_id.startswith(wanted)]
     if len(found) == 1:
         return found[0]
     if found:
         raise UsageError(
-            f"several models are called {wanted}: {model_names(found)}; say which by its id", unknown_model=wanted
+            f"the ids of several models begin with {wanted}: {model_names(found)}; say more of it", unknown_model=wanted
         )
     raise UsageError(f"model {wanted!r} is not known here; known are: {model_names(manifests)}", unknown_model=wanted)

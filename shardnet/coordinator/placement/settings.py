@@ -19,7 +19,9 @@ class ModelsSettings(Section):
         description="folder whose manifests the coordinator serves; tokenizers that it fetches are kept there too",
     )
     serve: tuple[str, ...] = Field(
-        default=(), strict=False, description="names or ids of the models to serve; empty: every known one"
+        default=(),
+        strict=False,
+        description="names or ids of the models to serve; empty: every known name, of each the newest proved model",
     )
 
 

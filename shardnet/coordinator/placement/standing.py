@@ -11,9 +11,10 @@ from shardnet.coordinator.placement.planning import LoadOrder, Route, law_of_rou
 from shardnet.coordinator.placement.readiness import not_ready, stages_sentence
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.spreading import spread
-from shardnet.errors import ShardnetError
+from shardnet.errors import PlacementError, ShardnetError
+from shardnet.ids import short
 from shardnet.log import get
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, by_claim, claim
 from shardnet.messages import ShardOptions
 
 CHUNKS_GOOD_S = 2.0
@@ -40,10 +41,23 @@ class Standing:
         self._told: dict[str, str] = {}
 
     def served(self) -> list[Manifest]:
-        """Returns: known models that the settings do not leave out, by name."""
+        """Returns: models that are to be in memory, by name: of each name the one that it means (`by_claim`), and what the settings name by id."""
         wanted = self._serve
-        known = sorted(self.cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
-        return [one for one in known if not wanted or one.name in wanted or one.model_id in wanted]
+        known = self.cluster.manifests.values()
+        meant: list[Manifest] = []
+        for name in sorted({one.name for one in known}):
+            rivals = by_claim(one for one in known if one.name == name)
+            is_meant = not wanted or name in wanted
+            meant += [one for one in rivals if one.model_id in wanted or (is_meant and one is rivals[0])]
+        return meant
+
+    def answering(self) -> list[Manifest]:
+        """Returns: models that a request may ask for: those served, and by their ids those that have the name of one of them."""
+        wanted = self._serve
+        served = self.served()
+        ids = {one.model_id for one in served}
+        others = [one for one in self.cluster.manifests.values() if not wanted or one.name in wanted]
+        return [*served, *by_claim(one for one in others if one.model_id not in ids)]
 
     def options(self, manifest: Manifest) -> ShardOptions:
         """Returns: what every shard of a model is loaded with."""
@@ -85,19 +99,42 @@ class Standing:
 
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""
+        served = self.served()
+        wanted = self.cluster.manifests[model_id]
+        if wanted not in served and (holder := next((one for one in served if one.name == wanted.name), None)):
+            return PlacementError(
+                f"model {short(model_id)} is not in memory: {holder.name} means the newer or proved model {short(holder.model_id)}; "
+                "name its whole id in the coordinator's models.serve to have it too"
+            )
         return not_ready(self.cluster, self.cluster.manifests[model_id], self.problem(model_id))
 
     def problem(self, model_id: str) -> ShardnetError | None:
         """Returns: why the last plan has no place for all of a model's layers."""
         return self._problems.get(model_id)
 
-    def notes(self, model_id: str) -> tuple[str, ...]:
-        """Returns: what the last plan has to say of a model."""
-        return self._notes.get(model_id, ())
+    def notes(self, manifest: Manifest) -> tuple[str, ...]:
+        """Returns: what there is to say of a model: who else has its name, and what the last plan noted."""
+        return *self.namesakes(manifest), *self._notes.get(manifest.model_id, ())
+
+    def namesakes(self, manifest: Manifest) -> tuple[str, ...]:
+        """Returns: a sentence if other models have this one's name and are left out for it."""
+        ids = {one.model_id for one in self.served()}
+        others = [one for one in self.answering() if one.name == manifest.name and one.model_id not in ids]
+        if not others:
+            return ()
+        them = ", ".join(short(one.model_id) for one in others)
+        return (
+            f"{manifest.name} means model {short(manifest.model_id)}, {claim(manifest)}; {them} of that name stay out of memory: "
+            "name an id in models.serve to have it too",
+        )
 
     def tell(self) -> None:
-        """Log when a model becomes complete or is so no longer; each new reason once."""
+        """Log when a model becomes complete or is so no longer, and which one a name means if there are several; each new reason once."""
         for manifest in self.served():
+            for note in self.namesakes(manifest):
+                if self._told.get(manifest.name) != note:
+                    self._told[manifest.name] = note
+                    log.warning("name_of_several_models", model=manifest.name, note=note)
             ready = self.routes(manifest.model_id)
             sentence = stages_sentence(self.cluster, manifest, ready[0]) if ready else ""
             fact = sentence or str(self.not_ready(manifest.model_id))
@@ -106,7 +143,7 @@ class Standing:
             self._told[manifest.model_id] = fact
             if ready:
                 log.info("pipeline_ready", model=manifest.name, stages=fact, pipelines=len(ready))
-                for note in self.notes(manifest.model_id):
+                for note in self._notes.get(manifest.model_id, ()):
                     log.info("placement_note", model=manifest.name, note=note)
             else:
                 reason = fact.removeprefix(f"model {manifest.name} is not ready: ")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from shardnet.errors import GgufError
 from shardnet.inference.gguf.element_types import FILE_TYPES
+from shardnet.inference.gguf.folders import PART, model_in
 from shardnet.inference.gguf.header import GgufHeader, GgufTensor, read_gguf_header
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
-_PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 F16_BYTES = 2
 
@@ -32,16 +32,19 @@ def layer_of(name: str) -> int | None:
 
 
 def read_model(path: Path) -> GgufHeader:
-    """Read a GGUF, or all files of a model that llama.cpp split by size (`-00001-of-0000N.gguf`), whichever of them is named.
+    """Read a GGUF, or all files of a model that llama.cpp split by size (`-00001-of-0000N.gguf`): any of them, or the folder that they are in.
 
-    Raises: UsageError, GgufError as `read_gguf_header`; GgufError if a part is missing or of another model.
+    Raises: UsageError, GgufError as `read_gguf_header`; UsageError if the folder holds none or several models; GgufError if a part is missing
+        or of another model.
     """
+    if path.is_dir():
+        path = model_in(path)
     header = read_gguf_header(path)
     count = header.get("split.count", 0)
     if not isinstance(count, int) or count <= 1:
         _check_layers(header)
         return header
-    match = _PART.match(path.name)
+    match = PART.match(path.name)
     if match is None or int(match["count"]) != count:
         raise GgufError(
             f"{path} says it is one of {count} parts, but its name does not end in -00001-of-{count:05d}.gguf"

@@ -21,11 +21,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from shardnet.errors import EngineError, FamilyRefused, ManifestError, ShardnetError, UsageError, error_from_wire
+from shardnet.errors import (
+    EngineError,
+    FamilyRefused,
+    ManifestError,
+    ShardCorrupt,
+    ShardnetError,
+    UsageError,
+    error_from_wire,
+)
 from shardnet.inference.gguf.layout import quantisation_of, read_model, vocabulary_size
 from shardnet.inference.gguf.writer import file_sha256
 from shardnet.inference.splitting import families
-from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
+from shardnet.inference.splitting.manifest_file import load_manifest, no_link, save_manifest
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
 
 OnProgress = Callable[[float], None]
@@ -128,6 +136,11 @@ def damaged_files(folder: Path, manifest: Manifest, on_bytes: OnBytes = lambda _
     sentences = []
     for name, digest in wanted:
         path = folder / name
+        try:
+            no_link(path)
+        except ShardCorrupt as error:
+            sentences.append(str(error))
+            continue
         if not path.is_file():
             sentences.append(f"{path} is missing")
         elif file_sha256(path, advance) != digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ SHARD_KEYS = ("model_id", "name", "shard_id", "n_shards", "layer_first", "layer_
 
 def inspect_path(path: Path) -> Facts:
     """Returns: facts of a GGUF (`kind` "model"), a shard of shardnet ("shard") or a folder of shards ("cache").
+    A folder of an unsplit model's files is that model.
 
-    Raises: UsageError if there is nothing at `path`; GgufError if the file is not a whole GGUF.
+    Raises: UsageError if there is nothing at `path`, or several unsplit models; GgufError if the file is not a whole GGUF.
     """
-    if path.is_dir():
-        return _folder(path)
+    if path.is_dir() and (facts := _folder(path)) is not None:
+        return facts
     return _file(read_model(path))
 
 
@@ -77,17 +79,22 @@ def _cut_points(header: GgufHeader) -> Facts:
     return {"legal_cuts": list(rules.legal_cuts), "no_cuts_because": rules.reason}
 
 
-def _folder(path: Path) -> Facts:
-    """A models cache, its `shards` folder, or the folder of one split model."""
+def _folder(path: Path) -> Facts | None:
+    """A models cache, its `shards` folder, or the folder of one split model; None if its GGUFs are no shards."""
     if (path / SHARDS).is_dir():
         scan = scan_cache(path)
-    elif (path / MANIFEST).is_file() or any(path.glob("*.gguf")):
+    elif os.path.lexists(path / MANIFEST) or any(path.glob("*.gguf")):
         scan = CacheScan(path)
         scan_folder(path, scan)
+        if not scan.shards and not os.path.lexists(path / MANIFEST):
+            return None
     elif path.name == SHARDS:
         scan = scan_cache(path.parent)
     else:
-        raise UsageError(f"{path} is no models cache: it has neither a folder {SHARDS} nor a {MANIFEST}")
+        raise UsageError(
+            f"{path} is no models cache and no model: it has neither a folder {SHARDS} nor a {MANIFEST} nor a GGUF; "
+            "name a model's file, or the folder that `shardnet split` wrote to"
+        )
     loose = [shard for shard in scan.shards if shard.model_id not in scan.manifests]
     return {
         "kind": "cache",

@@ -1,4 +1,8 @@
-"""Manifests and shard files on disk: reading, writing, finding, and proving them right."""
+"""Manifests and shard files on disk: reading, writing, finding, and proving them right.
+
+Links: a models cache, its `shards`, and the folder of a model may be symbolic links and are followed. The files in such a folder (manifest,
+shards, tokenizer) may not: a download mends and completes them in place, and through a link it would write into a file of somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +32,28 @@ LEADING_FIELDS = 16
 """A shard's own keys stand at its beginning, so that a scan need not walk over vocabularies."""
 
 
+def no_link(path: Path) -> None:
+    """Raises: ShardCorrupt if a file of a model folder is a symbolic link. What is not there, or no file, is for others to say."""
+    if path.is_symlink():
+        raise ShardCorrupt(
+            f"{path} is a link: a model's folder may be one, its files may not; put the file itself here (cp -L)"
+        )
+
+
 def load_manifest(folder: Path) -> Manifest:
     """Read the manifest in a folder, or a manifest file.
 
-    Raises: UsageError if there is none; ManifestError if it is not usable.
+    Raises: UsageError if there is none; ManifestError if it is not usable, or a link.
     """
     file = folder / MANIFEST if folder.is_dir() else folder
     try:
+        no_link(file)
         with opened(file) as (descriptor, size):
             if size > MAX_MANIFEST_BYTES:
                 raise ManifestError(f"{file} is not a usable manifest: it has {size} bytes")
             return parse_manifest(os.pread(descriptor, size, 0), source=str(file))
+    except ShardCorrupt as error:
+        raise ManifestError(str(error)) from error
     except UsageError as error:
         raise UsageError(f"there is no manifest to read: {error}") from error
 
@@ -87,17 +102,42 @@ class CacheScan:
 
 
 def scan_cache(root: Path) -> CacheScan:
-    """Find every manifest and every shard below `root/shards`. One bad file never hides the others. Hashes nothing, and reads no vocabulary."""
+    """Find every manifest and every shard below `root/shards`, in linked folders too. One bad file never hides the others. Hashes nothing, and
+    reads no vocabulary."""
     scan = CacheScan(root)
-    base = root / SHARDS
-    folders = {base}
-    for file in (*base.rglob("*.gguf"), *base.rglob(MANIFEST)):
-        folders.add(file.parent)
-    for folder in sorted(folders):
-        if any(part.startswith(".") for part in folder.relative_to(base).parts):
-            continue  # work in progress
+    for folder in sorted(_folders(root / SHARDS, scan)):
         scan_folder(folder, scan)
     return scan
+
+
+def _folders(base: Path, scan: CacheScan) -> set[Path]:
+    """Returns: `base` and the folders below it, each once, however many links lead to it; hidden ones are work in progress."""
+    found: dict[tuple[int, int], Path] = {}
+    waiting, linked = [base], list[Path]()
+    while waiting or linked:  # a folder's own name comes before those that links give it
+        folder = waiting.pop() if waiting else linked.pop(0)
+        try:
+            facts = folder.stat()
+            if found.setdefault((facts.st_dev, facts.st_ino), folder) is not folder:
+                continue
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            if folder != base or not isinstance(error, FileNotFoundError):
+                scan.refused.append((folder, f"{folder} cannot be read: {error.strerror or error}"))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not entry.exists() and entry.suffix != ".gguf" and entry.name != MANIFEST:
+                scan.refused.append((entry, f"{entry} is a link to {entry.readlink()}, which is not there"))
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(entry)
+    return set(found.values())
+
+
+def models_named(cache: Path, name: str) -> list[Manifest]:
+    """Returns: the models of a cache that have this name."""
+    return [manifest for _, manifest in scan_cache(cache).manifests.values() if manifest.name == name]
 
 
 def scan_folder(folder: Path, scan: CacheScan) -> None:
@@ -105,16 +145,19 @@ def scan_folder(folder: Path, scan: CacheScan) -> None:
     manifest = _manifest_of(folder, scan)
     tokenizer = manifest.content.tokenizer.file if manifest else "tokenizer.gguf"
     for path in sorted(folder.glob("*.gguf")):
-        if path.name == tokenizer or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
         try:
+            if path.name == tokenizer:
+                no_link(path)
+                continue
             scan.shards.append(identify_shard(path, manifest))
         except ShardnetError as error:
             scan.refused.append((path, str(error)))
 
 
 def _manifest_of(folder: Path, scan: CacheScan) -> Manifest | None:
-    if not (folder / MANIFEST).exists():
+    if not os.path.lexists(folder / MANIFEST):
         return None
     try:
         manifest = load_manifest(folder)
@@ -130,12 +173,13 @@ def identify_shard(path: Path, manifest: Manifest | None) -> FoundShard:
 
     Raises: ShardCorrupt if it is not a regular file of the promised size or is of another model; GgufError if it is no shard.
     """
+    no_link(path)
     try:
         facts = path.lstat()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(facts.st_mode):
-        raise ShardCorrupt(f"{path} is not a regular file: links are not followed, put the file itself here")
+        raise ShardCorrupt(f"{path} is not a regular file")
     if manifest is None:
         read_gguf_header(path)  # nobody has promised a size, so the file's own tensors must say whether it is whole
     found = _self_description(path, facts.st_size)
@@ -230,7 +274,7 @@ def check_shard(
     """
     if not 0 <= shard_id < manifest.n_shards:
         raise ManifestError(f"model {manifest.name} has no shard {shard_id}: it has {manifest.n_shards}")
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ShardNotFound(f"shard {shard_id} of {manifest.name} is not at {path}")
     identify_shard(path, manifest)
     wanted, found = manifest.files[shard_id].sha256, cache.sha256(path, on_bytes)

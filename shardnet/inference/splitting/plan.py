@@ -21,6 +21,7 @@ from shardnet.inference.gguf.layout import Layout, layer_of, layout_of, read_mod
 from shardnet.inference.gguf.writer import OutTensor, header_bytes, string_value, total_bytes, u32_value
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
+from shardnet.inference.splitting.manifest_file import MANIFEST, SHARDS
 from shardnet.manifest import BLANK_MODEL_ID
 from shardnet.shards import LayerRange
 
@@ -90,6 +91,10 @@ def plan_split(path: Path, request: CutRequest, name: str | None = None) -> Spli
 
     Raises: UsageError, GgufError, FamilyRefused (the family cannot be split, or has no legal cut for more than one shard).
     """
+    if path.is_dir() and (
+        (path / MANIFEST).exists() or (not any(path.glob("*.gguf")) and any(path.glob(f"{SHARDS}/*")))
+    ):
+        raise UsageError(f"{path} holds shards already (`shardnet inspect` shows them); name the unsplit model")
     header = read_model(path)
     if MODEL_ID_KEY in header.fields:
         raise UsageError(f"{path} is a shard already; split the whole model")

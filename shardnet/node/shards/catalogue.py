@@ -7,7 +7,7 @@ from pathlib import Path
 from shardnet.errors import ManifestError, RefusedError, ShardNotFound
 from shardnet.ids import ShardKey, short
 from shardnet.inference.splitting.manifest_file import model_folder
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, by_claim
 from shardnet.node.shards.assignment import Assignment
 from shardnet.node.shards.events import LocalModel
 
@@ -22,10 +22,12 @@ class Catalogue:
 
     def find(self, model: str) -> LocalModel:
         """Returns: the model of that id or name. Raises: ManifestError if it is not known here."""
-        found = self.models.get(model) or next((m for m in self.models.values() if m.manifest.name == model), None)
-        if found is None:
+        if model in self.models:
+            return self.models[model]
+        named = by_claim(one.manifest for one in self.models.values() if one.manifest.name == model)
+        if not named:
             raise ManifestError(f"this node knows no model {model!r}")
-        return found
+        return self.models[named[0].model_id]
 
     def name_of(self, key: ShardKey) -> str:
         """Returns: what people call the shard's model."""

@@ -14,6 +14,7 @@ from shardnet.inference.splitting.manifest_file import (
     CacheScan,
     HashCache,
     check_shard,
+    no_link,
     save_manifest,
     scan_cache,
     scan_folder,
@@ -129,9 +130,10 @@ class ModelStore:
             log.warning("quarantine_failed", path=str(path), reason=error.strerror or str(error))
 
     async def read_piece(self, path: Path, offset: int) -> tuple[int, bytes]:
-        """Returns: the file's length, and at most MAX_FILE_PIECE of its bytes from `offset`. Raises: ShardError if it cannot be read."""
+        """Returns: the file's length, and at most MAX_FILE_PIECE of its bytes from `offset`. Raises: ShardError if it cannot be read or is a link."""
 
         def read() -> tuple[int, bytes]:
+            no_link(path)
             with path.open("rb") as file:
                 total = file.seek(0, 2)
                 file.seek(min(offset, total))

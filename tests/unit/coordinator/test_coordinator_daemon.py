@@ -223,6 +223,25 @@ async def test_a_model_is_listed_and_found_by_name_id_and_default(make_world: Ca
         assert "tiny" in missing.json()["error"]["message"]
 
 
+async def test_a_name_of_two_models_is_listed_once_and_answers(
+    make_world: Callable[..., Any], tmp_path: Path, tokenizer: Path, manifest: Manifest
+) -> None:
+    folder = tmp_path / "cache" / "shards" / "twin"
+    twin = make_manifest((0, 3, 6), tokenizer=manifest.content.tokenizer, n_vocab=manifest.content.n_vocab)
+    save_manifest(folder, twin)
+    shutil.copy(tokenizer, folder / "tokenizer.gguf")
+    newer = manifest.model_copy(update={"made_s": 1})
+    save_manifest(tmp_path / "cache" / "shards" / "newer", newer)
+    shutil.copy(tokenizer, tmp_path / "cache" / "shards" / "newer" / "tokenizer.gguf")
+    async with make_world(in_cache=False) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        [card] = (await world.client.get("/v1/models")).json()["data"]
+        assert (card["id"], card["shardnet"]["model_id"]) == ("tiny", newer.model_id)
+        assert (await world.chat(model="tiny", max_tokens=1)).status_code == 200
+        other = await world.chat(model=twin.model_id, max_tokens=1)
+        assert (other.status_code, "models.serve" in other.text) == (503, True)
+
+
 async def test_a_prompt_longer_than_the_context_names_both_numbers(make_world: Callable[..., Any]) -> None:
     async with make_world(sequences={"n_ctx": 64, "n_batch": 16}) as world, world.node("a", 0, 1, 2):
         await world.ready()

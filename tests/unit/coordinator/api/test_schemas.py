@@ -185,6 +185,11 @@ def test_a_model_is_meant_by_name_id_or_the_beginning_of_its_id() -> None:
     for unclear in (None, "three", two.model_id[:4]):
         with pytest.raises(UsageError, match="one"):
             resolve([one, two], unclear)
-    twin = make_manifest((0, 6), name="two")
-    with pytest.raises(UsageError, match="several models"):
-        resolve([two, twin], "two")
+
+
+def test_of_two_models_with_one_name_the_name_means_the_newest_and_each_id_its_own() -> None:
+    older = make_manifest((0, 3, 6), name="two").model_copy(update={"made_s": 1})
+    newer = make_manifest((0, 6), name="two").model_copy(update={"made_s": 2})
+    for wanted in ("two", None, newer.model_id):
+        assert resolve([older, newer], wanted) is newer
+    assert resolve([older, newer], older.model_id[:12]) is older

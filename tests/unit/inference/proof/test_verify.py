@@ -257,3 +257,16 @@ def test_the_command_tells_a_flipped_byte_and_other_numbers_apart(tmp_path: Path
     damaged = run(folder)
     assert exit_code(damaged) == 3
     assert "shard-1.gguf is damaged" in str(damaged.exception)
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", ["shard-0.gguf", "tokenizer.gguf", "manifest.json"])
+def test_the_command_follows_a_linked_folder_and_refuses_a_linked_file_as_nodes_do(tmp_path: Path, name: str) -> None:
+    folder, _manifest = split(tiny_llama(tmp_path / "model.gguf"), tmp_path / "cache", 1)
+    (tmp_path / "link").symlink_to(folder)
+    assert exit_code(run(tmp_path / "link")) == 0
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    refused = run(tmp_path / "link")
+    assert exit_code(refused) == 3
+    assert f"{name} is a link" in str(refused.exception)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from shardnet.cli import app
 from shardnet.errors import GgufError, ShardnetError, UsageError
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
-from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
 from tests.support.gguf_parts import parts_of
 from tests.support.random_models import tiny_llama
 
@@ -156,3 +156,24 @@ def test_a_split_is_told_and_a_repeated_one_says_so(model: Path, tmp_path: Path)
     facts = json.loads(run(*command, "--json").stdout)
     assert facts["was_there"] is True
     assert load_manifest(Path(facts["folder"])).model_id == facts["model_id"]
+
+
+def test_a_second_split_with_the_same_name_says_which_one_the_name_means(model: Path, tmp_path: Path) -> None:
+    def split(shards: int) -> dict[str, Any]:
+        command = ("split", model, "--shards", shards, "--out", tmp_path / "out", "--no-verify")
+        facts: dict[str, Any] = json.loads(run(*command, "--json").stdout)
+        return facts
+
+    first = split(2)
+    assert first["name_means"] == first["model_id"]
+    second = split(3)
+    folder = Path(first["folder"])
+    manifest = load_manifest(folder)
+    assert manifest.made_s is not None
+    save_manifest(folder, manifest.model_copy(update={"made_s": manifest.made_s - 60}))
+    assert split(2)["name_means"] == split(3)["name_means"] == second["model_id"]
+    told = run("split", model, "--shards", 2, "--out", tmp_path / "out", "--no-verify").stdout
+    assert (
+        f"2 models here are called tiny: the name means model {second['model_id'][:12]}, the newest one, as none is proved"
+        in told
+    )

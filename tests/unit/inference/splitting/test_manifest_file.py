@@ -85,6 +85,31 @@ def test_a_shard_without_a_manifest_still_names_itself(cache: Path) -> None:
     assert loose == {(manifest.model_id, index) for index in range(3)}
 
 
+def test_linked_folders_are_followed_wherever_they_lie(cache: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(folder_of(cache, "two"), elsewhere / "two")
+    (cache / "shards" / "linked").symlink_to(elsewhere / "two")
+    shutil.move(cache / "shards", elsewhere / "shards")
+    (cache / "shards").symlink_to(elsewhere / "shards")
+    (tmp_path / "link").symlink_to(cache)
+    scan = scan_cache(tmp_path / "link")
+    assert len(scan.shards) == 5
+    assert scan.refused == []
+    hashes = HashCache(tmp_path)
+    for shard in scan.shards:
+        assert shard.manifest is not None
+        check_shard(shard.path, shard.manifest, shard.shard_id, hashes)
+
+
+def test_links_that_go_round_or_lead_to_the_same_folder_count_it_once(cache: Path) -> None:
+    (cache / "shards" / "again").symlink_to(cache / "shards")
+    (folder_of(cache, "one") / "up").symlink_to(cache / "shards")
+    (cache / "shards" / "a-twin").symlink_to(folder_of(cache, "one"))
+    scan = scan_cache(cache)
+    assert len(scan.shards) == 5
+    assert not any(path.is_symlink() for shard in scan.shards for path in shard.path.parents)
+
+
 def test_work_in_progress_is_passed_over(cache: Path) -> None:
     shutil.copytree(folder_of(cache, "one"), cache / "shards" / ".partial-7-x")
     assert len(scan_cache(cache).shards) == 5
@@ -105,7 +130,22 @@ def damage(cache: Path, how: str) -> tuple[str, str]:
         case "symlink":
             shutil.move(shard, cache / "elsewhere.gguf")
             shard.symlink_to(cache / "elsewhere.gguf")
-            return shard.name, "not a regular file"
+            return shard.name, "is a link"
+        case "tokenizer a link":
+            shutil.move(one / "tokenizer.gguf", cache / "elsewhere.gguf")
+            (one / "tokenizer.gguf").symlink_to(cache / "elsewhere.gguf")
+            return "tokenizer.gguf", "is a link"
+        case "manifest a link":
+            shutil.move(one / "manifest.json", cache / "elsewhere.json")
+            (one / "manifest.json").symlink_to(cache / "elsewhere.json")
+            return "manifest.json", "is a link"
+        case "manifest a link to nothing":
+            (one / "manifest.json").unlink()
+            (one / "manifest.json").symlink_to(cache / "nowhere.json")
+            return "manifest.json", "is a link"
+        case "folder a link to nothing":
+            (cache / "shards" / "gone").symlink_to(cache / "unmounted")
+            return "gone", "which is not there"
         case "pipe":
             shard.unlink()
             os.mkfifo(shard)
@@ -150,6 +190,7 @@ def damage(cache: Path, how: str) -> tuple[str, str]:
     [
         "truncated", "empty", "symlink", "pipe", "folder", "another model's", "another shard's", "no shard", "no gguf",
         "manifest of another model", "manifest altered", "manifest a pipe", "manifest binary", "manifest endless",
+        "tokenizer a link", "manifest a link", "manifest a link to nothing", "folder a link to nothing",
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_with_the_reason_and_the_rest_is_found(cache: Path, how: str) -> None:

@@ -1,0 +1,62 @@
+"""Of several models with one name one is kept in memory, and whoever asks for another is told why it is not."""
+
+from __future__ import annotations
+
+from structlog.testing import capture_logs
+
+from shardnet.coordinator.api.views import swarm_json
+from shardnet.coordinator.placement.events import ManifestKnown, NodeJoined
+from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
+from shardnet.coordinator.placement.standing import Standing
+from shardnet.manifest import Manifest
+from tests.support.coordinator_world import held, hello, make_manifest, ready_cluster
+
+OLD = make_manifest((0, 3, 6), name="m").model_copy(update={"made_s": 1})
+NEW = make_manifest((0, 2, 4, 6), name="m").model_copy(update={"made_s": 2})
+
+
+def standing(*serve: str, ready: Manifest = NEW, on_disk: bool = False) -> Standing:
+    """Node 1 has `ready` in memory, and node 2, if need be, both on its disk."""
+    cluster = ready_cluster(ready, {1: range(ready.n_shards)})
+    for manifest in (OLD, NEW):
+        cluster.handle(ManifestKnown(manifest))
+    if on_disk:
+        files = [held(one, shard, loaded=False) for one in (OLD, NEW) for shard in range(one.n_shards)]
+        cluster.handle(NodeJoined(0.0, hello(2, files)))
+    return Standing(cluster, ModelsSettings(serve=serve), PlacementSettings(), SequenceSettings())
+
+
+def test_only_the_newest_of_a_name_is_kept_in_memory_and_both_may_be_asked_for() -> None:
+    for serve in ((), ("m",), ("m", NEW.model_id)):
+        assert standing(*serve).served() == [NEW]
+        assert standing(*serve).answering() == [NEW, OLD]
+
+
+def test_an_id_in_the_settings_keeps_that_model_beside_the_newest_or_instead_of_it() -> None:
+    assert standing("m", OLD.model_id).served() == [NEW, OLD]
+    assert standing(OLD.model_id).served() == standing(OLD.model_id).answering() == [OLD]
+
+
+def test_only_what_the_name_means_is_ordered_from_nodes() -> None:
+    here = standing(ready=OLD, on_disk=True)
+    orders = {order.model_id for order, _ in here.think_over()}
+    assert orders == {NEW.model_id}
+
+
+def test_a_model_left_out_for_a_newer_one_says_so_and_answers_while_it_is_still_in_memory() -> None:
+    assert standing(ready=OLD).routes(OLD.model_id)
+    why = str(standing().not_ready(OLD.model_id))
+    assert NEW.model_id[:12] in why
+    assert "models.serve" in why
+
+
+def test_the_log_and_the_status_tell_once_which_model_a_name_means() -> None:
+    here = standing()
+    with capture_logs() as logs:
+        here.tell()
+        here.tell()
+    told = [entry["note"] for entry in logs if entry["event"] == "name_of_several_models"]
+    assert len(told) == 1
+    assert told[0].startswith(f"m means model {NEW.model_id[:12]}")
+    (model,) = swarm_json(here, 0.0)["models"]
+    assert model["notes"] == told
