@@ -10,7 +10,10 @@ RUN apt-get update \
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY shardnet ./shardnet
-RUN python -m venv /opt/shardnet && CMAKE_ARGS="${CMAKE_ARGS}" /opt/shardnet/bin/pip install --no-cache-dir .
+# As in the Makefile: without what shardnet never loads.
+RUN python -m venv /opt/shardnet \
+    && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/shardnet/inference/llama/native/llama.cmake ${CMAKE_ARGS}" \
+    /opt/shardnet/bin/pip install --no-cache-dir .
 
 FROM python:3.11-slim
 RUN apt-get update \

@@ -44,7 +44,7 @@ def expected_run(plain: PlainLlama, prompt: Sequence[int], n_tokens: int, sampli
 
 async def compare(
     driver: Driver,
-    plain: PlainLlama,
+    expected: DrivenRun,
     manifest: Manifest,
     route: Sequence[tuple[str, int, int]],
     prompt: Sequence[int],
@@ -52,8 +52,7 @@ async def compare(
     sampling: Sampling,
     options: ShardOptions,
 ) -> ParityRow:
-    """Returns: the comparison of one sequence over `route` with unsplit llama.cpp."""
-    expected = expected_run(plain, prompt, n_tokens, sampling)
+    """Returns: the comparison of one sequence over `route` with unsplit llama.cpp's `expected_run` of the same prompt, length and sampling."""
     run = await driver.generate(manifest, route, prompt, n_tokens, options=options, sampling=sampling, keep_logits=True)
     differences = [float(np.abs(a - b).max()) for a, b in zip(expected.logits, run.logits, strict=True)]
     return ParityRow(

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from shardnet.bench.driver import Driver
-from shardnet.bench.parity import compare
+from shardnet.bench.parity import compare, expected_run
 from shardnet.bench.plain import PlainLlama
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.lifecycle import run_loop
@@ -44,6 +44,7 @@ async def table(model: Path, shards: list[int], n_nodes: int, n_tokens: int, wor
     exact = True
     manifests = {n: split_model(plan_split(model, CutRequest(n_shards=n), f"p{n}"), work / "cache")[1] for n in shards}
     with LocalSwarm(work) as swarm, PlainLlama(model, n_ctx=options.n_ctx, n_batch=options.n_batch) as plain:
+        expected = [expected_run(plain, prompt, n_tokens, sampling) for sampling in SAMPLINGS]
         async with Driver(Home(swarm.home)) as driver:
             for index in range(n_nodes):
                 swarm.start_node(f"node-{index}", work / "cache", "--coordinator", str(driver.address))
@@ -54,8 +55,8 @@ async def table(model: Path, shards: list[int], n_nodes: int, n_tokens: int, wor
                 for node, first, end in route:
                     for shard_id in range(first, end):
                         await driver.load(node, manifest, shard_id, options)
-                for sampling in SAMPLINGS:
-                    row = await compare(driver, plain, manifest, route, prompt, n_tokens, sampling, options)
+                for sampling, unsplit in zip(SAMPLINGS, expected, strict=True):
+                    row = await compare(driver, unsplit, manifest, route, prompt, n_tokens, sampling, options)
                     exact = exact and row.is_exact
                     print(json.dumps(dataclasses.asdict(row) | {"model": model.name}), flush=True)
     return exact

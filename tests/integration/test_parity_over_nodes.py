@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shardnet.bench.driver import Driver
-from shardnet.bench.parity import compare
+from shardnet.bench.parity import compare, expected_run
 from shardnet.bench.plain import PlainLlama
 from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.local.processes import LocalSwarm
@@ -42,6 +42,7 @@ async def test_a_real_model_over_three_nodes_gives_the_unsplit_models_logits_and
         LocalSwarm(tmp_path) as swarm,
         PlainLlama(smollm2, n_ctx=OPTIONS.n_ctx, n_batch=OPTIONS.n_batch, threads=1) as plain,
     ):
+        expected = [expected_run(plain, PROMPT, 16, sampling) for sampling in SAMPLINGS]
         async with Driver(Home(swarm.home)) as driver:
             for index in range(3):
                 swarm.start_node(f"node-{index}", cache, "--coordinator", str(driver.address), "--threads", "1")
@@ -55,8 +56,8 @@ async def test_a_real_model_over_three_nodes_gives_the_unsplit_models_logits_and
                 for node, first, end in route:
                     for shard_id in range(first, end):
                         await driver.load(node, manifest, shard_id, OPTIONS)
-                samplings = SAMPLINGS if manifest is three and len(route) == 3 else SAMPLINGS[:1]
-                for sampling in samplings:
-                    row = await compare(driver, plain, manifest, route, PROMPT, 16, sampling, OPTIONS)
+                count = len(SAMPLINGS) if manifest is three and len(route) == 3 else 1
+                for sampling, unsplit in zip(SAMPLINGS[:count], expected, strict=False):
+                    row = await compare(driver, unsplit, manifest, route, PROMPT, 16, sampling, OPTIONS)
                     assert row.tokens_equal, row
                     assert row.max_abs_logit_diff == 0, row

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from shardnet.dht.kademlia_directory import KademliaDirectory
-from shardnet.errors import ShardNotFound
 from shardnet.node.weights.presence import hosts_to_block
 from tests.support.dht_world import MODEL, SWARM_KEY, KeySigner, entry_of, eventually, quick_settings, world
 from tests.support.torrent_world import Reached, World, make_shard
@@ -79,20 +79,29 @@ async def test_transfers_with_a_blocked_address_end_and_begin_again_when_it_is_f
     await seed.seed(shard.torrent, shard.path, label="0")
     begun = Reached(0.1)
     holders = [("127.0.0.2", seed.port)]
-    fetch = asyncio.create_task(
-        node.fetch(
-            shard.torrent,
-            torrents.target("node"),
-            peers=holders,
-            deadline_s=12,  # a slow start may take some seconds, and the stall has to last for one
-            on_progress=begun,
-            **shard.wanted(),
+
+    def stalled() -> bool:
+        return any(line["event"] == "torrent_stalled" for line in logs)
+
+    with capture_logs() as logs:
+        fetch = asyncio.create_task(
+            node.fetch(
+                shard.torrent,
+                torrents.target("node"),
+                peers=holders,
+                deadline_s=60,
+                on_progress=begun,
+                **shard.wanted(),
+            )
         )
-    )
-    await begun.wait()
-    node.block(["127.0.0.2"])
-    with pytest.raises(ShardNotFound):
-        await fetch
+        await begun.wait()
+        logs.clear()  # a slow start may have stalled as well
+        node.block(["127.0.0.2"])
+        await eventually(stalled, within_s=30)
+        assert not fetch.done()
+        fetch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetch
     assert begun.reports[-1].fraction < 0.6
     node.block([])
     quick = await torrents.session("quick", torrents.authority.member(), listen_host="127.0.0.2")
