@@ -33,6 +33,7 @@ def demo(
     import sys
     import tempfile
 
+    from shardnet.cli.progress import byte_bar
     from shardnet.demo.run import run_demo
     from shardnet.errors import ParityError, UsageError
     from shardnet.local.model import find_demo_model
@@ -47,7 +48,9 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="shardnet-demo-", ignore_cleanup_errors=True) as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        result = run_demo(source, folder, n_nodes=nodes, question=question, max_tokens=max_tokens, out=out)
+        result = run_demo(
+            source, folder, n_nodes=nodes, question=question, max_tokens=max_tokens, out=out, bar=byte_bar
+        )
     if json_output:
         typer.echo(json.dumps(dataclasses.asdict(result) | {"ratio": result.ratio}))
     else:

@@ -46,20 +46,17 @@ def split(
     Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind.
     """
     import json
-    import time
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.checkpoints.files import is_checkpoint
     from shardnet.inference.splitting.cuts import parse_size
-    from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
-    from shardnet.inference.splitting.manifest_file import models_named, save_manifest
+    from shardnet.inference.splitting.cutting import CutRequest, plan_split
+    from shardnet.inference.splitting.manifest_file import models_named
     from shardnet.log import human_bytes
     from shardnet.manifest import by_claim, claim
-    from shardnet.node.weights.torrent_files import promise_torrents
+    from shardnet.preparing import prepare
     from shardnet.settings import default_home
-    from shardnet.swarm.home import Home
-    from shardnet.swarm.signing import sign_if_owner
 
     given = [
         flag
@@ -75,23 +72,9 @@ def split(
         raise UsageError(
             f"{model} is a SafeTensors checkpoint, which split cannot convert yet: convert it to GGUF with llama.cpp first, and split that"
         )
-    plan = plan_split(model, request, name)
-    was_there = find_existing(plan, out) is not None
-    with byte_bar(f"Splitting {plan.name}") as progress:
-        folder, manifest = split_model(plan, out, progress)
+    prepared = prepare(plan_split(model, request, name), out, default_home(), prove=verify, bar=byte_bar)
+    folder, manifest, was_there = prepared.folder, prepared.manifest, prepared.was_there
     certificate = manifest.certificate
-    if verify and (certificate is None or not certificate.is_exact):
-        from shardnet.inference.proof.verify import fault_of, verify_split
-
-        with byte_bar("Proving the shards") as progress:
-            certificate = verify_split(folder, model, on_progress=lambda share: progress(int(share * 1000), 1000))
-        manifest = manifest.model_copy(update={"certificate": certificate})
-    if manifest.signature is None or Home(default_home()).is_owner:  # nobody else could sign it again
-        manifest = promise_torrents(folder, manifest)
-        if manifest.made_s is None:
-            manifest = manifest.model_copy(update={"made_s": int(time.time())})
-    manifest = sign_if_owner(manifest, default_home())
-    save_manifest(folder, manifest)
     namesakes = models_named(out, manifest.name)
     meant = by_claim(namesakes)[0]
     if json_output:
@@ -124,6 +107,8 @@ def split(
                 "ask for another by its id"
             )
     if certificate is not None and not certificate.is_exact:
+        from shardnet.inference.proof.verify import fault_of
+
         raise ParityError(
             f"the shards in {folder} do not give the unsplit model's numbers: {fault_of(manifest.content, certificate)}"
         )

@@ -1,4 +1,5 @@
 """The coordinator: registry of nodes, placement, routes, requests, HTTP API.
 
-Decisions are pure (`cluster`, `placement`, `planning`, `pipeline`); `daemon` acts on them.
+`daemon` composes the wings, of which each may take from those after it: `api`, `requests`, `nodes`, `placement`, `text`. Begin with `daemon`, then
+`frames` (what nodes say, and to whom it matters).
 """

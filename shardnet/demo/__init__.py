@@ -1,1 +1,1 @@
-"""A whole swarm on one machine: for `shardnet demo`, `shardnet bench` and the integration tests. Real processes, real sockets."""
+"""`shardnet demo`: a model over nodes on one machine, beside the unsplit one. Begin with `run`."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardnet.errors import ShardnetError
-from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.errors import ParityError, ShardnetError
+from shardnet.inference.splitting.plan import CutRequest, plan_split
 from shardnet.local.client import Answer, ask
 from shardnet.local.processes import LocalSwarm
 from shardnet.log import human_bytes
+from shardnet.preparing import Bar, prepare
+from shardnet.settings import default_home
 
 QUESTION = "Explain in three sentences why the sky is blue."
 SHOWN_LOGS = ("[SHARD]", "[LOAD_SHARD]", "[DHT]", "[TORRENT]", "[NODE]", "[COORDINATOR]", "[INFERENCE]")
@@ -39,8 +39,10 @@ class DemoResult:
         return self.tokens_per_s / self.plain_tokens_per_s if self.plain_tokens_per_s else 0.0
 
 
-def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_tokens: int, out: TextIO) -> DemoResult:
-    """Run the whole demo in `folder`.
+def run_demo(
+    model: Path, folder: Path, *, n_nodes: int, question: str, max_tokens: int, out: TextIO, bar: Bar
+) -> DemoResult:
+    """Run the whole demo in `folder`; `bar` shows how far the split and its proof are.
 
     Raises: ParityError if the answer's tokens are not those of the unsplit model; ShardnetError if a process fails.
     """
@@ -57,9 +59,10 @@ def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_toke
 
     cache = folder / "models_cache"
     say(f"1. Splitting {model.name} ({human_bytes(model.stat().st_size)}) into {n_nodes} shards and proving the split")
-    _split(model, cache, n_nodes)
-    manifest_folder = next(cache.glob("shards/*/manifest.json")).parent
-    manifest = load_manifest(manifest_folder)
+    prepared = prepare(plan_split(model, CutRequest(n_nodes)), cache, default_home(), prove=True, bar=bar)
+    manifest_folder, manifest = prepared.folder, prepared.manifest
+    if manifest.certificate is None or not manifest.certificate.is_exact:
+        raise ParityError(f"the shards in {manifest_folder} do not give the unsplit model's numbers")
 
     say(
         f"\n2. Starting a coordinator and {n_nodes} nodes as processes of their own: "
@@ -86,14 +89,6 @@ def run_demo(model: Path, folder: Path, *, n_nodes: int, question: str, max_toke
         is_over = True
         say("\n\n4. Stopping every process, and asking the unsplit model the same")
     return _compare(model, manifest.name, n_nodes, threads, answer)
-
-
-def _split(model: Path, cache: Path, n_shards: int) -> None:
-    """What `shardnet split` does, in this process: nothing of it goes on without us. Raises: as the command."""
-    from shardnet.cli.split import split
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        split(model, shards=n_shards, out=cache)
 
 
 def _give_shards(source: Path, target: Path) -> None:

@@ -47,8 +47,38 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transport": GROUND | {"swarm"},
     "node": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
     "coordinator": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
+    "preparing": GROUND | {"inference", "node", "swarm"},
+    "local": GROUND | {"swarm"},
+    "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
+    "demo": GROUND | {"inference", "local", "preparing", "bench"},
 }
-"""Room -> the rooms it may import. The command line and the demo may import everything."""
+"""Room -> the rooms it may import. The command line may import everything."""
+
+WINGS: dict[str, dict[str, set[str]]] = {
+    "inference": {
+        "gguf": set(),
+        "checkpoints": {"gguf"},
+        "llama": set(),
+        "splitting": {"gguf"},
+        "proof": {"gguf", "llama", "splitting"},
+        "engine": {"gguf"},
+        "worker": {"engine", "llama"},
+    },
+    "coordinator": {
+        "text": set(),
+        "placement": {"text"},
+        "nodes": {"placement", "text"},
+        "requests": {"nodes", "placement", "text"},
+        "api": {"requests", "nodes", "placement", "text"},
+    },
+    "node": {
+        "tasks": set(),
+        "links": set(),
+        "shards": {"tasks"},
+        "weights": {"shards", "links"},
+    },
+}
+"""Room -> wing -> the wings of the same room that it may import. What composes them stands beside them, and no wing may import that."""
 
 
 def room_of(module: str) -> str:
@@ -61,9 +91,8 @@ def imported_modules(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "shardnet" else {node.module}
-            )
+            is_package = (ROOT.parent / node.module.replace(".", "/")).is_dir()
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
     return {name for name in found if name.split(".")[0] == "shardnet"}
 
 
@@ -78,6 +107,38 @@ def test_imports_run_downhill(file: Path) -> None:
         return
     wrong = {name for name in imported_modules(file) if room_of(name) not in allowed | {room, "", "__version__"}}
     assert not wrong, f"{room} may not import {sorted(wrong)}"
+
+
+def wrong_arrows(room: str, wing: str, modules: set[str]) -> set[str]:
+    """Returns: imports that a file of a wing may not have: of a wing above it, or of what composes the wings."""
+    allowed = WINGS[room][wing] | {wing}
+    return {
+        name for name in modules if room_of(name) == room and name.split(".")[2:3] and name.split(".")[2] not in allowed
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_between_wings_run_downhill(file: Path) -> None:
+    room, *rest = file.relative_to(ROOT).parts
+    if room not in WINGS or len(rest) < 2:
+        return
+    wrong = wrong_arrows(room, rest[0], imported_modules(file))
+    assert not wrong, f"{room}/{rest[0]} may not import {sorted(wrong)}"
+
+
+def test_an_arrow_that_runs_upward_is_seen() -> None:
+    upward = {"shardnet.coordinator.api.views", "shardnet.coordinator.settings"}
+    fine = {"shardnet.coordinator.placement.law", "shardnet.coordinator.text.template", "shardnet.errors"}
+    assert wrong_arrows("coordinator", "placement", upward | fine) == upward
+
+
+def test_every_wing_says_what_it_knows_what_it_refuses_to_know_and_where_to_begin() -> None:
+    for room, wings in WINGS.items():
+        assert {path.parent.name for path in (ROOT / room).glob("*/__init__.py")} == set(wings)
+        for wing in wings:
+            said = ast.get_docstring(ast.parse((ROOT / room / wing / "__init__.py").read_text(encoding="utf-8"))) or ""
+            for word in ("Know", "Refuse", "Begin"):
+                assert word.lower() in said.lower(), (room, wing, word)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
