@@ -17,7 +17,7 @@ CORES      := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP)  ## make the virtual environment and install shardnet with all it needs (llama.cpp is compiled: two to three minutes)
+install: $(STAMP)  ## make the virtual environment and install shardnet with all it needs (llama.cpp is compiled: about three minutes)
 
 $(STAMP): pyproject.toml $(wildcard $(NATIVE)/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shardnet needs Python 3.11 or newer; set PYTHON=python3.11")'
