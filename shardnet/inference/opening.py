@@ -14,7 +14,9 @@ from shardnet.inference.splitting.plan import refuse_shards
 
 
 def open_model(source: Path) -> GgufHeader:
-    """Returns: the model's header. That of a checkpoint is nowhere yet: its tensors' bytes are made when they are asked for.
+    """Find and check a model; its weights are read later, when they are asked for.
+
+    Returns: the model's header. That of a checkpoint `is_made`: its tensors' bytes are made when they are asked for.
 
     Raises: UsageError if there is no model at `source`, or several, or shards; GgufError, CheckpointError if it is damaged, or of a kind that is
         not taken.
@@ -22,6 +24,7 @@ def open_model(source: Path) -> GgufHeader:
     refuse_shards(source)
     if not is_checkpoint(source):
         return read_model(source)
+    # Imported here: a GGUF needs none of it, and the `gguf` package takes its time.
     from shardnet.inference.checkpoints.sharded import ShardedSafeTensors
     from shardnet.inference.conversion.convert import convert
 

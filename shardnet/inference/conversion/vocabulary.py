@@ -5,6 +5,7 @@ Which token is which comes from `gguf.SpecialVocab`. Refuses to know how tokeniz
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _special(folder: Path, n_rows: int, *, load_merges: bool) -> Any:
     """Returns: `gguf.SpecialVocab` of a folder whose files were read before. It checks little: whatever it trips over is damage."""
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of what nobody can do anything about
     try:
         special = gguf.SpecialVocab(folder, load_merges=load_merges, n_vocab=n_rows)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
