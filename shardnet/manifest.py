@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -113,6 +113,17 @@ class ParityCertificate(Frozen):
     boundaries: tuple[BoundaryReport, ...] = Field(strict=False)
     max_abs_logit_diff: float = Field(ge=0)
     tokens_equal: bool
+    method: Literal["full", "quick"] = Field(
+        default="full",
+        exclude_if=lambda value: value == "full",
+        description="full: each prompt by itself, as nodes run them; quick: all prompts in one batch, and few decode steps",
+    )
+    why: str = Field(
+        default="",
+        max_length=500,
+        exclude_if=lambda value: value == "",
+        description="why it is quick, and whether the weights were computed with as they lie in the file",
+    )
 
     @property
     def is_exact(self) -> bool:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardnet.inference.gguf.header import GgufHeader
-from shardnet.inference.proof.verify import verify_split
+from shardnet.inference.proof.steps import Method
+from shardnet.inference.proof.verify import OnPlan, verify_split
 from shardnet.inference.splitting.cutting import OnProgress, find_existing, split_model
 from shardnet.inference.splitting.manifest_file import SHARDS, save_manifest
 from shardnet.inference.splitting.plan import SplitPlan
@@ -36,11 +37,21 @@ Bar = Callable[[str], AbstractContextManager[OnProgress]]
 """Shows the progress of what its title says, `(done, in all)`."""
 
 
-def prepare(plan: SplitPlan, cache: Path, home: Path, *, prove: bool, bar: Bar) -> Prepared:
+def prepare(
+    plan: SplitPlan,
+    cache: Path,
+    home: Path,
+    *,
+    prove: bool,
+    bar: Bar,
+    method: Method | None = None,
+    on_plan: OnPlan = lambda _plan: None,
+) -> Prepared:
     """Write a plan's shards into a cache, prove them, and save their manifest.
 
     Args:
         prove: run the shards against the unsplit model; what an earlier run proved is not proved again.
+        method, on_plan: as `verify_split`.
 
     Raises: as `split_model`, `whole_file` and `verify_split`. A certificate that is not exact is saved, and no error here.
     """
@@ -52,7 +63,13 @@ def prepare(plan: SplitPlan, cache: Path, home: Path, *, prove: bool, bar: Bar) 
         folder, manifest = split_model(plan, cache, progress)
     if prove and not _is_proved(manifest):
         with whole_model(plan.header, cache / SHARDS, bar) as source, bar("Proving the shards") as progress:
-            certificate = verify_split(folder, source, on_progress=lambda share: progress(int(share * 1000), 1000))
+            certificate = verify_split(
+                folder,
+                source,
+                on_progress=lambda share: progress(int(share * 1000), 1000),
+                on_plan=on_plan,
+                method=method,
+            )
         manifest = manifest.model_copy(update={"certificate": certificate})
     if manifest.signature is None or Home(home).is_owner:  # nobody else could sign it again
         manifest = promise_torrents(folder, manifest)

@@ -10,6 +10,12 @@ from contextlib import contextmanager
 LINE_EVERY_S = 5.0
 
 
+def say(sentence: str) -> None:
+    """Write a line where the bars are."""
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total). Safe to call from several threads."""

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Verify(StrEnum):
+    """Values of `--verify`."""
+
+    FULL = "full"
+    QUICK = "quick"
+    NONE = "none"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,11 +47,13 @@ def split(
         str | None, typer.Option(help="What people will call the model; the file's name if nothing is said.")
     ] = None,
     verify: Annotated[
-        bool,
+        Verify | None,
         typer.Option(
-            "--verify/--no-verify", help="Run the shards against the unsplit model and certify that nothing differs."
+            help="How the shards are run against the unsplit model, to certify that nothing differs. full: as nodes run requests. quick: a few "
+            "readings of the file, however little memory there is. Full if nothing is said, quick where full would read the file more than 20 times."
         ),
-    ] = True,
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="The same as --verify none.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Cut a GGUF or a checkpoint into layer shards and prove that they give the unsplit model's numbers.
@@ -51,7 +62,7 @@ def split(
     """
     import json
 
-    from shardnet.cli.progress import byte_bar
+    from shardnet.cli.progress import byte_bar, say
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.opening import open_model
     from shardnet.inference.splitting.cuts import parse_size
@@ -72,7 +83,17 @@ def split(
     request = CutRequest(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
-    prepared = prepare(plan_model(open_model(model), request, name), out, default_home(), prove=verify, bar=byte_bar)
+    if no_verify and verify not in (None, Verify.NONE):
+        raise UsageError(f"--no-verify and --verify {verify} exclude each other: give one of them")
+    prepared = prepare(
+        plan_model(open_model(model), request, name),
+        out,
+        default_home(),
+        prove=not no_verify and verify is not Verify.NONE,
+        bar=byte_bar,
+        method="quick" if verify is Verify.QUICK else "full" if verify is Verify.FULL else None,
+        on_plan=lambda proof: say(f"Proving the shards: {proof}"),
+    )
     folder, manifest, was_there = prepared.folder, prepared.manifest, prepared.was_there
     certificate = manifest.certificate
     namesakes = models_named(out, manifest.name)
@@ -96,10 +117,10 @@ def split(
         if certificate is not None and certificate.is_exact:
             typer.echo(
                 f"  identical to the unsplit model: max |Δ logit| = 0 over {certificate.prompt_tokens} prompt and "
-                f"{certificate.decode_tokens} decoded tokens"
+                f"{certificate.decode_tokens} decoded tokens" + (f" ({certificate.why})" if certificate.why else "")
             )
         elif certificate is None:
-            typer.echo("  not proved (--no-verify): run `shardnet verify` before you rely on it")
+            typer.echo("  not proved (--verify none): run `shardnet verify` before you rely on it")
         if len(namesakes) > 1:
             which = "this one" if meant.model_id == manifest.model_id else f"model {meant.model_id[:12]}"
             typer.echo(

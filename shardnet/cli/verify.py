@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Method(StrEnum):
+    """Values of `--method`."""
+
+    FULL = "full"
+    QUICK = "quick"
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +27,19 @@ def verify(
         Path | None,
         typer.Option(help="The unsplit GGUF or checkpoint: run the shards against it and certify what comes of it."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="How the shards are run against the unsplit model. full: as nodes run requests. quick: a few readings of the file, however "
+            "little memory there is. Full if nothing is said, quick where full would read the file more than 20 times."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=2000, help="Greedy tokens after each prompt; 32 if nothing is said, fewer for a quick proof."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -30,7 +50,7 @@ def verify(
     """
     import json
 
-    from shardnet.cli.progress import byte_bar
+    from shardnet.cli.progress import byte_bar, say
     from shardnet.errors import ParityError, RefusedError
     from shardnet.inference.opening import open_model
     from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
@@ -57,6 +77,8 @@ def verify(
                 folder,
                 unsplit,
                 on_progress=lambda share: progress(int(share * 1000), 1000),
+                on_plan=lambda proof: say(f"Proving the shards: {proof}"),
+                method=None if method is None else method.value,
                 decode_tokens=tokens,
                 threads=threads,
                 save=False,
@@ -93,6 +115,8 @@ def verify(
                 f"tokens {'equal' if certificate.tokens_equal else 'DIFFERENT'} ({certificate.prompt_tokens} prompt and "
                 f"{certificate.decode_tokens} decoded tokens, llama-cpp-python {certificate.llama_cpp}, {certificate.cpu})"
             )
+            if certificate.why:
+                typer.echo(f"    {certificate.why}")
             for boundary in certificate.boundaries:
                 typer.echo(
                     f"    shard {boundary.shard_id:<3} after layer {boundary.layer_end - 1:<4} max |Δ| = {boundary.max_abs_diff:g}"

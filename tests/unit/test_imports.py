@@ -61,7 +61,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "conversion": {"checkpoints", "gguf"},
         "llama": set(),
         "splitting": {"gguf"},
-        "proof": {"gguf", "llama", "splitting"},
+        "proof": {"gguf", "llama", "splitting", "engine"},
         "engine": {"gguf"},
         "worker": {"engine", "llama"},
     },

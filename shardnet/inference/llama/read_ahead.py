@@ -87,6 +87,10 @@ class ReadAhead:
             self._reading = max(self._reading, self._computing)
             self._changed.notify()
 
+    def pass_done(self) -> None:
+        """Say that the last stage was computed."""
+        self.stage_done(len(self._stages) - 1)
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -166,7 +170,9 @@ class _Files:
         covered = sum(size for _address, size in places) >= extent.nbytes
         if covered and all(self._madvise(at, size, MADV_POPULATE_READ) == 0 for at, size in places):
             return
-        with contextlib.suppress(OSError):  # an older kernel, or none of Linux: read, which leaves the bytes in the page cache
+        with contextlib.suppress(
+            OSError
+        ):  # an older kernel, or none of Linux: read, which leaves the bytes in the page cache
             os.preadv(self._handles[extent.path], [memoryview(self._scratch)[: extent.nbytes]], extent.offset)
 
     def drop(self, extent: Extent) -> None:
