@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-STAGES_IN_FLIGHT = 2
-"""Stages that pass through memory at a time: the one that computes and the one that is being read."""
+LARGE = 2
+"""A stage so many times larger than the median, the head of a large vocabulary say, is kept first: passing through, it would take as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,9 @@ def stages_to_keep(sizes: Sequence[int], budget: int) -> frozenset[int]:
     """
     if sum(sizes) <= budget:
         return frozenset(range(len(sizes)))
-    room = budget - STAGES_IN_FLIGHT * max(sizes)
-    fewest, most = 0, len(sizes)  # of the numbers of stages that may stay
-    while fewest < most:
-        count = (fewest + most + 1) // 2
-        if sum(sizes[stage] for stage in _spread(len(sizes), count)) <= room:
-            fewest = count
-        else:
-            most = count - 1
-    return frozenset(_spread(len(sizes), fewest))
+    large = frozenset(stage for stage, size in enumerate(sizes) if size > LARGE * median(sizes))
+    choices = [_most_beside(sizes, budget, first) for first in (frozenset[int](), large)]
+    return max(choices, key=lambda kept: sum(sizes[stage] for stage in kept))
 
 
 def bytes_read(sizes: Sequence[int], kept: frozenset[int], passes: int) -> int:
@@ -59,6 +54,29 @@ def bytes_read(sizes: Sequence[int], kept: frozenset[int], passes: int) -> int:
     return sum(size if stage in kept else size * passes for stage, size in enumerate(sizes))
 
 
-def _spread(n_stages: int, count: int) -> list[int]:
-    """Returns: `count` numbers out of `range(n_stages)`, as far apart as can be."""
-    return [stage for stage in range(n_stages) if (stage + 1) * count // n_stages > stage * count // n_stages]
+def _most_beside(sizes: Sequence[int], budget: int, first: frozenset[int]) -> frozenset[int]:
+    """Returns: `first`, and of the other stages as many as leave room for the rest to pass through; none if `first` does not."""
+    others = [stage for stage in range(len(sizes)) if stage not in first]
+    if not _fits(sizes, budget, first):
+        return frozenset()
+    fewest, most = 0, len(others)  # of the other stages that may stay
+    while fewest < most:
+        count = (fewest + most + 1) // 2
+        if _fits(sizes, budget, first | _spread(others, count)):
+            fewest = count
+        else:
+            most = count - 1
+    return first | _spread(others, fewest)
+
+
+def _fits(sizes: Sequence[int], budget: int, kept: frozenset[int]) -> bool:
+    """True if there is room for what is kept, and at a time for two of the others that follow each other: one computes, one is being read."""
+    passing = [size for stage, size in enumerate(sizes) if stage not in kept]
+    pairs = zip(passing, passing[1:] + passing[:1], strict=True)
+    return sum(sizes[stage] for stage in kept) + max(map(sum, pairs), default=0) <= budget
+
+
+def _spread(stages: Sequence[int], count: int) -> frozenset[int]:
+    """Returns: `count` of the stages, as far apart as can be."""
+    n = len(stages)
+    return frozenset(stage for at, stage in enumerate(stages) if (at + 1) * count // n > at * count // n)

@@ -17,13 +17,13 @@ from shardnet.inference.proof.weights import disk_rate, stages_of
 def plan_for(
     header: GgufHeader,
     shards: Sequence[Path],
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     *,
     method: Method | None = None,
     decode_tokens: int | None = None,
     threads: int = 0,
 ) -> ProofPlan:
-    """Choose how to prove a split. Arguments as `plan_proof`; `header` is the unsplit model's."""
+    """Choose how to prove a split. Arguments as `plan_proof`; `header` is the unsplit model's, `lengths` None for the built-in prompts."""
     machine = Machine(main_memory()[1], disk_rate(header.path), threads or usable_threads())
     sizes = [weights_of(read_gguf_header(path), has_head=path == shards[-1]) for path in shards]
     return plan_proof(
@@ -32,9 +32,16 @@ def plan_for(
         cost_of_header(header),
         machine,
         lengths,
+        is_windowed=is_windowed(header),
         method=method,
         decode_tokens=decode_tokens,
     )
+
+
+def is_windowed(header: GgufHeader) -> bool:
+    """True if some layers attend to the last so many tokens only."""
+    window = header.arch("attention.sliding_window", 0)
+    return bool(max(window, default=0) if isinstance(window, list) else window)
 
 
 def weights_of(header: GgufHeader, *, has_head: bool) -> Weights:

@@ -25,6 +25,7 @@ from shardnet.inference.llama.model import LLAMA_CPP_VERSION, LlamaContext, Llam
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.proof.numbers import array_in, check_room, max_abs_diff
 from shardnet.inference.proof.steps import (
+    LONG_PROMPT,
     N_BATCH,
     Method,
     Step,
@@ -61,6 +62,7 @@ class HowToRun:
         decode_tokens: greedy tokens after each prompt; all stages are fed the unsplit model's.
         weights_budget: bytes of weights that may be in memory; None if the unsplit model fits, as llama.cpp lays it out.
         threads: to compute with; 0 for all.
+        longest_prompt: tokens that the built-in prompts are cut to.
         rows_per_step: as `ROWS_PER_STEP`, more where weights are read for each step.
     """
 
@@ -68,6 +70,7 @@ class HowToRun:
     decode_tokens: int = 32
     weights_budget: int | None = None
     threads: int = 0
+    longest_prompt: int = LONG_PROMPT
     rows_per_step: int = ROWS_PER_STEP
 
     @property
@@ -109,7 +112,7 @@ def run_parity(
     on_phase("source")
     cuts = [stage.end - 1 for stage in stages[:-1]]
     with _opened(source, how) as model:
-        texts = tokenized(model) if prompts is None else [list(prompt) for prompt in prompts]
+        texts = tokenized(model, how.longest_prompt) if prompts is None else [list(prompt) for prompt in prompts]
         if how.method == "quick" and model.is_recurrent:
             texts = equalized(texts)
         rows = rows_of_steps(how.method, [len(text) for text in texts], how.decode_tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from shardnet.inference.engine.memory import ShardCost, need_of
 from shardnet.inference.llama.residency import bytes_read, stages_to_keep
-from shardnet.inference.proof.steps import LONG_PROMPT, N_BATCH, Method, rows_of_steps
+from shardnet.inference.proof.steps import N_BATCH, Method, built_in_lengths, long_prompt, rows_of_steps
 from shardnet.log import human_bytes
 from shardnet.messages import ShardOptions
 
@@ -21,6 +21,9 @@ QUICK_READINGS = 8
 """What a quick proof aims to stay within."""
 QUICK_DECODE_TOKENS = 4
 """Greedy tokens after each prompt of a quick proof, fewer where each costs a reading and `QUICK_READINGS` would not do."""
+
+MOST_BATCH = 8192
+"""Rows of a batch, of which `ShardOptions` knows no more."""
 
 PROCESS_BYTES = 160 << 20
 """The verifying process without a model: Python, numpy, llama.cpp. Measured: 105 MB."""
@@ -75,6 +78,8 @@ class ProofPlan:
         rows_per_step: rows whose arithmetic takes as long as reading the weights for one step.
         model_bytes: the unsplit model's weights.
         full_readings: how many times a full proof would read the model.
+        longest_prompt: tokens that the built-in prompts are cut to.
+        was_asked_for: somebody named the method.
     """
 
     method: Method
@@ -85,6 +90,7 @@ class ProofPlan:
     rows_per_step: int
     model_bytes: int
     full_readings: float
+    longest_prompt: int
     was_asked_for: bool
 
     @property
@@ -120,8 +126,9 @@ def plan_proof(
     shards: Sequence[Weights],
     cost: ShardCost,
     machine: Machine,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None = None,
     *,
+    is_windowed: bool = False,
     method: Method | None = None,
     decode_tokens: int | None = None,
 ) -> ProofPlan:
@@ -129,19 +136,20 @@ def plan_proof(
 
     Args:
         source: of the unsplit model, `cost` what running it takes.
-        lengths: tokens of each prompt.
+        lengths: tokens of each prompt; None: about those of the built-in ones.
+        is_windowed: some layers attend to the last so many tokens only.
         method: as somebody asked for; None: chosen.
         decode_tokens: greedy tokens after each prompt, as somebody asked for; None: chosen.
     """
     room = int(machine.free_bytes * (1 - HEADROOM)) - PROCESS_BYTES
-    budgets = {
-        one: _budget(source, room - working_bytes(cost, source.n_head, one, lengths)) for one in ("full", "quick")
-    }
+    was_asked_for = method is not None
     full_tokens = FULL_DECODE_TOKENS if decode_tokens is None else decode_tokens
 
     def planned(kind: Method, tokens: int) -> ProofPlan:
-        budget = budgets[kind]
-        rows = rows_of_steps(kind, lengths, tokens)
+        longest = long_prompt(kind, is_windowed=is_windowed)
+        prompts = built_in_lengths(longest) if lengths is None else lengths
+        budget = _budget(source, room - working_bytes(cost, source.n_head, kind, prompts))
+        rows = rows_of_steps(kind, prompts, tokens)
         is_twice = kind == "full" and budget is None and len(shards) > 1
         ops = 2 / (OPERATIONS_PER_S * max(machine.threads, 1))
         read, seconds = 0, 0.0
@@ -161,7 +169,8 @@ def plan_proof(
             rows_per_step=_rows_per_step(source, budget, machine, ops),
             model_bytes=source.total,
             full_readings=0.0,
-            was_asked_for=method is not None,
+            longest_prompt=longest,
+            was_asked_for=was_asked_for,
         )
 
     full = planned("full", full_tokens)
@@ -180,7 +189,7 @@ def working_bytes(cost: ShardCost, n_head: int, method: Method, lengths: Sequenc
     longest, total = max(lengths, default=1), sum(lengths)
     rows, cells = (total, total) if method == "quick" else (min(N_BATCH, longest), longest)
     cells += FULL_DECODE_TOKENS * len(lengths)
-    options = ShardOptions(n_ctx=max(8, cells), n_seq=1, n_batch=max(1, min(rows, N_BATCH + LONG_PROMPT)))
+    options = ShardOptions(n_ctx=max(8, cells), n_seq=1, n_batch=max(1, min(rows, MOST_BATCH)))
     need = need_of(replace(cost, n_vocab=0), options)  # of the logits only those of a few rows are ever written
     states = cost.state_bytes_per_sequence * len(lengths)
     return need.kv + need.compute + states + SCORE_BYTES * rows * cells * n_head + 8 * cost.n_vocab * len(lengths)

@@ -38,6 +38,8 @@ PROMPTS = (
 )
 """Short and long, words, code and other scripts. The last is cut to `LONG_PROMPT` tokens: more than one chunk, and more than most sliding windows."""
 LONG_PROMPT = N_BATCH + 48
+QUICK_LONG_PROMPT = 240
+"""What it is cut to in a quick proof of a model without windows: there the arithmetic of its rows takes longer than reading the weights."""
 BYTES_PER_TOKEN = 3
 """Of the built-in prompts, few rather than many: what a proof costs is told before the vocabulary was read."""
 
@@ -79,12 +81,17 @@ class Step:
         )
 
 
-def tokenized(model: LlamaModel) -> list[list[int]]:
-    """Returns: the built-in prompts in the model's vocabulary; random tokens where it cannot encode text."""
-    room = min(LONG_PROMPT, max(model.n_ctx_train - 64, 16))
+def long_prompt(method: Method, *, is_windowed: bool) -> int:
+    """Returns: tokens that the longest of the built-in prompts is cut to. `is_windowed`: some layers attend to the last so many tokens only."""
+    return LONG_PROMPT if method == "full" or is_windowed else QUICK_LONG_PROMPT
+
+
+def tokenized(model: LlamaModel, longest: int) -> list[list[int]]:
+    """Returns: the built-in prompts in the model's vocabulary, none above `longest`; random tokens where it cannot encode text."""
+    room = min(longest, max(model.n_ctx_train - 64, 16))
     if llama_cpp.llama_vocab_type(model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
         generator = np.random.default_rng(1)
-        return [generator.integers(0, model.n_vocab, min(size, room)).tolist() for size in (7, 40, LONG_PROMPT)]
+        return [generator.integers(0, model.n_vocab, min(size, room)).tolist() for size in (7, 40, longest)]
     prompts = []
     for text in PROMPTS:
         data = text.encode()
@@ -96,9 +103,9 @@ def tokenized(model: LlamaModel) -> list[list[int]]:
     return [prompt for prompt in prompts if prompt]
 
 
-def built_in_lengths() -> list[int]:
-    """Returns: about how many tokens the built-in prompts have."""
-    return [min(LONG_PROMPT, -(-len(text.encode()) // BYTES_PER_TOKEN)) for text in PROMPTS]
+def built_in_lengths(longest: int) -> list[int]:
+    """Returns: about how many tokens the built-in prompts have, none above `longest`."""
+    return [min(longest, -(-len(text.encode()) // BYTES_PER_TOKEN)) for text in PROMPTS]
 
 
 def rows_of_steps(method: Method, lengths: Sequence[int], decode_tokens: int) -> list[int]:

@@ -35,7 +35,7 @@ from shardnet.inference.gguf.layout import quantisation_of, read_model, vocabula
 from shardnet.inference.gguf.writer import file_sha256
 from shardnet.inference.proof.estimate import plan_for
 from shardnet.inference.proof.planning import ProofPlan
-from shardnet.inference.proof.steps import Method, built_in_lengths
+from shardnet.inference.proof.steps import Method
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest, no_link, save_manifest
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
@@ -88,7 +88,7 @@ def verify_split(
     for path in shards:
         if not path.is_file():
             raise UsageError(f"{path} is missing, and a chain needs all its shards")
-    lengths = built_in_lengths() if prompts is None else [len(prompt) for prompt in prompts]
+    lengths = None if prompts is None else [len(prompt) for prompt in prompts]
     plan = plan_for(header, shards, lengths, method=method, decode_tokens=decode_tokens, threads=threads)
     on_plan(plan)
     request = {
@@ -102,6 +102,7 @@ def verify_split(
         "decode_tokens": plan.decode_tokens,
         "weights_budget": plan.weights_budget,
         "rows_per_step": plan.rows_per_step,
+        "longest_prompt": plan.longest_prompt,
         "threads": threads,
     }
     certificate = _run_child(request, manifest.content, on_progress or (lambda _share: None))
@@ -306,6 +307,7 @@ def _prove(request: dict[str, Any]) -> None:
         decode_tokens=request["decode_tokens"],
         weights_budget=request["weights_budget"],
         rows_per_step=request["rows_per_step"],
+        longest_prompt=request["longest_prompt"],
         threads=request["threads"] or share_of_cores(usable_threads(), EngineCensus().count()),
     )
     try:
