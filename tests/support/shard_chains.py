@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +17,20 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.splitting.manifest_file import load_manifest
 
 Logits = NDArray[np.float32]
+
+
+@contextmanager
+def keys_and_values_in_f32() -> Iterator[None]:
+    """Contexts made meanwhile keep KV in F32, as transformers does, and not in llama.cpp's F16."""
+    usual = llama_cpp.llama_context_default_params
+
+    def wide() -> Any:
+        params = usual()
+        params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        return params
+
+    with patch.object(llama_cpp, "llama_context_default_params", wide):
+        yield
 
 
 def unsplit_logits(model: Path, tokens: Sequence[int]) -> Logits:
@@ -43,7 +61,7 @@ def chained_logits(folder: Path, tokens: Sequence[int]) -> Logits:
 
 
 def _n_ctx(tokens: Sequence[int]) -> int:
-    return max(64, len(tokens))
+    return max(64, len(tokens))  # llama.cpp makes 256 of less
 
 
 def _logits_of(context: LlamaContext, n_rows: int) -> Logits:

@@ -64,7 +64,7 @@ def added_tokens(content: Content, where: Path) -> list[AddedToken]:
     for entry in found:
         match entry:
             case {"id": int(number), "content": str(text)}:
-                tokens.append(AddedToken(number, text, entry.get("special") is True))
+                tokens.append(AddedToken(number, text, entry.get("special") is True, entry.get("rstrip") is True))
             case _:
                 raise CheckpointError(f"{where} is damaged: an added token is {entry!r}")
     return tokens

@@ -36,11 +36,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is found in a text as it stands, before anything else happens to it."""
+    """A token that is found in a text as it stands, before anything else happens to it. `strips_right`: and swallows spaces behind it."""
 
     token_id: int
     text: str
     is_special: bool
+    strips_right: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Vocabulary:
     Attributes:
         model: "gpt2" for byte-level pairs, "llama" for SentencePiece.
         pre: llama.cpp's name for the way text is cut.
+        strips_right: whether spaces behind some special token are swallowed.
         adds_space: whether a text begins with a space that it has not; None where the model leaves it open.
     """
 
@@ -59,6 +61,7 @@ class Vocabulary:
     kinds: list[Kind]
     scores: list[float]
     adds_space: bool | None = None
+    strips_right: bool = False
 
     def add(self, token: AddedToken, where: str) -> None:
         """Put an added token in its row. Raises: CheckpointError if the embedding has none."""
@@ -68,6 +71,7 @@ class Vocabulary:
             kind, text = Kind.UNKNOWN if is_unknown else Kind.CONTROL, token.text
         else:
             kind, text = Kind.USER_DEFINED, token.text.replace(SPACE, " ")
+        self.strips_right = self.strips_right or (token.is_special and token.strips_right)
         self.tokens[token.token_id] = text
         self.kinds[token.token_id] = kind
         self.scores[token.token_id] = ADDED_SCORE
