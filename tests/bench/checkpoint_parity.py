@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 
 from shardnet.errors import ShardnetError
@@ -22,17 +21,9 @@ from shardnet.inference.llama.model import LlamaModel
 from shardnet.inference.opening import open_model
 from shardnet.inference.splitting.cutting import CutRequest, split_model
 from shardnet.inference.splitting.plan import plan_model
-from tests.support.shard_chains import chained_logits, keys_and_values_in_f32
+from tests.support.shard_chains import chained_logits, keys_and_values_in_f32, token_ids
 
 MOST = 1e-3
-
-
-def token_ids(model: LlamaModel, text: str) -> list[int]:
-    """Returns: what llama.cpp makes of a text, special tokens in it included."""
-    data = text.encode()
-    buffer = (llama_cpp.llama_token * (len(data) + 16))()
-    count = llama_cpp.llama_tokenize(model.vocab, data, len(data), buffer, len(buffer), True, True)
-    return list(buffer[: max(count, 0)])
 
 
 def row(folder: Path, name: str) -> tuple[str, bool]:

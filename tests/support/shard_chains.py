@@ -60,6 +60,15 @@ def chained_logits(folder: Path, tokens: Sequence[int]) -> Logits:
     raise AssertionError("no last shard")
 
 
+def token_ids(model: LlamaModel, text: str) -> list[int]:
+    """Returns: what llama.cpp makes of a text, with what it puts around it; special tokens in it are found."""
+    data = text.encode()
+    buffer = (llama_cpp.llama_token * (len(data) + 16))()
+    count = llama_cpp.llama_tokenize(model.vocab, data, len(data), buffer, len(buffer), True, True)
+    assert count >= 0
+    return list(buffer[:count])
+
+
 def _n_ctx(tokens: Sequence[int]) -> int:
     return max(64, len(tokens))  # llama.cpp makes 256 of less
 

@@ -63,9 +63,10 @@ class Vocabulary:
     adds_space: bool | None = None
     strips_right: bool = False
 
-    def add(self, token: AddedToken, where: str) -> None:
-        """Put an added token in its row. Raises: CheckpointError if the embedding has none."""
-        check_row(token.token_id, len(self.tokens), where)
+    def add(self, token: AddedToken) -> None:
+        """Put an added token in its row. One without a row is left out: no model can read it (Gemma 3 1B has one, for pictures)."""
+        if not 0 <= token.token_id < len(self.tokens):
+            return
         is_unknown = self.kinds[token.token_id] == Kind.UNKNOWN
         if token.is_special or _LOOKS_SPECIAL.match(token.text):
             kind, text = Kind.UNKNOWN if is_unknown else Kind.CONTROL, token.text

@@ -93,10 +93,10 @@ def _read(folder: Path, config: dict[str, Any], n_rows: int) -> Vocabulary:
     if model.is_file():
         vocabulary = read_sentencepiece_model(model, n_rows)
         for token in _added_beside(folder, config):
-            vocabulary.add(token, str(folder))
+            vocabulary.add(token)
         if content is not None:
             for token in added_tokens(content, path):
-                vocabulary.add(token, str(path))
+                vocabulary.add(token)
             vocabulary.adds_space = adds_space(content)
         return vocabulary
     if content is not None:
