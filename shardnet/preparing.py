@@ -57,11 +57,11 @@ def prepare(
     """
     existing = find_existing(plan, cache)
     was_there = existing is not None
-    if prove and (existing is None or not _is_proved(existing[1])):
+    if prove and (existing is None or not _is_proved(existing[1], method)):
         check_whole_fits(plan.header, cache / SHARDS, 0 if was_there else plan.nbytes)
     with bar(f"Splitting {plan.name}") as progress:
         folder, manifest = split_model(plan, cache, progress)
-    if prove and not _is_proved(manifest):
+    if prove and not _is_proved(manifest, method):
         with whole_model(plan.header, cache / SHARDS, bar) as source, bar("Proving the shards") as progress:
             certificate = verify_split(
                 folder,
@@ -92,5 +92,7 @@ def whole_model(header: GgufHeader, base: Path, bar: Bar) -> Iterator[Path]:
         yield path
 
 
-def _is_proved(manifest: Manifest) -> bool:
-    return manifest.certificate is not None and manifest.certificate.is_exact
+def _is_proved(manifest: Manifest, method: Method | None) -> bool:
+    """True if there is an exact certificate; not a quick one where a full one is asked for."""
+    certificate = manifest.certificate
+    return certificate is not None and certificate.is_exact and (method != "full" or certificate.method == "full")

@@ -74,7 +74,7 @@ class ProofPlan:
     Attributes:
         decode_tokens: greedy tokens after each prompt.
         weights_budget: bytes of weights that may be in memory; None if the unsplit model fits.
-        read_bytes: what the disk will be asked for.
+        read_bytes: what the disk will be asked for, which gives `bytes_per_s`.
         rows_per_step: rows whose arithmetic takes as long as reading the weights for one step.
         model_bytes: the unsplit model's weights.
         full_readings: how many times a full proof would read the model.
@@ -86,6 +86,7 @@ class ProofPlan:
     decode_tokens: int
     weights_budget: int | None
     read_bytes: int
+    bytes_per_s: float
     seconds: float
     rows_per_step: int
     model_bytes: int
@@ -117,8 +118,11 @@ class ProofPlan:
 
     def __str__(self) -> str:
         """Returns: one sentence for people, said before it begins."""
-        cost = f"{human_bytes(self.read_bytes)} to read ({self.readings:.1f} times the model), about {_in_time(self.seconds)}"
-        return f"{self.method} proof, {cost}" + (f"; {self.why}" if self.why else "")
+        rate = f" at {human_bytes(self.bytes_per_s)}/s" if self.bytes_per_s else ""
+        return (
+            f"{self.method} proof, {human_bytes(self.read_bytes)} to read ({self.readings:.1f} times the model){rate}, "
+            f"about {_in_time(self.seconds)}" + (f"; {self.why}" if self.why else "")
+        )
 
 
 def plan_proof(
@@ -165,6 +169,7 @@ def plan_proof(
             decode_tokens=tokens,
             weights_budget=budget,
             read_bytes=read,
+            bytes_per_s=machine.bytes_per_s,
             seconds=seconds,
             rows_per_step=_rows_per_step(source, budget, machine, ops),
             model_bytes=source.total,

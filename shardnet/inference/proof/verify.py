@@ -25,6 +25,7 @@ from shardnet.errors import (
     EngineError,
     FamilyRefused,
     ManifestError,
+    NoRoomError,
     ShardCorrupt,
     ShardnetError,
     UsageError,
@@ -46,6 +47,10 @@ OnPlan = Callable[[ProofPlan], None]
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
+_OUT_OF_MEMORY = (
+    "the process that compares the shards with the unsplit {name} model was killed, most likely because memory ran out: free some, or prove it by "
+    "the quick method, which needs least"
+)
 LAST_WORDS_BYTES = 8192
 PARENT_GONE_S = 1.0
 LEAVE_S = 5.0
@@ -232,6 +237,8 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         return ParityCertificate.model_validate_json(json.dumps(result))
     if failure is not None:
         raise _refusal(error_from_wire(failure["code"], failure["message"], failure["facts"]), phase, content)
+    if code == -signal.SIGKILL:
+        raise NoRoomError(_OUT_OF_MEMORY.format(name=content.architecture))
     reason = _why_it_ended(words, code)
     if code < 0 and phase != "start":
         raise _refusal(EngineError(f"its process ended ({reason})"), phase, content)
