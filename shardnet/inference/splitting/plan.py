@@ -95,15 +95,19 @@ def plan_split(path: Path, request: CutRequest, name: str | None = None) -> Spli
         (path / MANIFEST).exists() or (not any(path.glob("*.gguf")) and any(path.glob(f"{SHARDS}/*")))
     ):
         raise UsageError(f"{path} holds shards already (`shardnet inspect` shows them); name the unsplit model")
-    header = read_model(path)
+    return plan_model(read_model(path), request, name)
+
+
+def plan_model(header: GgufHeader, request: CutRequest, name: str | None = None) -> SplitPlan:
+    """Decide what each shard of a model will hold whose header was read, or made. Raises: as `plan_split`."""
     if MODEL_ID_KEY in header.fields:
-        raise UsageError(f"{path} is a shard already; split the whole model")
+        raise UsageError(f"{header.path} is a shard already; split the whole model")
     for key in ("embedding_length", "context_length"):
         value = header.arch(key)
         if not isinstance(value, int) or value <= 0:
-            raise GgufError(f"{path} has no usable {header.architecture}.{key}: it cannot be split")
+            raise GgufError(f"{header.path} has no usable {header.architecture}.{key}: it cannot be split")
     if vocabulary_size(header) <= 0:
-        raise GgufError(f"{path} has no vocabulary: it cannot be split")
+        raise GgufError(f"{header.path} has no vocabulary: it cannot be split")
     layout = layout_of(header)
     layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
     title = model_name(header, name)
