@@ -59,6 +59,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "gguf": set(),
         "checkpoints": {"gguf"},
         "llama": set(),
+        "remote": {"gguf"},
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},
         "engine": {"gguf"},

@@ -113,8 +113,8 @@ class Cursor:
                 raise self.fail("it became shorter while it was read")
         return index
 
-    def _read(self, start: int, _least: int, most: int) -> bytes:
-        """Returns: `most` bytes from `start`, `_least` of them if the others cannot be had yet; fewer only where the file ends."""
+    def _read(self, start: int, least: int, most: int) -> bytes:
+        """Returns: `most` bytes from `start`, `least` of them if the others cannot be had yet; fewer only where the file ends."""
         return os.pread(self._descriptor, most, start)
 
     def between(self, start: int, end: int) -> bytes:

@@ -38,6 +38,7 @@ __all__ = [
     "GgufHeader",
     "GgufTensor",
     "GgufValue",
+    "Origin",
     "StreamedData",
     "TensorData",
     "ValueType",
@@ -128,6 +129,10 @@ class StreamedData(TensorData, Protocol):
         """Take note of what will be read, in order: tensors, and the byte of each from which on. It takes the place of what was noted before."""
         ...
 
+    def samples(self, wanted: Sequence[tuple[GgufTensor, int, int]]) -> list[bytes]:
+        """Returns: for each (tensor, start, end) those bytes of the tensor. Raises: as `pieces`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
@@ -152,11 +157,20 @@ class GgufTensor:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A file elsewhere that a model is read from: where it is, and which version of it, as far as is known there."""
+
+    place: str
+    version: str
+
+
 @dataclass(frozen=True)
 class GgufHeader:
     """The header of one GGUF file, or of all the files of one model that llama.cpp split by size (`layout.read_model`).
 
-    Or of a GGUF that is nowhere yet: made of the files `paths` as `recipe` says, with tensors whose `data` make their bytes.
+    Or of a GGUF that is nowhere yet: made of the files `paths` as `recipe` says, with tensors whose `data` make their bytes. Or of one that is
+    not on this machine: then `origins` stand in place of `paths`, and `path` is only what people call it.
     """
 
     path: Path
@@ -167,6 +181,7 @@ class GgufHeader:
     paths: tuple[Path, ...]
     alignment: int = DEFAULT_ALIGNMENT
     recipe: str = ""
+    origins: tuple[Origin, ...] = ()
 
     @cached_property
     def _decoded(self) -> dict[str, Any]:

@@ -22,10 +22,13 @@ from shardnet.inference.remote.address import TOKEN_VARIABLE, Address
 from shardnet.lifecycle import Backoff
 
 FIRST_PATIENCE_S, PATIENCE_S = 10.0, 120.0
-"""How long nothing may come until we give up: before the server's first answer, when the address may be wrong, and later, when it may be restarting."""
+"""How long nothing may come until we give up: before the first answer, when the address may be wrong, and later, when the server may restart."""
+FIRST_BACKOFF_S = 0.5
 MOST_WAIT_S = 30.0
 """Longest pause between attempts, whatever a `Retry-After` says."""
 MOST_REDIRECTS = 10
+MOST_EXPIRED = 3
+"""How often in a row where we are sent may turn us away: links to a store of blobs are good for some minutes only."""
 PROBE_BYTES = 64
 
 FOR_NOW = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -103,9 +106,10 @@ class RemoteFile:
         Raises: as `open`; GgufError if the file is another one than at the first range.
         """
         parts: list[bytes] = []
-        at, backoff = start, Backoff(first_s=0.5, most_s=MOST_WAIT_S / 2)
+        at, expired, backoff = start, 0, Backoff(first_s=FIRST_BACKOFF_S, most_s=MOST_WAIT_S / 2)
         self._heard_s = time.monotonic()
         while at < end:
+            before = at
             try:
                 async with self._answer(at, end) as answer:
                     end = min(end, self.version.size if self.version else end)
@@ -114,9 +118,17 @@ class RemoteFile:
                         at += len(piece)
                         self._heard_s = time.monotonic()
                         backoff.reset()
-                if at != end:
-                    raise _ForNow(f"it sent {at - start} of {end - start} bytes")
-            except _LinkExpired:
+                        expired = 0
+                if at > end:
+                    raise RefusedError(
+                        f"{self.address.shown} cannot be read in pieces: its server sends more bytes than it says"
+                    )
+                if at == before:
+                    raise _ForNow("its server sent nothing")
+            except _LinkExpired as error:
+                expired += 1
+                if expired > MOST_EXPIRED:
+                    raise self._not_ours(str(error)) from error
                 self._at = self.address
             except (_ForNow, httpx.TransportError) as error:
                 await self._pause(error, backoff)
@@ -124,6 +136,8 @@ class RemoteFile:
 
     async def _pause(self, error: Exception, backoff: Backoff) -> None:
         """Wait before the next attempt. Raises: UnreachableError if nothing came for too long."""
+        if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise UnreachableError(f"{self.address.shown} is not trusted: {error}") from error
         patience_s = self._patience_s if self.version else min(FIRST_PATIENCE_S, self._patience_s)
         if time.monotonic() - self._heard_s >= patience_s:
             reason = str(error) or type(error).__name__
@@ -163,10 +177,9 @@ class RemoteFile:
         if status in FOR_NOW:
             raise _ForNow(f"its server answered {status}", _seconds(response.headers.get("Retry-After", "")))
         if status in (401, 403, 404, 410) and self._at != self.address:
-            raise _LinkExpired
+            raise _LinkExpired(f"status {status} from {self._at.shown}")
         if status in (401, 403):
-            tried = "does not take this token" if self._token else "wants to know who asks"
-            raise PeerRefused(f"{shown} is not given to us (status {status}): its server {tried}; set ${TOKEN_VARIABLE}")
+            raise self._not_ours(f"status {status}")
         if status in (404, 410):
             raise UsageError(f"there is no file at {shown} (status {status})")
         if status == 416 and self.version is None:
@@ -181,27 +194,45 @@ class RemoteFile:
         if status == 200 and self.version is not None and self.version.condition:
             raise self._changed(self.version.change_to(_version(response, size)) or "its server sent the whole of it")
         if status == 200:
-            raise RefusedError(f"{shown} cannot be read in pieces: its server does not answer ranges; download it, and split the file")
+            raise RefusedError(
+                f"{shown} cannot be read in pieces: its server does not answer ranges; download it, and split the file"
+            )
         self._check_range(response, start, end)
 
     def _check_range(self, response: httpx.Response, start: int, end: int) -> None:
         found = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
         if found is None or response.headers.get("Content-Encoding", "identity") != "identity":
-            raise RefusedError(f"{self.address.shown} cannot be read in pieces: its server does not say which bytes it sends, or packs them")
+            raise RefusedError(
+                f"{self.address.shown} cannot be read in pieces: its server does not say which bytes it sends, or packs them"
+            )
         first, last, size = map(int, found.groups())
         version = _version(response, size)
         if self.version is None:
             self.version = version
         elif change := self.version.change_to(version):
             raise self._changed(change)
-        if (first, last + 1) != (start, min(end, size)):
-            raise _ForNow(f"its server sent bytes {first}-{last} instead of {start}-{end - 1}")
+        if (
+            first != start or not first <= last < end
+        ):  # it may send fewer than were asked for, and is asked for the others then
+            raise RefusedError(
+                f"{self.address.shown} cannot be read in pieces: its server sent bytes {first}-{last} where {start}-{end - 1} were asked for"
+            )
+
+    def _not_ours(self, how: str) -> PeerRefused:
+        tried = "does not take this token" if self._token else "wants to know who asks"
+        return PeerRefused(
+            f"{self.address.shown} is not given to us ({how}): its server {tried}; set ${TOKEN_VARIABLE}"
+        )
 
     def _changed(self, how: str) -> ShardnetError:
-        return GgufError(f"{self.address.shown} changed while it was read ({how}): what was cut of it is of no use; split it again from the beginning")
+        return GgufError(
+            f"{self.address.shown} changed while it was read ({how}): what was cut of it is of no use; split it again from the beginning"
+        )
 
     def _is_a_page(self) -> GgufError:
-        return GgufError(f"{self.address.shown} is a web page, not a GGUF: take the address that the page's download button leads to")
+        return GgufError(
+            f"{self.address.shown} is a web page, not a GGUF: take the address that the page's download button leads to"
+        )
 
 
 def _version(response: httpx.Response, size: int) -> Version:

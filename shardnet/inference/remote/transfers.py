@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from shardnet import __version__
+from shardnet.errors import SettingsError
 
 CONNECT_S, READ_S = 10.0, 30.0
 CLOSE_S = 5.0
@@ -31,7 +32,10 @@ class Transfers:
         # What is asked for is bytes of the file as it is: a server that packs them would number packed bytes.
         headers = {"User-Agent": f"shardnet/{__version__}", "Accept-Encoding": "identity"}
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
-        return httpx.AsyncClient(headers=headers, timeout=timeout, follow_redirects=False)
+        try:
+            return httpx.AsyncClient(headers=headers, timeout=timeout, follow_redirects=False)
+        except ValueError as error:  # what HTTPS_PROXY and its like say is read here
+            raise SettingsError(f"the proxy that the environment names cannot be used: {error}") from error
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Begin a transfer. Cancelling what is returned ends it."""
