@@ -40,7 +40,7 @@ def test_what_names_no_file_is_refused(url: str, words: str) -> None:
 
 
 def test_nobody_is_led_from_https_to_http() -> None:
-    with pytest.raises(UnreachableError, match="from https to plain http"):
+    with pytest.raises(UnreachableError, match=r"from https to plain http"):
         parse_address("https://host/m.gguf").redirected("http://host/m.gguf")
 
 
@@ -48,7 +48,7 @@ def test_a_token_does_not_travel_unencrypted() -> None:
     environ = {TOKEN_VARIABLE: "hush"}
     assert token_for(parse_address("https://host/m.gguf"), environ) == "hush"
     assert token_for(parse_address("http://127.0.0.1:80/m.gguf"), environ) == "hush"
-    with pytest.raises(SettingsError, match="would go to host unencrypted"):
+    with pytest.raises(SettingsError, match=r"would go to host unencrypted"):
         token_for(parse_address("http://host/m.gguf"), environ)
-    with pytest.raises(SettingsError, match="characters that no token has"):
+    with pytest.raises(SettingsError, match=r"characters that no token has"):
         token_for(parse_address("https://host/m.gguf"), {TOKEN_VARIABLE: "a\nb"})

@@ -109,7 +109,7 @@ def test_without_validators_the_size_alone_tells_versions_apart() -> None:
     with range_server({PATH: DATA}) as (url, served):
         served.validators = False
         assert read(url + PATH)[0] == DATA
-        with pytest.raises(GgufError, match="changed while it was read .size 102400 before, 102500 now"):
+        with pytest.raises(GgufError, match=r"changed while it was read .size 102400 before, 102500 now"):
             read(url + PATH, lambda: served.files.update({PATH: DATA + bytes(100)}))
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_had_is_said_in_one_sentence(how: dict[str, object], kind
 def test_a_token_that_is_not_taken_is_said() -> None:
     with range_server({PATH: DATA}) as (url, served):
         served.token = "right"
-        with pytest.raises(PeerRefused, match="does not take this token"):
+        with pytest.raises(PeerRefused, match=r"does not take this token"):
             read(url + PATH, token="wrong")
         assert read(url + PATH, token="right")[0] == DATA
 
@@ -170,7 +170,7 @@ def test_a_link_that_lets_nobody_in_is_given_up() -> None:
 
 
 def test_nobody_there_is_said_soon() -> None:
-    with pytest.raises(UnreachableError, match="cannot be fetched: "):
+    with pytest.raises(UnreachableError, match=r"cannot be fetched: "):
         read(f"http://127.0.0.1:{free_ports(1)[0]}{PATH}")
 
 

@@ -101,19 +101,19 @@ def test_all_parts_of_a_model_are_found_from_any_of_them(model: Path, tmp_path: 
         assert all(seen[":path"].endswith("?t=1") for seen in served.headers)
         close_url(there)
         del served.files[f"/x/{parts[2].name}"]
-        with pytest.raises(UsageError, match="there is no file at .*00003-of-00003.gguf"):
+        with pytest.raises(UsageError, match=r"there is no file at .*00003-of-00003.gguf"):
             open_url(f"{url}/x/{parts[0].name}")
 
 
 def test_what_is_no_gguf_is_refused_by_its_name() -> None:
-    with range_server({"/n.gguf": b"PK" * 5000}) as (url, _), pytest.raises(GgufError, match="n.gguf is not a GGUF"):
+    with range_server({"/n.gguf": b"PK" * 5000}) as (url, _), pytest.raises(GgufError, match=r"n.gguf is not a GGUF"):
         open_url(f"{url}/n.gguf")
 
 
 def test_a_truncated_file_is_refused_before_its_tensors_are_read(model: Path) -> None:
     data = model.read_bytes()[:-5000]
     with range_server({"/t.gguf": data}) as (url, served):
-        with pytest.raises(GgufError, match="t.gguf is truncated: .* bytes are missing"):
+        with pytest.raises(GgufError, match=r"t.gguf is truncated: .* bytes are missing"):
             open_url(f"{url}/t.gguf")
         assert served.sent_bytes < len(data)
 
@@ -132,5 +132,5 @@ def test_a_proxy_of_the_environment_is_used(
 
 def test_a_proxy_that_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "what://ever")
-    with pytest.raises(SettingsError, match="the proxy that the environment names cannot be used"):
+    with pytest.raises(SettingsError, match=r"the proxy that the environment names cannot be used"):
         open_url("http://models.example/tiny.gguf")
