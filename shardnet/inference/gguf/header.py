@@ -183,6 +183,11 @@ class GgufHeader:
     recipe: str = ""
     origins: tuple[Origin, ...] = ()
 
+    @property
+    def is_made(self) -> bool:
+        """Returns: whether it is nowhere yet, so that llama.cpp cannot open it: some tensor's bytes are made when they are asked for."""
+        return any(tensor.data is not None for tensor in self.tensors)
+
     @cached_property
     def _decoded(self) -> dict[str, Any]:
         return {}
