@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardnet.inference.gguf.cursor import Cursor
@@ -121,4 +120,4 @@ class _RemoteCursor(Cursor):
 
 def _origin(file: RemoteFile) -> Origin:
     assert file.version is not None
-    return Origin(file.address.shown, json.dumps(asdict(file.version), sort_keys=True))
+    return Origin(file.address.shown, str(file.version))

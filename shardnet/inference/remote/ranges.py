@@ -49,6 +49,10 @@ class Version:
         """Returns: the value of `If-Range`, "" if there is none; weak ETags are not allowed there."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
+    def __str__(self) -> str:
+        etag = f", ETag {self.etag}" if self.etag else ""
+        return f"{self.size} bytes{etag}" + (f", changed {self.modified}" if self.modified else "")
+
     def change_to(self, other: Version) -> str:
         """Returns: in words what is different about another version, "" if nothing is."""
         for (what, mine), theirs in zip(asdict(self).items(), asdict(other).values(), strict=True):

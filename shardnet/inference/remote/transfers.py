@@ -23,6 +23,7 @@ class Transfers:
     """An event loop of its own, and the HTTP client that lives on it. Its thread does not keep the process alive."""
 
     def __init__(self) -> None:
+        self._running: set[Future[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="transfers", daemon=True)
         self._thread.start()
@@ -39,7 +40,10 @@ class Transfers:
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Begin a transfer. Cancelling what is returned ends it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return running
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Make one transfer, and wait for it."""
@@ -54,14 +58,15 @@ class Transfers:
         """End whatever runs; afterwards the thread is gone. May be called again."""
         if self._loop.is_closed():
             return
+        for running in tuple(self._running):
+            running.cancel()
         self.start(self._end()).result(CLOSE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)
         self._loop.close()
 
     async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # Only our own tasks are cancelled, each of which ends its own: one of anyio's that is cancelled before it began complains of that.
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=CLOSE_S / 2)
         await self.client.aclose()

@@ -37,15 +37,19 @@ class Catalogue:
     def learn(self, manifest: Manifest, model_id: str, *, is_signed: bool) -> LocalModel | None:
         """Take in a manifest that came with a command. Returns: the model if that is news, to be kept in its folder.
 
-        Raises: ManifestError if it is of another model, or neither signed nor here already.
+        Raises: ManifestError if it is of another model, neither signed nor here already, or promises other bytes than the one that is here.
         """
         if manifest.model_id != model_id:
             raise ManifestError(
                 f"the command is about model {short(model_id)}, its manifest about {short(manifest.model_id)}"
             )
         known = self.models.get(model_id)
+        if known is not None:
+            _check_same_bytes(known.manifest, manifest)
         if known is not None and (not is_signed or known.manifest.signature is not None):
             return None  # put here by hand, or signed as well: it stays
+        if known is not None and set(known.manifest.cut_here) - set(manifest.cut_here):
+            return None  # it knows shards that were cut here, and nobody else can
         if not is_signed:
             raise ManifestError(
                 f"the manifest of {manifest.name} is not signed by the swarm's owner, and this node does not have it: "
@@ -77,3 +81,13 @@ class Catalogue:
         """Returns: the error for a shard of a model without a manifest."""
         what = f"{path} cannot be proved" if path is not None else f"model {short(key[0])} is not known here"
         return ManifestError(f"{what}: its manifest.json is not in this node's models cache; copy it there")
+
+
+def _check_same_bytes(known: Manifest, offered: Manifest) -> None:
+    """The id of a model that is cut in parts does not cover all of its weights. Raises: ManifestError if shards are of two models."""
+    for shard_id in set(known.cut_here) & set(offered.cut_here):
+        if known.sha256_of(shard_id) != offered.sha256_of(shard_id):
+            raise ManifestError(
+                f"the manifest of {offered.name} promises other bytes for shard {shard_id} than the one in this node's models cache: "
+                "they were cut of two versions of one model; delete the model's folder here, and cut it again"
+            )
