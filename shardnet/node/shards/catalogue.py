@@ -15,8 +15,9 @@ from shardnet.node.shards.events import LocalModel
 class Catalogue:
     """Manifests by model id. Those found in the cache were put there by the node's user; others need the owner's signature."""
 
-    def __init__(self, cache: Path, assignment: Assignment) -> None:
+    def __init__(self, cache: Path, assignment: Assignment, *, require_proof: bool = False) -> None:
         self._cache = cache
+        self._require_proof = require_proof
         self._assignment = assignment
         self.models: dict[str, LocalModel] = {}
 
@@ -59,11 +60,23 @@ class Catalogue:
         self.models[model_id] = LocalModel(manifest, folder)
         return self.models[model_id]
 
+    def kept_out(self, model_id: str) -> str:
+        """Returns: why a model is not to be run here, "" if it may be. One that is not known yet may be."""
+        model = self.models.get(model_id)
+        reason = model.manifest.unproved if model is not None and self._require_proof else ""
+        return (
+            f"this node's models.require_proof keeps {self.name_of(ShardKey((model_id, 0)))} out: {reason}"
+            if reason
+            else ""
+        )
+
     def check_may_hold(self, key: ShardKey) -> None:
-        """Raises: ManifestError if the model has no such shard; RefusedError if the node's user bound it to others."""
+        """Raises: ManifestError if the model has no such shard; RefusedError if it is kept out, or the node's user bound it to others."""
         model = self.models.get(key[0])
         if model is not None and key[1] >= model.manifest.n_shards:
             raise ManifestError(f"model {model.manifest.name} has no shard {key[1]}: it has {model.manifest.n_shards}")
+        if reason := self.kept_out(key[0]):
+            raise RefusedError(reason)
         if not self._assignment.admits(*key, model.manifest.name if model else None):
             bound = ", ".join(map(str, self._assignment.bindings))
             raise RefusedError(f"this node's user bound it to shard {bound}: it takes no other")
