@@ -19,8 +19,10 @@ def register(app: typer.Typer) -> None:
 def verify(
     folder: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     source: Annotated[
-        Path | None,
-        typer.Option(help="The unsplit GGUF or checkpoint: run the shards against it and certify what comes of it."),
+        str | None,
+        typer.Option(
+            help="The unsplit GGUF or checkpoint, or its http(s) address: run the shards against it and certify what comes of it."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
@@ -32,10 +34,11 @@ def verify(
     4: the numbers differ.
     """
     import json
+    from contextlib import ExitStack
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, RefusedError
-    from shardnet.inference.opening import open_model
+    from shardnet.inference.opening import opened
     from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
     from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
     from shardnet.manifest import NoProof, ParityCertificate
@@ -51,12 +54,11 @@ def verify(
         raise RefusedError("; ".join(damaged), damaged=len(damaged))
     certificate, saved = manifest.certificate, False
     if source is not None:
-        header = open_model(source)
-        check_source(manifest, header)
-        with (
-            whole_model(header, folder.resolve().parent, byte_bar) as unsplit,
-            byte_bar("Proving the shards") as progress,
-        ):
+        with ExitStack() as stack:
+            header = stack.enter_context(opened(source))
+            check_source(manifest, header)
+            unsplit = stack.enter_context(whole_model(header, folder.resolve().parent, byte_bar))
+            progress = stack.enter_context(byte_bar("Proving the shards"))
             certificate = verify_split(
                 folder,
                 unsplit,
