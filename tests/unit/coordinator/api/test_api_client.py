@@ -129,6 +129,7 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
             "node_id": "ab" * 20,
             "swarm_id": "cd" * 20,
             "uptime_s": 5,
+            "refused": ["shard-9.gguf is a link"],
             "addresses": {"nodes": "127.0.0.1:7700", "api": "127.0.0.1:8080"},
         },
         "requests": {
@@ -184,5 +185,6 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
         "a split is quicker",
         "NOT PROVED: it was cut from an address",
         "KEPT OUT: model m is kept out: nobody proved it",
+        "The coordinator's models cache: shard-9.gguf is a link",
     ):
         assert expected in text
