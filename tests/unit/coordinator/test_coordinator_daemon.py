@@ -21,8 +21,9 @@ from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
-from shardnet.messages import Address, ExecuteTask, ManifestOffer, Ping
+from shardnet.messages import Address, ExecuteTask, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
+from shardnet.swarm.api_keys import make_key, remove_key
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
 from tests.support.coordinator_world import held, make_manifest
@@ -311,12 +312,31 @@ async def test_the_tokenizer_is_fetched_from_a_node_and_kept(make_world: Callabl
         assert kept.read_bytes() == world.tokenizer.read_bytes()
 
 
-async def test_an_unsigned_offer_is_not_served(make_world: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("signature", "reason"),
+    [(None, "nobody signed its manifest"), ("ab" * 40, "its manifest is signed by another swarm's owner")],
+    ids=["unsigned", "another swarm's"],
+)
+async def test_an_offer_that_this_swarms_owner_did_not_sign_is_not_served_and_the_status_says_why(
+    make_world: Callable[..., Any], signature: str | None, reason: str
+) -> None:
     async with make_world(in_cache=False) as world, world.node("a", 0, 1, 2) as node:
-        node.connection.send(ManifestOffer(manifest=world.manifest))
-        node.connection.send(Ping(command_id="0" * 16))
-        await world.until(lambda one: len(one["nodes"]) == 1)
+        node.connection.send(ManifestOffer(manifest=world.manifest.model_copy(update={"signature": signature})))
+        status = await world.until(lambda one: bool(one["nodes"]) and reason in str(one["nodes"][0]["not_served"]))
+        (told,) = status["nodes"][0]["not_served"]
+        assert (told["model"], told["model_id"]) == ("tiny", world.manifest.model_id)
         assert (await world.health())["models"] == []
+
+
+async def test_the_status_says_which_files_of_the_coordinators_own_cache_are_refused(
+    make_world: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache" / "shards" / "linked"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    async with make_world(in_cache=False) as world:
+        (reason,) = (await world.client.get("/status")).json()["coordinator"]["refused"]
+        assert "manifest.json is a link" in reason
 
 
 # -- failures --------------------------------------------------------------------------------------------------------------------
@@ -465,6 +485,31 @@ async def test_a_key_is_asked_for_where_there_is_one(make_world: Callable[..., A
         assert (await world.client.get("/v1/models")).status_code == 401
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer no"})).status_code == 401
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_keys_are_made_and_taken_away_while_the_coordinator_runs(
+    make_world: Callable[..., Any], home: Path
+) -> None:
+    async with make_world() as world:
+
+        async def until(status: int, key: str) -> None:
+            asked = {"Authorization": f"Bearer {key}"}
+            async with asyncio.timeout(10):
+                while (await world.client.get("/v1/models", headers=asked)).status_code != status:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        await until(200, "none")
+        alice, bob = make_key(Home(), "alice"), make_key(Home(), "bob")
+        await until(401, "none")
+        await until(200, alice)
+        await until(200, bob)
+        remove_key(Home(), "alice")
+        await until(401, alice)
+        await until(200, bob)
+        remove_key(Home(), "bob")
+        await until(401, bob)
+        Home().api_keys.unlink()
+        assert (await world.client.get("/v1/models")).status_code == 401
 
 
 async def test_load_balancers_ask_for_health_with_any_host_and_no_key(make_world: Callable[..., Any]) -> None:
