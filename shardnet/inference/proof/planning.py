@@ -27,6 +27,8 @@ MOST_BATCH = 8192
 
 PROCESS_BYTES = 160 << 20
 """The verifying process without a model: Python, numpy, llama.cpp. Measured: 105 MB."""
+TOKEN_BYTES = 512
+"""A token of the vocabulary, with its merges, as llama.cpp keeps it."""
 HEADROOM = 0.05
 """Of the free memory, left alone."""
 SCORE_BYTES = 4
@@ -145,7 +147,7 @@ def plan_proof(
         method: as somebody asked for; None: chosen.
         decode_tokens: greedy tokens after each prompt, as somebody asked for; None: chosen.
     """
-    room = int(machine.free_bytes * (1 - HEADROOM)) - PROCESS_BYTES
+    room = int(machine.free_bytes * (1 - HEADROOM)) - PROCESS_BYTES - TOKEN_BYTES * cost.n_vocab
     was_asked_for = method is not None
     full_tokens = FULL_DECODE_TOKENS if decode_tokens is None else decode_tokens
 
