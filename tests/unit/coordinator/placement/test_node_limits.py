@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from shardnet.cli.plan import offers_in
-from shardnet.cli.status import lines
-from shardnet.coordinator.api.views import node_json
+from shardnet.coordinator.api.views import swarm_json
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.node_view import NodeView
+from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
+from shardnet.coordinator.placement.standing import Standing
 from shardnet.messages import DeviceInfo
+from tests.support.coordinator_status import status_lines
 from tests.support.coordinator_world import hello, make_manifest
 
 GROUP = "300.0 MB by memory.max of cgroup /x"
@@ -37,23 +39,11 @@ def test_until_the_first_heartbeat_no_more_is_free_than_the_device_has() -> None
 
 def test_status_and_plan_say_it() -> None:
     cluster = Cluster()
-    told = node_json(cluster, node(limit=GROUP), 0.0)
-    assert told["devices"][0]["limit"] == GROUP
-    (offer,), _ = offers_in({"nodes": [told], "links": []}, make_manifest())
+    one = node(limit=GROUP)
+    cluster.nodes[one.node_id] = one
+    standing = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    told = swarm_json(standing, 0.0)
+    assert told["nodes"][0]["devices"][0]["limit"] == GROUP
+    (offer,), _ = offers_in(told, make_manifest())
     assert offer.limit == GROUP
-    requests = dict.fromkeys(
-        (
-            "running",
-            "queued",
-            "finished",
-            "failed",
-            "prompt_tokens",
-            "prefix_tokens_reused",
-            "prefix_hits",
-            "sequences_kept",
-        ),
-        0,
-    )
-    about = {"node_id": "a" * 40, "swarm_id": "b" * 40, "uptime_s": 1, "addresses": {"nodes": "-", "api": "-"}}
-    shown = lines({"coordinator": about, "requests": requests, "models": [], "nodes": [told]})
-    assert f"  its memory: {GROUP}" in shown
+    assert f"  its memory: {GROUP}" in status_lines(standing)
