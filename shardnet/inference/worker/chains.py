@@ -54,6 +54,7 @@ class Chains:
         self.memory_bytes = 0
         """Bytes of all shards here; the loader's thread reads it."""
         self.gpu_bytes = 0
+        self.mapped_bytes = 0
 
     @property
     def n_sequences(self) -> int:
@@ -73,6 +74,7 @@ class Chains:
         model.shards[shard.request.shard_id] = shard
         self.memory_bytes += shard.memory_bytes
         self.gpu_bytes += shard.gpu_bytes
+        self.mapped_bytes += shard.mapped_bytes
 
     def remove(self, model_id: str, shard_id: int) -> None:
         """Free a shard; nothing happens if it is not here."""
@@ -86,6 +88,7 @@ class Chains:
         shard.close()
         self.memory_bytes -= shard.memory_bytes
         self.gpu_bytes -= shard.gpu_bytes
+        self.mapped_bytes -= shard.mapped_bytes
         model.sequences.shard_gone(shard_id)
         if not model.shards:
             del self._models[model_id]
