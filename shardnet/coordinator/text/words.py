@@ -1,0 +1,67 @@
+"""A model's words: its vocabulary and its chat template, and how a request becomes prompt tokens. The coordinator and the library share them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardnet.coordinator.text.template import ChatTemplate
+from shardnet.coordinator.text.vocabulary import Vocabulary
+from shardnet.errors import ShardnetError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A model's vocabulary and chat template. `template` is None where the model has none, or an unusable one (`template_error`)."""
+
+    vocabulary: Vocabulary
+    template: ChatTemplate | None
+    template_error: str = ""
+
+    async def prompt_tokens(self, prompt: str | list[int]) -> list[int]:
+        """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
+        if isinstance(prompt, str):
+            # A user's text cannot spell control tokens; whoever wants them sends token ids.
+            return await asyncio.to_thread(self.vocabulary.tokenize, prompt, add_special=True, parse_special=False)
+        if bad := next((token for token in prompt if token >= self.vocabulary.n_vocab), None):
+            raise UsageError(
+                f"prompt: token {bad} is outside the vocabulary of {self.vocabulary.n_vocab}", param="prompt"
+            )
+        return prompt
+
+    async def chat_tokens(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None, timeout_s: float
+    ) -> list[int]:
+        """Returns: the tokens of a conversation, up to where the answer begins. Raises: UsageError, DeadlineExceeded as `ChatTemplate.render`."""
+        if self.template is None:
+            raise UsageError(self.template_error, param="messages")
+        parts = await self.template.render(messages, variables=variables, timeout_s=timeout_s)
+        return await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
+
+
+def open_words(name: str, path: Path) -> Words:
+    """Open a model's `tokenizer.gguf`. Blocking, some tenths of a second.
+
+    Args:
+        name: the model's, for sentences.
+
+    Raises: EngineError if llama.cpp does not open the file.
+    """
+    vocabulary = Vocabulary(path)
+    special = vocabulary.special_texts  # found here, in the thread
+    if vocabulary.chat_template is None:
+        return Words(vocabulary, None, f"model {name} has no chat template: use /v1/completions")
+    try:
+        template = ChatTemplate(
+            vocabulary.chat_template,
+            model=name,
+            bos=vocabulary.text_of(vocabulary.bos),
+            eos=vocabulary.text_of(vocabulary.eos),
+            special=special,
+        )
+    except ShardnetError as error:
+        return Words(vocabulary, None, str(error))
+    return Words(vocabulary, template)
