@@ -4,8 +4,8 @@
 
 FOLDER holds Jinja files, such as `models/templates` of llama.cpp's sources. PYTHON is an interpreter that has transformers (no torch is needed); only
 its own rendering function and what `apply_chat_template` does before it are used. Every template renders every conversation, without and with tools,
-and with thinking switched on and off. Two more runs spell each template's control tokens (the second its thinking and tool tags too) in every text that a
-client may send, and count how many of them would become control tokens.
+and with thinking switched on and off. Two more runs spell each template's control tokens (the second its thinking and tool tags too) in every text
+that a client may send, and count how many of them would become control tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ CONTROL = re.compile(
     r"<\|[^<>|\s]{1,60}\|>|<\uff5c[^<>\uff5c]{1,60}\uff5c>|<\|[a-z_\"]+\|?>|<[a-z_]+\|>|\[/?[A-Z][A-Z_]+\]|</?[a-z]+_of_[a-z]+>|</?s>|<bos>"
 )
 TAGS = re.compile(r"</?[a-z][a-z_]*>")
-BEFORE, BEHIND = "ZQ", "QZ"
+BEFORE, ANSWER, BEHIND = "ZQ", "AQ", "QZ"
+"""What stands around a spelled token; `ANSWER` before it in the messages of the assistant."""
 BOS, EOS = "<s>", "</s>"
 
 
@@ -44,6 +45,9 @@ def result(text: str, number: int = 1, name: str = "weather") -> Json:
 
 def said(role: str, text: str, **more: Any) -> Json:
     """Returns: a message."""
+    if role == "assistant":
+        text = text.replace(BEFORE, ANSWER)
+        more = {key: one.replace(BEFORE, ANSWER) if isinstance(one, str) else one for key, one in more.items()}
     return {"role": role, "content": text, **more}
 
 
@@ -181,13 +185,12 @@ def ours(template: Any, job: Json) -> Json:
     return {"text": text, "flags": "".join(("1" if part.special else "0") * len(part.text) for part in parts)}
 
 
-def changed(template: Any, job: Json) -> list[Json]:
-    """Returns: the messages as we hand them to the template: what the documents say we change."""
+def changed(template: Any, job: Json, shows_system: bool | None) -> list[Json]:
+    """Returns: the messages as we hand them to the template: what docs/chat-templates.md says we change."""
     from shardnet.coordinator.text.conversation import as_template_wants
 
-    made: list[Json] = json.loads(
-        json.dumps(as_template_wants(job["messages"], template.traits(tools=bool(job["tools"]))))
-    )
+    traits = template.traits(tools=bool(job["tools"]))
+    made: list[Json] = json.loads(json.dumps(as_template_wants(job["messages"], traits, shows_system=shows_system)))
     return made
 
 
@@ -202,23 +205,26 @@ def compare(template: Any, job: Json, ask: Reference) -> tuple[str, str]:
         return "only we render", theirs[0]["error"]
     if mine["text"] in texts:
         return "same", ""
-    again = ask(job | {"messages": changed(template, job)})
-    if again.get("text") == mine["text"]:
-        return "different messages, for a reason", ""
+    for shows_system in (None, False):
+        if ask(job | {"messages": changed(template, job, shows_system)}).get("text") == mine["text"]:
+            return "different messages, for a reason", ""
     return "different", f"{texts[0]!r}\n    {mine['text']!r}"
 
 
-def forged(template: Any, job: Json, tokens: list[str]) -> tuple[int, int]:
-    """Returns: spelled tokens in the prompt, and how many of them would be control tokens."""
+def forged(template: Any, job: Json, tokens: list[str]) -> Counter[str]:
+    """Returns: how many spelled tokens are in the prompt, and how many of them would be control tokens.
+
+    A template that splits an answer at `</think>` writes its own where the client's was: such ones are counted apart.
+    """
     mine = ours(template, job)
-    if "error" in mine:
-        return 0, 0
-    found = [match.span(1) for match in re.finditer(_spelled_pattern(tokens), mine["text"])]
-    return len(found), sum("0" not in mine["flags"][start:end] for start, end in found)
-
-
-def _spelled_pattern(tokens: list[str]) -> str:
-    return f"{BEFORE}({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))}){BEHIND}"
+    counts: Counter[str] = Counter()
+    pattern = f"({BEFORE}|{ANSWER})({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))}){BEHIND}"
+    for match in re.finditer(pattern, mine.get("text", "")):
+        counts["tokens spelled by clients"] += 1
+        if "0" not in mine["flags"][match.start(2) : match.end(2)]:
+            split = match[1] == ANSWER and re.search(rf"split\(['\"]{re.escape(match[2])}['\"]", job["template"])
+            counts["of them split off and written anew by the template" if split else "of them forged"] += 1
+    return counts
 
 
 def compiled(source: str, tokens: list[str]) -> Any:
@@ -272,8 +278,7 @@ def main() -> int:
                 elif asked.details and outcome == "different":
                     print(f"{file.name} | {run} | {name} | {outcome}: {about}"[:3000])
                 if spelled:
-                    shown, taken = forged(template, job, spelled)
-                    totals[run] += Counter({"tokens spelled by clients": shown, "of them forged": taken})
+                    totals[run] += forged(template, job, spelled)
                 elif name != "thinks" and (flags := ours(template, job).get("flags")) and "0" in flags:
                     totals[run]["with a control token of the template lost"] += 1
     ask.close()

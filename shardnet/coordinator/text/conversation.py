@@ -20,8 +20,13 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _BETWEEN = "\n\n"
 
 
-def as_template_wants(messages: Sequence[Mapping[str, Any]], traits: Traits) -> list[Message]:
+def as_template_wants(
+    messages: Sequence[Mapping[str, Any]], traits: Traits, *, shows_system: bool | None = None
+) -> list[Message]:
     """Returns: the messages for the template, fresh in every part.
+
+    Args:
+        shows_system: False puts system texts into the first user message; by default they are where the template shows them.
 
     Raises: UsageError if the arguments of a call are not in a shape that the template takes.
     """
@@ -29,7 +34,7 @@ def as_template_wants(messages: Sequence[Mapping[str, Any]], traits: Traits) -> 
     for number, message in enumerate(made):
         _fill_reasoning(message)
         _shape_calls(number, message, traits)
-    made = _systems(made, traits)
+    made = _systems(made, traits, traits.system if shows_system is None else shows_system)
     return [_in_parts(message) for message in made] if traits.wants_parts else made
 
 
@@ -89,7 +94,7 @@ def _shaped(author: str, place: str, arguments: Any, traits: Traits) -> Any:
     return arguments
 
 
-def _systems(messages: list[Message], traits: Traits) -> list[Message]:
+def _systems(messages: list[Message], traits: Traits, shows_system: bool) -> list[Message]:
     """System texts where the template shows them."""
     if any(message.get("role") == "developer" for message in messages) and not traits.developer:
         for message in messages:
@@ -98,7 +103,7 @@ def _systems(messages: list[Message], traits: Traits) -> list[Message]:
     systems = [at for at, message in enumerate(messages) if message.get("role") == "system"]
     if not systems:
         return messages
-    if not traits.system:
+    if not shows_system:
         return _into_first_user(messages, systems)
     leading = next((at for at, message in enumerate(messages) if message.get("role") != "system"), len(messages))
     moved = [at for at in systems if at > 0 and not (traits.several_systems if at < leading else traits.late_system)]
@@ -139,7 +144,7 @@ def _in_parts(message: Message) -> Message:
     return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def first_without_trace(messages: Sequence[Mapping[str, Any]], prompt: str) -> list[int]:
+def without_trace(messages: Sequence[Mapping[str, Any]], prompt: str) -> list[int]:
     """Returns: numbers of messages that say something, none of which is known to be in the prompt."""
     shown = set(authors_of(prompt))
     return [

@@ -17,13 +17,23 @@ from types import BuiltinMethodType, MethodType
 from typing import Any
 
 import jinja2
+import markupsafe
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.utils import Namespace
 
-from shardnet.coordinator.text.provenance import TEMPLATE, Traced, authors_of, concat, sole_author, written_by
+from shardnet.coordinator.text.provenance import (
+    TEMPLATE,
+    Traced,
+    TracedMarkup,
+    authors_of,
+    concat,
+    sole_author,
+    written_by,
+)
 
 MAX_PRODUCT = 1 << 20
 """Longest sequence that `*` may make in a template."""
@@ -84,6 +94,8 @@ class _Compiler(CodeGenerator):
 
     def _written(self, value: Any) -> str:
         """Returns: a constant as Python source."""
+        if isinstance(value, markupsafe.Markup):
+            return f"environment.safe({self._written(str.__str__(value))})"
         if isinstance(value, str):
             return self._names.setdefault(str.__str__(value), f"own_{len(self._names)}")
         if isinstance(value, tuple):
@@ -145,12 +157,18 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         self.globals |= {"bos_token": self.own(bos), "eos_token": self.own(eos)}
-        self.filters |= {"tojson": _to_json, "join": _join}
+        self.filters |= {"tojson": _to_json, "join": _join, "safe": self.safe}
 
     @staticmethod
     def own(text: str) -> str:
         """Returns: the text as one of the template's."""
         return written_by(TEMPLATE, text)
+
+    @staticmethod
+    def safe(value: Any) -> TracedMarkup:
+        """Returns: the value as text that needs no escapes."""
+        text = str(value)
+        return TracedMarkup(text, authors_of(text))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Numbers may be multiplied; strings and lists only up to a bound."""
@@ -168,6 +186,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Lists may be changed: every rendering has its own."""
         return (type(obj) is list and attr in _LIST_CHANGES) or super().is_safe_attribute(obj, attr, value)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As in the sandbox; but what a template itself put into a namespace it gets at once, since long conversations ask very often."""
+        if type(obj) is Namespace and attribute[:1] != "_":
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`str.format` and `str.format_map`, in the sandbox and with the authors of their pieces."""

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
+import markupsafe
+
 CLIENT = "\x00"
 """Author of everything that nothing better is known of."""
 TEMPLATE = "\x01"
@@ -28,7 +30,7 @@ def author_of_message(number: int) -> str:
 
 def authors_of(text: str) -> str:
     """Returns: a str as long as `text`, each character of it standing for the author of the character at the same place."""
-    return text._authors if isinstance(text, Traced) else CLIENT * len(text)
+    return text._authors if isinstance(text, Traced | TracedMarkup) else CLIENT * len(text)
 
 
 def written_by(author: str, text: str) -> Traced:
@@ -53,8 +55,8 @@ def sole_author(value: Any) -> str:
 
 
 def _collect(value: Any, found: set[str]) -> None:
-    if isinstance(value, Traced):
-        found.update(value._authors)
+    if isinstance(value, str):
+        found.update(authors_of(value))
     elif isinstance(value, Mapping):
         for one in value.values():
             _collect(one, found)
@@ -210,6 +212,47 @@ class Traced(str):
     def _changed(self, text: str) -> Traced:
         # No letter becomes nothing, so a text of the same length has every letter at its place.
         return Traced(text, self._authors if len(text) == len(self) else sole_author(self) * len(text))
+
+
+class TracedMarkup(markupsafe.Markup):
+    """What the filter `safe` makes: joined with another text it writes `<`, `&` and quotes of that one as HTML does, as it does in transformers.
+
+    Args:
+        text: the characters.
+        authors: as for `Traced`.
+    """
+
+    __slots__ = ("_authors",)
+    _authors: str
+
+    def __new__(cls, text: str = "", authors: str | None = None) -> TracedMarkup:
+        made = super().__new__(cls, text)
+        made._authors = CLIENT * len(made) if authors is None else authors
+        return made
+
+    def __str__(self) -> str:
+        return Traced(str.__str__(self), self._authors)
+
+    def __add__(self, other: Any) -> Any:
+        if not isinstance(other, str):
+            return NotImplemented
+        text, authors = _escaped(other)
+        return TracedMarkup(str.__str__(self) + text, self._authors + authors)
+
+    def __radd__(self, other: Any) -> Any:
+        if not isinstance(other, str):
+            return NotImplemented
+        text, authors = _escaped(other)
+        return TracedMarkup(text + str.__str__(self), authors + self._authors)
+
+
+def _escaped(text: str) -> tuple[str, str]:
+    """Returns: a text as HTML writes it, and its authors."""
+    plain, authors = str.__str__(text), authors_of(text)
+    if hasattr(text, "__html__"):
+        return plain, authors
+    pieces = [str.__str__(markupsafe.escape(one)) for one in plain]
+    return "".join(pieces), "".join([author * len(one) for one, author in zip(pieces, authors, strict=True)])
 
 
 Traced.__name__, Traced.__module__ = (

@@ -18,7 +18,7 @@ import jinja2
 from jinja2 import nodes
 
 from shardnet.coordinator.text.control import ControlTokens, Part
-from shardnet.coordinator.text.conversation import as_template_wants, first_without_trace, text_of
+from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
 from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
 from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
 from shardnet.coordinator.text.traits import FAULTS, Message, Traits
@@ -113,25 +113,33 @@ class ChatTemplate:
     def _prompt(self, chat: Chat) -> str:
         """Returns: the prompt, each character with its author."""
         compiled = self._with_tools if chat.tools else self._plain
-        messages = as_template_wants(chat.messages, compiled.traits)
         try:
-            if chat.continues:
-                return self._continued(compiled, messages, chat)
-            prompt = compiled.render(messages, chat)
+            prompt = self._rendered(compiled, chat)
+            left_out = self._left_out(compiled, chat, prompt)
+            if left_out and all(chat.messages[one].get("role") in ("system", "developer") for one in left_out):
+                # Mistral's shows a system text only where a user has the last word.
+                prompt = self._rendered(compiled, chat, shows_system=False)
+                left_out = self._left_out(compiled, chat, prompt, shows_system=False)
         except RefusedByTemplate as error:
             raise UsageError(f"the chat template of {self._model} refuses this conversation: {error}") from error
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {self._model} failed: {error}") from error
         except FAULTS as error:
             raise UsageError(f"the chat template of {self._model} cannot take these messages: {error}") from error
-        self._check_traces(compiled, chat, prompt)
+        if left_out:
+            number, role = left_out[0], chat.messages[left_out[0]].get("role")
+            raise UsageError(
+                f"messages[{number}]: the chat template of {self._model} leaves a message of role {role!r} out here: the model would not see it",
+                param="messages",
+            )
         return prompt
+
+    def _rendered(self, compiled: _Compiled, chat: Chat, *, shows_system: bool | None = None) -> str:
+        messages = as_template_wants(chat.messages, compiled.traits, shows_system=shows_system)
+        return self._continued(compiled, messages, chat) if chat.continues else compiled.render(messages, chat)
 
     def _continued(self, compiled: _Compiled, messages: list[Message], chat: Chat) -> str:
         """The end of the last message's text is found by its author, which no other text has."""
-        refusal = (
-            f"continue_final_message: the chat template of {self._model} does not end with the last message's text"
-        )
         text, last = text_of(messages[-1]), author_of_message(len(chat.messages))
         if messages[-1].get("role") != "assistant" or not text.strip():
             raise UsageError(
@@ -142,32 +150,30 @@ class ChatTemplate:
         prompt = compiled.render([*messages[:-1], messages[-1] | {"content": content}], chat)
         begun = prompt[: authors_of(prompt).rfind(last) + 1]
         if not begun.endswith((text, text.rstrip())):
-            raise UsageError(refusal, param="continue_final_message")
-        self._check_traces(compiled, chat, begun)
+            raise UsageError(
+                f"continue_final_message: the chat template of {self._model} does not end with the last message's text",
+                param="continue_final_message",
+            )
         return begun
 
-    def _check_traces(self, compiled: _Compiled, chat: Chat, prompt: str) -> None:
-        """A template may write a text in ways that lose its author, so those that seem to be missing are asked for with a word behind each."""
-        last = len(chat.messages) - 1
-        missing = [one for one in first_without_trace(chat.messages, prompt) if not (chat.continues and one == last)]
+    def _left_out(self, compiled: _Compiled, chat: Chat, prompt: str, *, shows_system: bool | None = None) -> list[int]:
+        """Returns: numbers of messages that the prompt does not show. A template may write a text in ways that lose its author, so those that seem to
+        be missing are asked for with a word behind each."""
+        missing = without_trace(chat.messages, prompt)
+        if chat.continues and missing and missing[-1] == len(chat.messages) - 1:
+            missing.pop()
         if not missing:
-            return
+            return []
         words = {number: f"needle{number}needle" for number in missing}
         marked = [
             _with_word(message, words[number]) if number in words else message
             for number, message in enumerate(chat.messages)
         ]
         try:
-            text = compiled.render(as_template_wants(marked, compiled.traits), chat)
+            text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
         except FAULTS:
-            return  # nothing is known then
-        for number, word in words.items():
-            if word not in text:
-                role = chat.messages[number].get("role")
-                raise UsageError(
-                    f"messages[{number}]: the chat template of {self._model} leaves this message of role {role!r} out, so the model would not see it",
-                    param="messages",
-                )
+            return []  # nothing is known then
+        return [number for number, word in words.items() if word not in text]
 
 
 def _with_word(message: Mapping[str, Any], word: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _TOOL = {
         },
     },
 }
+_ANSWER = {"role": "tool", "tool_call_id": _ID, "name": _NAME, "content": _RESULT}
 
 
 class Render(Protocol):
@@ -115,9 +116,13 @@ class Traits:
     def needs_content(self) -> bool:
         """A message that calls tools must have a content, if an empty one."""
         for arguments in ({_KEY: _VALUE}, f'{{"{_KEY}": "{_VALUE}"}}'):
-            if self._try(self._called(arguments, content=False), tools=[_TOOL]) is not None:
-                return False
-        return self._with_call({_KEY: _VALUE}) is not None or self.takes_text_arguments
+            for more in ([_ANSWER], []):
+                without, given = (
+                    self._try([*self._called(arguments, content=one), *more], tools=[_TOOL]) for one in (False, True)
+                )
+                if without is None and given is not None:
+                    return True
+        return False
 
     def _said(self, role: str, text: str) -> Message:
         return {"role": role, "content": [{"type": "text", "text": text}]} if self.wants_parts else _said(role, text)
@@ -128,9 +133,8 @@ class Traits:
         return [self._said("user", "x"), call | ({"content": ""} if content else {})]
 
     def _with_call(self, arguments: Any) -> str | None:
-        answer = {"role": "tool", "tool_call_id": _ID, "name": _NAME, "content": _RESULT}
         for content in (False, True):
-            for more in ([answer], []):
+            for more in ([_ANSWER], []):
                 text = self._try([*self._called(arguments, content=content), *more], tools=[_TOOL])
                 if text is not None:
                     return text
