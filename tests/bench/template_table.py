@@ -80,7 +80,7 @@ def conversations(spelled: str = "") -> dict[str, list[Json]]:
             result("8", 2),
             said("assistant", f"7, 8{s}"),
         ],
-        "said and called": [ask, calls | {"content": f"Let me see.{s}"}, result(f"7{s}")],
+        "said and called": [ask, calls | said("assistant", f"Let me see.{s}"), result(f"7{s}")],
         "nulls": [ask, said("assistant", f"Rain.{s}") | nulls, said("user", f"Sure?{s}")],
         "developer": [said("developer", f"Be brief.{s}"), said("user", f"Hello{s}")],
         "two systems": [said("system", f"Be brief.{s}"), said("system", f"Be kind.{s}"), said("user", f"Hello{s}")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
 from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
 from shardnet.coordinator.text.traits import FAULTS, Message, Traits
 from shardnet.errors import DeadlineExceeded, UsageError
+
+_NO_LETTERS = re.compile("[^a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,8 @@ class ChatTemplate:
             text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
         except FAULTS:
             return []  # nothing is known then
-        return [number for number, word in words.items() if word not in text]
+        letters = _NO_LETTERS.sub("", text.lower())
+        return [number for number, word in words.items() if word not in letters]
 
 
 def _with_word(message: Mapping[str, Any], word: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_no_control_tokens_no_parts() -> None:
     assert ControlTokens([]).parts("<|end|>") == [Part("<|end|>", special=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     pieces=st.lists(
         st.tuples(st.booleans(), st.sampled_from(["<|a|>", "<|ab|>", "<|", "|>", "a", "<", "x", "<x>", "<x><|a|>"])),
@@ -97,7 +97,7 @@ def test_the_time_hardly_depends_on_how_many_tokens_there_are() -> None:
     def took_s(count: int) -> float:
         control = ControlTokens(f"<|reserved_{number}|>" for number in range(count))
         before_s = time.process_time()
-        assert control.parts("<|reserved_" * 2000) == [Part("<|reserved_" * 2000, special=True)]
+        assert control.parts("<|reserved_" * 1000) == [Part("<|reserved_" * 1000, special=True)]
         return time.process_time() - before_s
 
-    assert min(took_s(5000) for _ in range(3)) < 20 * min(took_s(5) for _ in range(3))
+    assert min(took_s(5000) for _ in range(2)) < 20 * min(took_s(5) for _ in range(2))
