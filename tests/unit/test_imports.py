@@ -14,6 +14,7 @@ ROOT = Path(shardnet.__file__).parent
 GROUND = {
     "ids",
     "errors",
+    "faults",
     "files",
     "shards",
     "manifest",
@@ -29,13 +30,14 @@ GROUND = {
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "errors": set(),
+    "faults": set(),
     "files": {"errors"},
     "shards": {"errors"},
-    "manifest": {"errors", "ids", "shards"},
+    "manifest": {"errors", "faults", "ids", "shards"},
     "steps": {"shards"},
     "messages": {"errors", "ids", "shards", "manifest", "steps", "wire"},
-    "wire": {"errors", "shards"},
-    "settings": {"errors"},
+    "wire": {"errors", "faults", "shards"},
+    "settings": {"errors", "faults"},
     "log": set(),
     "mutual_tls": set(),
     "tcp": set(),
@@ -58,6 +60,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
     "inference": {
         "gguf": set(),
         "checkpoints": {"gguf"},
+        "conversion": {"checkpoints", "gguf"},
         "llama": set(),
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},
