@@ -114,7 +114,7 @@ def jobs(spelled: str = "") -> Iterator[tuple[str, list[Json], list[Json] | None
 
 def reference() -> None:
     """Answer jobs, one JSON a line, as transformers renders them."""
-    from transformers.utils.chat_template_utils import (  # type: ignore[import-not-found]
+    from transformers.utils.chat_template_utils import (
         _normalize_chat_messages,
         render_jinja_template,
     )

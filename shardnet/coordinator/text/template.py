@@ -34,7 +34,7 @@ class Chat:
 
     Attributes:
         messages: as a client sent them.
-        variables: further names for the template.
+        variables: further names for the template; tools and documents may be among them.
         tools: as the API has them; none is the same as no tools.
         documents: the same.
         continues: the answer goes on the last message, which must be the assistant's, in the place of beginning a new one.
@@ -42,7 +42,7 @@ class Chat:
     """
 
     messages: Sequence[Mapping[str, Any]]
-    variables: Mapping[str, Any] | None = None
+    variables: Mapping[str, Any]
     tools: Sequence[Any] | None = None
     documents: Sequence[Any] | None = None
     continues: bool = False
@@ -104,7 +104,9 @@ class ChatTemplate:
         Returns: the prompt in parts, see `Part`.
         Raises: UsageError with the template's reason if it refuses the conversation, or leaves a message out; DeadlineExceeded if it takes too long.
         """
-        chat = Chat(messages, variables, tools or None, documents or None, continues, begins_answer)
+        further = dict(variables or {})
+        tools, documents = tools or further.pop("tools", None), documents or further.pop("documents", None)
+        chat = Chat(messages, further, tools or None, documents or None, continues, begins_answer)
         work = _LimitedWork(lambda: self.control.parts(self._prompt(chat)))
         try:
             return await work.result(timeout_s)
@@ -213,7 +215,7 @@ class _Compiled:
         if not self.traits.takes_none:
             given = {key: one for key, one in given.items() if one is not None}
         begins = {"add_generation_prompt": chat.begins_answer and not chat.continues}
-        return self._rendered(messages, begins | given | dict(chat.variables or {}))
+        return self._rendered(messages, {**begins, **given, **chat.variables})
 
     def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         return self._template.render(_copy(variables) | {"messages": list(messages)})
