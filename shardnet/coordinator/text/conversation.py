@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shardnet.coordinator.text.provenance import TEMPLATE, author_of_message, authors_of, concat, written_by
+from shardnet.coordinator.text.provenance import TEMPLATE, author_of_message, authors_in, concat, written_by
 from shardnet.coordinator.text.traits import Message, Traits
 from shardnet.errors import UsageError
 
@@ -146,7 +146,7 @@ def _in_parts(message: Message) -> Message:
 
 def without_trace(messages: Sequence[Mapping[str, Any]], prompt: str) -> list[int]:
     """Returns: numbers of messages that say something, none of which is known to be in the prompt."""
-    shown = set(authors_of(prompt))
+    shown = authors_in(prompt)
     return [
         number
         for number, message in enumerate(messages)

@@ -21,6 +21,7 @@ CLIENT = "\x00"
 TEMPLATE = "\x01"
 """Author of the template's own words, the only ones that may be control tokens."""
 _FIRST_MESSAGE = 2
+_WINDOW = 1 << 16
 
 
 def author_of_message(number: int) -> str:
@@ -46,6 +47,14 @@ def concat(pieces: Iterable[str]) -> str:
     return Traced("".join(found), "".join([authors_of(piece) for piece in found]))
 
 
+def authors_in(text: str) -> set[str]:
+    """Returns: all who wrote in a text. Long ones are gone through in pieces, so that other threads may run in between."""
+    authors, found = authors_of(text), set[str]()
+    for at in range(0, len(authors), _WINDOW):
+        found.update(authors[at : at + _WINDOW])
+    return found
+
+
 def sole_author(value: Any) -> str:
     """Returns: the message that all text in a value comes from, however deep; `CLIENT` if it comes from several, or from none."""
     found: set[str] = set()
@@ -56,7 +65,7 @@ def sole_author(value: Any) -> str:
 
 def _collect(value: Any, found: set[str]) -> None:
     if isinstance(value, str):
-        found.update(authors_of(value))
+        found.update(authors_in(value))
     elif isinstance(value, Mapping):
         for one in value.values():
             _collect(one, found)

@@ -9,7 +9,6 @@ Source: llama.h (`llama_tokenize`, `llama_token_to_piece`) of the llama.cpp that
 from __future__ import annotations
 
 import ctypes
-from array import array
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from shardnet.inference.llama.model import LlamaModel
 
 SPECIAL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
 DEFINED = int(llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
+_WINDOW = 1 << 16
 _BEFORE = "\n"
 """Stands before a text whose beginning is in the middle of a line: the vocabulary then puts its space before this."""
 
@@ -121,7 +121,7 @@ class Vocabulary:
             buffer = (llama_cpp.llama_token * size)()
             count = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), buffer, size, add_special, parse_special))
             if count >= 0:
-                return array("i", bytes(buffer)[: 4 * count]).tolist()
+                return _as_list(memoryview(buffer).cast("B").cast("i")[:count])
             if -count <= size:
                 raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
             size = -count
@@ -144,3 +144,11 @@ class Vocabulary:
         if tokens[: len(before)] == before:
             return tokens[len(before) :]
         return self.tokenize(part.text, add_special=False, parse_special=part.special)
+
+
+def _as_list(tokens: memoryview) -> list[int]:
+    """Returns: the tokens; of a long prompt in pieces, so that other threads may run in between."""
+    made: list[int] = []
+    for at in range(0, len(tokens), _WINDOW):
+        made += tokens[at : at + _WINDOW].tolist()
+    return made

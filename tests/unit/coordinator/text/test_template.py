@@ -95,6 +95,31 @@ async def test_a_template_that_takes_too_long_is_stopped() -> None:
         gate.set()
 
 
+async def test_the_limit_counts_work_and_not_the_time_that_passes() -> None:
+    gate = threading.Event()
+
+    def waits() -> Iterator[int]:
+        gate.wait(0.3)  # as a busy machine makes it wait: nobody sets the gate
+        yield 1
+
+    source = "{% for step in steps %}{{ messages[0].content }}{% endfor %}"
+    parts = await ChatTemplate(source, model="m").render(
+        [{"role": "user", "content": "x"}], variables={"steps": waits()}, timeout_s=0.1
+    )
+    assert parts == [Part("x", special=True)]
+
+
+async def test_a_long_conversation_works_with_a_template_that_looks_back_at_every_turn() -> None:
+    source = (
+        "{% for m in messages %}{% set before = namespace(role='', found=false) %}{% for at in range(loop.index0 - 1, -1, -1) %}"
+        "{% if not before.found %}{% if messages[at].role != 'tool' %}{% set before.role = messages[at].role %}"
+        "{% set before.found = true %}{% endif %}{% endif %}{% endfor %}{{ before.role }}>{{ m.role }}:{{ m.content }};{% endfor %}"
+    )
+    turns = [{"role": role, "content": f"{number}"} for number in range(200) for role in ("user", "assistant")]
+    [part] = await ChatTemplate(source, model="m").render(turns, timeout_s=1)
+    assert part.text.endswith("user>assistant:199;")
+
+
 @pytest.mark.parametrize(
     "source",
     [
