@@ -206,19 +206,19 @@ class _Compiled:
         self._template = environment.from_string(tree)
         self.traits = Traits(self._ask, self.words)
 
-    def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str:
-        return self._rendered(messages, {"tools": tools, "documents": None, "add_generation_prompt": True})
+    def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str:
+        return self._rendered(messages, {}, Chat((), {}, tools), as_none)
 
     def render(self, messages: Sequence[Message], chat: Chat) -> str:
         """Returns: the text. Raises: one of `FAULTS`."""
+        return self._rendered(messages, chat.variables, chat, self.traits.takes_none)
+
+    def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any], chat: Chat, as_none: bool) -> str:
         given = {"tools": chat.tools, "documents": chat.documents}
-        if not self.traits.takes_none:
+        if not as_none:
             given = {key: one for key, one in given.items() if one is not None}
         begins = {"add_generation_prompt": chat.begins_answer and not chat.continues}
-        return self._rendered(messages, {**begins, **given, **chat.variables})
-
-    def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        return self._template.render(_copy(variables) | {"messages": list(messages)})
+        return self._template.render({**begins, **_copy(given), **_copy(variables), "messages": list(messages)})
 
 
 def _copy(value: Any) -> Any:

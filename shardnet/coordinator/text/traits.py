@@ -43,9 +43,9 @@ _ANSWER = {"role": "tool", "tool_call_id": _ID, "name": _NAME, "content": _RESUL
 
 
 class Render(Protocol):
-    """Renders messages. Raises: one of `FAULTS`."""
+    """Renders messages. Tools and documents that are not there are none where `as_none` is set, else undefined. Raises: one of `FAULTS`."""
 
-    def __call__(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str: ...
+    def __call__(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str: ...
 
 
 class Traits:
@@ -63,7 +63,11 @@ class Traits:
     @cached_property
     def takes_none(self) -> bool:
         """`tools` and `documents` may be none where there are none, as transformers has it; else they must not be there at all."""
-        return self._try([_said("user", "x")]) is not None
+        try:
+            self._render([_said("user", "x")], tools=None, as_none=True)
+        except FAULTS:
+            return False
+        return True
 
     @cached_property
     def wants_parts(self) -> bool:
@@ -146,7 +150,7 @@ class Traits:
 
     def _try(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> str | None:
         try:
-            return self._render(messages, tools=tools)
+            return self._render(messages, tools=tools, as_none=self.takes_none)
         except FAULTS:
             return None
 

@@ -206,3 +206,9 @@ def test_an_answer_that_cannot_go_on_is_refused_by_name(source: str, last: dict[
 
 def test_the_answer_need_not_be_begun() -> None:
     assert prompt(TURNS, said("user", "u"), begins_answer=False) == "<user>u<end>"
+
+
+def test_a_template_that_lists_tools_is_asked_without_any_too() -> None:
+    source = "{% for t in tools %}T{% endfor %}" + LOOP
+    assert prompt(source, said("system", "s"), said("user", "u")) == "[system]s[user]u"
+    assert prompt(source, said("system", "s"), said("user", "u"), tools=[{}]) == "T[system]s[user]u"
