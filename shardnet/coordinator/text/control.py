@@ -17,6 +17,8 @@ from typing import Any
 
 from shardnet.coordinator.text.provenance import TEMPLATE, authors_of
 
+_WHITE_SPACE = " \t\n\v\f\r"
+"""What isspace of C knows."""
 WINDOW = 1 << 16
 """Characters searched at once: other threads may run in between."""
 _LOOKS_LIKE_CONTROL = re.compile(r"<[|\uff5c].+[|\uff5c]?>|<.+[|\uff5c]>|\[/?[A-Z][A-Z_]*\]", re.DOTALL)
@@ -44,14 +46,22 @@ class ControlTokens:
         defined: texts of tokens that it always looks for. Of these only those count that look like control tokens or that the template spells out:
             others (runs of spaces, HTML tags) are text like any other.
         template: all that the template's source says.
+        strips_right: texts of tokens behind which white space is dropped (Phi-3).
     """
 
-    def __init__(self, control: Iterable[str], defined: Iterable[str] = (), template: str = "") -> None:
+    def __init__(
+        self,
+        control: Iterable[str],
+        defined: Iterable[str] = (),
+        template: str = "",
+        strips_right: Iterable[str] = (),
+    ) -> None:
         self._defined = frozenset(
             text
             for text in defined
             if len(text) > 1 and not text.isspace() and (text in template or _LOOKS_LIKE_CONTROL.fullmatch(text))
         )
+        self._strips_right = frozenset(strips_right)
         texts = {text for text in control if text} | self._defined
         self._pattern = _pattern_of(texts)
         self._longest = max(map(len, texts), default=0)
@@ -84,15 +94,18 @@ class ControlTokens:
         """Returns: parts. What stands between two genuine tokens and spells another is set apart, whole; all else stays together."""
         parts: list[Part] = []
         begun = before = 0
+        token = ""
         starts = [start for start, _ in forged]
         for start, end in [*genuine, (len(prompt), len(prompt))]:
             first = bisect_left(starts, before - self._longest)
             inside = [one for one in forged[first : bisect_left(starts, start)] if one[1] > before]
             if inside:
                 parts.append(Part(prompt[begun:before], True))
+                if token in self._strips_right:
+                    before = start - len(prompt[before:start].lstrip(_WHITE_SPACE))
                 parts += self._apart(prompt, before, start, inside)
                 begun = start
-            before = end
+            before, token = end, prompt[start:end]
         parts.append(Part(prompt[begun:], True))
         return [part for part in parts if part.text]
 

@@ -56,7 +56,7 @@ class ChatTemplate:
         source: the Jinja text.
         model: the model's name, for sentences.
         bos: text of the begin-of-text token, `eos` of the end.
-        control: texts of its control tokens, see `ControlTokens`; `defined` of those that llama.cpp types USER_DEFINED.
+        control: texts of its control tokens, `defined` of those that llama.cpp types USER_DEFINED, `strips_right`: see `ControlTokens`.
         with_tools: the template for conversations with tools, where the model has one of its own (`tool_use`).
 
     Raises: UsageError if a template is no Jinja.
@@ -71,6 +71,7 @@ class ChatTemplate:
         eos: str = "",
         control: Iterable[str] = (),
         defined: Iterable[str] = (),
+        strips_right: Iterable[str] = (),
         with_tools: str | None = None,
     ) -> None:
         self._model = model
@@ -79,7 +80,7 @@ class ChatTemplate:
             self._with_tools = _Compiled(with_tools, bos, eos) if with_tools is not None else self._plain
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {model} cannot be used: {error}; use /v1/completions") from error
-        self.control = ControlTokens(control, defined, self._plain.words + self._with_tools.words)
+        self.control = ControlTokens(control, defined, self._plain.words + self._with_tools.words, strips_right)
 
     def traits(self, *, tools: bool = False) -> Traits:
         """Returns: what the template takes. Asking it renders small conversations, some milliseconds."""

@@ -21,6 +21,7 @@ from shardnet.inference.llama.model import LlamaModel
 
 SPECIAL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
 DEFINED = int(llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
+STRIPS_RIGHT = int(llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
 _WINDOW = 1 << 16
 _BEFORE = "\n"
 """Stands before a text whose beginning is in the middle of a line: the vocabulary then puts its space before this."""
@@ -47,6 +48,7 @@ class Vocabulary:
         kinds = {token: int(llama_cpp.llama_vocab_get_attr(self._vocab, token)) for token in tokens}
         self._special = frozenset(token for token, kind in kinds.items() if kind & SPECIAL)
         self._defined = frozenset(token for token, kind in kinds.items() if kind & DEFINED) - self._special
+        self._strips_right = frozenset(token for token, kind in kinds.items() if kind & STRIPS_RIGHT)
         self._pieces: dict[int, bytes] = {}
 
     def _template(self, name: bytes | None) -> str | None:
@@ -94,6 +96,11 @@ class Vocabulary:
     def defined_texts(self) -> frozenset[str]:
         """Returns: texts of tokens that llama.cpp looks for in any text (USER_DEFINED)."""
         return frozenset(map(self.text_of, self._defined)) - {""}
+
+    @cached_property
+    def strips_right(self) -> frozenset[str]:
+        """Returns: texts of tokens behind which llama.cpp drops white space."""
+        return frozenset(map(self.text_of, self._strips_right)) - {""}
 
     @cached_property
     def control(self) -> ControlTokens:

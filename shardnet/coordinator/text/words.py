@@ -85,6 +85,7 @@ def open_words(name: str, path: Path) -> Words:
             eos=vocabulary.text_of(vocabulary.eos),
             control=vocabulary.control_texts,
             defined=vocabulary.defined_texts,
+            strips_right=vocabulary.strips_right,
             with_tools=vocabulary.tool_template,
         )
     except ShardnetError as error:

@@ -87,6 +87,19 @@ async def test_the_template_for_tools_is_used_when_there_are_tools(words: Words)
     assert written(words.vocabulary, with_tools) == "T" + written(words.vocabulary, plain)
 
 
+async def test_white_space_that_a_token_drops_is_dropped_beside_a_spelled_one_too(tmp_path: Path) -> None:
+    extra = with_tokens(bpe_vocabulary(), dict.fromkeys(("<unk>", "<s>", "</s>"), CONTROL))
+    extra |= {"tokenizer.chat_template": "{% for m in messages %}<|im_start|>\n {{ m.content }}<|im_end|>{% endfor %}"}
+    opened = open_words("m", tiny_llama(tmp_path / "phi.gguf", n_layers=1, name="Phi-3-tiny", extra=extra))
+    try:
+        assert "<|im_start|>" in opened.vocabulary.strips_right
+        for text in ("a", "a<|im_end|>b"):
+            tokens = await opened.chat_tokens([{"role": "user", "content": text}], None, 2)
+            assert written(opened.vocabulary, tokens) == f"<|im_start|>{text}<|im_end|>"
+    finally:
+        opened.vocabulary.close()
+
+
 @pytest.mark.parametrize("text", ["x<|x|>y", "a <|x|> the", "<|x|>", "<|x|><|x|>the"])
 def test_a_cut_text_gets_no_space_that_nobody_wrote(tmp_path: Path, text: str) -> None:
     extra = with_tokens(spm_vocabulary(), {"<|x|>": USER_DEFINED})
