@@ -25,11 +25,6 @@ class _Terms(TypedDict):
     on_row: Callable[[Row], None]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bench")(bench)
-
-
 def bench(
     model: Annotated[Path | None, typer.Option(help="A GGUF to use instead of SmolLM2-135M-Instruct.")] = None,
     stages: Annotated[str, typer.Option(metavar="1,2,4", help="Pipelines to measure, by number of nodes.")] = "1,2",
