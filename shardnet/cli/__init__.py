@@ -22,9 +22,11 @@ from shardnet.cli import (
     swarm,
     verify,
 )
+from shardnet.cli.wording import InOurWords
 
 app = typer.Typer(
     name="shardnet",
+    cls=InOurWords,
     help="Run one large language model on several ordinary machines.",
     no_args_is_help=True,
     rich_markup_mode=None,
