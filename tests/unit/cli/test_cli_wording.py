@@ -15,7 +15,6 @@ from shardnet.cli import app
         ("split m.gguf --shards many", "--shards", ("must be a whole number", "is not a valid int")),
         ("verify folder --tokens 9000", "--tokens", ("must be at most 2000", "is not in the range 1<=x<=2000")),
         ("generate hi --temperature warm", "--temperature", ("must be a number", "is not a valid float")),
-        ("seed folder --disk-budget", "--disk-budget", ("No such option", "requires an argument")),
     ],
 )
 def test_a_refused_value_names_the_flag_and_what_it_must_be(arguments: str, flag: str, words: tuple[str, ...]) -> None:
