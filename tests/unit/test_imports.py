@@ -62,6 +62,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "checkpoints": {"gguf"},
         "conversion": {"checkpoints", "gguf"},
         "llama": set(),
+        "remote": {"gguf"},
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},
         "engine": {"gguf"},

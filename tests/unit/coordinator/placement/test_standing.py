@@ -11,7 +11,7 @@ from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused
 from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, NoProof, ParityCertificate
 from tests.support.coordinator_world import held, hello, make_manifest, node_id, ready_cluster
 
 OLD = make_manifest((0, 3, 6), name="m").model_copy(update={"made_s": 1})
@@ -63,6 +63,31 @@ def test_the_log_and_the_status_tell_once_which_model_a_name_means() -> None:
     assert told[0].startswith(f"m means model {NEW.model_id[:12]}")
     (model,) = swarm_json(here, 0.0)["models"]
     assert model["notes"] == told
+
+
+def test_require_proof_keeps_out_what_was_not_proved_and_says_so_where_one_looks() -> None:
+    proof = ParityCertificate(
+        llama_cpp="1", prompt_tokens=1, decode_tokens=1, boundaries=(), max_abs_logit_diff=0, tokens_equal=True
+    )
+    proved = make_manifest((0, 6), name="proved").model_copy(update={"certificate": proof})
+    cut = make_manifest((0, 3, 6), name="cut").model_copy(update={"certificate": NoProof(reason="it was cut in parts")})
+    cluster = ready_cluster(cut, {1: range(cut.n_shards)})
+    cluster.handle(ManifestKnown(proved))
+    open_door = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert [one["proved"] for one in swarm_json(open_door, 0.0)["models"]] == [False, True]
+    assert swarm_json(open_door, 0.0)["models"][0]["unproved_reason"] == "it was cut in parts"
+    assert open_door.routes(cut.model_id)
+    here = Standing(cluster, ModelsSettings(require_proof=True), PlacementSettings(), SequenceSettings())
+    assert here.served() == [proved]
+    assert not here.routes(cut.model_id), "also where a node has it in memory"
+    assert cut in here.answering(), "so that whoever asks for it is told why not"
+    reason = str(here.not_ready(cut.model_id))
+    assert "models.require_proof: it was cut in parts; prove it with `shardnet verify" in reason
+    assert swarm_json(here, 0.0)["kept_out"] == [{"model": "cut", "model_id": cut.model_id, "reason": reason}]
+    with capture_logs() as logs:
+        here.tell()
+        here.tell()
+    assert [entry["model"] for entry in logs if entry["event"] == "model_kept_out"] == ["cut"]
 
 
 def status_lines(here: Standing) -> list[str]:
