@@ -14,6 +14,7 @@ from shardnet.cli import (
     generate,
     inspect,
     join,
+    key,
     node,
     plan,
     seed,
@@ -74,3 +75,4 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(swarm.swarm, name="swarm")
+app.add_typer(key.key, name="key")

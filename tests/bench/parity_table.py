@@ -24,7 +24,7 @@ from shardnet.swarm.home import Home
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.support.node_parity import compare, expected_run  # noqa: E402
+from tests.support.node_parity import compare, expected_run
 
 SAMPLINGS = (
     Sampling(),

@@ -31,5 +31,5 @@ def test_every_command_is_there_and_says_in_a_line_what_it_does() -> None:
     lines = dict(line.split(maxsplit=1) for line in told if line.strip())
     assert set(lines) == {
         "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "status", "plan",
-        "join", "demo", "bench", "swarm",
+        "join", "demo", "bench", "swarm", "key",
     }  # fmt: skip
