@@ -17,11 +17,6 @@ class Verify(StrEnum):
     NONE = "none"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("split")(split)
-
-
 def split(
     model: Annotated[
         str,

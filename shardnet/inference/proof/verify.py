@@ -31,6 +31,7 @@ from shardnet.errors import (
     UsageError,
     error_from_wire,
 )
+from shardnet.inference.engine.spawning import how_it_ended, was_out_of_memory
 from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.layout import quantisation_of, read_model, vocabulary_size
 from shardnet.inference.gguf.writer import file_sha256
@@ -39,6 +40,7 @@ from shardnet.inference.proof.planning import ProofPlan
 from shardnet.inference.proof.steps import Method
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest, no_link, save_manifest
+from shardnet.limits.killing import memory_kills
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
 
 OnProgress = Callable[[float], None]
@@ -47,10 +49,6 @@ OnPlan = Callable[[ProofPlan], None]
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
-_OUT_OF_MEMORY = (
-    "the process that compares the shards with the unsplit {name} model was killed, most likely because memory ran out: free some, or prove it by "
-    "the quick method, which needs least"
-)
 LAST_WORDS_BYTES = 8192
 PARENT_GONE_S = 1.0
 LEAVE_S = 5.0
@@ -199,6 +197,7 @@ def _in_words(facts: tuple[Any, ...]) -> str:
 
 def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnProgress) -> ParityCertificate:
     phase, result, failure = "start", None, None
+    kills_before = memory_kills()
     with (
         tempfile.TemporaryDirectory(prefix="shardnet-verify-", ignore_cleanup_errors=True) as scratch,
         tempfile.TemporaryFile() as last_words,
@@ -237,8 +236,11 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         return ParityCertificate.model_validate_json(json.dumps(result))
     if failure is not None:
         raise _refusal(error_from_wire(failure["code"], failure["message"], failure["facts"]), phase, content)
-    if code == -signal.SIGKILL:
-        raise NoRoomError(_OUT_OF_MEMORY.format(name=content.architecture))
+    if was_out_of_memory(code, kills_before):
+        raise NoRoomError(
+            f"the process that compares the shards with the unsplit model was {how_it_ended(code, out_of_memory=True)}: free some, or prove them "
+            "by the quick method, which needs least"
+        )
     reason = _why_it_ended(words, code)
     if code < 0 and phase != "start":
         raise _refusal(EngineError(f"its process ended ({reason})"), phase, content)

@@ -18,6 +18,7 @@ from shardnet.inference.proof.verify import fault_of, verify_split
 from shardnet.inference.proof.weights import disk_rate, stages_of
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest
+from shardnet.limits.memory import Room
 from shardnet.manifest import Manifest, ParityCertificate
 from shardnet.preparing import _is_proved
 from tests.support.family_proofs import cuts_to_try, some_prompts
@@ -29,7 +30,7 @@ from tests.unit.inference.proof.test_verify import flip_weight, split
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model fits."""
-    monkeypatch.setattr(estimate, "main_memory", lambda: (1 << 30, 100 << 20))
+    monkeypatch.setattr(estimate, "main_memory", lambda: Room(1 << 30, 100 << 20))
 
 
 def compare(path: Path, cache: Path, manifest: Manifest, folder: Path, how: HowToRun) -> ParityCertificate:
