@@ -24,7 +24,8 @@ def plan_for(
     threads: int = 0,
 ) -> ProofPlan:
     """Choose how to prove a split. Arguments as `plan_proof`; `header` is the unsplit model's, `lengths` None for the built-in prompts."""
-    machine = Machine(main_memory().free_bytes, disk_rate(header.path), threads or usable_threads())
+    room = main_memory()
+    machine = Machine(room.free_bytes, disk_rate(header.path), threads or usable_threads(), limit=str(room.bound or ""))
     sizes = [weights_of(read_gguf_header(path), has_head=path == shards[-1]) for path in shards]
     return plan_proof(
         weights_of(header, has_head=True),

@@ -91,5 +91,13 @@ def test_the_time_is_the_disks_where_it_is_slow_and_the_processors_where_they_ar
     assert slow_disk.rows_per_step > plan(8 * GB).rows_per_step
 
 
+def test_what_bounds_the_memory_is_said_where_it_counts_and_kept_out_of_the_certificate() -> None:
+    limit = "8.0 GB by memory.max of cgroup /box"
+    found = plan_proof(SOURCE, shards(8), COST, Machine(8 * GB, GB, 8, limit))
+    assert str(found).endswith(f"; this process may have {limit}")
+    assert "cgroup" not in found.why
+    assert "cgroup" not in str(plan_proof(SOURCE, shards(8), COST, Machine(64 * GB, GB, 8, limit)))
+
+
 def test_an_unknown_disk_is_no_error() -> None:
     assert "/s" not in str(plan(8 * GB, bytes_per_s=0))
