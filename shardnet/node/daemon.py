@@ -92,7 +92,10 @@ class NodeDaemon:
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
         self._state = NodeState(
-            node.models_cache, assignment, can_fetch=exchange is not None or settings.torrent.enabled
+            node.models_cache,
+            assignment,
+            can_fetch=exchange is not None or settings.torrent.enabled,
+            require_proof=settings.models.require_proof,
         )
         self._store = ModelStore(node.models_cache)
         self._engine = (
@@ -267,6 +270,7 @@ class NodeDaemon:
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
             ),
             held=self._pulse.held(),
+            refused=self._store.refused,
         )
 
     def _listening_for(self, coordinator: Address) -> Address | None:

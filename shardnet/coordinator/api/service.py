@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
-from shardnet.coordinator.placement.catalogue import Words, resolve
+from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
+from shardnet.coordinator.text.words import Words
 from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
@@ -59,40 +59,30 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompt = request.single_prompt()
-        if isinstance(prompt, str):
-            text = prompt
-            # A user's text cannot spell control tokens; whoever wants them sends token ids.
-            prompt = await asyncio.to_thread(words.vocabulary.tokenize, text, add_special=True, parse_special=False)
-        if bad := next((token for token in prompt if token >= words.vocabulary.n_vocab), None):
-            raise UsageError(
-                f"prompt: token {bad} is outside the vocabulary of {words.vocabulary.n_vocab}", param="prompt"
-            )
-        return await self._begin(request, manifest, words, prompt, request.max_tokens)
+        prompt = await words.prompt_tokens(request.single_prompt())
+        return await self._begin(request, manifest, words, prompt)
 
     async def chat(self, request: ChatRequest) -> Answering:
         """Begin a chat turn with the model's own template. Raises: as `complete`."""
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        if words.template is None:
-            raise UsageError(words.template_error, param="messages")
-        parts = await words.template.render(
+        prompt = await words.chat_tokens(
             [message.for_template() for message in request.messages],
-            variables=request.chat_template_kwargs,
-            timeout_s=self.settings.template_timeout_s,
+            request.template_variables(),
+            self.settings.template_timeout_s,
+            documents=request.documents,
+            continues=bool(request.continue_final_message),
+            begins_answer=request.add_generation_prompt is not False,
         )
-        prompt = await asyncio.to_thread(words.vocabulary.tokenize_parts, parts)
-        return await self._begin(request, manifest, words, prompt, request.max_completion_tokens or request.max_tokens)
+        return await self._begin(request, manifest, words, prompt)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         manifest = resolve(self.manifests(), request.model)
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
-    async def _begin(
-        self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int], max_tokens: int | None
-    ) -> Answering:
+    async def _begin(self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int]) -> Answering:
         n_ctx = self.options(manifest).n_ctx
         if not prompt:
             raise UsageError("the prompt is empty: give at least one token", param="prompt")
@@ -103,11 +93,15 @@ class Service:
                 prompt_tokens=len(prompt),
                 n_ctx=n_ctx,
             )
+        sampling = request.sampling()
+        n_vocab = words.vocabulary.n_vocab
+        if bad := next((token for token in sampling.logit_bias if token >= n_vocab), None):
+            raise UsageError(f"logit_bias: token {bad} is outside the vocabulary of {n_vocab}", param="logit_bias")
         spec = GenerationSpec(
             model_id=manifest.model_id,
             prompt=prompt,
-            sampling=request.sampling(),
-            max_tokens=min(max_tokens or n_ctx, n_ctx - len(prompt)),
+            sampling=sampling,
+            max_tokens=min(request.most_tokens() or n_ctx, n_ctx - len(prompt)),
             is_end=words.vocabulary.is_end,
             ignore_eos=bool(request.ignore_eos),
             step_deadline_s=self.settings.step_deadline_s,

@@ -16,8 +16,9 @@ from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
 
 
-def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
+def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]:
     """Returns: one node."""
+    cluster = standing.cluster
     held = []
     for (model_id, shard_id), shard in sorted(node.held.items()):
         manifest = cluster.manifests.get(model_id)
@@ -45,6 +46,7 @@ def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
         "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
         "connected_s": round(at_s - node.joined_at_s, 1),
         "memory_free_bytes": node.memory_free_bytes,
+        "memory_limit": node.limit or None,
         "bytes_per_s": measured_pace(cluster, node, "").bytes_per_s,
         "handover_us": node.handover_us,
         "load": node.load,
@@ -57,6 +59,10 @@ def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
             {"model_id": key[0], "shard_id": key[1], "reason": str(refusal.error)}
             for key, refusal in sorted(node.refusals.items())
         ],
+        "not_served": [
+            {"model": one.name, "model_id": one.model_id, "reason": one.reason} for one in standing.unserved(node)
+        ],
+        "refused": list(node.refused),
     }
 
 
@@ -124,6 +130,8 @@ def health_model(
         "ready": bool(routes),
         "missing_layers": missing,
         "reason": reason,
+        "proved": not manifest.unproved,
+        "unproved_reason": manifest.unproved or None,
     }
 
 
@@ -190,7 +198,7 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
     cluster = standing.cluster
     nodes = sorted(cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
     return {
-        "nodes": [node_json(cluster, node, at_s) for node in nodes],
+        "nodes": [node_json(standing, node, at_s) for node in nodes],
         "models": [
             model_json(
                 cluster,
@@ -200,6 +208,9 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
                 standing.notes(one),
             )
             for one in standing.served()
+        ],
+        "kept_out": [
+            {"model": one.name, "model_id": one.model_id, "reason": reason} for one, reason in standing.all_kept_out()
         ],
         "links": [
             {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}

@@ -11,11 +11,9 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from shardnet.coordinator.text.template import ChatTemplate
-from shardnet.coordinator.text.vocabulary import Vocabulary
+from shardnet.coordinator.text.words import Words, open_words
 from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound, UsageError
 from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
@@ -35,22 +33,18 @@ FetchPiece = Callable[[str, int], Awaitable[tuple[int, bytes]]]
 log = get("catalogue")
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A model's vocabulary and chat template. `template` is None where the model has none, or an unusable one (`template_error`)."""
-
-    vocabulary: Vocabulary
-    template: ChatTemplate | None
-    template_error: str = ""
-
-
 class Catalogue:
-    """Owns the files; what is served is the cluster's to know."""
+    """Owns the files; what is served is the cluster's to know.
+
+    Attributes:
+        refused: why files and folders of the own cache are of no use, a sentence each.
+    """
 
     def __init__(self, cache: Path, swarm: SwarmIdentity, fetch: FetchPiece) -> None:
         self._cache = cache
         self._swarm = swarm
         self._fetch = fetch
+        self.refused: tuple[str, ...] = ()
         self._folders: dict[str, Path] = {}
         self._words: dict[str, asyncio.Task[Words]] = {}
 
@@ -61,6 +55,7 @@ class Catalogue:
             log.warning(
                 "manifest_refused" if path.name == "manifest.json" else "shard_refused", path=str(path), reason=reason
             )
+        self.refused = tuple(reason for _, reason in found.refused)
         manifests = []
         for model_id, (folder, manifest) in sorted(found.manifests.items()):
             self._folders[model_id] = folder
@@ -69,9 +64,19 @@ class Catalogue:
             manifests.append(manifest)
         return manifests
 
-    def accepts(self, manifest: Manifest) -> bool:
-        """True if an offered manifest may be served."""
-        return signature_is_valid(manifest, self._swarm.ca)
+    def fault_of(self, manifest: Manifest) -> str | None:
+        """Returns: why a manifest that a node offers may not be served, or None if it may."""
+        if signature_is_valid(manifest, self._swarm.ca):
+            return None
+        who = (
+            "nobody signed its manifest"
+            if manifest.signature is None
+            else "its manifest is signed by another swarm's owner"
+        )
+        return (
+            f"{who}: split the model on the machine that owns this swarm, "
+            "or copy the folder with its manifest.json into the coordinator's models cache and start the coordinator again"
+        )
 
     async def words(self, manifest: Manifest) -> Words:
         """Returns: vocabulary and template, made at the first call.
@@ -107,7 +112,7 @@ class Catalogue:
         path = await asyncio.to_thread(self._local, manifest)
         if path is None:
             path = await self._fetched(manifest)
-        return await asyncio.to_thread(_make_words, manifest, path)
+        return await asyncio.to_thread(open_words, manifest.name, path)
 
     def _kept(self, file: FileContent) -> Path:
         return self._cache / TOKENIZERS / f"{file.sha256}.gguf"
@@ -143,24 +148,6 @@ class Catalogue:
         await asyncio.to_thread(_write, path, bytes(data))
         log.info("tokenizer_fetched", model=manifest.name, size_bytes=len(data))
         return path
-
-
-def _make_words(manifest: Manifest, path: Path) -> Words:
-    vocabulary = Vocabulary(path)
-    special = vocabulary.special_texts  # found here, in the thread
-    if vocabulary.chat_template is None:
-        return Words(vocabulary, None, f"model {manifest.name} has no chat template: use /v1/completions")
-    try:
-        template = ChatTemplate(
-            vocabulary.chat_template,
-            model=manifest.name,
-            bos=vocabulary.text_of(vocabulary.bos),
-            eos=vocabulary.text_of(vocabulary.eos),
-            special=special,
-        )
-    except ShardnetError as error:
-        return Words(vocabulary, None, str(error))
-    return Words(vocabulary, template)
 
 
 def _sha256(path: Path) -> str:

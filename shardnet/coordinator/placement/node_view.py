@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from shardnet.errors import ShardnetError
+from shardnet.log import human_bytes
 from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
 
 Key = tuple[str, int]
 """`(model_id, shard_id)`"""
+MAX_UNSERVED = 64
+"""Refused manifests of one node whose reason is kept."""
 
 
 @dataclass(slots=True)
@@ -32,6 +35,15 @@ class Refusal:
     waits: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """A model that a node has and that is not served, and why."""
+
+    model_id: str
+    name: str
+    reason: str
+
+
 @dataclass(slots=True)
 class NodeView:
     """One connected node.
@@ -40,6 +52,8 @@ class NodeView:
 
     Attributes:
         ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
+        unserved: model_id -> a manifest that the node offered and that may not be served.
+        refused: sentences about files of its models cache that are of no use.
     """
 
     node_id: str
@@ -52,6 +66,8 @@ class NodeView:
     ready: dict[Key, float] = field(default_factory=dict)
     loads: dict[Key, Load] = field(default_factory=dict)
     refusals: dict[Key, Refusal] = field(default_factory=dict)
+    unserved: dict[str, Unserved] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
     memory_free_bytes: int = 0
     load: float = 0.0
     sequences: int = 0
@@ -68,6 +84,15 @@ class NodeView:
         """Returns: memory for more shards, what is promised to loads under way left out."""
         return max(0, self.memory_free_bytes - sum(load.reserved_bytes for load in self.loads.values()))
 
+    @property
+    def limit(self) -> str:
+        """Returns: what allows it less memory than its machine has, in one phrase; "" if nothing does."""
+        cpu = next((device for device in self.capabilities.devices if device.kind == "cpu"), None)
+        own = self.capabilities.memory_limit_bytes
+        if own and (cpu is None or own < cpu.total_bytes):
+            return f"{human_bytes(own)} by inference.memory_limit_bytes"
+        return cpu.limit if cpu is not None else ""
+
     @classmethod
     def of(cls, hello: Hello, at_s: float) -> Self:
         """Returns: a node that has just joined."""
@@ -79,6 +104,7 @@ class NodeView:
             joined_at_s=at_s,
             heard_at_s=at_s,
             held={(shard.model_id, shard.shard_id): shard for shard in hello.held},
+            refused=hello.refused,
             memory_free_bytes=_free_of(hello),
         )
 
@@ -101,11 +127,13 @@ def is_whole(held: HeldShard) -> bool:
 
 
 def _free_of(hello: Hello) -> int:
-    """Until the first heartbeat, one second later: the limit less what is loaded, or what the processor's memory has free."""
+    """Until the first heartbeat, one second later: what the device with most memory has free, within the user's limit less what is loaded."""
+    free = max((device.free_bytes for device in hello.capabilities.devices), default=0)
     limit = hello.capabilities.memory_limit_bytes
     if limit:
-        return max(0, limit - sum(shard.memory_bytes for shard in hello.held if shard.loaded))
-    return max((device.free_bytes for device in hello.capabilities.devices), default=0)
+        left = max(0, limit - sum(shard.memory_bytes for shard in hello.held if shard.loaded))
+        return min(left, free) if hello.capabilities.devices else left
+    return free
 
 
 def _meant(binding: str, model_id: str, name: str) -> set[int]:

@@ -21,8 +21,9 @@ from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
-from shardnet.messages import Address, ExecuteTask, ManifestOffer, Ping
+from shardnet.messages import Address, ExecuteTask, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
+from shardnet.swarm.api_keys import make_key, remove_key
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
 from tests.support.coordinator_world import held, make_manifest
@@ -311,12 +312,31 @@ async def test_the_tokenizer_is_fetched_from_a_node_and_kept(make_world: Callabl
         assert kept.read_bytes() == world.tokenizer.read_bytes()
 
 
-async def test_an_unsigned_offer_is_not_served(make_world: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("signature", "reason"),
+    [(None, "nobody signed its manifest"), ("ab" * 40, "its manifest is signed by another swarm's owner")],
+    ids=["unsigned", "another swarm's"],
+)
+async def test_an_offer_that_this_swarms_owner_did_not_sign_is_not_served_and_the_status_says_why(
+    make_world: Callable[..., Any], signature: str | None, reason: str
+) -> None:
     async with make_world(in_cache=False) as world, world.node("a", 0, 1, 2) as node:
-        node.connection.send(ManifestOffer(manifest=world.manifest))
-        node.connection.send(Ping(command_id="0" * 16))
-        await world.until(lambda one: len(one["nodes"]) == 1)
+        node.connection.send(ManifestOffer(manifest=world.manifest.model_copy(update={"signature": signature})))
+        status = await world.until(lambda one: bool(one["nodes"]) and reason in str(one["nodes"][0]["not_served"]))
+        (told,) = status["nodes"][0]["not_served"]
+        assert (told["model"], told["model_id"]) == ("tiny", world.manifest.model_id)
         assert (await world.health())["models"] == []
+
+
+async def test_the_status_says_which_files_of_the_coordinators_own_cache_are_refused(
+    make_world: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache" / "shards" / "linked"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    async with make_world(in_cache=False) as world:
+        (reason,) = (await world.client.get("/status")).json()["coordinator"]["refused"]
+        assert "manifest.json is a link" in reason
 
 
 # -- failures --------------------------------------------------------------------------------------------------------------------
@@ -465,6 +485,104 @@ async def test_a_key_is_asked_for_where_there_is_one(make_world: Callable[..., A
         assert (await world.client.get("/v1/models")).status_code == 401
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer no"})).status_code == 401
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_keys_are_made_and_taken_away_while_the_coordinator_runs(
+    make_world: Callable[..., Any], home: Path
+) -> None:
+    async with make_world() as world:
+
+        async def until(status: int, key: str) -> None:
+            asked = {"Authorization": f"Bearer {key}"}
+            async with asyncio.timeout(10):
+                while (await world.client.get("/v1/models", headers=asked)).status_code != status:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        await until(200, "none")
+        alice, bob = make_key(Home(), "alice"), make_key(Home(), "bob")
+        await until(401, "none")
+        await until(200, alice)
+        await until(200, bob)
+        remove_key(Home(), "alice")
+        await until(401, alice)
+        await until(200, bob)
+        remove_key(Home(), "bob")
+        await until(401, bob)
+        Home().api_keys.unlink()
+        assert (await world.client.get("/v1/models")).status_code == 401
+
+
+async def test_load_balancers_ask_for_health_with_any_host_and_no_key(make_world: Callable[..., Any]) -> None:
+    async with make_world(api={"key": "s3cret"}) as world:
+        for host in ("10.1.2.3:8080", "shardnet.example", "x"):
+            assert (await world.client.get("/healthz", headers={"Host": host})).status_code == 503
+            assert (await world.client.get("/status", headers={"Host": host})).status_code == 403
+        api = world.addresses["api"]
+        assert api is not None
+        reader, writer = await asyncio.open_connection(api.host, api.port)
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b" 503 " in await reader.readline()
+        writer.close()
+
+
+async def test_a_slash_at_the_end_head_and_options_are_answered_and_nothing_redirects(
+    make_world: Callable[..., Any],
+) -> None:
+    async with make_world() as world:
+        plain = await world.client.get("/v1/models")
+        slashed = await world.client.get("/v1/models/", headers={"Host": "localhost"})
+        assert (slashed.status_code, slashed.json()) == (plain.status_code, plain.json())
+        head = await world.client.head("/v1/models")
+        assert (head.status_code, head.content) == (200, b"")
+        options = await world.client.options("/v1/chat/completions", headers={"Origin": "https://chat.example"})
+        assert (options.status_code, options.headers["allow"]) == (204, "POST, OPTIONS")
+        assert "access-control-allow-origin" not in options.headers
+        assert (await world.client.get("/v1/chat/completions/")).headers["allow"]
+        assert (await world.client.get("//v1//", follow_redirects=False)).status_code == 404
+
+
+async def test_pages_of_listed_origins_may_ask_and_read_the_errors_too(make_world: Callable[..., Any]) -> None:
+    async with make_world(api={"allowed_origins": ["https://chat.example"], "key": "s3cret"}) as world:
+        asked = {
+            "Origin": "https://chat.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+        }
+        preflight = await world.client.options("/v1/chat/completions", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://chat.example"
+        assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+        strange = await world.client.options(
+            "/v1/chat/completions", headers=asked | {"Origin": "https://other.example"}
+        )
+        assert "access-control-allow-origin" not in strange.headers
+        refused = await world.client.get("/v1/models", headers={"Origin": "https://chat.example"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://chat.example"
+
+
+async def test_an_answer_goes_on_where_the_last_message_ends(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the an", "tool_calls": None}]
+        more: dict[str, Any] = {"messages": messages, "return_token_ids": True, "max_tokens": 1}
+        begun, new = await world.chat(**more, continue_final_message=True), await world.chat(**more)
+        ids, whole = begun.json()["prompt_token_ids"], new.json()["prompt_token_ids"]
+        assert ids == whole[: len(ids)]
+        assert len(ids) < len(whole)
+        refused = await world.chat(continue_final_message=True)
+        assert refused.status_code == 400
+        assert "continue_final_message" in refused.json()["error"]["message"]
+
+
+async def test_a_message_that_the_template_leaves_out_is_refused(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        called = {"role": "assistant", "content": None, "tool_calls": [call]}
+        refused = await world.chat(messages=[{"role": "user", "content": "hi"}, called])
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("messages[1]: the chat template of tiny leaves")
 
 
 async def test_hostile_bodies_are_refused_in_openais_shape(make_world: Callable[..., Any]) -> None:
