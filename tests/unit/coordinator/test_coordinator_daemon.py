@@ -241,6 +241,9 @@ async def test_a_name_of_two_models_is_listed_once_and_answers(
         assert (await world.chat(model="tiny", max_tokens=1)).status_code == 200
         other = await world.chat(model=twin.model_id, max_tokens=1)
         assert (other.status_code, "models.serve" in other.text) == (503, True)
+        asked = await world.client.get(f"/v1/models/{twin.model_id}")
+        assert (asked.status_code, asked.json()["error"]["code"]) == (404, "model_not_found")
+        assert "tiny means the newer or proved model" in asked.json()["error"]["message"]
 
 
 async def test_a_prompt_longer_than_the_context_names_both_numbers(make_world: Callable[..., Any]) -> None:
