@@ -153,6 +153,11 @@ def test_nothing_else_that_a_client_sends_becomes_a_control_token() -> None:
     assert sum(THINK in part.text for part in found) == 1
 
 
+def test_what_a_macro_gives_is_text_like_any_other_although_it_was_marked_safe() -> None:
+    source = "{% macro m() %}{{ '<|end|>' | safe }}{% endmacro %}{{ m() + '<' + messages[0].content }}"
+    assert parts(source) == [Part(f"{END}<{SIGNS}", special=True)]
+
+
 def test_generation_tags_do_nothing() -> None:
     source = "{% for m in messages %}{%- generation -%} [{{ m.content }}] {%- endgeneration %}.{% endfor %}"
     assert prompt(source, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "[a].[b]."
