@@ -38,6 +38,7 @@ class Service:
         manifests: models that may be asked for, ready or not.
         status: everything that `shardnet status` shows.
         health: short, for load balancers: `ready` and the models.
+        why_not_served: of a model by name or id, where the swarm has it and it is not served.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.
     """
 
@@ -49,6 +50,7 @@ class Service:
     words: Callable[[Manifest], Awaitable[Words]]
     status: Callable[[], dict[str, Any]]
     health: Callable[[], dict[str, Any]]
+    why_not_served: Callable[[str], str | None]
     describe_stage: Callable[[Route, int], dict[str, Any]]
 
     async def complete(self, request: CompletionRequest) -> Answering:
@@ -78,7 +80,13 @@ class Service:
         return await self._begin(request, manifest, words, prompt)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
-        manifest = resolve(self.manifests(), request.model)
+        try:
+            manifest = resolve(self.manifests(), request.model)
+        except UsageError as error:
+            reason = self.why_not_served(request.model) if request.model else None
+            if reason is None:
+                raise
+            raise UsageError(reason, **error.facts) from None
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
