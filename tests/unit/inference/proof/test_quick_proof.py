@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from shardnet.cli import app
 from shardnet.inference.gguf.header import read_gguf_header
+from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.proof import estimate
 from shardnet.inference.proof.parity import HowToRun, StageFile, run_parity
 from shardnet.inference.proof.planning import ProofPlan
@@ -22,6 +23,7 @@ from shardnet.limits.memory import Room
 from shardnet.manifest import Manifest, ParityCertificate
 from shardnet.preparing import _is_proved
 from tests.support.family_proofs import cuts_to_try, some_prompts
+from tests.support.gguf_parts import parts_of
 from tests.support.quantised_models import quantise
 from tests.support.random_models import build_random_model, tiny_llama
 from tests.unit.inference.proof.test_verify import flip_weight, split
@@ -99,6 +101,13 @@ def test_any_budget_gives_the_same_certificate(method: Method, share: float, tmp
     found = prove(path, (3,), tmp_path, HowToRun(method, 3, weights_budget=budget, threads=1))
     assert found.is_exact
     assert found == prove(path, (3,), tmp_path, HowToRun(method, 3, threads=1))
+
+
+def test_a_model_in_several_files_is_read_ahead_out_of_all_of_them(tmp_path: Path) -> None:
+    first, *_others = parts_of(tiny_llama(tmp_path / "whole.gguf", quantisation="F32"), tmp_path, 3)
+    stages = stages_of(read_model(first), has_head=True)
+    assert len({extent.path for stage in stages for extent in stage}) == 3
+    assert prove(first, (3,), tmp_path, HowToRun("quick", 2, weights_budget=300_000, threads=1)).is_exact
 
 
 def test_the_stages_are_every_weight_that_a_pass_reads(tmp_path: Path) -> None:
