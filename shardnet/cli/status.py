@@ -94,6 +94,8 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
             f"{node['name'][:20]:<20} {node['node_id'][:12]:<12} {node['state']:<8} {human_bytes(node['memory_free_bytes']):>9} "
             f"{100 * node['load']:>4.0f}% {node['sequences']:>4}  {shards}"
         )
+        if node["memory_limit"]:
+            shown.append(f"  its memory: {node['memory_limit']}")
         for load in node["loading"]:
             rate = f", {human_bytes(load['bytes_per_s'])}/s" if load["bytes_per_s"] else ""
             peers = f", {load['peers']} peers" if load["peers"] else ""

@@ -24,6 +24,7 @@ GROUND = {
     "settings",
     "log",
     "lifecycle",
+    "limits",
     "mutual_tls",
     "tcp",
 }
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mutual_tls": set(),
     "tcp": set(),
     "lifecycle": {"errors", "log"},
+    "limits": {"log"},
     "inference": GROUND,
     "dht": GROUND - {"messages", "wire"},
     "torrent": GROUND - {"messages", "wire"},

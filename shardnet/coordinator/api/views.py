@@ -46,6 +46,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
         "connected_s": round(at_s - node.joined_at_s, 1),
         "memory_free_bytes": node.memory_free_bytes,
+        "memory_limit": node.limit or None,
         "bytes_per_s": measured_pace(cluster, node, "").bytes_per_s,
         "handover_us": node.handover_us,
         "load": node.load,

@@ -138,10 +138,32 @@ def test_fields_of_other_servers_are_ignored() -> None:
     chat(user="me", store=True, metadata={"a": "b"}, parallel_tool_calls=True).check_supported()
 
 
+def test_templates_get_keys_that_are_null_left_to_them_and_contents_as_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = chat(messages=[{"role": "user", "content": parts, "name": "me"}, {"role": "assistant", "content": None}])
+    assert [message.for_template() for message in request.messages] == [
+        {"role": "user", "content": "ab", "name": "me"},
+        {"role": "assistant"},
+    ]
+
+
+def test_the_reasoning_effort_goes_to_the_template() -> None:
+    assert chat(reasoning_effort="high", chat_template_kwargs={"a": 1}).template_variables() == {
+        "reasoning_effort": "high",
+        "a": 1,
+    }
+    assert chat(reasoning_effort=None).template_variables() == {}
+
+
+def test_an_answer_cannot_both_go_on_and_begin_anew() -> None:
+    with pytest.raises(UsageError, match="continue_final_message"):
+        chat(continue_final_message=True, add_generation_prompt=True).check_supported()
+    chat(continue_final_message=True).check_supported()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
         ("tools", [{"type": "function"}]),
         ("functions", [{}]),
         ("response_format", {"type": "json_schema"}),
@@ -159,7 +181,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> N
         chat(**{field: value}).check_supported()
 
 
-@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3)])
+@pytest.mark.parametrize(("field", "value"), [("suffix", "x"), ("best_of", 3)])
 def test_what_a_completion_cannot_honour_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=field):
         CompletionRequest.model_validate({field: value}).check_supported()
@@ -198,6 +220,13 @@ def test_every_number_has_a_range(field: str, value: Any) -> None:
     assert str(error.facts["param"]).startswith(field)
     assert status_of(error) == 400
     assert OURS.search(str(error)), str(error)
+
+
+def test_the_prompts_own_logprobs_are_refused_and_as_many_of_the_best_as_all_are_not() -> None:
+    with pytest.raises(UsageError, match="echo"):
+        CompletionRequest(echo=True, logprobs=1).check_supported()
+    CompletionRequest(n=2, best_of=2).check_supported()
+    CompletionRequest(echo=True).check_supported()
 
 
 def test_a_logit_bias_key_must_be_a_token() -> None:

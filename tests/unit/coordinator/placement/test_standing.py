@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from shardnet.cli.status import lines
 from shardnet.coordinator.api.views import swarm_json
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused, NodeJoined
@@ -12,6 +11,7 @@ from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
 from shardnet.manifest import Manifest, NoProof, ParityCertificate
+from tests.support.coordinator_status import status_lines
 from tests.support.coordinator_world import held, hello, make_manifest, node_id, ready_cluster
 
 OLD = make_manifest((0, 3, 6), name="m").model_copy(update={"made_s": 1})
@@ -88,31 +88,6 @@ def test_require_proof_keeps_out_what_was_not_proved_and_says_so_where_one_looks
         here.tell()
         here.tell()
     assert [entry["model"] for entry in logs if entry["event"] == "model_kept_out"] == ["cut"]
-
-
-def status_lines(here: Standing) -> list[str]:
-    """What `shardnet status` would print of nodes and models."""
-    about = {
-        "node_id": "c" * 40,
-        "swarm_id": "s" * 40,
-        "uptime_s": 1,
-        "refused": [],
-        "addresses": {"nodes": "a:1", "api": "a:2"},
-    }
-    counts = dict.fromkeys(
-        [
-            "running",
-            "queued",
-            "finished",
-            "failed",
-            "prompt_tokens",
-            "prefix_tokens_reused",
-            "prefix_hits",
-            "sequences_kept",
-        ],
-        0,
-    )
-    return lines({"coordinator": about, "requests": counts} | swarm_json(here, 0.0))
 
 
 def test_a_model_of_a_node_that_is_not_served_stands_below_the_node_with_the_reason() -> None:
