@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
 def verify(
     folder: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     source: Annotated[
-        Path | None, typer.Option(help="The unsplit GGUF: run the shards against it and certify what comes of it.")
+        Path | None,
+        typer.Option(help="The unsplit GGUF or checkpoint: run the shards against it and certify what comes of it."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
@@ -31,8 +32,10 @@ def verify(
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, RefusedError
-    from shardnet.inference.proof.verify import damaged_files, fault_of, verify_split
+    from shardnet.inference.opening import open_model
+    from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
     from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
+    from shardnet.preparing import whole_model
     from shardnet.settings import default_home
     from shardnet.swarm.signing import sign_if_owner
 
@@ -44,10 +47,15 @@ def verify(
         raise RefusedError("; ".join(damaged), damaged=len(damaged))
     certificate, saved = manifest.certificate, False
     if source is not None:
-        with byte_bar("Proving the shards") as progress:
+        header = open_model(source)
+        check_source(manifest, header)
+        with (
+            whole_model(header, folder.resolve().parent, byte_bar) as unsplit,
+            byte_bar("Proving the shards") as progress,
+        ):
             certificate = verify_split(
                 folder,
-                source,
+                unsplit,
                 on_progress=lambda share: progress(int(share * 1000), 1000),
                 decode_tokens=tokens,
                 threads=threads,
