@@ -60,6 +60,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "checkpoints": {"gguf"},
         "conversion": {"checkpoints", "gguf"},
         "llama": set(),
+        "quantising": {"gguf"},
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},
         "engine": {"gguf"},

@@ -57,19 +57,31 @@ def dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TensorLoss:
-    """One tensor before and after. `sums` is None while it has not been written."""
+    """One tensor before and after."""
 
     name: str
     type_before: str
     type_after: str
     bytes_before: int
     bytes_after: int
-    sums: Sums | None
+    sums: Sums
+
+    def facts(self) -> dict[str, object]:
+        """Returns: what JSON says of it."""
+        return {
+            "name": self.name,
+            "from": self.type_before,
+            "to": self.type_after,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "cosine": self.sums.cosine,
+            "rmse": self.sums.rmse,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class LossReport:
-    """A model before and after. Tensors that kept their type are in the bytes, and lost nothing."""
+    """A model before and after: `tensors` are those that changed; the bytes are of all, so also of those that kept their type."""
 
     tensors: tuple[TensorLoss, ...]
     bytes_before: int
@@ -81,11 +93,17 @@ class LossReport:
         return self.bytes_before / self.bytes_after if self.bytes_after else inf
 
     @property
-    def overall(self) -> Sums | None:
-        """Returns: over all tensors that changed, None while one of them has not been written."""
-        total = NOTHING
-        for loss in self.tensors:
-            if loss.sums is None:
-                return None
-            total += loss.sums
-        return total
+    def overall(self) -> Sums:
+        """Returns: over all weights of the tensors that changed."""
+        return sum((loss.sums for loss in self.tensors), NOTHING)
+
+    def facts(self) -> dict[str, object]:
+        """Returns: what JSON says: the whole, then tensor by tensor."""
+        return {
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "ratio": self.ratio,
+            "cosine": self.overall.cosine,
+            "rmse": self.overall.rmse,
+            "tensors": [loss.facts() for loss in self.tensors],
+        }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from shardnet.errors import NoRoomError, ShardnetError, UsageError
 from shardnet.files import FULL, sync_folder, write_whole
+from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.layout import quantisation_of, step_bytes, vocabulary_size
 from shardnet.inference.gguf.writer import Written, file_sha256, write_gguf
 from shardnet.inference.splitting.manifest_file import MANIFEST, load_manifest, model_folder
@@ -51,13 +52,18 @@ def find_existing(plan: SplitPlan, cache: Path) -> tuple[Path, Manifest] | None:
 
 
 def _source_note(plan: SplitPlan) -> dict[str, object]:
-    facts = [(path.absolute(), path.stat()) for path in plan.header.paths]
     note: dict[str, object] = {
         "name": plan.name,
         "layers": [[part.first, part.end] for part in plan.layers],
-        "sources": [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts],
+        "sources": source_facts(plan.header),
     }
     return note | {"recipe": plan.header.recipe} if plan.header.recipe else note
+
+
+def source_facts(header: GgufHeader) -> list[list[object]]:
+    """Returns: of each file that a model is made of, what changes when the file does. Raises: OSError."""
+    facts = [(path.absolute(), path.stat()) for path in header.paths]
+    return [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts]
 
 
 def _is_whole(folder: Path, plan: SplitPlan) -> bool:
