@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
@@ -18,10 +17,11 @@ from shardnet.errors import (
     UnreachableError,
     UsageError,
 )
+from shardnet.faults import first_fault
 
 RETRY_AFTER_S = 5.0
-UNION_MEMBER = re.compile(r"str|int|float|constrained-\w+|list\[.*\]")
-"""What pydantic adds to a field's place for each type that it may have."""
+MAX_RETRY_AFTER_S = 60
+"""A client that is told to wait longer than two minutes does not come back at all (openai 3.57)."""
 
 
 def status_of(error: ShardnetError) -> int:
@@ -67,7 +67,8 @@ def error_response(error: ShardnetError) -> JSONResponse:
     headers = {}
     if status == 503:
         wait = error.facts.get("retry_after_s")
-        headers["Retry-After"] = str(math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S))
+        wait = math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S)
+        headers["Retry-After"] = str(min(max(wait, 1), MAX_RETRY_AFTER_S))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=status, headers=headers)
@@ -75,10 +76,5 @@ def error_response(error: ShardnetError) -> JSONResponse:
 
 def usage_error(error: ValidationError) -> UsageError:
     """Returns: what is wrong with a request's body, as one sentence."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    # A field of several types has a fault for each: the one that got furthest is of the type that was meant.
-    first = max(faults, key=lambda fault: (not fault["type"].endswith("_type"), len(fault["loc"])))
-    where = ".".join(str(part) for part in first["loc"] if not UNION_MEMBER.fullmatch(str(part)))
-    return UsageError(
-        f"{where}: {first['msg']}" if where else f"the body is not usable: {first['msg']}", param=where or None
-    )
+    where, what = first_fault(error)
+    return UsageError(f"{where}: {what}" if where else f"the body {what}", param=where or None)

@@ -68,7 +68,7 @@ class Service:
             raise UsageError(
                 f"prompt: token {bad} is outside the vocabulary of {words.vocabulary.n_vocab}", param="prompt"
             )
-        return await self._begin(request, manifest, words, prompt, request.max_tokens)
+        return await self._begin(request, manifest, words, prompt)
 
     async def chat(self, request: ChatRequest) -> Answering:
         """Begin a chat turn with the model's own template. Raises: as `complete`."""
@@ -83,16 +83,14 @@ class Service:
             timeout_s=self.settings.template_timeout_s,
         )
         prompt = await asyncio.to_thread(words.vocabulary.tokenize_parts, parts)
-        return await self._begin(request, manifest, words, prompt, request.max_completion_tokens or request.max_tokens)
+        return await self._begin(request, manifest, words, prompt)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         manifest = resolve(self.manifests(), request.model)
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
-    async def _begin(
-        self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int], max_tokens: int | None
-    ) -> Answering:
+    async def _begin(self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int]) -> Answering:
         n_ctx = self.options(manifest).n_ctx
         if not prompt:
             raise UsageError("the prompt is empty: give at least one token", param="prompt")
@@ -103,11 +101,15 @@ class Service:
                 prompt_tokens=len(prompt),
                 n_ctx=n_ctx,
             )
+        sampling = request.sampling()
+        n_vocab = words.vocabulary.n_vocab
+        if bad := next((token for token in sampling.logit_bias if token >= n_vocab), None):
+            raise UsageError(f"logit_bias: token {bad} is outside the vocabulary of {n_vocab}", param="logit_bias")
         spec = GenerationSpec(
             model_id=manifest.model_id,
             prompt=prompt,
-            sampling=request.sampling(),
-            max_tokens=min(max_tokens or n_ctx, n_ctx - len(prompt)),
+            sampling=sampling,
+            max_tokens=min(request.most_tokens() or n_ctx, n_ctx - len(prompt)),
             is_end=words.vocabulary.is_end,
             ignore_eos=bool(request.ignore_eos),
             step_deadline_s=self.settings.step_deadline_s,
