@@ -19,6 +19,12 @@ def verify(
         Path | None,
         typer.Option(help="The unsplit GGUF or checkpoint: run the shards against it and certify what comes of it."),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="What SOURCE was quantised to when it was split; likewise the next two."),
+    ] = None,
+    imatrix: Annotated[Path | None, typer.Option(help="The importance matrix that it was quantised with.")] = None,
+    allow_requantize: Annotated[bool, typer.Option("--allow-requantize", help="SOURCE was quantised already.")] = False,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -47,7 +53,7 @@ def verify(
         raise RefusedError("; ".join(damaged), damaged=len(damaged))
     certificate, saved = manifest.certificate, False
     if source is not None:
-        header = open_model(source)
+        header = open_model(source, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize)
         check_source(manifest, header)
         with (
             whole_model(header, folder.resolve().parent, byte_bar) as unsplit,

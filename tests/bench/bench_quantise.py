@@ -118,7 +118,7 @@ def write_checkpoint(folder: Path, nbytes: int) -> Path:
         filled += 2 * prod(shape)
     generator = np.random.default_rng(1)
     pool = (0.02 * generator.standard_normal(POOL, np.float32)).astype(ml_dtypes.bfloat16)
-    places = {}
+    places: dict[str, str] = {}
     for number, shapes in enumerate(groups):
         file = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
         places |= dict.fromkeys(shapes, file)
