@@ -24,6 +24,9 @@ def loss_lines(losses: dict[str, Any], perplexity: dict[str, Any] | None) -> Ite
     for tensor in sorted(losses["tensors"], key=lambda one: one["cosine"])[:WORST]:
         kinds = f"{tensor['from']} -> {tensor['to']}"
         yield f"  lost most: {tensor['name']:<28} {kinds:<14} cosine {tensor['cosine']:.6f}  RMSE {tensor['rmse']:.3g}"
+    weighed = sum(one["importance"] for one in losses["tensors"])
+    if weighed:
+        yield f"  the importance matrix knew {weighed} of these tensors"
     again = sorted({one["from"] for one in losses["tensors"]} - {"F32", "F16", "BF16"})
     if again:
         yield f"  made from weights that were quantised already ({', '.join(again)}): measured against those, not against the original"

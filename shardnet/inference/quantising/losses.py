@@ -57,7 +57,7 @@ def dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TensorLoss:
-    """One tensor before and after."""
+    """One tensor before and after. `is_weighed`: an importance matrix said which columns matter."""
 
     name: str
     type_before: str
@@ -65,6 +65,7 @@ class TensorLoss:
     bytes_before: int
     bytes_after: int
     sums: Sums
+    is_weighed: bool
 
     def facts(self) -> dict[str, object]:
         """Returns: what JSON says of it."""
@@ -76,6 +77,7 @@ class TensorLoss:
             "bytes_after": self.bytes_after,
             "cosine": self.sums.cosine,
             "rmse": self.sums.rmse,
+            "importance": self.is_weighed,
         }
 
 

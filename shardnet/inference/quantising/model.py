@@ -127,7 +127,7 @@ def losses_of(tensors: Iterable[GgufTensor]) -> LossReport | None:
         source = data.source if isinstance(data, QuantisedData) else tensor
         before, after = before + source.nbytes, after + tensor.nbytes
         if isinstance(data, QuantisedData) and data.sums is not None:
-            losses.append(
-                TensorLoss(tensor.name, source.type_name, tensor.type_name, source.nbytes, tensor.nbytes, data.sums)
-            )
+            sizes = source.nbytes, tensor.nbytes
+            is_weighed = data.importance is not None
+            losses.append(TensorLoss(tensor.name, source.type_name, tensor.type_name, *sizes, data.sums, is_weighed))
     return LossReport(tuple(losses), before, after) if losses else None

@@ -14,6 +14,7 @@ from shardnet.errors import GgufError, UsageError
 from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.quantising.importance import ImportanceMatrix, read_importance
 from shardnet.inference.quantising.model import quantise
+from shardnet.inference.quantising.rows import QuantisedData
 from tests.support.random_models import tiny_llama
 
 NAME = "blk.0.attn_q.weight"
@@ -121,8 +122,7 @@ def test_one_of_another_model_is_refused_by_what_does_not_fit(tmp_path: Path) ->
         quantise(header, "q4_0", of(NAME, 65))
     with pytest.raises(GgufError, match="says nothing of any of its tensors"):
         quantise(header, "q4_0", of("blk.7.attn_q.weight", 64))
-    quantise(
-        header,
-        "q4_0",
-        ImportanceMatrix(path, "", {NAME: np.ones(64, np.float32), "token_embd.weight": np.ones(3, np.float32)}),
-    )
+    columns = {NAME: np.ones(64, np.float32), "token_embd.weight": np.ones(3, np.float32)}
+    made = quantise(header, "q4_0", ImportanceMatrix(path, "", columns))
+    known = {one.name: one.data.importance for one in made.tensors if isinstance(one.data, QuantisedData)}
+    assert [name for name, importance in known.items() if importance is not None] == [NAME], "embeddings are looked up"

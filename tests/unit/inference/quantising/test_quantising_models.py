@@ -186,11 +186,13 @@ def test_the_command_line_quantises_a_checkpoint_proves_it_and_tells_what_was_lo
 
 
 def test_a_model_made_of_quantised_weights_says_so() -> None:
-    tensor = {"name": "a", "from": "Q4_1", "to": "Q4_K", "cosine": 0.9, "rmse": 0.1}
+    tensor = {"name": "a", "from": "Q4_1", "to": "Q4_K", "cosine": 0.9, "rmse": 0.1, "importance": False}
     facts = {"bytes_before": 10, "bytes_after": 5, "ratio": 2.0, "cosine": 0.9, "rmse": 0.1, "tensors": [tensor]}
     assert any("quantised already (Q4_1)" in line for line in loss_lines(facts, None))
     facts["tensors"] = [tensor | {"from": "BF16"}]
     assert not any("already" in line for line in loss_lines(facts, None))
+    facts["tensors"] = [tensor | {"importance": True}, tensor]
+    assert any("knew 1 of these" in line for line in loss_lines(facts, None))
 
 
 def test_zeros_lose_nothing_and_what_becomes_zeros_loses_all() -> None:
