@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from shardnet.inference.opening import open_model
 from shardnet.inference.quantising.losses import Sums
 from shardnet.inference.quantising.mixtures import KINDS
 from shardnet.inference.quantising.model import quantise, quantised_name
+from shardnet.inference.quantising.rows import QuantisedData
 from shardnet.inference.splitting.cutting import CutRequest, split_model
 from shardnet.inference.splitting.plan import plan_model
 from tests.support.random_models import tiny_llama
@@ -162,11 +164,28 @@ def test_a_quantised_model_is_called_by_what_it_is(name: str, kind: str, called:
     assert quantised_name(name, kind) == called
 
 
-def test_the_command_line_quantises_a_checkpoint_proves_it_and_tells_what_was_lost(tmp_path: Path, home: Path) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each tensor was quantised."""
+    count: Counter[str] = Counter()
+    pieces = QuantisedData.pieces
+
+    def counted(self: QuantisedData, tensor: GgufTensor) -> Iterator[Buffer]:
+        count[tensor.name] += 1
+        return pieces(self, tensor)
+
+    monkeypatch.setattr(QuantisedData, "pieces", counted)
+    return count
+
+
+def test_the_command_line_quantises_a_checkpoint_proves_it_and_tells_what_was_lost(
+    tmp_path: Path, home: Path, made: Counter[str]
+) -> None:
     source, text = write_model(tmp_path / "Tiny", n_files=2), tmp_path / "text.txt"
     text.write_text("The lighthouse keeper counted the waves every evening. " * 12)
     command = ["split", source, "--quantize", "q4_0", "--out", tmp_path / "cache"]
     told: dict[str, Any] = json.loads(run(*command, "--perplexity", text, "--no-verify", "--json"))
+    assert set(made.values()) == {1}, "the shards are cut out of the file that was written for llama.cpp"
     assert (told["name"], told["content"]["quantisation"]) == ("Tiny-Q4_0", "Q4_0")
     lost, perplexity = told["quantised"], told["perplexity"]
     assert {one["name"] for one in lost["tensors"]} >= {"token_embd.weight", "output.weight", "blk.3.ffn_down.weight"}
