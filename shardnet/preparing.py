@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ from shardnet.inference.proof.verify import verify_split
 from shardnet.inference.quantising.model import losses_of
 from shardnet.inference.splitting.cutting import OnProgress, find_existing, split_model
 from shardnet.inference.splitting.manifest_file import SHARDS, save_manifest
+from shardnet.inference.splitting.parts import cut_parts
 from shardnet.inference.splitting.plan import SplitPlan
 from shardnet.inference.splitting.whole import check_whole_fits, cut_from, whole_file
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, NoProof
 from shardnet.node.weights.torrent_files import promise_torrents
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
@@ -57,31 +58,42 @@ def prepare(
     *,
     prove: bool,
     bar: Bar,
+    only: Sequence[int] | None = None,
     on_whole: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Write a plan's shards into a cache, prove them, and save their manifest.
 
     Args:
-        prove: run the shards against the unsplit model; what an earlier run proved is not proved again.
+        prove: run the shards against the unsplit model, if both are here; what an earlier run proved is not proved again.
+        only: cut these shards alone, of a model that other machines cut other shards of; None: cut all, by this machine alone.
         on_whole: called with the unsplit model as a file that llama.cpp opens, which may be gone afterwards.
 
-    Raises: as `split_model`, `whole_file` and `verify_split`. A certificate that is not exact is saved, and no error here.
+    Raises: as `split_model`, `cut_parts`, `whole_file` and `verify_split`. A certificate that is not exact is saved, and no error here.
     """
-    existing = find_existing(plan, cache)
-    was_there = existing is not None
-    prove = prove and (existing is None or not _is_proved(existing[1]))
+    cannot_prove = _why_not(plan, only)
+    prove = prove and not cannot_prove
+    existing = find_existing(plan, cache) if only is None else None
+    if existing is not None and _is_proved(existing[1]):
+        prove = False
     with ExitStack() as stack:
         to_cut, source = plan, plan.header.path
         if prove or on_whole is not None:
-            check_whole_fits(plan.header, cache / SHARDS, 0 if was_there else plan.nbytes)
+            check_whole_fits(plan.header, cache / SHARDS, 0 if existing is not None else plan.nbytes)
             source = stack.enter_context(whole_model(plan.header, cache / SHARDS, bar))
             if plan.header.is_made:
                 to_cut = cut_from(plan, source)
         if on_whole is not None:
             on_whole(source)
-        with bar(f"Splitting {plan.name}") as progress:
-            folder, manifest = split_model(to_cut, cache, progress)
+        if only is None:
+            was_there = existing is not None
+            with bar(f"Splitting {plan.name}") as progress:
+                folder, manifest = split_model(to_cut, cache, progress)
+        else:
+            with bar(f"Cutting {plan.name}") as progress:
+                folder, manifest, was_there = cut_parts(to_cut, only, cache, progress)
         losses = _losses(plan, folder, was_there)  # kept before the proof, which may be interrupted
+        if cannot_prove and manifest.certificate is None:
+            manifest = manifest.model_copy(update={"certificate": NoProof(reason=cannot_prove), "signature": None})
         if prove and not _is_proved(manifest):
             with bar("Proving the shards") as progress:
                 certificate = verify_split(folder, source, on_progress=lambda share: progress(int(share * 1000), 1000))
@@ -93,6 +105,15 @@ def prepare(
     manifest = sign_if_owner(manifest, home)
     save_manifest(folder, manifest)
     return Prepared(folder, manifest, was_there, losses)
+
+
+def _why_not(plan: SplitPlan, only: Sequence[int] | None) -> str:
+    """Returns: why the shards cannot be run against the unsplit model; "" if they can."""
+    if plan.header.origins:
+        return "it was cut from an address, and the unsplit model was not there to run beside it"
+    if only is not None and set(only) != set(range(len(plan.shards))):
+        return "its shards were cut apart, and were never together to be run beside the unsplit model"
+    return ""
 
 
 def _losses(plan: SplitPlan, folder: Path, was_there: bool) -> dict[str, Any] | None:

@@ -18,11 +18,6 @@ PROMPT_ROWS = 256
 """Of the chunks that a machine's PROMPT_TOKENS_PER_S is about."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("plan")(plan)
-
-
 def plan(
     model: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     node: Annotated[
@@ -67,15 +62,17 @@ def plan(
     policy = Policy(default_link=LinkTime(rtt_ms / 2e3, mbit_s * 1e6 / 8))
     options = SequenceSettings(n_ctx=n_ctx, n_seq=n_seq).to_options(manifest.content.n_ctx_train)
     found = prospects(manifest, offers, options, policy, links, prompt_tokens=prompt_tokens, streams=streams)
+    limits = {offer.name: offer.limit for offer in offers if offer.limit}
     if as_json:
         facts: dict[str, Any] = {"model": manifest.name, "model_id": manifest.model_id, "prompt_tokens": prompt_tokens}
+        facts["memory_limits"] = limits
         typer.echo(json.dumps(facts | dataclasses.asdict(found)))
         return
     typer.echo(f"{manifest.name}: {manifest.content.n_layers} layers in {manifest.n_shards} shards")
     typer.echo(f"{'layout':<10} {'ms/token':>9} {'first token':>12} {'tokens/s, all':>15}  stages")
     for layout in found.layouts:
         typer.echo(_line(layout))
-    for note in found.notes:
+    for note in (*found.notes, *(f"{name} may have {limit}" for name, limit in limits.items())):
         typer.echo(f"  {note}")
 
 
@@ -188,6 +185,7 @@ def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffe
                 row_costs=pace.row_costs,
                 handover_s=pace.handover_s,
                 on_disk=frozenset(range(manifest.n_shards)),
+                limit=node.get("memory_limit") or "",
             )
         )
     links = {

@@ -11,17 +11,12 @@ if TYPE_CHECKING:
     from shardnet.inference.proof.perplexity import Perplexity
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("split")(split)
-
-
 def split(
     model: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A GGUF (of one that llama.cpp split by size any part, or their folder), or a Hugging Face checkpoint: its folder, "
-            "index or SafeTensors file."
+            help="A GGUF (of one that llama.cpp split by size any part, or their folder), the http(s) address of one, or a Hugging Face "
+            "checkpoint: its folder, index or SafeTensors file."
         ),
     ],
     shards: Annotated[
@@ -63,26 +58,36 @@ def split(
             "--verify/--no-verify", help="Run the shards against the unsplit model and certify that nothing differs."
         ),
     ] = True,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="Cut this shard alone (0, 0,2 or all; may be repeated), and read no more than it takes: several machines cut one model, each "
+            "its own shards. All must be told the same cut and name.",
+        ),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Cut a GGUF or a checkpoint into layer shards and prove that they give the unsplit model's numbers.
 
     With --quantize their weights become another type on the way, tensor by tensor, in llama.cpp's own mixtures for the whole model.
 
-    Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind.
+    Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind;
+    from an address, or with --only, what was written stays, and the same command goes on with it. A model that was cut from an address is not
+    proved: `shardnet verify FOLDER --source MODEL` does that later. Where a server wants a token, put it into $SHARDNET_HTTP_TOKEN.
     """
     import json
 
     from shardnet.cli.losses import loss_lines
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
-    from shardnet.inference.opening import open_model
+    from shardnet.inference.opening import opened, traffic_of
     from shardnet.inference.quantising.model import quantised_name
-    from shardnet.inference.splitting.cuts import parse_size
+    from shardnet.inference.splitting.cuts import parse_ids, parse_size
     from shardnet.inference.splitting.manifest_file import models_named
     from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
     from shardnet.log import human_bytes
-    from shardnet.manifest import by_claim, claim
+    from shardnet.manifest import NoProof, by_claim, claim
     from shardnet.preparing import prepare
     from shardnet.settings import default_home
 
@@ -96,18 +101,22 @@ def split(
     request = CutRequest(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
-    header = open_model(model, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize)
-    if quantize is not None and name is None:
-        name = quantised_name(model_name(header, None), quantize)
     measured = None if perplexity is None else _Perplexities(perplexity, model, out, quantize)
-    prepared = prepare(
-        plan_model(header, request, name),
-        out,
-        default_home(),
-        prove=verify,
-        bar=byte_bar,
-        on_whole=None if measured is None else measured.after_quantising,
-    )
+    with opened(model, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize) as header:
+        if quantize is not None and name is None:
+            name = quantised_name(model_name(header, None), quantize)
+        plan = plan_model(header, request, name)
+        wanted = parse_ids(only, len(plan.shards)) if only else None
+        prepared = prepare(
+            plan,
+            out,
+            default_home(),
+            prove=verify,
+            bar=byte_bar,
+            only=wanted,
+            on_whole=None if measured is None else measured.after_quantising,
+        )
+        traffic = traffic_of(header)
     folder, manifest, was_there = prepared.folder, prepared.manifest, prepared.was_there
     certificate = manifest.certificate
     namesakes = models_named(out, manifest.name)
@@ -116,6 +125,7 @@ def split(
         typer.echo(
             json.dumps(
                 {"folder": str(folder), "was_there": was_there, "name_means": meant.model_id}
+                | ({"asked_bytes": traffic.asked_bytes, "file_bytes": traffic.file_bytes} if traffic else {})
                 | ({} if prepared.losses is None else {"quantised": prepared.losses})
                 | ({} if measured is None else {"perplexity": measured.facts})
                 | manifest.model_dump(mode="json")
@@ -126,14 +136,20 @@ def split(
             f"{manifest.name}  {manifest.content.quantisation}  {manifest.content.n_layers} layers  model {manifest.model_id[:12]}"
         )
         for shard in manifest.content.shards:
-            typer.echo(
-                f"  shard {shard.shard_id:<3} layers {shard.layers!s:<12} {human_bytes(shard.bytes):>9}  {shard.file}"
-            )
+            file = shard.file if shard.shard_id in manifest.cut_here else "(not cut here)"
+            typer.echo(f"  shard {shard.shard_id:<3} layers {shard.layers!s:<12} {human_bytes(shard.bytes):>9}  {file}")
         if prepared.losses is not None:
             for line in loss_lines(prepared.losses, None if measured is None else measured.facts):
                 typer.echo(f"  {line}")
         typer.echo(f"  in {folder}" + (" (there already, nothing was written)" if was_there else ""))
-        if certificate is not None and certificate.is_exact:
+        if traffic is not None:
+            typer.echo(
+                f"  asked for {human_bytes(traffic.asked_bytes)} of a model of {human_bytes(traffic.file_bytes)}: "
+                f"{traffic.asked_bytes / traffic.file_bytes:.3f} of it"
+            )
+        if isinstance(certificate, NoProof):
+            typer.echo(f"  not proved: {certificate.reason}; `shardnet verify {folder} --source MODEL` proves it later")
+        elif certificate is not None and certificate.is_exact:
             typer.echo(
                 f"  identical to the unsplit model: max |Δ logit| = 0 over {certificate.prompt_tokens} prompt and "
                 f"{certificate.decode_tokens} decoded tokens"
@@ -146,7 +162,7 @@ def split(
                 f"  {len(namesakes)} models here are called {manifest.name}: the name means {which}, {claim(meant)}; "
                 "ask for another by its id"
             )
-    if certificate is not None and not certificate.is_exact:
+    if certificate is not None and not isinstance(certificate, NoProof) and not certificate.is_exact:
         from shardnet.inference.proof.verify import fault_of
 
         raise ParityError(
@@ -157,7 +173,7 @@ def split(
 class _Perplexities:
     """Perplexity on a text: of the model as it came, and as it was quantised."""
 
-    def __init__(self, text: Path, model: Path, out: Path, quantize: str | None) -> None:
+    def __init__(self, text: Path, model: str, out: Path, quantize: str | None) -> None:
         from shardnet.errors import UsageError
         from shardnet.inference.proof.perplexity import check_text
 
@@ -174,12 +190,12 @@ class _Perplexities:
         from dataclasses import asdict
 
         from shardnet.cli.progress import byte_bar
-        from shardnet.inference.opening import open_model
+        from shardnet.inference.opening import opened
         from shardnet.inference.splitting.manifest_file import SHARDS
         from shardnet.preparing import whole_model
 
         after = self._measured(whole, "after")
-        with whole_model(open_model(self._model), self._out / SHARDS, byte_bar) as source:
+        with opened(self._model) as header, whole_model(header, self._out / SHARDS, byte_bar) as source:
             before = self._measured(source, "before")
         self.facts = {"before": asdict(before), "after": asdict(after)}
 

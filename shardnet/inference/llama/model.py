@@ -22,6 +22,7 @@ from shardnet.errors import ContextExceeded, EngineError
 from shardnet.inference.llama import native_log
 from shardnet.inference.llama.batch import MROPE_SECTIONS, Batch, Rows
 from shardnet.inference.llama.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
+from shardnet.inference.llama.devices import usable_threads
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
@@ -130,7 +131,7 @@ class LlamaContext:
     ) -> None:
         self.model = model
         self.n_ctx, self.n_seq, self.n_batch = n_ctx, n_seq, n_batch
-        threads = threads or os.cpu_count() or 1
+        threads = threads or usable_threads()
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx * n_seq
         params.n_seq_max = n_seq
@@ -273,6 +274,24 @@ class LlamaContext:
             raise EngineError(f"row {row} of the last batch has no logits")
         numbers = self._row_type.from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memoryview(numbers), dtype=np.float32)
+
+    def save_sequence(self, slot: int) -> bytes:
+        """Returns: a slot's KV and recurrent state, for `restore_sequence` of a context like this one. Raises: EngineError."""
+        size = int(llama_cpp.llama_state_seq_get_size(self.pointer, slot))
+        buffer = (ctypes.c_uint8 * size)()
+        if int(llama_cpp.llama_state_seq_get_data(self.pointer, buffer, size, slot)) != size:
+            raise EngineError(
+                f"llama.cpp cannot save a sequence of {self.model.path}: {native_log.why('no reason given')}"
+            )
+        return bytes(buffer)
+
+    def restore_sequence(self, slot: int, state: bytes) -> None:
+        """Fill an empty slot with what `save_sequence` gave. The same numbers follow as if it had never been away. Raises: EngineError."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if int(llama_cpp.llama_state_seq_set_data(self.pointer, buffer, len(state), slot)) != len(state):
+            raise EngineError(
+                f"llama.cpp cannot restore a sequence of {self.model.path}: {native_log.why('no reason given')}"
+            )
 
     def truncate(self, slot: int, position: int) -> bool:
         """Drop a slot's KV at and after `position`.

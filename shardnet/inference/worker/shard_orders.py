@@ -10,7 +10,7 @@ from shardnet.errors import ShardnetError
 from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.worker.chains import Chains
-from shardnet.inference.worker.loading import Finished, Loader, Progress
+from shardnet.inference.worker.loading import Finished, Loader, Progress, Used
 
 
 class ShardOrders:
@@ -45,7 +45,7 @@ class ShardOrders:
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
-        used = lambda: (chains.memory_bytes, chains.gpu_bytes)  # noqa: E731
+        used = lambda: Used(chains.memory_bytes, chains.gpu_bytes, chains.mapped_bytes)  # noqa: E731
         self._loader = Loader(settings, self._on_loader, used, threads)
 
     def load(self, request: Load) -> None:
@@ -64,12 +64,16 @@ class ShardOrders:
         if any((r.model_id, r.shard_id) == (request.model_id, request.shard_id) for r in self._loads):
             self._unloads.append(request)  # when it has come
             return
-        self._remove(request.model_id, request.shard_id)
+        try:
+            self._remove(request.model_id, request.shard_id, keep_sequences=request.keep_sequences)
+        except ShardnetError as error:
+            self._fail(request.command_id, error)
+            return
         self._tell(Unloaded(command_id=request.command_id))
 
-    def _remove(self, model_id: str, shard_id: int) -> None:
+    def _remove(self, model_id: str, shard_id: int, *, keep_sequences: bool = False) -> None:
         self._chains_change(model_id)
-        self._chains.remove(model_id, shard_id)
+        self._chains.remove(model_id, shard_id, keep_sequences=keep_sequences)
 
     def _on_loader(self, event: Progress | Finished) -> None:
         """On the loader's thread."""
