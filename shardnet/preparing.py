@@ -77,8 +77,12 @@ def prepare(
         prove = False
     with ExitStack() as stack:
         to_cut, source = plan, plan.header.path
+        if only is not None:
+            with bar(f"Cutting {plan.name}") as progress:
+                folder, manifest, was_there = cut_parts(plan, only, cache, progress)
         if prove or on_whole is not None:
-            check_whole_fits(plan.header, cache / SHARDS, 0 if existing is not None else plan.nbytes)
+            is_cut = only is not None or existing is not None
+            check_whole_fits(plan.header, cache / SHARDS, 0 if is_cut else plan.nbytes)
             source = stack.enter_context(whole_model(plan.header, cache / SHARDS, bar))
             if plan.header.is_made:
                 to_cut = cut_from(plan, source)
@@ -88,9 +92,6 @@ def prepare(
             was_there = existing is not None
             with bar(f"Splitting {plan.name}") as progress:
                 folder, manifest = split_model(to_cut, cache, progress)
-        else:
-            with bar(f"Cutting {plan.name}") as progress:
-                folder, manifest, was_there = cut_parts(to_cut, only, cache, progress)
         losses = _losses(plan, folder, was_there)  # kept before the proof, which may be interrupted
         if cannot_prove and manifest.certificate is None:
             manifest = manifest.model_copy(update={"certificate": NoProof(reason=cannot_prove), "signature": None})
