@@ -27,6 +27,8 @@ def loss_lines(losses: dict[str, Any], perplexity: dict[str, Any] | None) -> Ite
     weighed = sum(one["importance"] for one in losses["tensors"])
     if weighed:
         yield f"  the importance matrix knew {weighed} of these tensors"
+    if losses["unmeasured"]:
+        yield f"  {losses['unmeasured']} more tensors were written before this split was broken off, and are not in these figures"
     again = sorted({one["from"] for one in losses["tensors"]} - {"F32", "F16", "BF16"})
     if again:
         yield f"  made from weights that were quantised already ({', '.join(again)}): measured against those, not against the original"

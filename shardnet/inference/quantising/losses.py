@@ -83,11 +83,15 @@ class TensorLoss:
 
 @dataclass(frozen=True, slots=True)
 class LossReport:
-    """A model before and after: `tensors` are those that changed; the bytes are of all, so also of those that kept their type."""
+    """A model before and after: `tensors` are those that changed; the bytes are of all, so also of those that kept their type.
+
+    `n_unmeasured` tensors changed, but were written by an earlier run that was broken off.
+    """
 
     tensors: tuple[TensorLoss, ...]
     bytes_before: int
     bytes_after: int
+    n_unmeasured: int
 
     @property
     def ratio(self) -> float:
@@ -107,5 +111,6 @@ class LossReport:
             "ratio": self.ratio,
             "cosine": self.overall.cosine,
             "rmse": self.overall.rmse,
+            "unmeasured": self.n_unmeasured,
             "tensors": [loss.facts() for loss in self.tensors],
         }

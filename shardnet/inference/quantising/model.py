@@ -121,13 +121,17 @@ def losses_of(tensors: Iterable[GgufTensor]) -> LossReport | None:
     Returns: None if none of them was quantised.
     """
     losses = []
-    before = after = 0
+    before = after = unmeasured = 0
     for tensor in tensors:
         data = tensor.data
         source = data.source if isinstance(data, QuantisedData) else tensor
         before, after = before + source.nbytes, after + tensor.nbytes
-        if isinstance(data, QuantisedData) and data.sums is not None:
+        if not isinstance(data, QuantisedData):
+            continue
+        if data.sums is None:
+            unmeasured += 1
+        else:
             sizes = source.nbytes, tensor.nbytes
             is_weighed = data.importance is not None
             losses.append(TensorLoss(tensor.name, source.type_name, tensor.type_name, *sizes, data.sums, is_weighed))
-    return LossReport(tuple(losses), before, after) if losses else None
+    return LossReport(tuple(losses), before, after, unmeasured) if losses else None

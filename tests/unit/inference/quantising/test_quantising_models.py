@@ -26,6 +26,7 @@ from shardnet.inference.quantising.rows import QuantisedData
 from shardnet.inference.splitting.cutting import CutRequest, split_model
 from shardnet.inference.splitting.plan import plan_model
 from tests.support.random_models import tiny_llama
+from tests.support.range_server import range_server
 from tests.support.whole_checkpoints import write_model
 
 
@@ -204,11 +205,37 @@ def test_the_command_line_quantises_a_checkpoint_proves_it_and_tells_what_was_lo
     assert "identical" in run("verify", folder, "--source", source, "--quantize", "q4_0", "--tokens", "2")
 
 
+def test_a_model_at_an_address_becomes_the_same_shards(model: Path, tmp_path: Path, home: Path) -> None:
+    here = json.loads(run("split", model, "--quantize", "q5_0", "--no-verify", "--out", tmp_path / "here", "--json"))
+    with range_server({"/tiny-F16.gguf": model}) as (url, _served):
+        source = f"{url}/tiny-F16.gguf"
+        there = json.loads(run("split", source, "--quantize", "q5_0", "--out", tmp_path / "there", "--json"))
+    assert there["model_id"] == here["model_id"]
+    assert there["quantised"] == here["quantised"]
+    assert (there["name"], there["file_bytes"]) == ("tiny-Q5_0", model.stat().st_size)
+
+
+def test_single_shards_are_not_cut_of_what_is_quantised_on_the_way(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(UsageError, match="quantised on the way, and cannot be cut in parts"):
+        run("split", model, "--quantize", "q5_0", "--only", "all", "--out", cache)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix == ".gguf"]
+
+
 def test_a_model_made_of_quantised_weights_says_so() -> None:
     tensor = {"name": "a", "from": "Q4_1", "to": "Q4_K", "cosine": 0.9, "rmse": 0.1, "importance": False}
-    facts = {"bytes_before": 10, "bytes_after": 5, "ratio": 2.0, "cosine": 0.9, "rmse": 0.1, "tensors": [tensor]}
+    facts = {
+        "bytes_before": 10,
+        "bytes_after": 5,
+        "ratio": 2.0,
+        "cosine": 0.9,
+        "rmse": 0.1,
+        "unmeasured": 2,
+        "tensors": [tensor],
+    }
     assert any("quantised already (Q4_1)" in line for line in loss_lines(facts, None))
-    facts["tensors"] = [tensor | {"from": "BF16"}]
+    assert any("2 more tensors were written before" in line for line in loss_lines(facts, None))
+    facts |= {"tensors": [tensor | {"from": "BF16"}], "unmeasured": 0}
     assert not any("already" in line for line in loss_lines(facts, None))
     facts["tensors"] = [tensor | {"importance": True}, tensor]
     assert any("knew 1 of these" in line for line in loss_lines(facts, None))
