@@ -4,7 +4,7 @@
 would get other types than the same layers of the whole model, so this looks at whole models only. Pure: knows names, shapes and metadata, no weights.
 
 Source: llama.cpp of llama-cpp-python 0.3.36, src/llama-quant.cpp, `llama_tensor_get_type` and `tensor_allows_quantization`;
-`tests/unit/inference/quantising/test_mixtures.py` compares with what that llama.cpp writes.
+`tests/unit/inference/quantising/test_quantised_bytes.py` compares with what that llama.cpp writes.
 """
 
 from __future__ import annotations
