@@ -19,6 +19,12 @@ def verify(
             help="The unsplit GGUF or checkpoint, or its http(s) address: run the shards against it and certify what comes of it."
         ),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="What SOURCE was quantised to when it was split; likewise the next two."),
+    ] = None,
+    imatrix: Annotated[Path | None, typer.Option(help="The importance matrix that it was quantised with.")] = None,
+    allow_requantize: Annotated[bool, typer.Option("--allow-requantize", help="SOURCE was quantised already.")] = False,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -50,7 +56,9 @@ def verify(
     certificate, saved = manifest.certificate, False
     if source is not None:
         with ExitStack() as stack:
-            header = stack.enter_context(opened(source))
+            header = stack.enter_context(
+                opened(source, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize)
+            )
             check_source(manifest, header)
             unsplit = stack.enter_context(whole_model(header, folder.resolve().parent, byte_bar))
             progress = stack.enter_context(byte_bar("Proving the shards"))

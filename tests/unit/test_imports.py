@@ -64,6 +64,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "checkpoints": {"gguf"},
         "conversion": {"checkpoints", "gguf"},
         "llama": set(),
+        "quantising": {"gguf"},
         "remote": {"gguf"},
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},
