@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shardnet.errors import UsageError
 from shardnet.ids import ShardKey
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, by_claim
 
 _ID_PREFIX = re.compile(r"^[0-9a-f]{6,64}$")
 MAX_SHARD_ID = 9_999
@@ -25,9 +25,11 @@ class Binding:
         """True if this binding means that shard. `name`: the model's, where it is known."""
         if shard_id != self.shard_id:
             return False
-        if self.model is None or self.model == name:
-            return True
-        return bool(_ID_PREFIX.match(self.model)) and model_id.startswith(self.model)
+        return self.model is None or self.model == name or self.names(model_id)
+
+    def names(self, model_id: str) -> bool:
+        """True if this binding says the model's id, or the beginning of it."""
+        return self.model is not None and bool(_ID_PREFIX.match(self.model)) and model_id.startswith(self.model)
 
     def __str__(self) -> str:
         return str(self.shard_id) if self.model is None else f"{self.model}:{self.shard_id}"
@@ -62,7 +64,14 @@ class Assignment:
     def resolve(
         self, manifests: Mapping[str, Manifest], present: Iterable[ShardKey]
     ) -> tuple[tuple[ShardKey, ...], tuple[Binding, ...]]:
-        """Returns: the shards that the bindings mean among the models known here, in order; and the bindings that mean none of them yet."""
+        """Returns: the shards that the bindings mean among the models known here, in order; and the bindings that mean none of them yet.
+
+        Of several models with one name a binding means the one that the name means (`by_claim`), unless it says an id.
+        """
+        named: dict[str, list[Manifest]] = {}
+        for manifest in manifests.values():
+            named.setdefault(manifest.name, []).append(manifest)
+        left_out = {one.model_id for rivals in named.values() for one in by_claim(rivals)[1:]}
         known = {ShardKey((model_id, shard_id)) for model_id, m in manifests.items() for shard_id in range(m.n_shards)}
         known |= set(present)
         keys: dict[ShardKey, None] = {}
@@ -72,6 +81,7 @@ class Assignment:
                 key
                 for key in sorted(known)
                 if binding.admits(*key, manifests[key[0]].name if key[0] in manifests else None)
+                and (key[0] not in left_out or binding.names(key[0]))
             ]
             if not meant and binding.model is not None and len(binding.model) == 64 and _ID_PREFIX.match(binding.model):
                 meant = [ShardKey((binding.model, binding.shard_id))]

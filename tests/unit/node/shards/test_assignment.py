@@ -59,3 +59,14 @@ def test_a_file_without_a_manifest_is_assigned_by_its_id() -> None:
 def test_no_binding_admits_every_shard() -> None:
     assert Assignment().admits(MODEL, 5, None)
     assert Assignment().accepts_any
+
+
+def test_of_two_models_with_one_name_a_binding_means_the_one_that_the_name_means_unless_it_says_the_others_id() -> None:
+    old = make_manifest("m", 2).model_copy(update={"made_s": 1})
+    new = MANIFEST.model_copy(update={"made_s": 2})
+    known = {old.model_id: old, new.model_id: new}
+    for text in ("0", "m:0"):
+        assert Assignment((parse_binding(text),)).resolve(known, ()) == (((new.model_id, 0),), ())
+    by_id = Assignment((parse_binding(f"{old.model_id}:0"),))
+    assert by_id.resolve(known, ()) == (((old.model_id, 0),), ())
+    assert Assignment((parse_binding("0"),)).admits(old.model_id, 0, "m"), "the coordinator may still ask for it"
