@@ -1,0 +1,200 @@
+"""Models on disk: `split_model`, `load_manifest`, `verify`. What `shardnet split` and `shardnet verify` do, without a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardnet.errors import ParityError, RefusedError, UsageError
+from shardnet.inference.checkpoints.files import is_checkpoint
+from shardnet.inference.proof.verify import damaged_files, fault_of, verify_split
+from shardnet.inference.splitting import manifest_file
+from shardnet.inference.splitting.cuts import parse_size
+from shardnet.inference.splitting.cutting import OnProgress
+from shardnet.inference.splitting.plan import CutRequest, SplitPlan, plan_split
+from shardnet.manifest import Manifest, ParityCertificate
+from shardnet.preparing import Bar, Prepared, prepare
+from shardnet.settings import default_home
+from shardnet.swarm.signing import sign_if_owner
+
+AnyPath = str | os.PathLike[str]
+Report = Callable[[str, float], None]
+"""Called with what is being done, and the share of it that is done, 0 to 1."""
+
+
+def split_model(
+    source: AnyPath,
+    *,
+    shards: int | None = None,
+    max_shard_bytes: int | str | None = None,
+    cuts: Sequence[int] | None = None,
+    out: AnyPath = "models_cache",
+    name: str | None = None,
+    verify: bool = True,
+    home: AnyPath | None = None,
+    on_progress: Report | None = None,
+) -> Prepared:
+    """Cut a model into layer shards, as complete GGUF files, and prove that they give the unsplit model's numbers.
+
+    Args:
+        source: a GGUF; of one that llama.cpp split by size any part, or their folder.
+        shards: how many, balanced by bytes; 2 if neither this nor one of the next two is given, which exclude each other.
+        max_shard_bytes: as few shards as keep each below this size: 800_000_000, or "800MB".
+        cuts: layers at which a new shard begins.
+        out: the models cache; the model gets a folder of its own below it.
+        name: what people call the model; the file's own name if None.
+        verify: run the shards against the unsplit model. What an earlier call proved is not proved again.
+        home: whose swarm signs the manifest, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
+
+    Returns: the folder, its manifest, and whether an earlier call had left the files whole already.
+
+    Raises: UsageError (no model there, cuts that make no sense), GgufError, FamilyRefused (a family that cannot be cut exactly), NoRoomError,
+        ParityError (the numbers differ; the files stay, with the certificate that says so).
+    """
+    request = CutRequest(
+        shards,
+        parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes,
+        None if cuts is None else tuple(cuts),
+    )
+    given = [name for name in ("shards", "max_shard_bytes", "cuts") if locals()[name] is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    prepared = prepare(
+        _plan(Path(source), request, name),
+        Path(out),
+        default_home() if home is None else Path(home),
+        prove=verify,
+        bar=_bar_of(on_progress),
+    )
+    certificate = prepared.manifest.certificate
+    if certificate is not None and not certificate.is_exact:
+        raise ParityError(
+            f"the shards in {prepared.folder} do not give the unsplit model's numbers: "
+            f"{fault_of(prepared.manifest.content, certificate)}"
+        )
+    return prepared
+
+
+def _plan(source: Path, request: CutRequest, name: str | None) -> SplitPlan:
+    if is_checkpoint(source):
+        raise UsageError(
+            f"{source} is a SafeTensors checkpoint, which cannot be converted yet: convert it to GGUF first"
+        )
+    return plan_split(source, request, name)
+
+
+def load_manifest(path: AnyPath) -> Manifest:
+    """Read the manifest of a split model.
+
+    Args:
+        path: its folder, or `manifest.json`.
+
+    Raises: UsageError if there is none; ManifestError if it is damaged, or a link.
+    """
+    return manifest_file.load_manifest(Path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A split model whose files are what its manifest promises.
+
+    Attributes:
+        certificate: of the run just made, or the one that the manifest held; None if parity was never proved.
+        is_saved: the certificate of this run was written into the manifest.
+        fault: one sentence that names the shard whose numbers differ; empty if none is known.
+    """
+
+    folder: Path
+    manifest: Manifest
+    certificate: ParityCertificate | None
+    is_saved: bool
+    fault: str
+
+
+def examine(
+    folder: AnyPath,
+    source: AnyPath | None = None,
+    *,
+    decode_tokens: int = 32,
+    threads: int = 0,
+    home: AnyPath | None = None,
+    bar: Bar | None = None,
+) -> Examined:
+    """Do what `verify` does, and leave it to the caller what a difference means. Raises: as `verify`, but ParityError."""
+    manifest, base, bar = load_manifest(folder), Path(folder), bar or _bar_of(None)
+    base = base if base.is_dir() else base.parent
+    with bar("Hashing") as progress:
+        damaged = damaged_files(base, manifest, progress)
+    if damaged:
+        raise RefusedError("; ".join(damaged), damaged=len(damaged))
+    certificate, is_saved = manifest.certificate, False
+    if source is not None:
+        with bar("Proving the shards") as progress:
+            certificate = verify_split(
+                base,
+                Path(source),
+                on_progress=lambda share: progress(int(share * 1000), 1000),
+                decode_tokens=decode_tokens,
+                threads=threads,
+                save=False,
+            )
+        proved = manifest.model_copy(update={"certificate": certificate, "signature": None})
+        proved = sign_if_owner(proved, default_home() if home is None else Path(home))
+        is_saved = manifest.signature is None or proved.signature is not None
+        if is_saved:
+            manifest_file.save_manifest(base, proved)
+    fault = fault_of(manifest.content, certificate) if certificate is not None else ""
+    return Examined(base, manifest, certificate, is_saved, fault)
+
+
+def verify(
+    folder: AnyPath,
+    source: AnyPath | None = None,
+    *,
+    decode_tokens: int = 32,
+    threads: int = 0,
+    home: AnyPath | None = None,
+    on_progress: Report | None = None,
+) -> ParityCertificate | None:
+    """Check the hashes of a split model and, given the unsplit one, that the shards give its very numbers.
+
+    Args:
+        folder: of the split model, or its `manifest.json`.
+        source: the unsplit GGUF. The certificate that comes of it is written into the manifest, unless that is signed by somebody else.
+        decode_tokens: greedy tokens after each prompt.
+        threads: CPU threads; 0: all cores.
+        home: whose swarm signs the manifest anew, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
+
+    Returns: the certificate: the new one, or the one that the manifest holds; None if parity was never proved.
+
+    Raises: RefusedError, which names each damaged or missing file; ManifestError (the shards are of another model), FamilyRefused, EngineError;
+        ParityError if the certificate says that numbers differ.
+    """
+    return _exact(
+        examine(folder, source, decode_tokens=decode_tokens, threads=threads, home=home, bar=_bar_of(on_progress))
+    ).certificate
+
+
+def _exact(examined: Examined) -> Examined:
+    if examined.fault:
+        raise ParityError(f"the shards in {examined.folder} do not give the unsplit model's numbers: {examined.fault}")
+    return examined
+
+
+def open_split(folder: AnyPath) -> Examined:
+    """Returns: a split model that may be run. Raises: as `verify`."""
+    return _exact(examine(folder))
+
+
+def _bar_of(report: Report | None) -> Bar:
+    @contextmanager
+    def bar(what: str) -> Iterator[OnProgress]:
+        if report is None:
+            yield lambda _done, _total: None
+        else:
+            yield lambda done, total: report(what, done / total if total else 1.0)
+
+    return bar
