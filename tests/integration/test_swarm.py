@@ -11,8 +11,9 @@ import pytest
 
 from shardnet.bench.plain import PlainLlama
 from shardnet.errors import ShardnetError
-from shardnet.local.client import Answer, ask
+from shardnet.library.answers import Answer
 from shardnet.local.processes import LocalSwarm
+from tests.support.asking import ask
 from tests.support.random_models import tiny_llama
 from tests.support.two_nodes import Halves, tiny_halves
 
