@@ -10,12 +10,11 @@ from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, Complet
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
-from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
-from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 
@@ -80,20 +79,11 @@ class Service:
         self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int], max_tokens: int | None
     ) -> Answering:
         n_ctx = self.options(manifest).n_ctx
-        if not prompt:
-            raise UsageError("the prompt is empty: give at least one token", param="prompt")
-        if len(prompt) >= n_ctx:
-            raise ContextExceeded(
-                f"the prompt has {len(prompt)} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
-                "shorten the prompt, or start the coordinator with a larger sequences.n_ctx",
-                prompt_tokens=len(prompt),
-                n_ctx=n_ctx,
-            )
         spec = GenerationSpec(
             model_id=manifest.model_id,
             prompt=prompt,
             sampling=request.sampling(),
-            max_tokens=min(max_tokens or n_ctx, n_ctx - len(prompt)),
+            max_tokens=answer_limit(len(prompt), n_ctx, max_tokens),
             is_end=words.vocabulary.is_end,
             ignore_eos=bool(request.ignore_eos),
             step_deadline_s=self.settings.step_deadline_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
@@ -59,15 +59,16 @@ class Child(asyncio.BufferedProtocol):
         self._death: EngineCrashed | None = None
 
     @classmethod
-    async def start(cls, settings: EngineSettings, on_link: OnLink) -> Self:
+    async def start(cls, settings: EngineSettings, on_link: OnLink, environment: Mapping[str, str]) -> Self:
         """Start a process and connect to it.
 
         Args:
             on_link: gets what it tells of its own links.
+            environment: variables beside those of this process.
 
         Raises: EngineError if the operating system refuses.
         """
-        process, frames, packets, last_words = await spawn()
+        process, frames, packets, last_words = await spawn(environment)
         child = cls(process, last_words, packets, on_link)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=frames)
