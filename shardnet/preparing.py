@@ -6,15 +6,17 @@ Knows the order of these steps. Refuses to know what is shown of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.proof.verify import verify_split
 from shardnet.inference.splitting.cutting import OnProgress, find_existing, split_model
-from shardnet.inference.splitting.manifest_file import save_manifest
+from shardnet.inference.splitting.manifest_file import SHARDS, save_manifest
 from shardnet.inference.splitting.plan import SplitPlan
+from shardnet.inference.splitting.whole import check_whole_fits, whole_file
 from shardnet.manifest import Manifest
 from shardnet.node.weights.torrent_files import promise_torrents
 from shardnet.swarm.home import Home
@@ -40,17 +42,17 @@ def prepare(plan: SplitPlan, cache: Path, home: Path, *, prove: bool, bar: Bar) 
     Args:
         prove: run the shards against the unsplit model; what an earlier run proved is not proved again.
 
-    Raises: as `split_model` and `verify_split`. A certificate that is not exact is saved, and no error here.
+    Raises: as `split_model`, `whole_file` and `verify_split`. A certificate that is not exact is saved, and no error here.
     """
-    was_there = find_existing(plan, cache) is not None
+    existing = find_existing(plan, cache)
+    was_there = existing is not None
+    if prove and (existing is None or not _is_proved(existing[1])):
+        check_whole_fits(plan.header, cache / SHARDS, 0 if was_there else plan.nbytes)
     with bar(f"Splitting {plan.name}") as progress:
         folder, manifest = split_model(plan, cache, progress)
-    certificate = manifest.certificate
-    if prove and (certificate is None or not certificate.is_exact):
-        with bar("Proving the shards") as progress:
-            certificate = verify_split(
-                folder, plan.header.path, on_progress=lambda share: progress(int(share * 1000), 1000)
-            )
+    if prove and not _is_proved(manifest):
+        with whole_model(plan.header, cache / SHARDS, bar) as source, bar("Proving the shards") as progress:
+            certificate = verify_split(folder, source, on_progress=lambda share: progress(int(share * 1000), 1000))
         manifest = manifest.model_copy(update={"certificate": certificate})
     if manifest.signature is None or Home(home).is_owner:  # nobody else could sign it again
         manifest = promise_torrents(folder, manifest)
@@ -59,3 +61,19 @@ def prepare(plan: SplitPlan, cache: Path, home: Path, *, prove: bool, bar: Bar) 
     manifest = sign_if_owner(manifest, home)
     save_manifest(folder, manifest)
     return Prepared(folder, manifest, was_there)
+
+
+@contextmanager
+def whole_model(header: GgufHeader, base: Path, bar: Bar) -> Iterator[Path]:
+    """`whole_file`, its progress shown where there is something to write."""
+    if not header.is_made:
+        yield header.path
+        return
+    with ExitStack() as stack:
+        with bar("Writing the whole model for the proof") as progress:
+            path = stack.enter_context(whole_file(header, base, progress))
+        yield path
+
+
+def _is_proved(manifest: Manifest) -> bool:
+    return manifest.certificate is not None and manifest.certificate.is_exact

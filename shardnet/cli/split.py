@@ -15,7 +15,11 @@ def register(app: typer.Typer) -> None:
 
 def split(
     model: Annotated[
-        Path, typer.Argument(help="A GGUF; of one that llama.cpp split by size any part, or their folder.")
+        Path,
+        typer.Argument(
+            help="A GGUF (of one that llama.cpp split by size any part, or their folder), or a Hugging Face checkpoint: its folder, "
+            "index or SafeTensors file."
+        ),
     ],
     shards: Annotated[
         int | None, typer.Option(min=1, help="Number of shards, balanced by bytes (2 if nothing is said).")
@@ -41,7 +45,7 @@ def split(
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Cut a GGUF into layer shards and prove that they give the unsplit model's numbers.
+    """Cut a GGUF or a checkpoint into layer shards and prove that they give the unsplit model's numbers.
 
     Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind.
     """
@@ -49,10 +53,10 @@ def split(
 
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
-    from shardnet.inference.checkpoints.files import is_checkpoint
+    from shardnet.inference.opening import open_model
     from shardnet.inference.splitting.cuts import parse_size
-    from shardnet.inference.splitting.cutting import CutRequest, plan_split
     from shardnet.inference.splitting.manifest_file import models_named
+    from shardnet.inference.splitting.plan import CutRequest, plan_model
     from shardnet.log import human_bytes
     from shardnet.manifest import by_claim, claim
     from shardnet.preparing import prepare
@@ -68,11 +72,7 @@ def split(
     request = CutRequest(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
-    if is_checkpoint(model):
-        raise UsageError(
-            f"{model} is a SafeTensors checkpoint, which split cannot convert yet: convert it to GGUF with llama.cpp first, and split that"
-        )
-    prepared = prepare(plan_split(model, request, name), out, default_home(), prove=verify, bar=byte_bar)
+    prepared = prepare(plan_model(open_model(model), request, name), out, default_home(), prove=verify, bar=byte_bar)
     folder, manifest, was_there = prepared.folder, prepared.manifest, prepared.was_there
     certificate = manifest.certificate
     namesakes = models_named(out, manifest.name)

@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
 def verify(
     folder: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     source: Annotated[
-        Path | None, typer.Option(help="The unsplit GGUF: run the shards against it and certify what comes of it.")
+        Path | None,
+        typer.Option(help="The unsplit GGUF or checkpoint: run the shards against it and certify what comes of it."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardnet.errors import ParityError, RefusedError, UsageError
-from shardnet.inference.checkpoints.files import is_checkpoint
-from shardnet.inference.proof.verify import damaged_files, fault_of, verify_split
+from shardnet.inference.opening import open_model
+from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
 from shardnet.inference.splitting import manifest_file
 from shardnet.inference.splitting.cuts import parse_size
 from shardnet.inference.splitting.cutting import OnProgress
-from shardnet.inference.splitting.plan import CutRequest, SplitPlan, plan_split
+from shardnet.inference.splitting.plan import CutRequest, plan_model
 from shardnet.manifest import Manifest, ParityCertificate
-from shardnet.preparing import Bar, Prepared, prepare
+from shardnet.preparing import Bar, Prepared, prepare, whole_model
 from shardnet.settings import default_home
 from shardnet.swarm.signing import sign_if_owner
 
@@ -40,7 +40,8 @@ def split_model(
     """Cut a model into layer shards, as complete GGUF files, and prove that they give the unsplit model's numbers.
 
     Args:
-        source: a GGUF; of one that llama.cpp split by size any part, or their folder.
+        source: a GGUF; of one that llama.cpp split by size any part, or their folder; a Hugging Face checkpoint: its folder, index or
+            single `.safetensors`.
         shards: how many, balanced by bytes; 2 if neither this nor one of the next two is given, which exclude each other.
         max_shard_bytes: as few shards as keep each below this size: 800_000_000, or "800MB".
         cuts: layers at which a new shard begins.
@@ -51,19 +52,17 @@ def split_model(
 
     Returns: the folder, its manifest, and whether an earlier call had left the files whole already.
 
-    Raises: UsageError (no model there, cuts that make no sense), GgufError, FamilyRefused (a family that cannot be cut exactly), NoRoomError,
-        ParityError (the numbers differ; the files stay, with the certificate that says so).
+    Raises: UsageError (no model there, cuts that make no sense), GgufError, CheckpointError, FamilyRefused (a family that cannot be cut
+        exactly), NoRoomError, ParityError (the numbers differ; the files stay, with the certificate that says so).
     """
-    request = CutRequest(
-        shards,
-        parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes,
-        None if cuts is None else tuple(cuts),
-    )
-    given = [name for name in ("shards", "max_shard_bytes", "cuts") if locals()[name] is not None]
+    chosen = {"shards": shards, "max_shard_bytes": max_shard_bytes, "cuts": cuts}
+    given = [key for key, value in chosen.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    size = parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes
+    request = CutRequest(shards, size, None if cuts is None else tuple(cuts))
     prepared = prepare(
-        _plan(Path(source), request, name),
+        plan_model(open_model(Path(source)), request, name),
         Path(out),
         default_home() if home is None else Path(home),
         prove=verify,
@@ -76,14 +75,6 @@ def split_model(
             f"{fault_of(prepared.manifest.content, certificate)}"
         )
     return prepared
-
-
-def _plan(source: Path, request: CutRequest, name: str | None) -> SplitPlan:
-    if is_checkpoint(source):
-        raise UsageError(
-            f"{source} is a SafeTensors checkpoint, which cannot be converted yet: convert it to GGUF first"
-        )
-    return plan_split(source, request, name)
 
 
 def load_manifest(path: AnyPath) -> Manifest:
@@ -132,10 +123,12 @@ def examine(
         raise RefusedError("; ".join(damaged), damaged=len(damaged))
     certificate, is_saved = manifest.certificate, False
     if source is not None:
-        with bar("Proving the shards") as progress:
+        header = open_model(Path(source))
+        check_source(manifest, header)
+        with whole_model(header, base.resolve().parent, bar) as unsplit, bar("Proving the shards") as progress:
             certificate = verify_split(
                 base,
-                Path(source),
+                unsplit,
                 on_progress=lambda share: progress(int(share * 1000), 1000),
                 decode_tokens=decode_tokens,
                 threads=threads,
@@ -163,7 +156,7 @@ def verify(
 
     Args:
         folder: of the split model, or its `manifest.json`.
-        source: the unsplit GGUF. The certificate that comes of it is written into the manifest, unless that is signed by somebody else.
+        source: the unsplit GGUF or checkpoint. The certificate that comes of it is written into the manifest, unless that is signed by somebody else.
         decode_tokens: greedy tokens after each prompt.
         threads: CPU threads; 0: all cores.
         home: whose swarm signs the manifest anew, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.

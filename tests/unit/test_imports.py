@@ -59,6 +59,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
     "inference": {
         "gguf": set(),
         "checkpoints": {"gguf"},
+        "conversion": {"checkpoints", "gguf"},
         "llama": set(),
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},

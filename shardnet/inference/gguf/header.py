@@ -153,6 +153,11 @@ class GgufHeader:
     alignment: int = DEFAULT_ALIGNMENT
     recipe: str = ""
 
+    @property
+    def is_made(self) -> bool:
+        """Returns: whether it is nowhere yet, so that llama.cpp cannot open it: some tensor's bytes are made when they are asked for."""
+        return any(tensor.data is not None for tensor in self.tensors)
+
     @cached_property
     def _decoded(self) -> dict[str, Any]:
         return {}

@@ -59,9 +59,19 @@ def encode_value(value: GgufValue | GgufField) -> bytes:
     return struct.pack("<I", value.type) + _scalar(value.type, value.value)
 
 
+def made_field(key: str, value: GgufValue, source: Path) -> GgufField:
+    """Returns: a field that stands in no file, as a header that is made on the way holds it; `source` is what it was made of.
+
+    Raises: ValueError, struct.error if the value is none of its type.
+    """
+    raw = encode_value(value)[4:]  # without the type tag
+    count = len(value.value) if value.type == ValueType.ARRAY else 1
+    return GgufField(key, value.type, 0, len(raw), value.element, count, source, raw)
+
+
 def _scalar(kind: ValueType, value: Any) -> bytes:
     if kind == ValueType.STRING:
-        text = str(value).encode()
+        text = value if isinstance(value, bytes) else str(value).encode()
         return struct.pack("<Q", len(text)) + text
     return SCALARS[kind].pack(value)
 

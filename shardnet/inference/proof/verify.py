@@ -30,6 +30,7 @@ from shardnet.errors import (
     UsageError,
     error_from_wire,
 )
+from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.layout import quantisation_of, read_model, vocabulary_size
 from shardnet.inference.gguf.writer import file_sha256
 from shardnet.inference.splitting import families
@@ -74,7 +75,7 @@ def verify_split(
     manifest = load_manifest(folder)
     folder = folder if folder.is_dir() else folder.parent
     header = read_model(source)
-    _check_source(manifest, source)
+    check_source(manifest, header)
     shards = [folder / shard.file for shard in manifest.content.shards]
     for path in shards:
         if not path.is_file():
@@ -150,9 +151,9 @@ def damaged_files(folder: Path, manifest: Manifest, on_bytes: OnBytes = lambda _
     return sentences
 
 
-def _check_source(manifest: Manifest, source: Path) -> None:
-    """Raises: ManifestError if the shards cannot have been cut from this file."""
-    header, content = read_model(source), manifest.content
+def check_source(manifest: Manifest, header: GgufHeader) -> None:
+    """Raises: ManifestError if the shards cannot have been cut from this model."""
+    content = manifest.content
     ours = (content.architecture, content.n_layers, content.n_embd, content.n_vocab, content.quantisation)
     theirs = (
         header.architecture,
@@ -163,7 +164,7 @@ def _check_source(manifest: Manifest, source: Path) -> None:
     )
     if ours != theirs:
         raise ManifestError(
-            f"{source} is not the model that {manifest.name} was cut from: it is {_in_words(theirs)}, the manifest says {_in_words(ours)}"
+            f"{header.path} is not the model that {manifest.name} was cut from: it is {_in_words(theirs)}, the manifest says {_in_words(ours)}"
         )
 
 

@@ -86,7 +86,7 @@ def split_model(
         raise UsageError(f"cannot write to {base}: {error.strerror}") from error
     _check_disk(base, plan.nbytes)
     try:
-        with _partial_folder(base) as folder:
+        with partial_folder(base) as folder:
             manifest = _write(plan, folder, _Progress(plan.nbytes * 2, on_progress))
             return _publish(folder, model_folder(cache, manifest), manifest)
     except OSError as error:
@@ -217,6 +217,7 @@ class _Progress:
 
 
 def _check_disk(folder: Path, needed: int) -> None:
+    """Raises: NoRoomError if the disk has not so much, and a reserve."""
     free = shutil.disk_usage(folder).free
     if needed + DISK_RESERVE_BYTES > free:
         raise NoRoomError(
@@ -228,8 +229,8 @@ def _check_disk(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def _partial_folder(base: Path) -> Iterator[Path]:
-    """A hidden folder to work in, locked while we live, gone afterwards unless it was renamed."""
+def partial_folder(base: Path) -> Iterator[Path]:
+    """A hidden folder to work in, locked while we live, gone afterwards unless it was renamed. Raises: OSError."""
     while True:
         folder = base / f"{PARTIAL_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
         lock_path = base / f"{folder.name}.lock"

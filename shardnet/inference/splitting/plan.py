@@ -87,15 +87,25 @@ class SplitPlan:
 
 
 def plan_split(path: Path, request: CutRequest, name: str | None = None) -> SplitPlan:
-    """Read a model's header and decide what each shard will hold.
+    """Read a GGUF's header and decide what each shard will hold. Raises: as `read_model` and `plan_model`."""
+    refuse_shards(path)
+    return plan_model(read_model(path), request, name)
 
-    Raises: UsageError, GgufError, FamilyRefused (the family cannot be split, or has no legal cut for more than one shard).
-    """
+
+def refuse_shards(path: Path) -> None:
+    """Raises: UsageError if a folder holds what shardnet wrote, and no model to be split."""
     if path.is_dir() and (
         (path / MANIFEST).exists() or (not any(path.glob("*.gguf")) and any(path.glob(f"{SHARDS}/*")))
     ):
         raise UsageError(f"{path} holds shards already (`shardnet inspect` shows them); name the unsplit model")
-    header = read_model(path)
+
+
+def plan_model(header: GgufHeader, request: CutRequest, name: str | None = None) -> SplitPlan:
+    """Decide what each shard of a model will hold; nothing is read or made for it.
+
+    Raises: UsageError, GgufError, FamilyRefused (the family cannot be split, or has no legal cut for more than one shard).
+    """
+    path = header.path
     if MODEL_ID_KEY in header.fields:
         raise UsageError(f"{path} is a shard already; split the whole model")
     for key in ("embedding_length", "context_length"):

@@ -202,10 +202,3 @@ def test_inspect_shows_a_bare_file_without_a_config(tmp_path: Path) -> None:
     (write_single(tmp_path / "x") / "config.json").unlink()
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "x" / "model.safetensors")])
     assert "no config.json beside it" in shown.output
-
-
-def test_split_says_that_a_checkpoint_is_to_be_converted_first(folder: Path) -> None:
-    for path in (folder, folder / FILES[0]):
-        error = CliRunner().invoke(app, ["split", str(path)]).exception
-        assert isinstance(error, UsageError)
-        assert "convert it to GGUF" in str(error)
