@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -13,6 +13,9 @@ Prompt = str | Sequence[int]
 """A text, or token ids: the only way to spell control tokens."""
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: `{"role": "user", "content": "..."}`, and what else the model's chat template takes."""
+
+OnText = Callable[[str], object]
+"""Called with each part of an answer's text as it comes."""
 
 
 class Options(TypedDict, total=False):

@@ -5,16 +5,13 @@ Knows where that API is and what its events mean. Refuses to know what happens o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from shardnet.coordinator.api.client import ApiClient, AsyncApiClient, find_api
-from shardnet.library.answers import Answer, Messages, Options, Piece, Prompt, body_of, is_prompt
-
-OnText = Callable[[str], object]
-"""Called with each part of an answer's text as it comes."""
+from shardnet.library.answers import Answer, Messages, OnText, Options, Piece, Prompt, body_of, is_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shardnet.coordinator.api.errors import error_body, error_response, usage_error
-from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.api.errors import error_body, error_response
+from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest, usage_error
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.wording import Wording, chat_wording, completion_wording, to_event

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from shardnet.errors import (
@@ -20,8 +18,6 @@ from shardnet.errors import (
 )
 
 RETRY_AFTER_S = 5.0
-UNION_MEMBER = re.compile(r"str|int|float|constrained-\w+|list\[.*\]")
-"""What pydantic adds to a field's place for each type that it may have."""
 
 
 def status_of(error: ShardnetError) -> int:
@@ -71,14 +67,3 @@ def error_response(error: ShardnetError) -> JSONResponse:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=status, headers=headers)
-
-
-def usage_error(error: ValidationError) -> UsageError:
-    """Returns: what is wrong with a request's body, as one sentence."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    # A field of several types has a fault for each: the one that got furthest is of the type that was meant.
-    first = max(faults, key=lambda fault: (not fault["type"].endswith("_type"), len(fault["loc"])))
-    where = ".".join(str(part) for part in first["loc"] if not UNION_MEMBER.fullmatch(str(part)))
-    return UsageError(
-        f"{where}: {first['msg']}" if where else f"the body is not usable: {first['msg']}", param=where or None
-    )

@@ -3,10 +3,11 @@ fields that we know and cannot honour are refused by name."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shardnet.errors import UsageError
 from shardnet.messages import Sampling
@@ -15,6 +16,9 @@ from shardnet.steps import MAX_TOKEN_ID
 MAX_STOPS = 16
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+UNION_MEMBER = re.compile(r"str|int|float|constrained-\w+|list\[.*\]")
+"""What pydantic adds to a field's place for each type that it may have."""
 
 JSON_GRAMMAR = r"""
 root   ::= object
@@ -209,3 +213,14 @@ class ChatRequest(CommonRequest):
         reserved = {"messages", "add_generation_prompt"} & set(self.chat_template_kwargs or {})
         if reserved:
             raise UsageError(f"chat_template_kwargs: {sorted(reserved)} cannot be set", param="chat_template_kwargs")
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """Returns: what is wrong with a request's body, as one sentence."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    # A field of several types has a fault for each: the one that got furthest is of the type that was meant.
+    first = max(faults, key=lambda fault: (not fault["type"].endswith("_type"), len(fault["loc"])))
+    where = ".".join(str(part) for part in first["loc"] if not UNION_MEMBER.fullmatch(str(part)))
+    return UsageError(
+        f"{where}: {first['msg']}" if where else f"the body is not usable: {first['msg']}", param=where or None
+    )
