@@ -18,6 +18,7 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 
 from shardnet.errors import ManifestError
+from shardnet.faults import sentence
 from shardnet.ids import ModelId, Sha256
 from shardnet.shards import Frozen, LayerRange
 
@@ -214,9 +215,4 @@ def parse_manifest(text: str | bytes, *, source: str) -> Manifest:
 
 def _what_is_wrong(error: ValueError) -> str:
     """Returns: the first fault in a person's words: none of the input, which may be binary and long."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    what = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    return sentence(error) if isinstance(error, ValidationError) else str(error)

@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from shardnet.errors import LocalProtocolError, RemoteProtocolError
+from shardnet.faults import sentence
 from shardnet.shards import TensorSpec
 
 MAGIC = b"SN"
@@ -99,10 +100,7 @@ class Codec(Generic[M]):
                 return cast("M", self.compact[kind].unpack(header))
             return cast("M", self.adapter.validate_json(bytes(header)))
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:3]
-            )
-            raise RemoteProtocolError(f"malformed message: {problems}"[:500]) from None
+            raise RemoteProtocolError(f"malformed message: {sentence(error)}"[:500]) from None
         except (ValueError, struct.error) as error:
             raise RemoteProtocolError(f"malformed message of kind {kind}: {error}"[:500]) from None
 

@@ -100,7 +100,7 @@ class Chain:
         settings = settings.model_copy(update={"n_gpu_layers": binding.n_gpu_layers})
         engine = EngineProcess(settings, environment=binding.environment)
         ready = await self._start(engine)
-        if device != CPU and not any(found.kind == "gpu" for found in ready.devices):
+        if not is_there(device, ready):
             raise UsageError(
                 f"there is no device {device!r} that this build of llama.cpp can use: see `shardnet devices`"
             )
@@ -194,3 +194,8 @@ class Chain:
             chunks.append(_Rows(position + done, np.asarray(tokens[done:end], dtype=np.int32)))
             done = end
         return chunks
+
+
+def is_there(device: str, ready: Ready) -> bool:
+    """Returns: False if an engine that may see this device alone does not see it."""
+    return device == CPU or any(found.kind == "gpu" for found in ready.devices)

@@ -152,11 +152,13 @@ class ShardRunner:
             messages = [message.for_template() for message in request.messages]
             timeout_s = RequestSettings().template_timeout_s
             prompt = await self._words.chat_tokens(messages, request.chat_template_kwargs, timeout_s)
-        limit = answer_limit(len(prompt), self._chain.options.n_ctx, request.max_tokens)
+        limit = answer_limit(len(prompt), self._chain.options.n_ctx, request.most_tokens())
+        sampling = request.sampling()
+        self._words.check_tokens(sampling.logit_bias, "logit_bias")
         answer.model, answer.prompt_token_ids = self.manifest.name, list(prompt)
         vocabulary = self._words.vocabulary
         text = TextStream(vocabulary.piece, request.stops())
-        async with aclosing(self._chain.generate(prompt, request.sampling())) as tokens:
+        async with aclosing(self._chain.generate(prompt, sampling)) as tokens:
             n_tokens = 0
             async for token in tokens:
                 n_tokens += 1

@@ -20,6 +20,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from shardnet.errors import SettingsError
+from shardnet.faults import sentence
 from shardnet.files import unwritable, write_whole
 from shardnet.settings import default_home
 
@@ -147,8 +148,7 @@ def read_records(path: Path, kind: TypeAdapter[T], empty: T) -> T:
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise SettingsError(f"{path} is damaged ({first['msg']}): restore it, or move it away") from error
+        raise SettingsError(f"{path} is damaged ({sentence(error)}): restore it, or move it away") from error
 
 
 def write_records(path: Path, kind: TypeAdapter[T], records: T) -> None:

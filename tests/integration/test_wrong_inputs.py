@@ -132,7 +132,7 @@ def test_verify_names_the_shard_with_a_flipped_bit(model: Split, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "Invalid JSON"), ('{"x": 1}', "model_id: Field required"), (None, "shards end at layer 6 of 5")],
+    [("{", "is not JSON"), ('{"x": 1}', "model_id is missing"), (None, "shards end at layer 6 of 5")],
 )
 def test_a_spoilt_manifest_is_refused_in_words_for_people(
     model: Split, tmp_path: Path, text: str | None, words: str

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +17,20 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.splitting.manifest_file import load_manifest
 
 Logits = NDArray[np.float32]
+
+
+@contextmanager
+def keys_and_values_in_f32() -> Iterator[None]:
+    """Contexts made meanwhile keep KV in F32, as transformers does, and not in llama.cpp's F16."""
+    usual = llama_cpp.llama_context_default_params
+
+    def wide() -> Any:
+        params = usual()
+        params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        return params
+
+    with patch.object(llama_cpp, "llama_context_default_params", wide):
+        yield
 
 
 def unsplit_logits(model: Path, tokens: Sequence[int]) -> Logits:
@@ -42,8 +60,17 @@ def chained_logits(folder: Path, tokens: Sequence[int]) -> Logits:
     raise AssertionError("no last shard")
 
 
+def token_ids(model: LlamaModel, text: str) -> list[int]:
+    """Returns: what llama.cpp makes of a text, with what it puts around it; special tokens in it are found."""
+    data = text.encode()
+    buffer = (llama_cpp.llama_token * (len(data) + 16))()
+    count = llama_cpp.llama_tokenize(model.vocab, data, len(data), buffer, len(buffer), True, True)
+    assert count >= 0
+    return list(buffer[:count])
+
+
 def _n_ctx(tokens: Sequence[int]) -> int:
-    return max(64, len(tokens))
+    return max(64, len(tokens))  # llama.cpp makes 256 of less
 
 
 def _logits_of(context: LlamaContext, n_rows: int) -> Logits:

@@ -15,6 +15,9 @@ from safetensors.numpy import save_file
 
 Arrays = dict[str, NDArray[Any]]
 Content = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+WITH_QK_NORM = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 
 N_VOCAB, N_LAYERS, N_EMBD, N_FF = 288, 4, 32, 48
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -25,6 +28,10 @@ _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+
 LLAMA3 = _ENGLISH + _WORDS % r"\p{N}{1,3}"
 QWEN2 = _ENGLISH + _WORDS % r"\p{N}"
 MERGES = ("Ġ t", "h e", "Ġt he", "i n", "e r", "o n", "Ġ a", "1 2", "12 3")
+
+GOLDEN_TOKENS = [(37 * position) % 250 + 5 for position in range(24)]
+GOLDEN_ROWS, GOLDEN_IDS = range(2, 24, 3), range(1, N_VOCAB, 26)
+"""Which logits tests/golden/checkpoints.json holds: of these tokens, in these rows, for these tokens."""
 
 BASE: Content = {
     "vocab_size": N_VOCAB,
@@ -61,6 +68,57 @@ FAMILIES: dict[str, Content] = {
     },
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True, "rope_parameters": PLAIN_ROPE},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16, "rope_parameters": PLAIN_ROPE},
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "head_dim": 16,
+        "moe_intermediate_size": 24,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "rope_parameters": PLAIN_ROPE,
+    },
+    "gemma3_text": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "pad_token_id": 0,
+        "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 256,
+            "short_factor": [1.0, 1.1, 1.2],
+            "long_factor": [1.0, 2.0, 4.0],
+        },
+    },
+    "smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "num_hidden_layers": 8,
+        "pad_token_id": 0,
+        "rope_parameters": PLAIN_ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    },
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "attention_bias": True,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 8.0,
+        "rope_parameters": PLAIN_ROPE,
+    },
 }
 """Family -> its config.json over `BASE`, as version 5 of transformers writes it."""
 
@@ -87,14 +145,14 @@ def as_version_4(content: Content) -> Content:
     return content
 
 
-def family_shapes(family: str, config: Content) -> dict[str, tuple[int, ...]]:
+def family_shapes(family: str, config: Content) -> Shapes:
     """Returns: name -> shape of every tensor of such a checkpoint, in the order of the layers."""
     width, ff = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head = config.get("head_dim") or width // heads
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], width)}
+    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], width)}
     for layer in range(config["num_hidden_layers"]):
-        parts: dict[str, tuple[int, ...]] = {
+        parts: Shapes = {
             "input_layernorm.weight": (width,),
             "self_attn.q_proj.weight": (heads * head, width),
             "self_attn.k_proj.weight": (kv_heads * head, width),
@@ -105,15 +163,38 @@ def family_shapes(family: str, config: Content) -> dict[str, tuple[int, ...]]:
             "mlp.up_proj.weight": (ff, width),
             "mlp.down_proj.weight": (width, ff),
         }
-        if family == "qwen2":
-            parts |= {f"self_attn.{part}_proj.bias": parts[f"self_attn.{part}_proj.weight"][:1] for part in "qkv"}
-        if family == "qwen3":
-            parts |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
+        parts |= {f"self_attn.{name}_norm.weight": (head,) for name in "qk" if family in WITH_QK_NORM}
+        biased = {"qwen2": "qkv", "granite": "qkvo"}.get(family, "")
+        parts |= {f"self_attn.{name}_proj.bias": parts[f"self_attn.{name}_proj.weight"][:1] for name in biased}
+        if family == "gemma3_text":
+            parts |= {f"{name}_feedforward_layernorm.weight": (width,) for name in ("pre", "post")}
+        if family == "phi3":
+            parts = _fused(parts)
+        if family == "qwen3_moe":
+            parts = _with_experts(parts, config)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in parts.items()}
     shapes["model.norm.weight"] = (width,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], width)
     return shapes
+
+
+def _fused(parts: Shapes) -> Shapes:
+    """Returns: q, k and v as one tensor, gate and up as another."""
+    rows, width = sum(parts.pop(f"self_attn.{name}_proj.weight")[0] for name in "qkv"), parts["input_layernorm.weight"]
+    ff = parts.pop("mlp.gate_proj.weight")[0] + parts.pop("mlp.up_proj.weight")[0]
+    return parts | {"self_attn.qkv_proj.weight": (rows, *width), "mlp.gate_up_proj.weight": (ff, *width)}
+
+
+def _with_experts(parts: Shapes, config: Content) -> Shapes:
+    """Returns: the feed-forward part as a router and experts."""
+    for name in ("gate", "up", "down"):
+        rows, columns = parts.pop(f"mlp.{name}_proj.weight")
+        shape = tuple(
+            config["moe_intermediate_size"] if n == config["intermediate_size"] else n for n in (rows, columns)
+        )
+        parts |= {f"mlp.experts.{expert}.{name}_proj.weight": shape for expert in range(config["num_experts"])}
+    return parts | {"mlp.gate.weight": (config["num_experts"], config["hidden_size"])}
 
 
 def family_tensors(family: str, config: Content) -> Arrays:
@@ -167,6 +248,30 @@ def byte_level_tokenizer(expression: str = QWEN2, *, ignore_merges: bool = False
             "merges": [merge.split(" ") for merge in MERGES],
         },
     }
+
+
+def piece_tokenizer() -> Content:
+    """Returns: a tokenizer.json as Gemma's: pairs over characters, with bytes for what is unknown."""
+    merges = [merge.replace("Ġ", "\u2581") for merge in MERGES]
+    letters = sorted({*"".join(merges).replace(" ", "")})
+    texts = [
+        *SPECIAL,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *letters,
+        *(merge.replace(" ", "") for merge in merges),
+    ]
+    content = byte_level_tokenizer()
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    content["pre_tokenizer"] = split
+    content["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+    content["model"] |= {
+        "byte_fallback": True,
+        "unk_token": "<unk>",
+        "vocab": {text: number for number, text in enumerate(texts)},
+        "merges": [merge.split(" ") for merge in merges],
+    }
+    return content
 
 
 def added_token(number: int, text: str, *, special: bool = True) -> Content:

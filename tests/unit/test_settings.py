@@ -16,7 +16,13 @@ class Net(Section):
     timeout_s: float = Field(default=5.0, gt=0, description="seconds")
 
 
+class Api(Section):
+    key: str = Field(default="", max_length=8, description="secret")
+    hosts: tuple[str, ...] = Field(default=(), strict=False, description="names")
+
+
 class Daemon(Section):
+    api: Api = Field(default=Api(), description="clients")
     net: Net = Field(default=Net(), description="network")
     name: str = Field(default="", description="name")
 
@@ -44,6 +50,36 @@ def test_each_source_wins_over_the_one_before(tmp_path: Path) -> None:
 
 def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
     assert load(tmp_path, environ={"SHARDNET_API": "http://x", "SHARDNET_HOME": "/x", "PATH": "/bin"}) == Daemon()
+
+
+@pytest.mark.parametrize("text", ["a,b", " a , b ,", '["a", "b"]'])
+def test_a_list_in_the_environment_is_written_as_json_or_with_commas(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, environ={"SHARDNET_API__HOSTS": text}).api.hosts == ("a", "b")
+
+
+def test_a_section_in_the_environment_is_written_as_json(tmp_path: Path) -> None:
+    given = {"SHARDNET_NET": '{"timeout_s": 2}', "SHARDNET_API": '{"hosts": ["a"]}', "SHARDNET_NET__LISTEN": "b:1"}
+    found = load(tmp_path, environ=given)
+    assert (found.net.timeout_s, found.net.listen, found.api.hosts) == (2, "b:1", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"SHARDNET_API__HOSTS": "[a"}, 'SHARDNET_API__HOSTS is not JSON .*write \\["a", "b"\\] or a,b'),
+        ({"SHARDNET_NET": "fast"}, "SHARDNET_NET is not JSON"),
+        (
+            {"SHARDNET_NET__TIMEOUT_S": "soon"},
+            r"'net.timeout_s' in SHARDNET_NET__TIMEOUT_S must be a number \(got 'soon'\)",
+        ),
+        ({"SHARDNET_NET__TIMEOUT_S": "0"}, r"must be above 0 \(got '0'\)"),
+        ({"SHARDNET_NET__WAIT": "1"}, "'net.wait' in SHARDNET_NET__WAIT is not known$"),
+        ({"SHARDNET_API__KEY": "very-secret"}, "'api.key' in SHARDNET_API__KEY must have at most 8 characters$"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(tmp_path: Path, environ: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load(tmp_path, environ=environ)
 
 
 @pytest.mark.parametrize(

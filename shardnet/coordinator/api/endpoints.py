@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_body, error_response
 from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest, usage_error
@@ -47,29 +48,45 @@ class Api:
         self._service = service
         self._settings = settings
         self._started_s = int(time.time())
-        self.app = Starlette(
-            routes=[
-                Route("/v1/models", self._guarded(self._models), methods=["GET"]),
-                Route("/v1/models/{model}", self._guarded(self._model), methods=["GET"]),
-                Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
-                Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
-                Route("/status", self._guarded(self._status), methods=["GET"]),
-                Route("/healthz", self._guarded(self._health, keyless=True), methods=["GET"]),
-            ],
-            exception_handlers={HTTPException: _http_error},
-        )
+        routes = [
+            self._route("GET", "/v1/models", self._models),
+            self._route("GET", "/v1/models/{model:path}", self._model),
+            self._route("POST", "/v1/completions", self._completions),
+            self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("GET", "/status", self._status),
+            self._route("GET", "/healthz", self._health, open_to_all=True),
+        ]
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        app.router.redirect_slashes = False  # a redirect would name whatever Host was sent
+        self.app: ASGIApp = WithoutTrailingSlash(app)
+        if settings.allowed_origins:
+            self.app = CORSMiddleware(
+                self.app,
+                allow_origins=settings.allowed_origins,
+                allow_methods=("GET", "HEAD", "POST"),
+                allow_headers=("*",),
+                expose_headers=("Retry-After",),
+                max_age=600,
+            )
 
     # -- what is common ------------------------------------------------------------------------------------------------------
 
-    def _guarded(
-        self, handler: Callable[[Request], Awaitable[Response]], *, keyless: bool = False
-    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The named edge of every request: who may ask, and what errors become."""
+    def _route(
+        self, method: str, path: str, handler: Callable[[Request], Awaitable[Response]], *, open_to_all: bool = False
+    ) -> Route:
+        """The named edge of every request: who may ask, and what errors become.
+
+        Args: open_to_all: load balancers ask with any Host, and no key.
+        """
+        allowed = {"Allow": f"{'GET, HEAD' if method == 'GET' else method}, OPTIONS"}
 
         async def endpoint(request: Request) -> Response:
             try:
-                self._check_host(request)
-                if not keyless:
+                if not open_to_all:
+                    self._check_host(request)
+                if request.method == "OPTIONS":
+                    return Response(status_code=204, headers=allowed)
+                if not open_to_all:
                     self._check_key(request)
                 return await handler(request)
             except ShardnetError as error:
@@ -80,7 +97,7 @@ class Api:
                 log.exception("api_request_failed", path=request.url.path)
                 return error_response(ShardnetError("an unexpected error in the coordinator; its log says more"))
 
-        return endpoint
+        return Route(path, endpoint, methods=[method, "OPTIONS"])
 
     def _check_host(self, request: Request) -> None:
         """A page that rebinds its DNS name to this machine sends its own name here."""
@@ -221,6 +238,19 @@ class Api:
         return answering.running.stages(self._service.describe_stage)
 
 
+class WithoutTrailingSlash:
+    """`/v1/models/` is `/v1/models`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] == "http" and len(scope["path"]) > 1:
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
 class EventStream(Response):
     """A stream of server-sent events that ends when the client goes, and then always calls `on_end`."""
 
@@ -281,4 +311,4 @@ async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: this API has /v1/models, /v1/completions, /v1/chat/completions, /status, /healthz"
     kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": kind}, status_code=error.status_code)
+    return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)

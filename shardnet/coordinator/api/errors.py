@@ -18,6 +18,8 @@ from shardnet.errors import (
 )
 
 RETRY_AFTER_S = 5.0
+MAX_RETRY_AFTER_S = 60
+"""A client that is told to wait longer than two minutes does not come back at all (openai 3.57)."""
 
 
 def status_of(error: ShardnetError) -> int:
@@ -63,7 +65,8 @@ def error_response(error: ShardnetError) -> JSONResponse:
     headers = {}
     if status == 503:
         wait = error.facts.get("retry_after_s")
-        headers["Retry-After"] = str(math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S))
+        wait = math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S)
+        headers["Retry-After"] = str(min(max(wait, 1), MAX_RETRY_AFTER_S))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=status, headers=headers)

@@ -3,22 +3,21 @@ fields that we know and cannot honour are refused by name."""
 
 from __future__ import annotations
 
-import re
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.errors import UsageError
+from shardnet.faults import first_fault
 from shardnet.messages import Sampling
 from shardnet.steps import MAX_TOKEN_ID
 
 MAX_STOPS = 16
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-StopText = Annotated[str, Field(min_length=1, max_length=256)]
-
-UNION_MEMBER = re.compile(r"str|int|float|constrained-\w+|list\[.*\]")
-"""What pydantic adds to a field's place for each type that it may have."""
+StopText = Annotated[str, Field(max_length=256)]
+AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
+"""-1, as null: until the context is full."""
 
 JSON_GRAMMAR = r"""
 root   ::= object
@@ -47,7 +46,7 @@ class StreamOptions(Lenient):
 class ResponseFormat(Lenient):
     """Shape of the answer."""
 
-    type: str = Field(max_length=64)
+    type: str | None = Field(default=None, max_length=64)
 
 
 class CommonRequest(Lenient):
@@ -56,9 +55,9 @@ class CommonRequest(Lenient):
     model: str | None = Field(default=None, max_length=256)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    max_tokens: AnswerTokens | None = None
     temperature: float | None = Field(default=None, ge=0, le=100)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=MAX_TOKEN_ID)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
@@ -77,7 +76,12 @@ class CommonRequest(Lenient):
 
     def stops(self) -> tuple[str, ...]:
         """Returns: the stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(text for text in given if text)
+
+    def most_tokens(self) -> int | None:
+        """Returns: how long the answer may be; None until the context is full."""
+        return None if self.max_tokens == -1 else self.max_tokens
 
     def top_logprobs_wanted(self) -> int | None:
         """Returns: how many log-probabilities to return for each token; None for none at all."""
@@ -87,13 +91,17 @@ class CommonRequest(Lenient):
         """Raises: UsageError naming a field that cannot be honoured."""
         if self.n is not None and self.n != 1:
             raise UsageError("n: one answer a request is given here; send the request n times", param="n")
-        if self.response_format is not None and self.response_format.type not in ("text", "json_object"):
+        if self.response_format is not None and self.response_format.type not in (
+            None,
+            "text",
+            "json_object",
+        ):
             raise UsageError(
                 f"response_format: {self.response_format.type!r} is not supported; "
                 "use json_object, or a GBNF grammar in the field 'grammar'",
                 param="response_format",
             )
-        if self.grammar and self.response_format is not None and self.response_format.type != "text":
+        if self.grammar and self.response_format is not None and self.response_format.type == "json_object":
             raise UsageError("grammar and response_format exclude each other", param="grammar")
 
     def sampling(self) -> Sampling:
@@ -104,8 +112,8 @@ class CommonRequest(Lenient):
         seed = secrets.randbits(63) if self.seed is None or self.seed == -1 else self.seed & ((1 << 63) - 1)
         return Sampling(
             temperature=1.0 if self.temperature is None else float(self.temperature),
-            top_k=max(0, self.top_k or 0),
-            top_p=1.0 if self.top_p is None else float(self.top_p),
+            top_k=1 if self.top_p == 0 else max(0, self.top_k or 0),
+            top_p=float(self.top_p or 1.0),
             min_p=float(self.min_p or 0.0),
             repeat_penalty=1.0 if self.repeat_penalty is None else float(self.repeat_penalty),
             presence_penalty=float(self.presence_penalty or 0.0),
@@ -131,7 +139,7 @@ class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(default="")
-    logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
     best_of: int | None = Field(default=None, ge=1, le=128)
@@ -139,6 +147,11 @@ class CompletionRequest(CommonRequest):
     def top_logprobs_wanted(self) -> int | None:
         """Returns: as `logprobs` says."""
         return self.logprobs
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _false_is_none(cls, given: Any) -> Any:
+        return None if given is False else given
 
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
@@ -163,11 +176,11 @@ class CompletionRequest(CommonRequest):
         return first if isinstance(first, str) else [token for token in first if isinstance(token, int)]  # type: ignore[union-attr]
 
 
-class TextPart(Lenient):
+class ContentPart(Lenient):
     """A part of a message's content."""
 
-    type: Literal["text"]
-    text: str
+    type: str = Field(max_length=64)
+    text: str | None = None
 
 
 class ChatMessage(BaseModel):
@@ -176,13 +189,24 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_ -]*$")
-    content: str | list[TextPart] | None = None
+    content: str | list[ContentPart] | None = None
+
+    def check_supported(self, where: str) -> None:
+        """Raises: UsageError for a part that is no text."""
+        for at, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            if part.type not in ("text", "input_text", "output_text"):
+                raise UsageError(
+                    f"{where}.{at}: a part of type {part.type!r} cannot be taken: models here read texts only",
+                    param=where,
+                )
+            if part.text is None:
+                raise UsageError(f"{where}.{at}: a part of type {part.type!r} needs its text", param=where)
 
     def for_template(self) -> dict[str, Any]:
         """Returns: what templates expect: the content as one text."""
         message = dict(self.model_extra or {})
         content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+        text = content if isinstance(content, str) else "".join(part.text or "" for part in content or ())
         return message | {"role": self.role, "content": text}
 
 
@@ -190,12 +214,19 @@ class ChatRequest(CommonRequest):
     """`POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 24)
+    max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Any] | None = Field(default=None, max_length=1024)
     functions: list[Any] | None = Field(default=None, max_length=1024)
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
+    modalities: list[str] | None = Field(default=None, max_length=16)
+    audio: dict[str, Any] | None = None
+
+    def most_tokens(self) -> int | None:
+        """Returns: how long the answer may be; None until the context is full."""
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return None if most == -1 else most
 
     def top_logprobs_wanted(self) -> int | None:
         """Returns: as `logprobs` and `top_logprobs` say."""
@@ -204,6 +235,10 @@ class ChatRequest(CommonRequest):
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
+        for at, message in enumerate(self.messages):
+            message.check_supported(f"messages.{at}.content")
+        if self.audio or set(self.modalities or ()) - {"text"}:
+            raise UsageError("modalities: only texts are answered here", param="modalities")
         if self.tools:
             raise UsageError("tools: calling tools is not supported", param="tools")
         if self.functions:
@@ -217,10 +252,5 @@ class ChatRequest(CommonRequest):
 
 def usage_error(error: ValidationError) -> UsageError:
     """Returns: what is wrong with a request's body, as one sentence."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    # A field of several types has a fault for each: the one that got furthest is of the type that was meant.
-    first = max(faults, key=lambda fault: (not fault["type"].endswith("_type"), len(fault["loc"])))
-    where = ".".join(str(part) for part in first["loc"] if not UNION_MEMBER.fullmatch(str(part)))
-    return UsageError(
-        f"{where}: {first['msg']}" if where else f"the body is not usable: {first['msg']}", param=where or None
-    )
+    where, what = first_fault(error)
+    return UsageError(f"{where}: {what}" if where else f"the body {what}", param=where or None)

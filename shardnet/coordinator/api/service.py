@@ -59,7 +59,7 @@ class Service:
         manifest = self._ready_model(request)
         words = await self.words(manifest)
         prompt = await words.prompt_tokens(request.single_prompt())
-        return await self._begin(request, manifest, words, prompt, request.max_tokens)
+        return await self._begin(request, manifest, words, prompt)
 
     async def chat(self, request: ChatRequest) -> Answering:
         """Begin a chat turn with the model's own template. Raises: as `complete`."""
@@ -68,22 +68,22 @@ class Service:
         words = await self.words(manifest)
         messages = [message.for_template() for message in request.messages]
         prompt = await words.chat_tokens(messages, request.chat_template_kwargs, self.settings.template_timeout_s)
-        return await self._begin(request, manifest, words, prompt, request.max_completion_tokens or request.max_tokens)
+        return await self._begin(request, manifest, words, prompt)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         manifest = resolve(self.manifests(), request.model)
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
-    async def _begin(
-        self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int], max_tokens: int | None
-    ) -> Answering:
+    async def _begin(self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int]) -> Answering:
         n_ctx = self.options(manifest).n_ctx
+        sampling = request.sampling()
+        words.check_tokens(sampling.logit_bias, "logit_bias")
         spec = GenerationSpec(
             model_id=manifest.model_id,
             prompt=prompt,
-            sampling=request.sampling(),
-            max_tokens=answer_limit(len(prompt), n_ctx, max_tokens),
+            sampling=sampling,
+            max_tokens=answer_limit(len(prompt), n_ctx, request.most_tokens()),
             is_end=words.vocabulary.is_end,
             ignore_eos=bool(request.ignore_eos),
             step_deadline_s=self.settings.step_deadline_s,

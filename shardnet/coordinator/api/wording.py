@@ -38,6 +38,7 @@ class Wording:
             "id": self.id_prefix + answering.running.request_id,
             "created": int(time.time()),
             "model": answering.manifest.name,
+            "system_fingerprint": f"fp_{answering.manifest.model_id[:12]}",
         }
 
     @property
@@ -183,7 +184,9 @@ class ChatWording(Wording):
 
 def completion_wording(answering: Answering, asked: CompletionRequest) -> Wording:
     """Returns: the wording of a completion."""
-    return CompletionWording(answering, logprobs=asked.logprobs is not None, token_ids=bool(asked.return_token_ids))
+    return CompletionWording(
+        answering, logprobs=asked.top_logprobs_wanted() is not None, token_ids=bool(asked.return_token_ids)
+    )
 
 
 def chat_wording(answering: Answering, asked: ChatRequest) -> Wording:

@@ -41,7 +41,6 @@ def convert(checkpoint: ShardedSafeTensors) -> GgufHeader:
     sizes = read_sizes(config, family)
     writer: Any = new_writer(family.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(files.folder.resolve().name)
     tables = put_keys(writer, config, family, sizes)
     weights = read_weights(checkpoint, config)
     tensors = convert_tensors(weights, config, family, sizes, tables, files.folder)

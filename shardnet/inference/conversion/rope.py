@@ -24,24 +24,24 @@ DEFAULT_THETA = 10000.0
 Tables = dict[str, NDArray[np.float32]]
 
 
-def put_rope(writer: Any, rope: Rope, *, n_rot: int, n_ctx_train: int, n_ctx_original: int, where: str) -> Tables:
+def put_rope(writer: Any, rope: Rope, *, n_rot: int, n_ctx_train: int, theta: float, where: str) -> Tables:
     """Add the keys of a model's rope parameters to a `GGUFWriter`.
 
     Args:
         rope: `rope_type`, `rope_theta` and what the type needs, as version 5 of transformers writes them.
         n_rot: values of a head that are turned.
-        n_ctx_train: `max_position_embeddings`.
-        n_ctx_original: the length before it was stretched, if the parameters do not say.
+        n_ctx_train: `max_position_embeddings`; also the length before it was stretched, if the parameters do not say.
+        theta: the base, if the parameters do not say.
         where: what an error names.
 
     Returns: tensors of no layer: name -> float32 (n_rot / 2,).
     Raises: CheckpointError if a number is missing, or none.
     """
     parameters = _Parameters(rope, where)
-    theta = parameters.number("rope_theta", DEFAULT_THETA)
+    theta = parameters.number("rope_theta", theta)
     writer.add_rope_dimension_count(n_rot)
     writer.add_rope_freq_base(theta)
-    original = int(parameters.number("original_max_position_embeddings", n_ctx_original))
+    original = int(parameters.number("original_max_position_embeddings", n_ctx_train))
     match rope["rope_type"]:
         case "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)

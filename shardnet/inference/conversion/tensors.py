@@ -7,7 +7,7 @@ Refuses to know keys and vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,11 @@ NUMBERS = {F32: 0, np.dtype("<f2"): 1, BF16: 30}
 
 _IGNORED = re.compile(r"(rotary_emb\.inv_freq|rope\.freqs|masked_bias|\.attn\.bias)$")
 """Tables that older versions of transformers saved and newer ones compute."""
-_EXPERT = re.compile(r"^(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight$")
+_EXPERT = re.compile(r"^(.*\.mlp\.experts)\.(\d+)\.(\w+\.weight)$")
+_LANGUAGE = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
+_LANGUAGE_HEAD = "language_model.lm_head."
+_OTHER_SENSES = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_projector|audio_tower|embed_vision)\.")
+"""Towers of models that take pictures as well: the language model is what is converted."""
 _ALWAYS_F32 = re.compile(r"(_norm|\.ffn_gate_inp)\.weight$")
 """Source: llama.cpp's converter; most of llama.cpp takes norms and routers in F32 only."""
 
@@ -91,7 +95,8 @@ def convert_tensors(
     """
     names = gguf.get_tensor_name_map(_architecture(family), sizes.n_layers)
     found: dict[str, GgufTensor] = {name: _table(name, values, source) for name, values in tables.items()}
-    for entry in _entries(weights, config, family, sizes):
+    is_tied = family.is_tied if config.is_tied is None else config.is_tied
+    for entry in _entries(weights, is_tied, sizes):
         name = names.get_name(entry.name, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise CheckpointError(
@@ -100,7 +105,7 @@ def convert_tensors(
         if name in found:
             raise CheckpointError(f"two tensors of {source} would both be {name}: {entry.name!r} is one of them")
         found[name] = _tensor(name, _changed(entry, name, family, sizes))
-    _check_complete(found, family, config, sizes, source)
+    _check_complete(found, sizes, source, is_tied=is_tied)
     return tuple(sorted(found.values(), key=_place))
 
 
@@ -108,32 +113,70 @@ def _architecture(family: ConvertedFamily) -> Any:
     return next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
 
 
-def _entries(
-    weights: dict[str, Weight], config: CheckpointConfig, family: ConvertedFamily, sizes: Sizes
-) -> Iterable[_Entry]:
-    """Yield what each tensor of the GGUF is made of: experts together, fused ones apart, a tied head not at all."""
-    is_tied = family.is_tied if config.is_tied is None else config.is_tied
+def _entries(weights: dict[str, Weight], is_tied: bool, sizes: Sizes) -> Iterator[_Entry]:
+    """Yield what each tensor of the GGUF is made of: experts together, a tied head not at all, a tower for pictures neither.
+
+    Raises: CheckpointError if an expert is missing, or is not like the others.
+    """
+    experts: dict[str, dict[int, Weight]] = {}
     for stored_name, weight in weights.items():
-        name = stored_name
-        if _IGNORED.search(name) or (is_tied and name == "lm_head.weight"):
+        if _IGNORED.search(stored_name) or _OTHER_SENSES.match(stored_name):
             continue
-        yield _Entry(name, weight.shape, (weight,))
+        name = _LANGUAGE.sub("model.", stored_name).replace(_LANGUAGE_HEAD, "lm_head.")
+        if is_tied and name == "lm_head.weight":
+            continue
+        if match := _EXPERT.match(name):
+            experts.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = weight
+        else:
+            yield _Entry(name, weight.shape, (weight,))
+    for name, by_number in experts.items():
+        together = tuple(by_number[number] for number in sorted(by_number))
+        shapes = {weight.shape for weight in together}
+        if sorted(by_number) != list(range(sizes.n_experts)) or len(shapes) > 1:
+            raise CheckpointError(
+                f"the {len(by_number)} experts of {name!r} in {together[0].stored.path} are not {sizes.n_experts} of one shape: "
+                "the checkpoint is incomplete"
+            )
+        yield _Entry(name, (sizes.n_experts, *together[0].shape), together)
 
 
 def _changed(entry: _Entry, name: str, family: ConvertedFamily, sizes: Sizes) -> _Entry:
-    """Returns: the entry with what its family asks for. Raises: CheckpointError if its rows are not those of the heads."""
-    rows = entry.shape[0] if entry.shape else 1
-    for part, n_heads in ((".attn_q.", sizes.n_heads), (".attn_k.", sizes.n_kv_heads), (".attn_v.", sizes.n_kv_heads)):
-        if part in name and rows != n_heads * sizes.head_dim:
-            raise CheckpointError(
-                f"tensor {entry.name!r} has {rows} rows, and config.json says {n_heads} heads of {sizes.head_dim}: "
-                "config and weights are not of one model"
-            )
+    """Returns: the entry with what its family asks for. Raises: CheckpointError if its shape is not what config.json says."""
+    due = _due_shape(name, family, sizes)
+    if due is not None and entry.shape != due[: len(entry.shape)]:
+        raise CheckpointError(
+            f"tensor {entry.name!r} has the shape {list(entry.shape)}, where config.json asks for {list(due)}: "
+            "config and weights are not of one model"
+        )
     if family.has_permuted_rope and (".attn_q." in name or ".attn_k." in name):
         return replace(entry, change=_Interleave(sizes.head_dim), multiple=sizes.head_dim)
     if family.norms_add_one and name.endswith("_norm.weight"):
-        return replace(entry, change=_add_one)
+        return replace(entry, change=_ScaledNorm(sizes.q_norm_scale if ".attn_q_norm." in name else 1.0))
     return entry
+
+
+def _due_shape(name: str, family: ConvertedFamily, sizes: Sizes) -> tuple[int, ...] | None:
+    """Returns: the shape that config.json asks for, in numpy's order; a bias has its first part. None where it does not say."""
+    q, kv = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
+    n_up = sizes.n_ff * (2 if family.has_fused_parts else 1)
+    due: dict[str, tuple[int, ...]] = {
+        "token_embd": (sizes.n_vocab, sizes.n_embd),
+        "output": (sizes.n_vocab, sizes.n_embd),
+        "output_norm": (sizes.n_embd,),
+        "attn_q": (q, sizes.n_embd),
+        "attn_k": (kv, sizes.n_embd),
+        "attn_v": (kv, sizes.n_embd),
+        "attn_qkv": (q + 2 * kv, sizes.n_embd),
+        "attn_output": (sizes.n_embd, q),
+        "ffn_gate": (sizes.n_ff, sizes.n_embd),
+        "ffn_up": (n_up, sizes.n_embd),
+        "ffn_down": (sizes.n_embd, sizes.n_ff),
+        "ffn_gate_exps": (sizes.n_experts, sizes.n_ff, sizes.n_embd),
+        "ffn_up_exps": (sizes.n_experts, sizes.n_ff, sizes.n_embd),
+        "ffn_down_exps": (sizes.n_experts, sizes.n_embd, sizes.n_ff),
+        "ffn_gate_inp": (sizes.n_experts, sizes.n_embd),
+    }
+    return due.get(name.split(".")[-2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +190,14 @@ class _Interleave:
         return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _add_one(rows: Array) -> Array:
-    return rows.astype(np.float32) + 1
+@dataclass(frozen=True, slots=True)
+class _ScaledNorm:
+    """(1 + weight) * scale."""
+
+    scale: float
+
+    def __call__(self, rows: Array) -> Array:
+        return (rows.astype(np.float32) + 1) * np.float32(self.scale)
 
 
 def _tensor(name: str, entry: _Entry) -> GgufTensor:
@@ -170,11 +219,8 @@ def _place(tensor: GgufTensor) -> tuple[int, str]:
     return (int(match[1]) if match else -1), tensor.name
 
 
-def _check_complete(
-    found: dict[str, GgufTensor], family: ConvertedFamily, config: CheckpointConfig, sizes: Sizes, source: Path
-) -> None:
+def _check_complete(found: dict[str, GgufTensor], sizes: Sizes, source: Path, *, is_tied: bool) -> None:
     """Every layer must have what the others have, and every model an embedding, a norm behind the layers, and a head or one that is tied."""
-    is_tied = family.is_tied if config.is_tied is None else config.is_tied
     missing = {EMBEDDING, NORM, *(() if is_tied else (HEAD,))} - found.keys()
     parts: dict[str, set[int]] = {}
     for name in found:

@@ -64,7 +64,7 @@ def added_tokens(content: Content, where: Path) -> list[AddedToken]:
     for entry in found:
         match entry:
             case {"id": int(number), "content": str(text)}:
-                tokens.append(AddedToken(number, text, entry.get("special") is True))
+                tokens.append(AddedToken(number, text, entry.get("special") is True, entry.get("rstrip") is True))
             case _:
                 raise CheckpointError(f"{where} is damaged: an added token is {entry!r}")
     return tokens
@@ -80,7 +80,7 @@ def byte_level_vocabulary(content: Content, n_rows: int, where: Path) -> Vocabul
         check_row(number, n_rows, str(where))
         vocabulary.tokens[number], vocabulary.kinds[number] = text, Kind.NORMAL
     for token in added_tokens(content, where):
-        vocabulary.add(token, str(where))
+        vocabulary.add(token)
     return vocabulary
 
 
@@ -109,7 +109,7 @@ def piece_vocabulary(content: Content, n_rows: int, where: Path) -> Vocabulary:
     if unknown is not None:
         vocabulary.kinds[unknown] = Kind.UNKNOWN
     for token in added_tokens(content, where):
-        vocabulary.add(token, str(where))
+        vocabulary.add(token)
     vocabulary.adds_space = adds_space(content)
     return vocabulary
 

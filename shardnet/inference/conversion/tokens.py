@@ -36,11 +36,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is found in a text as it stands, before anything else happens to it."""
+    """A token that is found in a text as it stands, before anything else happens to it. `strips_right`: and swallows spaces behind it."""
 
     token_id: int
     text: str
     is_special: bool
+    strips_right: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Vocabulary:
     Attributes:
         model: "gpt2" for byte-level pairs, "llama" for SentencePiece.
         pre: llama.cpp's name for the way text is cut.
+        strips_right: whether spaces behind some special token are swallowed.
         adds_space: whether a text begins with a space that it has not; None where the model leaves it open.
     """
 
@@ -59,15 +61,18 @@ class Vocabulary:
     kinds: list[Kind]
     scores: list[float]
     adds_space: bool | None = None
+    strips_right: bool = False
 
-    def add(self, token: AddedToken, where: str) -> None:
-        """Put an added token in its row. Raises: CheckpointError if the embedding has none."""
-        check_row(token.token_id, len(self.tokens), where)
+    def add(self, token: AddedToken) -> None:
+        """Put an added token in its row. One without a row is left out: no model can read it (Gemma 3 1B has one, for pictures)."""
+        if not 0 <= token.token_id < len(self.tokens):
+            return
         is_unknown = self.kinds[token.token_id] == Kind.UNKNOWN
         if token.is_special or _LOOKS_SPECIAL.match(token.text):
             kind, text = Kind.UNKNOWN if is_unknown else Kind.CONTROL, token.text
         else:
             kind, text = Kind.USER_DEFINED, token.text.replace(SPACE, " ")
+        self.strips_right = self.strips_right or (token.is_special and token.strips_right)
         self.tokens[token.token_id] = text
         self.kinds[token.token_id] = kind
         self.scores[token.token_id] = ADDED_SCORE

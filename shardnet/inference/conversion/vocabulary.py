@@ -6,6 +6,7 @@ Which token is which comes from `gguf.SpecialVocab`. Refuses to know how tokeniz
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ ADDED_TOKENS = "added_tokens.json"
 MAX_CONFIG_BYTES = 64 << 20
 
 
+_STRIPPING_NAMES = re.compile(r"phi-?3", re.IGNORECASE)
+_STRIPPING_NEEDS = frozenset({"</s>", "<unk>", "<s>", "<|endoftext|>"})
+
+
 def vocabulary_files(folder: Path) -> tuple[Path, ...]:
     """Returns: the files of a checkpoint that its vocabulary is made of."""
     names = (TOKENIZER_JSON, TOKENIZER_MODEL, TOKENIZER_CONFIG, ADDED_TOKENS, CHAT_TEMPLATE, OLDER_CHAT_TEMPLATE)
@@ -44,9 +49,9 @@ def vocabulary_files(folder: Path) -> tuple[Path, ...]:
 
 
 def put_vocabulary(writer: Any, folder: Path, n_rows: int) -> None:
-    """Add a vocabulary's keys to a `GGUFWriter`.
+    """Add a vocabulary's keys, and the model's name, to a `GGUFWriter`.
 
-    Args: n_rows: rows of the embedding; those without a token get one that is never used.
+    Args: folder: also gives the name. n_rows: rows of the embedding; those without a token get one that is never used.
     Raises: CheckpointError, UsageError if there is no tokenizer, or one that llama.cpp cannot be given.
     """
     config = _optional(folder / TOKENIZER_CONFIG)
@@ -56,6 +61,7 @@ def put_vocabulary(writer: Any, folder: Path, n_rows: int) -> None:
     if (folder / TOKENIZER_JSON).is_file():
         # A tokenizer.json that puts nothing there means it; llama.cpp's own defaults would put something.
         special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
+    writer.add_name(_name(folder.resolve().name, vocabulary))
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -67,6 +73,17 @@ def put_vocabulary(writer: Any, folder: Path, n_rows: int) -> None:
     special.add_to_gguf(writer, quiet=True)
 
 
+def _name(name: str, vocabulary: Vocabulary) -> str:
+    """Returns: the model's name, by which llama.cpp decides whether special tokens swallow the spaces behind them.
+
+    It looks for "phi-3" and "phi3", and does not open a file with such a name that lacks one of Phi-3's tokens (src/llama-vocab.cpp).
+    """
+    strips = vocabulary.strips_right and set(vocabulary.tokens) >= _STRIPPING_NEEDS
+    if strips and not _STRIPPING_NAMES.search(name):
+        return f"{name} (Phi-3)"
+    return name if strips else _STRIPPING_NAMES.sub("Phi 3", name)
+
+
 def _read(folder: Path, config: dict[str, Any], n_rows: int) -> Vocabulary:
     """tokenizer.json decides how text is cut; scores come from tokenizer.model where there is one."""
     path, model = folder / TOKENIZER_JSON, folder / TOKENIZER_MODEL
@@ -76,10 +93,10 @@ def _read(folder: Path, config: dict[str, Any], n_rows: int) -> Vocabulary:
     if model.is_file():
         vocabulary = read_sentencepiece_model(model, n_rows)
         for token in _added_beside(folder, config):
-            vocabulary.add(token, str(folder))
+            vocabulary.add(token)
         if content is not None:
             for token in added_tokens(content, path):
-                vocabulary.add(token, str(path))
+                vocabulary.add(token)
             vocabulary.adds_space = adds_space(content)
         return vocabulary
     if content is not None:
@@ -101,7 +118,7 @@ def _added_beside(folder: Path, config: dict[str, Any]) -> list[AddedToken]:
     for number, entry in decoder.items() if isinstance(decoder, dict) else ():
         match entry:
             case {"content": str(text)} if str(number).isdecimal():
-                tokens.append(AddedToken(int(number), text, entry.get("special") is True))
+                tokens.append(AddedToken(int(number), text, entry.get("special") is True, entry.get("rstrip") is True))
             case _:
                 raise CheckpointError(f"{folder / TOKENIZER_CONFIG} is damaged: added token {number} is {entry!r}")
     return tokens

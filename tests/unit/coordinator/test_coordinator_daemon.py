@@ -467,6 +467,55 @@ async def test_a_key_is_asked_for_where_there_is_one(make_world: Callable[..., A
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
 
 
+async def test_load_balancers_ask_for_health_with_any_host_and_no_key(make_world: Callable[..., Any]) -> None:
+    async with make_world(api={"key": "s3cret"}) as world:
+        for host in ("10.1.2.3:8080", "shardnet.example", "x"):
+            assert (await world.client.get("/healthz", headers={"Host": host})).status_code == 503
+            assert (await world.client.get("/status", headers={"Host": host})).status_code == 403
+        api = world.addresses["api"]
+        assert api is not None
+        reader, writer = await asyncio.open_connection(api.host, api.port)
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b" 503 " in await reader.readline()
+        writer.close()
+
+
+async def test_a_slash_at_the_end_head_and_options_are_answered_and_nothing_redirects(
+    make_world: Callable[..., Any],
+) -> None:
+    async with make_world() as world:
+        plain = await world.client.get("/v1/models")
+        slashed = await world.client.get("/v1/models/", headers={"Host": "localhost"})
+        assert (slashed.status_code, slashed.json()) == (plain.status_code, plain.json())
+        head = await world.client.head("/v1/models")
+        assert (head.status_code, head.content) == (200, b"")
+        options = await world.client.options("/v1/chat/completions", headers={"Origin": "https://chat.example"})
+        assert (options.status_code, options.headers["allow"]) == (204, "POST, OPTIONS")
+        assert "access-control-allow-origin" not in options.headers
+        assert (await world.client.get("/v1/chat/completions/")).headers["allow"]
+        assert (await world.client.get("//v1//", follow_redirects=False)).status_code == 404
+
+
+async def test_pages_of_listed_origins_may_ask_and_read_the_errors_too(make_world: Callable[..., Any]) -> None:
+    async with make_world(api={"allowed_origins": ["https://chat.example"], "key": "s3cret"}) as world:
+        asked = {
+            "Origin": "https://chat.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+        }
+        preflight = await world.client.options("/v1/chat/completions", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://chat.example"
+        assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+        strange = await world.client.options(
+            "/v1/chat/completions", headers=asked | {"Origin": "https://other.example"}
+        )
+        assert "access-control-allow-origin" not in strange.headers
+        refused = await world.client.get("/v1/models", headers={"Origin": "https://chat.example"})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://chat.example"
+
+
 async def test_hostile_bodies_are_refused_in_openais_shape(make_world: Callable[..., Any]) -> None:
     async with make_world(requests={"max_body_bytes": 2048}) as world:
         post, path = world.client.post, "/v1/chat/completions"

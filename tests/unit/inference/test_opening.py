@@ -103,7 +103,7 @@ def test_verify_refuses_a_checkpoint_that_the_shards_were_not_cut_from(tmp_path:
         ({"model_type": "zamba9"}, "the family 'zamba9', which is not converted"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu', and llama.cpp computes llama models with 'silu' only"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0, which is no whole number above zero"),
-        ({"num_attention_heads": 8, "head_dim": 8}, "has 32 rows, and config.json says 8 heads of 8"),
+        ({"num_attention_heads": 8, "head_dim": 8}, r"has the shape \[32, 32\], where config.json asks for \[32, 64\]"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small', which is no number"),
     ],
 )

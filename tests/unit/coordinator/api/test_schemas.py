@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from shardnet.errors import (
 )
 from tests.support.coordinator_world import make_manifest
 
+OURS = re.compile(r": (must (be|have) |must not be empty|is missing|has characters)")
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -72,6 +74,53 @@ def test_no_seed_is_another_one_each_time_and_a_negative_one_is_taken() -> None:
     assert 0 <= chat(seed=-5).sampling().seed < 1 << 63
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"top_p": 0}, {"top_k": 1, "top_p": 1.0}),
+        ({"top_p": None, "top_k": None}, {"top_k": 0, "top_p": 1.0}),
+        ({"top_k": 0}, {"top_k": 0}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"min_p": 0}, {"min_p": 0.0}),
+        ({"temperature": None}, {"temperature": 1.0}),
+        ({"temperature": 0}, {"temperature": 0.0}),
+        ({"repeat_last_n": 0}, {"penalty_last_n": 0}),
+        ({"repeat_last_n": -1}, {"penalty_last_n": -1}),
+        ({"logit_bias": {}}, {"logit_bias": {}}),
+        ({"grammar": ""}, {"grammar": None}),
+        ({"response_format": {}}, {"grammar": None}),
+        ({"response_format": {"type": None}}, {"grammar": None}),
+        ({"tools": [], "functions": [], "modalities": [], "audio": None, "stream_options": {}}, {}),
+    ],
+)
+def test_null_nothing_and_minus_one_have_a_meaning(given: dict[str, Any], found: dict[str, Any]) -> None:
+    request = chat(seed=1, **given)
+    request.check_supported()
+    assert found.items() <= request.sampling().model_dump().items()
+
+
+@pytest.mark.parametrize(
+    ("given", "most"), [({}, None), ({"max_tokens": -1}, None), ({"max_tokens": None}, None), ({"max_tokens": 7}, 7)]
+)
+def test_minus_one_token_is_as_many_as_there_is_room_for(given: dict[str, Any], most: int | None) -> None:
+    assert chat(**given).most_tokens() == CompletionRequest(**given).most_tokens() == most
+    assert chat(max_tokens=3, max_completion_tokens=5).most_tokens() == 5
+    assert chat(max_tokens=3, max_completion_tokens=-1).most_tokens() is None
+
+
+@pytest.mark.parametrize(("given", "stops"), [(None, ()), ("", ()), ([], ()), ([""], ()), (["", "a"], ("a",))])
+def test_an_empty_stop_stops_nothing(given: Any, stops: tuple[str, ...]) -> None:
+    assert chat(stop=given).stops() == stops
+
+
+def test_logprobs_of_a_completion_are_a_number_or_none() -> None:
+    assert CompletionRequest(logprobs=False).top_logprobs_wanted() is None
+    assert CompletionRequest(logprobs=0).top_logprobs_wanted() == 0
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate({"logprobs": True})
+    assert str(usage_error(caught.value)) == "logprobs: must be a whole number"
+
+
 def test_logprobs_mean_what_each_endpoint_says() -> None:
     assert chat(logprobs=True).top_logprobs_wanted() == 0
     assert chat(logprobs=False).top_logprobs_wanted() is None
@@ -96,6 +145,11 @@ def test_fields_of_other_servers_are_ignored() -> None:
         ("tools", [{"type": "function"}]),
         ("functions", [{}]),
         ("response_format", {"type": "json_schema"}),
+        ("modalities", ["text", "audio"]),
+        ("modalities", ["audio"]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
         ("top_logprobs", 3),
         ("chat_template_kwargs", {"messages": []}),
     ],
@@ -117,21 +171,24 @@ def test_what_a_completion_cannot_honour_is_refused_by_name(field: str, value: A
         ("temperature", -0.1),
         ("temperature", 1e9),
         ("temperature", float("nan")),
-        ("top_p", 0),
+        ("top_p", -1),
         ("top_p", 1.1),
         ("top_k", -2),
         ("min_p", 2),
         ("max_tokens", 0),
+        ("max_tokens", -2),
         ("max_tokens", 1 << 40),
         ("presence_penalty", 99),
         ("repeat_penalty", 0),
-        ("stop", [""]),
         ("stop", ["x"] * 17),
         ("logit_bias", {"1": 101}),
         ("top_logprobs", 21),
         ("grammar", "x" * 65_537),
         ("messages", [{"role": "../etc", "content": "x"}]),
-        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
+        ("messages", [{"role": "user", "content": [{"text": "x"}]}]),
+        ("messages", []),
+        ("stop", 5),
+        ("modalities", "text"),
     ],
 )
 def test_every_number_has_a_range(field: str, value: Any) -> None:
@@ -140,6 +197,7 @@ def test_every_number_has_a_range(field: str, value: Any) -> None:
     error = usage_error(caught.value)
     assert str(error.facts["param"]).startswith(field)
     assert status_of(error) == 400
+    assert OURS.search(str(error)), str(error)
 
 
 def test_a_logit_bias_key_must_be_a_token() -> None:
@@ -175,6 +233,11 @@ def test_each_error_has_its_status(error: ShardnetError, status: int) -> None:
     assert ("retry-after" in response.headers) == (status == 503)
     if isinstance(error, Busy):
         assert response.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize(("wait", "told"), [(0, "1"), (7.2, "8"), (3600, "60")])
+def test_a_client_is_never_told_to_wait_so_long_that_it_gives_up(wait: float, told: str) -> None:
+    assert error_response(Busy("x", retry_after_s=wait)).headers["retry-after"] == told
 
 
 def test_a_model_is_meant_by_name_id_or_the_beginning_of_its_id() -> None:

@@ -1,0 +1,94 @@
+"""What is wrong with a value that somebody wrote, in our own words: for settings, requests, manifests and keys alike.
+
+Knows what pydantic found. Refuses to know where the value came from.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+_MEMBER = re.compile(r"str|int|float|bool|constrained-\w+|(list|dict|tuple)\[.*\]|function-\w+\(.*\)")
+"""What pydantic adds to a value's place for each kind that it may have."""
+
+_KINDS = (
+    (("int", "int_from_float"), "a whole number"),
+    (("float", "finite_number"), "a number"),
+    (("bool",), "true or false"),
+    (("string", "bytes", "url"), "a text"),
+    (("list", "tuple", "set", "frozen_set", "iterable"), "a list"),
+    (("dict", "model", "mapping", "dataclass", "model_attributes", "dataclass_exact"), "an object with keys"),
+    (("none_required",), "null"),
+)
+"""Beginnings of pydantic's names of errors -> what was wanted."""
+_ENDS = ("_type", "_parsing", "_parsing_size", "_attributes_type")
+_LIMITS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "string_pattern_mismatch": "has characters that are not taken here",
+    "string_unicode": "is not valid UTF-8",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "missing": "is missing",
+    "extra_forbidden": "is not known",
+    "json_invalid": "is not JSON: {error}",
+}
+
+
+def in_words(fault: Any) -> str:
+    """Returns: what is wrong with the value of one of `ValidationError.errors()`, to be put behind its name."""
+    if (kind := _kind(fault)) is not None:
+        return f"must be {kind}"
+    name, facts = str(fault["type"]), fault.get("ctx", {})
+    if facts.get("min_length") == 1:
+        return "must not be empty"
+    if name in _LIMITS:
+        return _LIMITS[name].format_map({key: _plain(value) for key, value in facts.items()})
+    if name in ("value_error", "assertion_error"):
+        return str(facts.get("error", "is not usable"))
+    return "is not usable"
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """Returns: the place of the fault (`section.key`; empty for the whole), and what is wrong there.
+
+    Of a value that may be of several kinds the kind that fitted best is the one that was meant.
+    """
+    faults = error.errors(include_url=False, include_input=False)
+    by_place: dict[tuple[str, ...], list[Any]] = {}
+    for fault in faults:
+        place = tuple(str(part) for part in fault["loc"] if not _MEMBER.fullmatch(str(part)))
+        by_place.setdefault(place, []).append(fault)
+    place = max(by_place, key=lambda one: (any(_kind(fault) is None for fault in by_place[one]), len(one)))
+    found = by_place[place]
+    fitting = next((fault for fault in found if _kind(fault) is None), None)
+    if fitting is not None:
+        return ".".join(place), in_words(fitting)
+    return ".".join(place), "must be " + " or ".join(dict.fromkeys(str(_kind(fault)) for fault in found))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sentence(error: ValidationError) -> str:
+    """Returns: `first_fault` as one text, of none of the input, which may be binary and long."""
+    where, what = first_fault(error)
+    return f"{where} {what}" if where else f"it {what}"
+
+
+def _kind(fault: Any) -> str | None:
+    """Returns: what kind of value was wanted, where it was of another kind; else None."""
+    name = str(fault["type"])
+    for end in _ENDS:
+        name = name.removesuffix(end)
+    return next((words for names, words in _KINDS if name in names), None)
