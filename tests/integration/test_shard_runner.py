@@ -185,7 +185,7 @@ def test_what_cannot_be_is_said_in_our_own_words(folder: Path, tmp_path: Path) -
                 runner.complete(PROMPT, **options)
         with pytest.raises(ContextExceeded):
             runner.complete([1] * 64)
-        with pytest.raises(UsageError, match="empty"):
+        with pytest.raises(UsageError, match="prompt"):
             runner.complete([])
         with pytest.raises(UsageError, match="messages"):
             runner.chat([{"content": "hi"}])

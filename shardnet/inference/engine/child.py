@@ -276,7 +276,9 @@ class Child(asyncio.BufferedProtocol):
         except TimeoutError:
             self.kill()
             await self._process.wait()
-        words = await asyncio.to_thread(last_line, self._last_words)
+        words = last_line(
+            self._last_words
+        )  # some kilobytes that are in memory; a thread could not be had at the end of a program
         self._death = EngineCrashed(
             f"the engine died ({how_it_ended(self._process.returncode)}{': ' if words else ''}{words})"
         )
