@@ -7,7 +7,7 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +46,13 @@ def folder(whole: Path) -> Path:
     return split_model(whole, shards=3, out=whole.parent / "cache", name="tiny", verify=False).folder
 
 
+@pytest.fixture(scope="module")
+def runner(folder: Path) -> Iterator[ShardRunner]:
+    """One for all tests that leave it as it is."""
+    with ShardRunner(folder, threads=1, n_seq=2, n_ctx=64) as runner:
+        yield runner
+
+
 def unsplit(whole: Path, answer: Answer) -> list[int]:
     with PlainLlama(whole, n_ctx=512, threads=1) as plain:
         return plain.generate(answer.prompt_token_ids, len(answer.token_ids)).tokens
@@ -59,6 +66,7 @@ def engines() -> list[psutil.Process]:
 def test_every_mode_gives_the_unsplit_models_tokens(
     whole: Path, folder: Path, mode: Mode, devices: list[str] | None
 ) -> None:
+    before = engines()
     with ShardRunner(folder, mode=mode, devices=devices, threads=1, n_batch=8) as runner:
         answer = runner.complete(PROMPT, **GREEDY)
         assert len(answer.prompt_token_ids) > 8, "the prompt goes in several chunks"
@@ -68,16 +76,17 @@ def test_every_mode_gives_the_unsplit_models_tokens(
         chat = runner.chat(MESSAGES, **GREEDY)
         assert chat.token_ids == unsplit(whole, chat)
         assert set(runner.assignment) == (set(range(3)) if mode == "distributed" else set())
-    assert engines() == []
+    assert engines() == before
 
 
 def test_shards_on_two_devices_are_two_processes(folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two devices by name; a machine without GPUs has but one, so both are bound to the processor here."""
     monkeypatch.setattr("shardnet.library.chain.bind", lambda _device, environ: bind(CPU, environ))
     monkeypatch.setattr("shardnet.library.chain.is_there", lambda _device, _ready: True)
+    before = engines()
     with ShardRunner(folder, mode="distributed", devices=["cpu", "CUDA0"], threads=1) as runner:
         assert runner.assignment == {0: "cpu", 1: "cpu", 2: "cuda:0"}
-        assert len(engines()) == 2
+        assert len(engines()) == len(before) + 2
         answer = runner.complete(PROMPT, **GREEDY)
         assert answer.token_ids == unsplit(whole, answer)
 
@@ -90,25 +99,23 @@ def test_one_shard_at_a_time_holds_one_shard_at_a_time(folder: Path, monkeypatch
         assert len(runner.complete(PROMPT, **GREEDY).token_ids) == 12
 
 
-def test_sampled_answers_depend_on_the_seed_and_stops_end_them(folder: Path) -> None:
-    with ShardRunner(folder, threads=1) as runner:
-        first, second = (runner.complete(PROMPT, max_tokens=12, seed=7, ignore_eos=True) for _ in range(2))
-        assert first.token_ids == second.token_ids
-        stop = first.text[4:6]
-        stopped = runner.complete(PROMPT, max_tokens=12, seed=7, ignore_eos=True, stop=stop)
-        assert stopped.finish_reason == "stop"
-        assert stopped.text == first.text[: first.text.index(stop)]
+def test_sampled_answers_depend_on_the_seed_and_stops_end_them(runner: ShardRunner) -> None:
+    first, second = (runner.complete(PROMPT, max_tokens=12, seed=7, ignore_eos=True) for _ in range(2))
+    assert first.token_ids == second.token_ids
+    stop = first.text[4:6]
+    stopped = runner.complete(PROMPT, max_tokens=12, seed=7, ignore_eos=True, stop=stop)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == first.text[: first.text.index(stop)]
 
 
-def test_pieces_come_one_by_one_and_make_the_answer(folder: Path) -> None:
-    with ShardRunner(folder, threads=1) as runner:
-        answer = runner.complete(PROMPT, **GREEDY)
-        pieces = list(runner.stream(PROMPT, **GREEDY))
-        assert len(pieces) == 12
-        assert "".join(map(str, pieces)) == answer.text
-        assert [piece.finish_reason for piece in pieces] == [None] * 11 + ["length"]
-        parts: list[str] = []
-        assert runner.complete(PROMPT, on_text=parts.append, **GREEDY).text == "".join(parts)
+def test_pieces_come_one_by_one_and_make_the_answer(runner: ShardRunner) -> None:
+    answer = runner.complete(PROMPT, **GREEDY)
+    pieces = list(runner.stream(PROMPT, **GREEDY))
+    assert len(pieces) == 12
+    assert "".join(map(str, pieces)) == answer.text
+    assert [piece.finish_reason for piece in pieces] == [None] * 11 + ["length"]
+    parts: list[str] = []
+    assert runner.complete(PROMPT, on_text=parts.append, **GREEDY).text == "".join(parts)
 
 
 def test_a_stream_that_is_left_frees_its_place(folder: Path) -> None:
@@ -135,10 +142,9 @@ def test_several_threads_may_ask_at_once(folder: Path, mode: Mode) -> None:
         assert found == [alone] * 3
 
 
-async def test_it_works_beside_a_running_loop(folder: Path) -> None:
-    with ShardRunner(folder, threads=1) as runner:
-        answer = runner.complete(PROMPT, **GREEDY)
-        assert (await asyncio.to_thread(runner.complete, PROMPT, **GREEDY)).token_ids == answer.token_ids
+async def test_it_works_beside_a_running_loop(runner: ShardRunner) -> None:
+    answer = runner.complete(PROMPT, **GREEDY)
+    assert (await asyncio.to_thread(runner.complete, PROMPT, **GREEDY)).token_ids == answer.token_ids
 
 
 SCRIPT = """
@@ -163,11 +169,13 @@ def test_a_script_without_a_main_guard_works_and_leaves_no_process_however_it_en
 
 
 def test_a_crash_is_one_error_and_the_next_request_works(folder: Path) -> None:
+    before_it = set(engines())
     with ShardRunner(folder, threads=1) as runner:
         before = runner.complete(PROMPT, **GREEDY)
         pieces = runner.stream(PROMPT, **GREEDY)
         next(pieces)
-        engines()[0].kill()
+        (engine,) = set(engines()) - before_it
+        engine.kill()
         with pytest.raises(EngineCrashed):
             list(pieces)
         assert runner.complete(PROMPT, **GREEDY).token_ids == before.token_ids

@@ -20,18 +20,21 @@ def model(tmp_path: Path, home: Path) -> Path:
 
 def test_a_model_is_split_and_proved_and_its_manifest_says_so(model: Path, tmp_path: Path) -> None:
     said: list[tuple[str, float]] = []
-    made = shardnet.split_model(
-        model, shards=3, out=tmp_path / "cache", name="tiny", on_progress=lambda what, share: said.append((what, share))
-    )
+
+    def note(what: str, share: float) -> None:
+        said.append((what, share))
+
+    made = shardnet.split_model(model, shards=3, out=tmp_path / "cache", name="tiny", verify=False, on_progress=note)
     assert (made.manifest.name, made.manifest.n_shards, made.was_there) == ("tiny", 3, False)
     assert shardnet.load_manifest(made.folder) == shardnet.load_manifest(made.folder / "manifest.json") == made.manifest
-    assert {what for what, _ in said} == {"Splitting tiny", "Proving the shards"}
+    certificate = shardnet.verify(made.folder, model, decode_tokens=4, threads=1, on_progress=note)
+    assert certificate is not None
+    assert certificate.is_exact
+    assert {what for what, _ in said} == {"Splitting tiny", "Hashing", "Proving the shards"}
     assert all(0 <= share <= 1 for _, share in said)
     again = shardnet.split_model(str(model), shards=3, out=str(tmp_path / "cache"), name="tiny")
     assert again.was_there
-    certificate = shardnet.verify(made.folder, model, decode_tokens=4, threads=1)
-    assert certificate is not None
-    assert certificate.is_exact
+    assert again.manifest.certificate == certificate, "what is proved is not proved again"
 
 
 def test_a_checkpoint_is_split_like_a_gguf(tmp_path: Path, home: Path) -> None:
@@ -62,8 +65,8 @@ def test_damaged_missing_and_foreign_are_errors_of_ours(model: Path, tmp_path: P
 
 
 def test_shards_that_are_known_to_differ_are_a_parity_error(model: Path, tmp_path: Path) -> None:
-    made = shardnet.split_model(model, shards=2, out=tmp_path / "cache")
-    certificate = made.manifest.certificate
+    made = shardnet.split_model(model, shards=2, out=tmp_path / "cache", verify=False)
+    certificate = shardnet.verify(made.folder, model, decode_tokens=4, threads=1)
     assert certificate is not None
     different = certificate.model_copy(update={"max_abs_logit_diff": 0.5})
     save_manifest(made.folder, made.manifest.model_copy(update={"certificate": different, "signature": None}))
