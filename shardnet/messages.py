@@ -21,6 +21,8 @@ from shardnet.steps import MAX_POSITION, MAX_STAGES, MAX_STEP_TOKENS, MAX_TOKEN_
 from shardnet.wire import Codec
 
 PROTOCOL_VERSION = 1
+MAX_REFUSED, MAX_REFUSED_CHARS = 16, 600
+"""Sentences about useless files in one `Hello`, and characters in each."""
 
 DeadlineSeconds = Annotated[float, Field(gt=0, le=86_400, description="seconds, counted from receipt")]
 ShardIndex = Annotated[int, Field(ge=0, lt=10_000)]
@@ -129,6 +131,13 @@ class Hello(Message):
     listen: Address | None = Field(default=None, description="where others may dial this daemon")
     capabilities: Capabilities = Capabilities()
     held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)
+    refused: tuple[Annotated[str, Field(min_length=1, max_length=MAX_REFUSED_CHARS)], ...] = Field(
+        default=(),
+        max_length=MAX_REFUSED,
+        strict=False,
+        exclude_if=lambda value: not value,
+        description="files and folders of the models cache that are of no use, and why: a sentence each, for people",
+    )
 
 
 class Welcome(Message):

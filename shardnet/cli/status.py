@@ -44,9 +44,12 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
-    if not found["models"]:
+    if not found["models"] and any(node["not_served"] for node in found["nodes"]):
+        shown += ["", "No model is served: the reasons stand below the nodes that have some."]
+    elif not found["models"]:
         shown += ["", "No model is known: put one into the models cache with `shardnet split`."]
     shown += ["", *_node_lines(found["nodes"])]
+    shown += [f"The coordinator's models cache: {reason}" for reason in about["refused"]]
     return shown
 
 
@@ -98,6 +101,11 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
             share = 100 * load["done_bytes"] / load["total_bytes"] if load["total_bytes"] else 0
             shown.append(f"  {load['stage']} shard {load['shard_id']} of {load['model']}: {share:.0f} %{rate}{peers}")
         shown += [f"  shard {one['shard_id']} failed: {one['reason']}" for one in node["failed"]]
+        shown += [
+            f"  model {one['model']} ({one['model_id'][:12]}) is not served: {one['reason']}"
+            for one in node["not_served"]
+        ]
+        shown += [f"  refused: {reason}" for reason in node["refused"]]
     return shown
 
 

@@ -80,7 +80,7 @@ class Coordinator:
             self._apply,
             time.monotonic,
             self._spawn,
-            accepts=lambda manifest: self._catalogue.accepts(manifest),
+            fault_of=lambda manifest: self._catalogue.fault_of(manifest),
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
         )
         self._loader = Loader(self._cluster, self._peers, self._apply, time.monotonic)
@@ -308,6 +308,7 @@ class Coordinator:
             "version": __version__,
             "epoch": self._epoch,
             "uptime_s": round(at_s - self._began_s, 1),
+            "refused": list(self._catalogue.refused),
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from shardnet.coordinator.nodes.peers import Connection, Peers
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.events import Event, HeartbeatCame, ManifestKnown, NodeDrains
+from shardnet.coordinator.placement.events import Event, HeartbeatCame, ManifestKnown, ManifestRefused, NodeDrains
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
 from shardnet.ids import short
@@ -54,7 +54,7 @@ class Frames:
         now_s: Callable[[], float],
         spawn: Spawn,
         *,
-        accepts: Callable[[Manifest], bool],
+        fault_of: Callable[[Manifest], str | None],
         tokenizer_piece: Callable[[Manifest, int], Awaitable[tuple[int, bytes]]],
     ) -> None:
         self._cluster = cluster
@@ -63,7 +63,7 @@ class Frames:
         self._apply = apply
         self._now_s = now_s
         self._spawn = spawn
-        self._accepts = accepts
+        self._fault_of = fault_of
         self._tokenizer_piece = tokenizer_piece
         self.relayed = 0
 
@@ -138,15 +138,12 @@ class Frames:
     def _offered(self, node_id: str, manifest: Manifest) -> None:
         if manifest.model_id in self._cluster.manifests:
             return
-        if self._accepts(manifest):
+        reason = self._fault_of(manifest)
+        if reason is None:
             self._apply(ManifestKnown(manifest))
         else:
-            log.warning(
-                "manifest_not_signed",
-                model=manifest.name,
-                node=short(node_id),
-                reason="the swarm's owner did not sign it, and it is not in the coordinator's models cache",
-            )
+            self._apply(ManifestRefused(node_id, manifest, reason))
+            log.warning("manifest_not_signed", model=manifest.name, node=short(node_id), reason=reason)
 
     def _manifest(self, question: GetManifest) -> ManifestIs | CommandFailed:
         found = [one for one in self._cluster.manifests.values() if question.model in (one.model_id, one.name)]

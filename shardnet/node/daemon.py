@@ -267,6 +267,7 @@ class NodeDaemon:
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
             ),
             held=self._pulse.held(),
+            refused=self._store.refused,
         )
 
     def _listening_for(self, coordinator: Address) -> Address | None:

@@ -22,8 +22,10 @@ import httpx
 import psutil
 import pytest
 
+from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
 from shardnet.lifecycle import run_loop
 from shardnet.local.processes import LocalSwarm, Process
+from shardnet.swarm.signing import sign_if_owner
 from tests.support.random_models import build_random_model, tiny_llama
 from tests.support.small_disks import small_disk
 
@@ -327,11 +329,11 @@ def test_a_body_that_is_too_large_gets_its_answer_and_no_broken_connection(swarm
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"stop": ""}, "stop"),
+        ({"stop": 5}, "stop"),
         ({"stop": ["a"] * 99}, "stop"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"n": 2}, "n"),
     ],
@@ -344,11 +346,20 @@ def test_a_field_that_cannot_be_honoured_is_named_as_the_client_knows_it(
     assert answer.json()["error"]["param"] == param
 
 
-@pytest.mark.parametrize("body", [b"{bad", b"", b"[]", b"\xff", b'{"model":' + b"[" * 10_000])
-def test_a_body_that_is_no_json_object_is_refused(swarm: LocalSwarm, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{bad", "the body is not JSON: "),
+        (b"", "the body is not JSON: "),
+        (b"[]", "the body must be an object with keys"),
+        (b"\xff", "the body is not JSON: "),
+        (b'{"model":' + b"[" * 10_000, "the body is not JSON: "),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(swarm: LocalSwarm, body: bytes, words: str) -> None:
     answer = post(swarm, body)
     assert answer.status_code == 400
-    assert "the body is not usable" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"].startswith(words)
 
 
 def test_a_peer_without_a_certificate_gets_nothing(swarm: LocalSwarm) -> None:
@@ -401,6 +412,23 @@ def test_a_damaged_shard_is_refused_at_start(model: Split, tmp_path: Path) -> No
         assert answer.status_code == 503
         assert "layers" in answer.json()["error"]["message"]
         assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_the_status_says_why_a_model_of_another_swarm_and_a_linked_file_are_not_served(
+    model: Split, tmp_path: Path
+) -> None:
+    folder = model.copy(tmp_path / "cache")
+    assert shardnet(tmp_path / "stranger", "swarm", "init").code == 0
+    save_manifest(folder, sign_if_owner(load_manifest(folder), tmp_path / "stranger"))
+    (folder / "shard-1.gguf").rename(tmp_path / "blob")
+    (folder / "shard-1.gguf").symlink_to(tmp_path / "blob")
+    with LocalSwarm(tmp_path / "swarm") as swarm:
+        swarm.start_coordinator("--models-cache", str(tmp_path / "empty"))
+        swarm.start_node("a", tmp_path / "cache")
+        swarm.wait_for(lambda: "is not served" in shardnet(swarm.home, "status").out, 30, "the reason")
+        told = shardnet(swarm.home, "status").out
+        assert "is not served: its manifest is signed by another swarm's owner" in told
+        assert "shard-1.gguf is a link" in told
 
 
 def test_too_little_memory_is_told_in_bytes(model: Split, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_frame_is_the_golden_one_and_reads_back_as_the_same_message(message: Any
         {"role": "king"},
         {"listen": {"host": "a b", "port": 1}},
         {"listen": {"host": "127.0.0.1", "port": 0}},
+        {"refused": ["a reason"] * 17},
+        {"refused": ["a long reason " * 50]},
     ],
     ids=str,
 )

@@ -16,8 +16,9 @@ from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
 
 
-def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
+def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]:
     """Returns: one node."""
+    cluster = standing.cluster
     held = []
     for (model_id, shard_id), shard in sorted(node.held.items()):
         manifest = cluster.manifests.get(model_id)
@@ -57,6 +58,10 @@ def node_json(cluster: Cluster, node: NodeView, at_s: float) -> dict[str, Any]:
             {"model_id": key[0], "shard_id": key[1], "reason": str(refusal.error)}
             for key, refusal in sorted(node.refusals.items())
         ],
+        "not_served": [
+            {"model": one.name, "model_id": one.model_id, "reason": one.reason} for one in standing.unserved(node)
+        ],
+        "refused": list(node.refused),
     }
 
 
@@ -190,7 +195,7 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
     cluster = standing.cluster
     nodes = sorted(cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
     return {
-        "nodes": [node_json(cluster, node, at_s) for node in nodes],
+        "nodes": [node_json(standing, node, at_s) for node in nodes],
         "models": [
             model_json(
                 cluster,

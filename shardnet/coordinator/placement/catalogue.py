@@ -34,12 +34,17 @@ log = get("catalogue")
 
 
 class Catalogue:
-    """Owns the files; what is served is the cluster's to know."""
+    """Owns the files; what is served is the cluster's to know.
+
+    Attributes:
+        refused: why files and folders of the own cache are of no use, a sentence each.
+    """
 
     def __init__(self, cache: Path, swarm: SwarmIdentity, fetch: FetchPiece) -> None:
         self._cache = cache
         self._swarm = swarm
         self._fetch = fetch
+        self.refused: tuple[str, ...] = ()
         self._folders: dict[str, Path] = {}
         self._words: dict[str, asyncio.Task[Words]] = {}
 
@@ -50,6 +55,7 @@ class Catalogue:
             log.warning(
                 "manifest_refused" if path.name == "manifest.json" else "shard_refused", path=str(path), reason=reason
             )
+        self.refused = tuple(reason for _, reason in found.refused)
         manifests = []
         for model_id, (folder, manifest) in sorted(found.manifests.items()):
             self._folders[model_id] = folder
@@ -58,9 +64,19 @@ class Catalogue:
             manifests.append(manifest)
         return manifests
 
-    def accepts(self, manifest: Manifest) -> bool:
-        """True if an offered manifest may be served."""
-        return signature_is_valid(manifest, self._swarm.ca)
+    def fault_of(self, manifest: Manifest) -> str | None:
+        """Returns: why a manifest that a node offers may not be served, or None if it may."""
+        if signature_is_valid(manifest, self._swarm.ca):
+            return None
+        who = (
+            "nobody signed its manifest"
+            if manifest.signature is None
+            else "its manifest is signed by another swarm's owner"
+        )
+        return (
+            f"{who}: split the model on the machine that owns this swarm, "
+            "or copy the folder with its manifest.json into the coordinator's models cache and start the coordinator again"
+        )
 
     async def words(self, manifest: Manifest) -> Words:
         """Returns: vocabulary and template, made at the first call.

@@ -14,6 +14,7 @@ from shardnet.coordinator.placement.events import (
     LoadMoved,
     LoadSent,
     ManifestKnown,
+    ManifestRefused,
     NodeDied,
     NodeDrains,
     NodeJoined,
@@ -25,7 +26,7 @@ from shardnet.coordinator.placement.events import (
     TimePassed,
 )
 from shardnet.coordinator.placement.law import LinkTime
-from shardnet.coordinator.placement.node_view import Key, Load, NodeView, Refusal, is_whole
+from shardnet.coordinator.placement.node_view import MAX_UNSERVED, Key, Load, NodeView, Refusal, Unserved, is_whole
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard
 from shardnet.shards import LayerRange, joined
@@ -81,6 +82,10 @@ class Cluster:
                 return self._failed(event)
             case ManifestKnown():
                 return self._manifest(event)
+            case ManifestRefused(node_id, manifest, reason):
+                if (node := self.nodes.get(node_id)) and len(node.unserved) < MAX_UNSERVED:
+                    node.unserved[manifest.model_id] = Unserved(manifest.model_id, manifest.name, reason)
+                return []
             case SeedersKnown():
                 if self.seeded.get(event.model_id, frozenset()) == event.shards:
                     return []

@@ -98,6 +98,15 @@ class ManifestKnown:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestRefused:
+    """A node offered a manifest that may not be served."""
+
+    node_id: str
+    manifest: Manifest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SeedersKnown:
     """Shards of a model that no connected node has, and others on the DHT do. Replaces what was known."""
 
@@ -132,6 +141,7 @@ Event = (
     | ShardsLost
     | LoadFailed
     | ManifestKnown
+    | ManifestRefused
     | SeedersKnown
     | LinkKnown
     | TimePassed

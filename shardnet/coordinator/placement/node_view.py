@@ -10,6 +10,8 @@ from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgr
 
 Key = tuple[str, int]
 """`(model_id, shard_id)`"""
+MAX_UNSERVED = 64
+"""Refused manifests of one node whose reason is kept."""
 
 
 @dataclass(slots=True)
@@ -32,6 +34,15 @@ class Refusal:
     waits: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """A model that a node has and that is not served, and why."""
+
+    model_id: str
+    name: str
+    reason: str
+
+
 @dataclass(slots=True)
 class NodeView:
     """One connected node.
@@ -40,6 +51,8 @@ class NodeView:
 
     Attributes:
         ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
+        unserved: model_id -> a manifest that the node offered and that may not be served.
+        refused: sentences about files of its models cache that are of no use.
     """
 
     node_id: str
@@ -52,6 +65,8 @@ class NodeView:
     ready: dict[Key, float] = field(default_factory=dict)
     loads: dict[Key, Load] = field(default_factory=dict)
     refusals: dict[Key, Refusal] = field(default_factory=dict)
+    unserved: dict[str, Unserved] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
     memory_free_bytes: int = 0
     load: float = 0.0
     sequences: int = 0
@@ -79,6 +94,7 @@ class NodeView:
             joined_at_s=at_s,
             heard_at_s=at_s,
             held={(shard.model_id, shard.shard_id): shard for shard in hello.held},
+            refused=hello.refused,
             memory_free_bytes=_free_of(hello),
         )
 

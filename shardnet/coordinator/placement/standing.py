@@ -7,6 +7,7 @@ import time
 from shardnet.coordinator.placement.assign import Policy
 from shardnet.coordinator.placement.chunks import PROMPT_LOOKED_AT, Chunks, choose
 from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.node_view import NodeView, Unserved
 from shardnet.coordinator.placement.planning import LoadOrder, Route, law_of_route, plan, routes
 from shardnet.coordinator.placement.readiness import not_ready, stages_sentence
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
@@ -58,6 +59,20 @@ class Standing:
         ids = {one.model_id for one in served}
         others = [one for one in self.cluster.manifests.values() if not wanted or one.name in wanted]
         return [*served, *by_claim(one for one in others if one.model_id not in ids)]
+
+    def unserved(self, node: NodeView) -> list[Unserved]:
+        """Returns: models that a node has and that no request can ask for, each with the reason."""
+        answering = {one.model_id for one in self.answering()}
+        ids = {model_id for model_id, _ in node.held} | node.unserved.keys()
+        return [self._unserved(node, model_id) for model_id in sorted(ids - answering)]
+
+    def _unserved(self, node: NodeView, model_id: str) -> Unserved:
+        if (manifest := self.cluster.manifests.get(model_id)) is not None:
+            return Unserved(model_id, manifest.name, "the coordinator's models.serve names others")
+        no_manifest = (
+            "the node has shards of it and no manifest.json beside them: copy that there, and start the node again"
+        )
+        return node.unserved.get(model_id) or Unserved(model_id, short(model_id), no_manifest)
 
     def options(self, manifest: Manifest) -> ShardOptions:
         """Returns: what every shard of a model is loaded with."""

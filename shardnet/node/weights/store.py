@@ -21,7 +21,7 @@ from shardnet.inference.splitting.manifest_file import (
 )
 from shardnet.log import get
 from shardnet.manifest import Manifest
-from shardnet.messages import MAX_FILE_PIECE
+from shardnet.messages import MAX_FILE_PIECE, MAX_REFUSED, MAX_REFUSED_CHARS
 from shardnet.node.shards.events import CacheScanned, LocalModel, LocalShard
 from shardnet.torrent.disk import Stamp, stamp
 
@@ -37,10 +37,15 @@ log = get("node")
 
 
 class ModelStore:
-    """One models cache folder."""
+    """One models cache folder.
+
+    Attributes:
+        refused: why files and folders that the last scan found are of no use: as many sentences as a `Hello` takes.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.refused: tuple[str, ...] = ()
         self._hashes: HashCache | None = None
         self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
 
@@ -50,6 +55,7 @@ class ModelStore:
         found, self._hashes = await asyncio.to_thread(lambda: (_scan(self.root), HashCache(self.root)))
         for path, reason in found.refused:
             log.warning("shard_refused", path=str(path), reason=reason)
+        self.refused = _few([reason for _, reason in found.refused])
         log.info(
             "shards_scanned",
             shards=len(found.shards),
@@ -157,3 +163,10 @@ def _scan(root: Path) -> CacheScan:
     scan = CacheScan(root)
     scan_folder(root, scan)
     return scan
+
+
+def _few(reasons: list[str]) -> tuple[str, ...]:
+    """Returns: as much of them as a `Hello` takes; a file's name may hold what is no text."""
+    shown = reasons if len(reasons) <= MAX_REFUSED else reasons[: MAX_REFUSED - 1]
+    rest = [f"and {len(reasons) - len(shown)} more: this node's log names them"] if len(shown) < len(reasons) else []
+    return tuple(one.encode(errors="replace").decode()[:MAX_REFUSED_CHARS] for one in [*shown, *rest])

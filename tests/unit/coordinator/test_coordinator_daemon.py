@@ -21,7 +21,7 @@ from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
-from shardnet.messages import Address, ExecuteTask, ManifestOffer, Ping
+from shardnet.messages import Address, ExecuteTask, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
@@ -311,12 +311,31 @@ async def test_the_tokenizer_is_fetched_from_a_node_and_kept(make_world: Callabl
         assert kept.read_bytes() == world.tokenizer.read_bytes()
 
 
-async def test_an_unsigned_offer_is_not_served(make_world: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("signature", "reason"),
+    [(None, "nobody signed its manifest"), ("ab" * 40, "its manifest is signed by another swarm's owner")],
+    ids=["unsigned", "another swarm's"],
+)
+async def test_an_offer_that_this_swarms_owner_did_not_sign_is_not_served_and_the_status_says_why(
+    make_world: Callable[..., Any], signature: str | None, reason: str
+) -> None:
     async with make_world(in_cache=False) as world, world.node("a", 0, 1, 2) as node:
-        node.connection.send(ManifestOffer(manifest=world.manifest))
-        node.connection.send(Ping(command_id="0" * 16))
-        await world.until(lambda one: len(one["nodes"]) == 1)
+        node.connection.send(ManifestOffer(manifest=world.manifest.model_copy(update={"signature": signature})))
+        status = await world.until(lambda one: bool(one["nodes"]) and reason in str(one["nodes"][0]["not_served"]))
+        (told,) = status["nodes"][0]["not_served"]
+        assert (told["model"], told["model_id"]) == ("tiny", world.manifest.model_id)
         assert (await world.health())["models"] == []
+
+
+async def test_the_status_says_which_files_of_the_coordinators_own_cache_are_refused(
+    make_world: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache" / "shards" / "linked"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    async with make_world(in_cache=False) as world:
+        (reason,) = (await world.client.get("/status")).json()["coordinator"]["refused"]
+        assert "manifest.json is a link" in reason
 
 
 # -- failures --------------------------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
             "node_id": "ab" * 20,
             "swarm_id": "cd" * 20,
             "uptime_s": 5,
+            "refused": ["shard-9.gguf is a link"],
             "addresses": {"nodes": "127.0.0.1:7700", "api": "127.0.0.1:8080"},
         },
         "requests": {
@@ -179,5 +180,6 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
         "a [0, 4) -> b [4, 6)",
         "No node is connected",
         "a split is quicker",
+        "The coordinator's models cache: shard-9.gguf is a link",
     ):
         assert expected in text

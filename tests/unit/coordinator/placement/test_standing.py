@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
+from shardnet.cli.status import lines
 from shardnet.coordinator.api.views import swarm_json
-from shardnet.coordinator.placement.events import ManifestKnown, NodeJoined
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused, NodeJoined
+from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
 from shardnet.manifest import Manifest
-from tests.support.coordinator_world import held, hello, make_manifest, ready_cluster
+from tests.support.coordinator_world import held, hello, make_manifest, node_id, ready_cluster
 
 OLD = make_manifest((0, 3, 6), name="m").model_copy(update={"made_s": 1})
 NEW = make_manifest((0, 2, 4, 6), name="m").model_copy(update={"made_s": 2})
@@ -60,3 +63,72 @@ def test_the_log_and_the_status_tell_once_which_model_a_name_means() -> None:
     assert told[0].startswith(f"m means model {NEW.model_id[:12]}")
     (model,) = swarm_json(here, 0.0)["models"]
     assert model["notes"] == told
+
+
+def status_lines(here: Standing) -> list[str]:
+    """What `shardnet status` would print of nodes and models."""
+    about = {
+        "node_id": "c" * 40,
+        "swarm_id": "s" * 40,
+        "uptime_s": 1,
+        "refused": [],
+        "addresses": {"nodes": "a:1", "api": "a:2"},
+    }
+    counts = dict.fromkeys(
+        [
+            "running",
+            "queued",
+            "finished",
+            "failed",
+            "prompt_tokens",
+            "prefix_tokens_reused",
+            "prefix_hits",
+            "sequences_kept",
+        ],
+        0,
+    )
+    return lines({"coordinator": about, "requests": counts} | swarm_json(here, 0.0))
+
+
+def test_a_model_of_a_node_that_is_not_served_stands_below_the_node_with_the_reason() -> None:
+    cluster = Cluster()
+    cluster.handle(NodeJoined(0.0, hello(1, [held(OLD, 0, loaded=False), held(NEW, 0, loaded=False)])))
+    cluster.handle(ManifestRefused(node_id(1), NEW, "nobody signed its manifest"))
+    told = "\n".join(status_lines(Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())))
+    assert f"model m ({NEW.model_id[:12]}) is not served: nobody signed its manifest" in told
+    assert (
+        f"model {OLD.model_id[:12]} ({OLD.model_id[:12]}) is not served: the node has shards of it and no manifest.json"
+        in told
+    )
+    assert "No model is served: the reasons stand below" in told
+
+
+def test_a_model_that_is_signed_later_is_no_longer_told_as_refused() -> None:
+    cluster = ready_cluster(NEW, {})
+    cluster.handle(NodeJoined(0.0, hello(1, [held(NEW, 0, loaded=False)])))
+    cluster.handle(ManifestRefused(node_id(1), NEW, "nobody signed its manifest"))
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert here.unserved(cluster.nodes[node_id(1)]) == []
+
+
+def test_a_model_that_the_settings_leave_out_says_so_where_its_shards_are() -> None:
+    here = standing("another", on_disk=True)
+    reasons = [one["reason"] for one in swarm_json(here, 0.0)["nodes"][1]["not_served"]]
+    assert reasons == ["the coordinator's models.serve names others"] * 2
+
+
+def test_files_that_a_node_refused_stand_below_it() -> None:
+    cluster = Cluster()
+    refused = ("/cache/shards/m/shard-0.gguf is a link",)
+    cluster.handle(NodeJoined(0.0, hello(1).model_copy(update={"refused": refused})))
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert "  refused: /cache/shards/m/shard-0.gguf is a link" in status_lines(here)
+
+
+def test_a_node_that_offers_without_end_takes_no_room_without_end() -> None:
+    cluster = Cluster()
+    cluster.handle(NodeJoined(0.0, hello(1)))
+    for number in range(MAX_UNSERVED + 10):
+        manifest = make_manifest((0, 2), n_vocab=300 + number)
+        cluster.handle(ManifestRefused(node_id(1), manifest, "nobody signed its manifest"))
+    assert len(cluster.nodes[node_id(1)].unserved) == MAX_UNSERVED

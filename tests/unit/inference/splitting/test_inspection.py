@@ -79,6 +79,36 @@ def test_a_cache_its_shards_folder_and_one_models_folder_tell_the_same(cache: Pa
     assert "not proved, not signed" in run("inspect", cache).stdout
 
 
+@pytest.mark.parametrize(
+    "linked", [".", "shards", "shards/*"], ids=["the cache", "its shards folder", "a model's folder"]
+)
+def test_a_link_to_a_folder_tells_what_the_folder_does(cache: Path, tmp_path: Path, linked: str) -> None:
+    (folder,) = cache.glob(linked) if linked != "." else (cache,)
+    link = tmp_path / "elsewhere" / folder.name
+    link.parent.mkdir()
+    link.symlink_to(folder)
+    (told,), (meant,) = facts_of(link)["models"], facts_of(folder)["models"]
+    assert (told["model_id"], len(told["shards"])) == (meant["model_id"], 2)
+    assert all(
+        Path(shard["path"]).samefile(same["path"]) for shard, same in zip(told["shards"], meant["shards"], strict=True)
+    )
+    assert facts_of(link)["refused"] == []
+
+
+@pytest.mark.parametrize("name", ["shard-0.gguf", "tokenizer.gguf", "manifest.json"])
+def test_a_linked_file_of_a_model_is_refused_in_words_and_the_rest_is_told(
+    cache: Path, tmp_path: Path, name: str
+) -> None:
+    folder = next((cache / "shards").iterdir())
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    for path in (cache, folder):
+        (refused,) = facts_of(path)["refused"]
+        assert refused["path"].endswith(name)
+        assert "is a link" in refused["reason"]
+        assert f"{name} is a link" in run("inspect", path).stdout
+
+
 def test_what_is_missing_loose_or_refused_in_a_cache_is_told(cache: Path) -> None:
     folder = next((cache / "shards").iterdir())
     (folder / "shard-0.gguf").rename(cache / "shards" / "loose.gguf")

@@ -12,7 +12,7 @@ from shardnet.inference.splitting import manifest_file
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.inference.splitting.manifest_file import HashCache, load_manifest
 from shardnet.manifest import Manifest
-from shardnet.messages import MAX_FILE_PIECE
+from shardnet.messages import MAX_FILE_PIECE, MAX_REFUSED, MAX_REFUSED_CHARS
 from shardnet.node.weights.store import ModelStore
 from shardnet.torrent.disk import stamp
 from tests.support.random_models import tiny_llama
@@ -33,6 +33,51 @@ async def test_a_scan_finds_models_and_shards_and_leaves_bad_files_out(cache: tu
     found = await ModelStore(root).scan()
     assert [model.manifest.model_id for model in found.models] == [manifest.model_id]
     assert [shard.key for shard in found.shards] == [(manifest.model_id, 0)]
+
+
+async def test_a_linked_cache_and_a_linked_models_folder_are_found_and_their_shards_proved(
+    cache: tuple[Path, Path, Manifest], tmp_path: Path
+) -> None:
+    root, folder, manifest = cache
+    folder.rename(tmp_path / "the model")
+    folder.symlink_to(tmp_path / "the model")
+    (tmp_path / "link").symlink_to(root)
+    store = ModelStore(tmp_path / "link")
+    found = await store.scan()
+    assert [shard.key for shard in found.shards] == [(manifest.model_id, 0), (manifest.model_id, 1)]
+    assert store.refused == ()
+    for shard in found.shards:
+        await store.verify(shard.path, manifest, shard.key[1], lambda _done: None)
+
+
+@pytest.mark.parametrize("name", ["shard-1.gguf", "tokenizer.gguf", "manifest.json"])
+async def test_a_linked_file_is_refused_and_the_reason_kept_for_the_coordinator(
+    cache: tuple[Path, Path, Manifest], tmp_path: Path, name: str
+) -> None:
+    root, folder, _ = cache
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    store = ModelStore(root)
+    await store.scan()
+    (reason,) = store.refused
+    assert f"{name} is a link" in reason
+    (folder / name).unlink()
+    (tmp_path / name).rename(folder / name)
+    await store.scan()
+    assert store.refused == ()
+
+
+async def test_no_more_reasons_are_kept_than_a_hello_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "shards" / ("deep " * 40) / ("folder " * 30)
+    folder.mkdir(parents=True)
+    for number in range(30):
+        (folder / f"{number:02}.gguf").write_bytes(b"no GGUF")
+    (folder / "no text \udce9.gguf").write_bytes(b"no GGUF")
+    store = ModelStore(tmp_path)
+    await store.scan()
+    assert len(store.refused) == MAX_REFUSED
+    assert all(len(one) <= MAX_REFUSED_CHARS for one in store.refused)
+    assert store.refused[-1] == "and 16 more: this node's log names them"
 
 
 async def test_a_file_is_hashed_once_and_again_only_when_it_changed(
