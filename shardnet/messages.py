@@ -75,6 +75,12 @@ class DeviceInfo(Frozen):
     kind: Literal["cpu", "gpu"]
     total_bytes: int = Field(ge=0)
     free_bytes: int = Field(ge=0)
+    limit: str = Field(
+        default="",
+        max_length=200,
+        exclude_if=lambda value: not value,
+        description="what allows this process less than the machine has: `300.0 MB by memory.max of cgroup /x`",
+    )
 
 
 class HeldShard(Frozen):

@@ -28,5 +28,7 @@ def register(app: typer.Typer) -> None:
                 f"{device.name:<8} {device.kind}  {human_bytes(device.free_bytes)} free of {human_bytes(device.total_bytes)}"
                 f"  {device.description}"
             )
+            if device.limit:
+                typer.echo(f"  its memory: {device.limit}")
         if not any(device.kind == "gpu" for device in found):
             typer.echo("No GPU that this build of llama.cpp can use: layers run on the CPU.")

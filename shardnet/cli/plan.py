@@ -67,15 +67,17 @@ def plan(
     policy = Policy(default_link=LinkTime(rtt_ms / 2e3, mbit_s * 1e6 / 8))
     options = SequenceSettings(n_ctx=n_ctx, n_seq=n_seq).to_options(manifest.content.n_ctx_train)
     found = prospects(manifest, offers, options, policy, links, prompt_tokens=prompt_tokens, streams=streams)
+    limits = {offer.name: offer.limit for offer in offers if offer.limit}
     if as_json:
         facts: dict[str, Any] = {"model": manifest.name, "model_id": manifest.model_id, "prompt_tokens": prompt_tokens}
+        facts["memory_limits"] = limits
         typer.echo(json.dumps(facts | dataclasses.asdict(found)))
         return
     typer.echo(f"{manifest.name}: {manifest.content.n_layers} layers in {manifest.n_shards} shards")
     typer.echo(f"{'layout':<10} {'ms/token':>9} {'first token':>12} {'tokens/s, all':>15}  stages")
     for layout in found.layouts:
         typer.echo(_line(layout))
-    for note in found.notes:
+    for note in (*found.notes, *(f"{name} may have {limit}" for name, limit in limits.items())):
         typer.echo(f"  {note}")
 
 
@@ -188,6 +190,7 @@ def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffe
                 row_costs=pace.row_costs,
                 handover_s=pace.handover_s,
                 on_disk=frozenset(range(manifest.n_shards)),
+                limit=node.get("memory_limit") or "",
             )
         )
     links = {

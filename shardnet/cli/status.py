@@ -44,9 +44,11 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
+    for one in found["kept_out"]:
+        shown += ["", f"KEPT OUT: {one['reason']}"]
     if not found["models"] and any(node["not_served"] for node in found["nodes"]):
         shown += ["", "No model is served: the reasons stand below the nodes that have some."]
-    elif not found["models"]:
+    elif not found["models"] and not found["kept_out"]:
         shown += ["", "No model is known: put one into the models cache with `shardnet split`."]
     shown += ["", *_node_lines(found["nodes"])]
     shown += [f"The coordinator's models cache: {reason}" for reason in about["refused"]]
@@ -69,6 +71,8 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
         shown.append(f"  layers {row['first']:>3} to {row['end'] - 1:<3}  {shards:<14}  {holders}")
     for pipeline in model["pipelines"]:
         shown.append("  pipeline: " + " -> ".join(f"{stage['node']} {stage['layers']}" for stage in pipeline))
+    if not model["proved"]:
+        shown.append(f"  NOT PROVED: {model['unproved_reason']}")
     if model["reason"]:
         shown.append(f"  {model['reason']}")
     shown += [f"  note: {note}" for note in model["notes"]]
@@ -95,6 +99,8 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
             f"{node['name'][:20]:<20} {node['node_id'][:12]:<12} {node['state']:<8} {human_bytes(node['memory_free_bytes']):>9} "
             f"{100 * node['load']:>4.0f}% {node['sequences']:>4}  {shards}"
         )
+        if node["memory_limit"]:
+            shown.append(f"  its memory: {node['memory_limit']}")
         for load in node["loading"]:
             rate = f", {human_bytes(load['bytes_per_s'])}/s" if load["bytes_per_s"] else ""
             peers = f", {load['peers']} peers" if load["peers"] else ""

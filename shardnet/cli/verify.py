@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from shardnet.manifest import Manifest
 
 
 def register(app: typer.Typer) -> None:
@@ -16,8 +19,10 @@ def register(app: typer.Typer) -> None:
 def verify(
     folder: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     source: Annotated[
-        Path | None,
-        typer.Option(help="The unsplit GGUF or checkpoint: run the shards against it and certify what comes of it."),
+        str | None,
+        typer.Option(
+            help="The unsplit GGUF or checkpoint, or its http(s) address: run the shards against it and certify what comes of it."
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
@@ -33,9 +38,10 @@ def verify(
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError
     from shardnet.library.models import examine
+    from shardnet.manifest import NoProof
 
     found = examine(folder, source, decode_tokens=tokens, threads=threads, bar=byte_bar)
-    manifest, certificate = found.manifest, found.certificate
+    manifest, certificate, report = found.manifest, found.certificate, found.report
     if json_output:
         facts = {
             "model_id": manifest.model_id,
@@ -50,18 +56,19 @@ def verify(
         typer.echo(json.dumps(facts))
     else:
         typer.echo(
-            f"{manifest.name}  model {manifest.model_id[:12]}: {manifest.n_shards} shards and the tokenizer match their hashes"
+            f"{manifest.name}  model {manifest.model_id[:12]}: {shards_here(manifest)} and the tokenizer match their hashes"
         )
-        if certificate is None:
-            typer.echo("  parity was never proved: give the unsplit model with --source")
+        if report is None:
+            why = f" ({certificate.reason})" if isinstance(certificate, NoProof) else ""
+            typer.echo(f"  parity was never proved{why}: give the unsplit model with --source")
         else:
             ran = "parity" if source is not None else "parity was not run again; the stored certificate says"
             typer.echo(
-                f"  {ran}: {'identical' if certificate.is_exact else 'DIFFERENT'}, max |Δ logit| = {certificate.max_abs_logit_diff:g}, greedy "
-                f"tokens {'equal' if certificate.tokens_equal else 'DIFFERENT'} ({certificate.prompt_tokens} prompt and "
-                f"{certificate.decode_tokens} decoded tokens, llama-cpp-python {certificate.llama_cpp}, {certificate.cpu})"
+                f"  {ran}: {'identical' if report.is_exact else 'DIFFERENT'}, max |Δ logit| = {report.max_abs_logit_diff:g}, greedy "
+                f"tokens {'equal' if report.tokens_equal else 'DIFFERENT'} ({report.prompt_tokens} prompt and "
+                f"{report.decode_tokens} decoded tokens, llama-cpp-python {report.llama_cpp}, {report.cpu})"
             )
-            for boundary in certificate.boundaries:
+            for boundary in report.boundaries:
                 typer.echo(
                     f"    shard {boundary.shard_id:<3} after layer {boundary.layer_end - 1:<4} max |Δ| = {boundary.max_abs_diff:g}"
                 )
@@ -69,3 +76,13 @@ def verify(
             typer.echo("  the manifest is signed by its owner and was left as it is")
     if found.fault:
         raise ParityError(found.fault)
+
+
+def shards_here(manifest: Manifest) -> str:
+    """Returns: how many shards could be looked at."""
+    count = len(manifest.cut_here)
+    return (
+        f"{count} shards"
+        if count == manifest.n_shards
+        else f"{count} of {manifest.n_shards} shards (the others were cut elsewhere)"
+    )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TextIO
 
 from shardnet.errors import ParityError, ShardnetError
+from shardnet.inference.llama.census import share_of_cores
+from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.splitting.plan import CutRequest, plan_split
 from shardnet.library.answers import Answer
 from shardnet.library.swarm_client import SwarmClient
@@ -69,7 +71,7 @@ def run_demo(
         f"\n2. Starting a coordinator and {n_nodes} nodes as processes of their own: "
         "node-0 is given the shards, the others fetch theirs from the swarm"
     )
-    threads = max(1, (os.cpu_count() or 1) // n_nodes)
+    threads = share_of_cores(usable_threads(), n_nodes)
     with LocalSwarm(folder, on_line) as swarm:
         swarm.start_coordinator("--models-cache", str(cache), "--stages", str(n_nodes))
         _give_shards(manifest_folder, folder / "node-0" / "shards" / manifest_folder.name)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardnet.errors import ParityError, RefusedError, UsageError
-from shardnet.inference.opening import open_model
+from shardnet.inference.opening import opened
 from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
 from shardnet.inference.splitting import manifest_file
-from shardnet.inference.splitting.cuts import parse_size
+from shardnet.inference.splitting.cuts import parse_ids, parse_size
 from shardnet.inference.splitting.cutting import OnProgress
 from shardnet.inference.splitting.plan import CutRequest, plan_model
-from shardnet.manifest import Manifest, ParityCertificate
+from shardnet.manifest import Manifest, NoProof, ParityCertificate
 from shardnet.preparing import Bar, Prepared, prepare, whole_model
 from shardnet.settings import default_home
 from shardnet.swarm.signing import sign_if_owner
@@ -31,6 +31,7 @@ def split_model(
     shards: int | None = None,
     max_shard_bytes: int | str | None = None,
     cuts: Sequence[int] | None = None,
+    only: Sequence[int] | None = None,
     out: AnyPath = "models_cache",
     name: str | None = None,
     verify: bool = True,
@@ -40,14 +41,15 @@ def split_model(
     """Cut a model into layer shards, as complete GGUF files, and prove that they give the unsplit model's numbers.
 
     Args:
-        source: a GGUF; of one that llama.cpp split by size any part, or their folder; a Hugging Face checkpoint: its folder, index or
-            single `.safetensors`.
+        source: a GGUF, or the http(s) address of one; of one that llama.cpp split by size any part, or their folder; a Hugging Face
+            checkpoint: its folder, index or single `.safetensors`.
         shards: how many, balanced by bytes; 2 if neither this nor one of the next two is given, which exclude each other.
         max_shard_bytes: as few shards as keep each below this size: 800_000_000, or "800MB".
         cuts: layers at which a new shard begins.
+        only: cut these shards alone, and read no more than they take: several machines cut one model, each its own shards.
         out: the models cache; the model gets a folder of its own below it.
         name: what people call the model; the file's own name if None.
-        verify: run the shards against the unsplit model. What an earlier call proved is not proved again.
+        verify: run the shards against the unsplit model, if both are here. What an earlier call proved is not proved again.
         home: whose swarm signs the manifest, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
 
     Returns: the folder, its manifest, and whether an earlier call had left the files whole already.
@@ -61,19 +63,14 @@ def split_model(
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     size = parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes
     request = CutRequest(shards, size, None if cuts is None else tuple(cuts))
-    prepared = prepare(
-        plan_model(open_model(Path(source)), request, name),
-        Path(out),
-        default_home() if home is None else Path(home),
-        prove=verify,
-        bar=_bar_of(on_progress),
-    )
+    with opened(_source(source)) as header:
+        plan = plan_model(header, request, name)
+        wanted = None if only is None else parse_ids([str(shard) for shard in only], len(plan.shards))
+        home = default_home() if home is None else Path(home)
+        prepared = prepare(plan, Path(out), home, prove=verify, bar=_bar_of(on_progress), only=wanted)
     certificate = prepared.manifest.certificate
-    if certificate is not None and not certificate.is_exact:
-        raise ParityError(
-            f"the shards in {prepared.folder} do not give the unsplit model's numbers: "
-            f"{fault_of(prepared.manifest.content, certificate)}"
-        )
+    fault = fault_of(prepared.manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
+    _exact(Examined(prepared.folder, prepared.manifest, certificate, True, fault))
     return prepared
 
 
@@ -93,16 +90,21 @@ class Examined:
     """A split model whose files are what its manifest promises.
 
     Attributes:
-        certificate: of the run just made, or the one that the manifest held; None if parity was never proved.
+        certificate: of the run just made, or what the manifest held.
         is_saved: the certificate of this run was written into the manifest.
         fault: one sentence that names the shard whose numbers differ; empty if none is known.
     """
 
     folder: Path
     manifest: Manifest
-    certificate: ParityCertificate | None
+    certificate: ParityCertificate | NoProof | None
     is_saved: bool
     fault: str
+
+    @property
+    def report(self) -> ParityCertificate | None:
+        """Returns: what a run beside the unsplit model found; None if there was none."""
+        return self.certificate if isinstance(self.certificate, ParityCertificate) else None
 
 
 def examine(
@@ -123,9 +125,11 @@ def examine(
         raise RefusedError("; ".join(damaged), damaged=len(damaged))
     certificate, is_saved = manifest.certificate, False
     if source is not None:
-        header = open_model(Path(source))
-        check_source(manifest, header)
-        with whole_model(header, base.resolve().parent, bar) as unsplit, bar("Proving the shards") as progress:
+        with ExitStack() as stack:
+            header = stack.enter_context(opened(_source(source)))
+            check_source(manifest, header)
+            unsplit = stack.enter_context(whole_model(header, base.resolve().parent, bar))
+            progress = stack.enter_context(bar("Proving the shards"))
             certificate = verify_split(
                 base,
                 unsplit,
@@ -139,8 +143,13 @@ def examine(
         is_saved = manifest.signature is None or proved.signature is not None
         if is_saved:
             manifest_file.save_manifest(base, proved)
-    fault = fault_of(manifest.content, certificate) if certificate is not None else ""
+    fault = fault_of(manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
     return Examined(base, manifest, certificate, is_saved, fault)
+
+
+def _source(source: AnyPath) -> str | Path:
+    """An address stays a text."""
+    return source if isinstance(source, str) else Path(source)
 
 
 def verify(
@@ -168,7 +177,7 @@ def verify(
     """
     return _exact(
         examine(folder, source, decode_tokens=decode_tokens, threads=threads, home=home, bar=_bar_of(on_progress))
-    ).certificate
+    ).report
 
 
 def _exact(examined: Examined) -> Examined:
@@ -178,8 +187,14 @@ def _exact(examined: Examined) -> Examined:
 
 
 def open_split(folder: AnyPath) -> Examined:
-    """Returns: a split model that may be run. Raises: as `verify`."""
-    return _exact(examine(folder))
+    """Returns: a split model that may be run. Raises: as `verify`; UsageError if some of its shards were cut elsewhere."""
+    examined = _exact(examine(folder))
+    here, n_shards = examined.manifest.cut_here, examined.manifest.n_shards
+    if len(here) < n_shards:
+        raise UsageError(
+            f"{examined.folder} holds {len(here)} of {n_shards} shards, the others were cut elsewhere: ask a swarm that has them all"
+        )
+    return examined
 
 
 def _bar_of(report: Report | None) -> Bar:

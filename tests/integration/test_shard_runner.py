@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -124,6 +126,13 @@ def test_a_stream_that_is_left_frees_its_place(folder: Path) -> None:
         assert isinstance(next(pieces), Piece)
         pieces.close()
         assert len(list(itertools.islice(runner.stream(PROMPT, **GREEDY), 3))) == 3
+        assert len(runner.complete(PROMPT, **GREEDY).token_ids) == 12
+
+
+def test_ctrl_c_ends_an_answer_and_the_runner_answers_on(runner: ShardRunner) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        runner.complete(PROMPT, on_text=lambda _text: os.kill(os.getpid(), signal.SIGINT), **GREEDY)
+    for _ in range(2):
         assert len(runner.complete(PROMPT, **GREEDY).token_ids) == 12
 
 

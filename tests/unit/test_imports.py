@@ -24,6 +24,7 @@ GROUND = {
     "settings",
     "log",
     "lifecycle",
+    "limits",
     "mutual_tls",
     "tcp",
 }
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mutual_tls": set(),
     "tcp": set(),
     "lifecycle": {"errors", "log"},
+    "limits": {"log"},
     "inference": GROUND,
     "dht": GROUND - {"messages", "wire"},
     "torrent": GROUND - {"messages", "wire"},
@@ -63,6 +65,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "checkpoints": {"gguf"},
         "conversion": {"checkpoints", "gguf"},
         "llama": set(),
+        "remote": {"gguf"},
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},
         "engine": {"gguf"},

@@ -46,6 +46,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
         "connected_s": round(at_s - node.joined_at_s, 1),
         "memory_free_bytes": node.memory_free_bytes,
+        "memory_limit": node.limit or None,
         "bytes_per_s": measured_pace(cluster, node, "").bytes_per_s,
         "handover_us": node.handover_us,
         "load": node.load,
@@ -129,6 +130,8 @@ def health_model(
         "ready": bool(routes),
         "missing_layers": missing,
         "reason": reason,
+        "proved": not manifest.unproved,
+        "unproved_reason": manifest.unproved or None,
     }
 
 
@@ -205,6 +208,9 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
                 standing.notes(one),
             )
             for one in standing.served()
+        ],
+        "kept_out": [
+            {"model": one.name, "model_id": one.model_id, "reason": reason} for one, reason in standing.all_kept_out()
         ],
         "links": [
             {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}

@@ -23,6 +23,7 @@ COMPUTE_WIDTHS = 20
 READ_BYTES_PER_S, FETCH_BYTES_PER_S = 1e9, 5e7
 AMORTISED_TOKENS = 20_000
 """Loading is paid once: it counts as if spread over so many tokens."""
+LIMITS_SHOWN = 3
 BALANCE_WEIGHT = 1e-3
 """Of chains with the same sum the one with the shorter longest stage keeps more requests moving."""
 
@@ -39,6 +40,7 @@ class NodeOffer:
         on_disk: files it has.
         can_fetch: it can get a file from another holder.
         row_costs, handover_s: as in `Pace`.
+        limit: what allows it less memory than its machine has, for people; "": nothing.
     """
 
     node_id: str
@@ -51,6 +53,7 @@ class NodeOffer:
     can_fetch: bool = False
     row_costs: RowCosts = ()
     handover_s: float | None = None
+    limit: str = ""
 
     @property
     def pace(self) -> Pace:
@@ -267,6 +270,13 @@ def _check_held(manifest: Manifest, nodes: Sequence[NodeOffer], seeded: frozense
         )
 
 
+def limits_sentence(offers: Sequence[NodeOffer]) -> str:
+    """Returns: `; node-0 may have 300.0 MB by memory.max of cgroup /x`, the first few that are limited; nothing if none is."""
+    limited = [f"{offer.name} may have {offer.limit}" for offer in offers if offer.limit]
+    more = [f"{len(limited) - LIMITS_SHOWN} more are limited"] if len(limited) > LIMITS_SHOWN else []
+    return "".join(f"; {one}" for one in (*limited[:LIMITS_SHOWN], *more))
+
+
 def _why_not(
     manifest: Manifest,
     nodes: Sequence[NodeOffer],
@@ -290,7 +300,8 @@ def _why_not(
         missing = max(wanted - free, largest - most)
         return NoRoomError(
             f"model {manifest.name} needs {human_bytes(wanted)} of memory more, the nodes have {human_bytes(free)} free for it "
-            f"(headroom left out): {human_bytes(missing)} are missing; add a node, or lower sequences.n_ctx or sequences.n_seq",
+            f"(headroom left out): {human_bytes(missing)} are missing; add a node, or lower sequences.n_ctx or sequences.n_seq"
+            + limits_sentence(nodes),
             needed_bytes=wanted,
             free_bytes=free,
             missing_bytes=missing,
@@ -302,7 +313,8 @@ def _why_not(
         )
     return NoRoomError(
         f"model {manifest.name} needs {human_bytes(wanted)} of memory more, and although the nodes have {human_bytes(free)} free together, "
-        f"no contiguous runs of its shards fit into what single nodes have: free memory on one of them, or split into more shards",
+        f"no contiguous runs of its shards fit into what single nodes have: free memory on one of them, or split into more shards"
+        + limits_sentence(nodes),
         needed_bytes=wanted,
         free_bytes=free,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from shardnet.errors import ShardnetError
+from shardnet.log import human_bytes
 from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
 
 Key = tuple[str, int]
@@ -83,6 +84,15 @@ class NodeView:
         """Returns: memory for more shards, what is promised to loads under way left out."""
         return max(0, self.memory_free_bytes - sum(load.reserved_bytes for load in self.loads.values()))
 
+    @property
+    def limit(self) -> str:
+        """Returns: what allows it less memory than its machine has, in one phrase; "" if nothing does."""
+        cpu = next((device for device in self.capabilities.devices if device.kind == "cpu"), None)
+        own = self.capabilities.memory_limit_bytes
+        if own and (cpu is None or own < cpu.total_bytes):
+            return f"{human_bytes(own)} by inference.memory_limit_bytes"
+        return cpu.limit if cpu is not None else ""
+
     @classmethod
     def of(cls, hello: Hello, at_s: float) -> Self:
         """Returns: a node that has just joined."""
@@ -117,11 +127,13 @@ def is_whole(held: HeldShard) -> bool:
 
 
 def _free_of(hello: Hello) -> int:
-    """Until the first heartbeat, one second later: the limit less what is loaded, or what the processor's memory has free."""
+    """Until the first heartbeat, one second later: what the device with most memory has free, within the user's limit less what is loaded."""
+    free = max((device.free_bytes for device in hello.capabilities.devices), default=0)
     limit = hello.capabilities.memory_limit_bytes
     if limit:
-        return max(0, limit - sum(shard.memory_bytes for shard in hello.held if shard.loaded))
-    return max((device.free_bytes for device in hello.capabilities.devices), default=0)
+        left = max(0, limit - sum(shard.memory_bytes for shard in hello.held if shard.loaded))
+        return min(left, free) if hello.capabilities.devices else left
+    return free
 
 
 def _meant(binding: str, model_id: str, name: str) -> set[int]:

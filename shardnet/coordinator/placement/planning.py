@@ -179,6 +179,7 @@ def _offer(cluster: Cluster, node: NodeView, manifest: Manifest, result: Plan) -
         loaded=frozenset(loaded - waiting),
         on_disk=frozenset(on_disk),
         can_fetch=node.capabilities.torrent_port > 0,
+        limit=node.limit,
     )
 
 

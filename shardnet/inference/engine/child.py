@@ -28,8 +28,9 @@ from shardnet.inference.engine.protocol import (
     Unload,
 )
 from shardnet.inference.engine.row_packets import split
-from shardnet.inference.engine.spawning import how_it_ended, last_line, spawn
+from shardnet.inference.engine.spawning import how_it_ended, last_line, spawn, was_out_of_memory
 from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, RowDone, Step, StepDone
+from shardnet.limits.killing import memory_kills
 from shardnet.log import get
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
@@ -57,6 +58,7 @@ class Child(asyncio.BufferedProtocol):
         self._disconnected = asyncio.Event()
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._death: EngineCrashed | None = None
+        self._kills_before = memory_kills()
 
     @classmethod
     async def start(cls, settings: EngineSettings, on_link: OnLink, environment: Mapping[str, str]) -> Self:
@@ -111,7 +113,7 @@ class Child(asyncio.BufferedProtocol):
     ) -> asyncio.Future[Frame[FromEngine]]:
         """Send a command. Returns: its answer; the future raises what the engine answers, or EngineCrashed if the process dies first."""
         if self._death is not None:
-            raise EngineCrashed(self._death.message)
+            raise self._crash()
         answer: asyncio.Future[Frame[FromEngine]] = asyncio.get_running_loop().create_future()
         self.send(message)
         self._answers[message.command_id] = answer
@@ -122,7 +124,7 @@ class Child(asyncio.BufferedProtocol):
     def step(self, step: Step, payloads: Sequence[Buffer], on_answer: OnStep, on_row: OnRow | None = None) -> None:
         """Send a step; each answer goes to `on_answer` at once, also those of the same command that is still under way."""
         if self._death is not None:
-            on_answer(EngineCrashed(self._death.message))
+            on_answer(self._crash())
             return
         asked = self._steps.get(step.command_id)
         if asked is not None:
@@ -276,25 +278,32 @@ class Child(asyncio.BufferedProtocol):
         except TimeoutError:
             self.kill()
             await self._process.wait()
-        words = last_line(
-            self._last_words
-        )  # some kilobytes that are in memory; a thread could not be had at the end of a program
-        self._death = EngineCrashed(
-            f"the engine died ({how_it_ended(self._process.returncode)}{': ' if words else ''}{words})"
-        )
+        self._death = self._death_of(
+            self._process.returncode
+        )  # on no thread: at the end of a program there is none to be had
         if not self._ready.done():
             self._ready.set_exception(self._death)
             self._ready.exception()  # nobody may be waiting for it
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(EngineCrashed(self._death.message))
+                answer.set_exception(self._crash())
         self._answers.clear()
         self._listeners.clear()
         listeners = [on_answer for asked in self._steps.values() for on_answer in asked.listeners]
         listeners += [run.on_answer for run in self._runs.values()]
         self._steps, self._runs = {}, {}
-        _tell(list(dict.fromkeys(listeners)), EngineCrashed(self._death.message))
+        _tell(list(dict.fromkeys(listeners)), self._crash())
         return self._death
+
+    def _crash(self) -> EngineCrashed:
+        """Returns: the death as an error of its own, for one more who waits."""
+        assert self._death is not None
+        return EngineCrashed(self._death.message, **self._death.facts)
+
+    def _death_of(self, code: int | None) -> EngineCrashed:
+        words, out_of_memory = last_line(self._last_words), was_out_of_memory(code, self._kills_before)
+        how = how_it_ended(code, out_of_memory=out_of_memory)
+        return EngineCrashed(f"the engine died ({how}{': ' if words else ''}{words})", out_of_memory=out_of_memory)
 
     def close(self) -> None:
         """Ask it to end: it does when its connection closes and the batch under way is done."""

@@ -2,7 +2,7 @@
 
 An engine process may end: for want of memory, by a signal, by a fault in native code. Then every task that was under way gets EngineCrashed, a new
 process is started after a short wait, and takes the same shards in again; sequences are lost, and their next step learns so by SequenceGap. A shard
-whose loading ends the process twice is given up.
+whose loading ends the process twice, or once for want of memory, is given up.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
-from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, ShardnetError
+from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, NoRoomError, ShardnetError
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.engine.child import Child
 from shardnet.inference.engine.interface import LoadedShard, OnLink, OnProgress, OnRow, OnStep
 from shardnet.inference.engine.late_steps import LateSteps
+from shardnet.inference.engine.memory import need_of, no_room
 from shardnet.inference.engine.protocol import (
     CutRows,
     DialRows,
@@ -36,8 +38,10 @@ from shardnet.inference.engine.protocol import (
     Unload,
 )
 from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.engine.steps import Step
 from shardnet.lifecycle import Backoff
+from shardnet.limits.memory import room_here
 from shardnet.log import get
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer
@@ -174,7 +178,9 @@ class EngineProcess:
                 frame = await child.request(shard.request)
             except EngineCrashed as error:
                 crashes[key] = crashes.get(key, 0) + 1
-                if crashes[key] >= LOAD_ATTEMPTS:
+                if error.facts.get("out_of_memory"):
+                    self._give_up(key, await asyncio.to_thread(_no_room, shard.request, error), lost)
+                elif crashes[key] >= LOAD_ATTEMPTS:
                     self._give_up(key, error, lost)
                 return False
             except ShardnetError as error:
@@ -273,6 +279,8 @@ class EngineProcess:
             try:
                 frame = await child.request(request, tell)
             except EngineCrashed as error:
+                if error.facts.get("out_of_memory"):
+                    raise await asyncio.to_thread(_no_room, request, error) from None
                 if attempt == LOAD_ATTEMPTS:
                     raise EngineCrashed(
                         f"the engine died twice while it loaded shard {request.shard_id} from {request.path}, which is given up: "
@@ -349,6 +357,13 @@ class EngineProcess:
         """Ask for memory and load. Raises: EngineCrashed."""
         child = await self._engine()
         return cast("Report", (await child.request(Query(command_id=new_id()))).message)
+
+
+def _no_room(request: Load, error: EngineCrashed) -> NoRoomError:
+    """Returns: why this shard is not tried again: the kernel would kill the engine over and over."""
+    what, needed = f"shard {request.shard_id}", need_of(cost_of(Path(request.path)), request.options).total
+    found = no_room(what, needed, room_here(), used_bytes=0, limit_bytes=0)
+    return NoRoomError(f"{found.message}; while it was loaded {error.message}", **found.facts)
 
 
 def _look_at(task: asyncio.Task[LoadedShard]) -> None:

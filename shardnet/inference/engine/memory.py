@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardnet.errors import NoRoomError
+from shardnet.limits.memory import Room
 from shardnet.log import human_bytes
 from shardnet.messages import ShardOptions
 
@@ -119,22 +120,29 @@ def gpu_bytes(cost: ShardCost, options: ShardOptions, layers: int) -> int:
     return sum(cost.layer_bytes[n_layers - whole :]) + head + need.kv * whole // n_layers + need.compute
 
 
-def refuse_if_too_large(what: str, needed_bytes: int, free_bytes: int, *, used_bytes: int, limit_bytes: int) -> None:
+def refuse_if_too_large(what: str, needed_bytes: int, room: Room, *, used_bytes: int, limit_bytes: int) -> None:
     """Compare what a load needs with what there is.
 
     Args:
-        free_bytes: main memory that the machine has free.
+        room: main memory that the engine can have.
         used_bytes: what the engine's other shards take, counted towards `limit_bytes`, the user's cap (0: none).
 
-    Raises: NoRoomError with `needed_bytes` and `free_bytes`.
+    Raises: NoRoomError, as `no_room` makes it.
     """
-    room = free_bytes if limit_bytes == 0 else min(free_bytes, limit_bytes - used_bytes)
-    if needed_bytes <= room:
-        return
-    why = "free" if room == free_bytes else f"left of the node's limit of {human_bytes(limit_bytes)}"
-    raise NoRoomError(
-        f"{what} needs {human_bytes(needed_bytes)} of memory, and {human_bytes(max(0, room))} are {why}: "
+    if needed_bytes > room.free_bytes or (limit_bytes and needed_bytes > limit_bytes - used_bytes):
+        raise no_room(what, needed_bytes, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+
+
+def no_room(what: str, needed_bytes: int, room: Room, *, used_bytes: int, limit_bytes: int) -> NoRoomError:
+    """Returns: the refusal, with `needed_bytes`, `free_bytes`, and which `limit` leaves so little ("" if that is the machine)."""
+    free, limit = room.free_bytes, str(room.bound or "")
+    if limit_bytes and limit_bytes - used_bytes < free:
+        free, limit = max(0, limit_bytes - used_bytes), f"{human_bytes(limit_bytes)} by inference.memory_limit_bytes"
+    why = f"free within the limit of {limit}" if limit else "free"
+    return NoRoomError(
+        f"{what} needs {human_bytes(needed_bytes)} of memory, and {human_bytes(free)} are {why}: "
         "unload other shards, or load it with a smaller n_ctx or n_seq",
         needed_bytes=needed_bytes,
-        free_bytes=max(0, room),
+        free_bytes=free,
+        limit=limit,
     )

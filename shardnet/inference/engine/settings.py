@@ -13,7 +13,10 @@ class InferenceSettings(Section):
     """The engine process: threads, devices, memory."""
 
     threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads for arithmetic; 0: this engine's share of the physical cores"
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads for arithmetic; 0: this engine's share of the physical cores, or of what affinity and CPU quota allow",
     )
     n_gpu_layers: int | Literal["auto"] = Field(
         default="auto", description='layers of each shard to keep on the GPU; "auto": as many as fit, -1: all'
@@ -22,7 +25,10 @@ class InferenceSettings(Section):
         default=None, ge=0, description="most GPU memory to use; not set: what is free, less some headroom"
     )
     memory_limit_bytes: int = Field(
-        default=0, ge=0, description="most memory for all shards together; 0: what the machine has free"
+        default=0,
+        ge=0,
+        description="most memory for all shards together; 0: what this process can have of the machine's, within its control groups "
+        "and resource limits",
     )
     use_mmap: bool = Field(
         default=True,

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
 
 from shardnet.errors import EngineError
+from shardnet.limits.killing import memory_kills
+from shardnet.limits.memory import room_here
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A prompt chunk's hidden states should pass without waiting for the other side."""
@@ -73,8 +75,16 @@ async def spawn(environment: Mapping[str, str]) -> Spawned:
     return Spawned(process, ours, packets, last_words)
 
 
-def how_it_ended(code: int | None) -> str:
+def was_out_of_memory(code: int | None, kills_before: int) -> bool:
+    """Returns: True if the process was killed, and the kernel has killed for want of memory in this group since it counted `kills_before`."""
+    return code == -signal.SIGKILL and memory_kills() > kills_before
+
+
+def how_it_ended(code: int | None, *, out_of_memory: bool = False) -> str:
     """Returns: an exit code in words, or the name of the signal."""
+    if out_of_memory:
+        bound = room_here().bound
+        return f"killed by the kernel for want of memory{f', of which it may have {bound}' if bound else ''}"
     if code is None or code >= 0:
         return f"exit code {code}"
     try:

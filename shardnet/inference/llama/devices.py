@@ -1,59 +1,57 @@
-"""The machine's devices and memory: CPU cores that this process may use, main memory within its container's limit, GPUs as ggml sees them."""
+"""The machine's devices and memory: processors and main memory within this process's limits, GPUs as ggml sees them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
+from shardnet.limits.memory import Room, room_here
+from shardnet.limits.processors import Processors, usable_processors
 from shardnet.messages import DeviceInfo
 
 GGML_DEVICE_GPU, GGML_DEVICE_INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type
-CGROUP = Path("/sys/fs/cgroup")
+
+STACK_BYTES, ARENA_BYTES = 8 << 20, 96 << 20
+"""What llama.cpp's threads, its graphs and the C library's allocator reserve of the address space. Where they get none, the process ends."""
+
+
+def processors() -> Processors:
+    """Returns: threads that this process can keep busy: physical cores, or fewer where something bounds them."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_processors(psutil.cpu_count(logical=False) or bound)
 
 
 def usable_threads() -> int:
-    """Returns: physical cores, or fewer if this process is bound to fewer processors."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or bound, bound))
+    """Returns: physical cores, or fewer if this process may use fewer."""
+    return processors().threads
 
 
-def cgroup_memory(folder: Path = CGROUP) -> tuple[int, int] | None:
-    """Returns: (limit, free) bytes of the container that this process runs in, or None if it has no limit.
+def main_memory(mapped_bytes: int = 0) -> Room:
+    """Returns: main memory that this process can have.
 
-    Page cache that the kernel can drop counts as free. Source: the kernel's cgroup-v2.rst.
+    Args:
+        mapped_bytes: weights that it reads from mapped files. To the kernel they are page cache, which it would drop, and read again for each token.
     """
-    try:
-        limit = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
-        rows = (folder / "memory.stat").read_text().splitlines()
-        droppable = sum(int(row.split()[1]) for row in rows if row.startswith(("inactive_file ", "active_file ")))
-    except (OSError, ValueError, IndexError):  # no such file, or the word "max"
-        return None
-    return limit, max(0, limit - used + min(droppable, used))
+    room = room_here(reserved_bytes=ARENA_BYTES + STACK_BYTES * usable_threads())
+    return replace(room, free_bytes=max(0, room.free_bytes - mapped_bytes))
 
 
-def main_memory() -> tuple[int, int]:
-    """Returns: (total, free) bytes of main memory that this process can have."""
-    machine = psutil.virtual_memory()
-    total, free = int(machine.total), int(machine.available)
-    container = cgroup_memory()
-    return (total, free) if container is None else (min(total, container[0]), min(free, container[1]))
-
-
-def cpu_device() -> DeviceInfo:
-    """Returns: the processor, with main memory."""
-    total, free = main_memory()
-    threads = usable_threads()
+def cpu_device(mapped_bytes: int = 0) -> DeviceInfo:
+    """Returns: the processor, with main memory; `mapped_bytes` as in `main_memory`."""
+    room, cores = main_memory(mapped_bytes), processors()
     return DeviceInfo(
         name="CPU",
-        description=f"{threads} core{'s' if threads != 1 else ''}",
+        description=f"{cores.threads} core{'s' if cores.threads != 1 else ''}{f' ({cores.limit})' if cores.limit else ''}"[
+            :200
+        ],
         kind="cpu",
-        total_bytes=total,
-        free_bytes=free,
+        total_bytes=room.total_bytes,
+        free_bytes=room.free_bytes,
+        limit=str(room.bound or "")[:200],
     )
 
 
@@ -102,6 +100,7 @@ def _device_functions(library: Any) -> tuple[Any, ...]:
     return tuple(functions)
 
 
-def all_devices() -> tuple[DeviceInfo, ...]:
-    """Returns: the processor, then the GPUs."""
-    return (cpu_device(), *gpu_devices())
+def all_devices(mapped_bytes: int = 0) -> tuple[DeviceInfo, ...]:
+    """Returns: the processor, then the GPUs; `mapped_bytes` as in `main_memory`."""
+    gpus = gpu_devices()  # first: it takes llama.cpp into memory
+    return (cpu_device(mapped_bytes), *gpus)

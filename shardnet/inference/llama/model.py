@@ -22,6 +22,7 @@ from shardnet.errors import ContextExceeded, EngineError
 from shardnet.inference.llama import native_log
 from shardnet.inference.llama.batch import MROPE_SECTIONS, Batch, Rows
 from shardnet.inference.llama.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
+from shardnet.inference.llama.devices import usable_threads
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
@@ -130,7 +131,7 @@ class LlamaContext:
     ) -> None:
         self.model = model
         self.n_ctx, self.n_seq, self.n_batch = n_ctx, n_seq, n_batch
-        threads = threads or os.cpu_count() or 1
+        threads = threads or usable_threads()
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx * n_seq
         params.n_seq_max = n_seq

@@ -56,6 +56,7 @@ class Chains:
         self.memory_bytes = 0
         """Bytes of all shards here, and of what is kept of others; the loader's thread reads it."""
         self.gpu_bytes = 0
+        self.mapped_bytes = 0
 
     @property
     def n_sequences(self) -> int:
@@ -78,6 +79,7 @@ class Chains:
         model.shards[shard.request.shard_id] = shard
         self.memory_bytes += shard.memory_bytes + model.away.bring_back(shard, model.sequences)
         self.gpu_bytes += shard.gpu_bytes
+        self.mapped_bytes += shard.mapped_bytes
 
     def remove(self, model_id: str, shard_id: int, *, keep_sequences: bool = False) -> None:
         """Free a shard; nothing happens if it is not here.
@@ -109,6 +111,7 @@ class Chains:
         shard.close()
         self.memory_bytes -= shard.memory_bytes
         self.gpu_bytes -= shard.gpu_bytes
+        self.mapped_bytes -= shard.mapped_bytes
 
     def set_threads(self, threads: int) -> None:
         """Use so many CPU threads from the next batch on, for every shard here."""

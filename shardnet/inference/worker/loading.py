@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
-from shardnet.errors import EngineError, GgufError, ShardnetError
-from shardnet.inference.engine.memory import gpu_bytes, gpu_layers, need_of, refuse_if_too_large
+from shardnet.errors import EngineError, GgufError, NoRoomError, ShardnetError
+from shardnet.inference.engine.memory import gpu_bytes, gpu_layers, need_of, no_room, refuse_if_too_large
 from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.worker.shard import Shard
-from shardnet.log import human_bytes
 
 PROGRESS_INTERVAL_S = 0.25
+PROCESS_BYTES = 32 << 20
+"""What llama.cpp takes beside weights, KV cache and compute buffers. Measured: 16 MB with a vocabulary of 49,000 tokens, 32 MB with 152,000."""
+WANT_OF_MEMORY = (
+    "insufficient memory",
+    "allocate memory",
+    "unable to allocate",
+    "failed to allocate",
+    "not enough memory",
+)
+"""How llama.cpp and the operating system say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +49,21 @@ class Finished:
     result: Shard | ShardnetError
 
 
+class Used(NamedTuple):
+    """Bytes of the shards in memory; of these, on GPUs, and weights that are read from mapped files."""
+
+    memory_bytes: int
+    gpu_bytes: int
+    mapped_bytes: int
+
+
 class Loader:
     """Loads one shard after another.
 
     Args:
         settings: what the engine may use.
         report: called on the loader's thread with `Progress` and `Finished`.
-        used_bytes: tells the bytes of all shards in memory, and those of them on GPUs.
+        used_bytes: tells what the shards in memory take.
         threads: tells the CPU threads that a new shard is to use.
     """
 
@@ -52,7 +71,7 @@ class Loader:
         self,
         settings: InferenceSettings,
         report: Callable[[Progress | Finished], None],
-        used_bytes: Callable[[], tuple[int, int]],
+        used_bytes: Callable[[], Used],
         threads: Callable[[], int],
     ) -> None:
         self._settings = settings
@@ -80,29 +99,27 @@ class Loader:
     def _load(self, request: Load) -> Shard:
         path, options, settings = Path(request.path), request.options, self._settings
         cost = cost_of(path)
-        used, gpu_used = self._used_bytes()
+        used = self._used_bytes()
         gpus = gpu_devices()
         layers = gpu_layers(
             cost,
             options,
             wanted=settings.n_gpu_layers,
             gpu_free_bytes=sum(gpu.free_bytes for gpu in gpus),
-            gpu_used_bytes=gpu_used,
+            gpu_used_bytes=used.gpu_bytes,
             cap_bytes=settings.gpu_memory_bytes,
         )
         on_gpu = gpu_bytes(cost, options, layers)
         need = need_of(cost, options)
-        refuse_if_too_large(
-            f"shard {request.shard_id}",
-            max(0, need.total - on_gpu),
-            main_memory()[1],
-            used_bytes=used - gpu_used,
-            limit_bytes=settings.memory_limit_bytes,
-        )
-        model = LlamaModel(
-            path, n_gpu_layers=layers, use_mmap=settings.use_mmap, on_progress=_Throttle(request, self._report)
-        )
+        what, needed = f"shard {request.shard_id}", max(0, need.total - on_gpu) + PROCESS_BYTES
+        used_bytes, limit_bytes = used.memory_bytes - used.gpu_bytes, settings.memory_limit_bytes
+        room = main_memory(used.mapped_bytes)
+        refuse_if_too_large(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+        model = None
         try:
+            model = LlamaModel(
+                path, n_gpu_layers=layers, use_mmap=settings.use_mmap, on_progress=_Throttle(request, self._report)
+            )
             has_head = _has_head(model)
             context = LlamaContext(
                 model,
@@ -112,24 +129,30 @@ class Loader:
                 threads=self._threads(),
                 capture=not has_head,
             )
-        except ShardnetError as error:
-            model.close()
-            if "memory" in error.message:
-                raise EngineError(
-                    f"{error.message}; it needs about {human_bytes(need.total)}: try a smaller n_ctx or n_seq"
-                ) from None
+        except (ShardnetError, MemoryError) as error:
+            if model is not None:
+                model.close()
+            if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
+                found = no_room(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+                raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
             raise
+        buffers = Counter(model.buffers) + Counter(context.buffers)
+        # Weights that are laid out anew are not read from the mapped file any more.
+        mapped, repacked = (
+            sum(size for name, size in buffers.items() if kind in name) for kind in ("_Mapped", "_REPACK")
+        )
         return Shard(
             request=request,
             model=model,
             context=context,
             has_head=has_head,
-            memory_bytes=sum(model.buffers.values()) + sum(context.buffers.values()),
-            gpu_bytes=_on_gpus(model.buffers) + _on_gpus(context.buffers),
+            memory_bytes=buffers.total() - min(mapped, repacked),
+            gpu_bytes=_on_gpus(buffers),
+            mapped_bytes=max(0, mapped - repacked),
         )
 
 
-def _on_gpus(buffers: dict[str, int]) -> int:
+def _on_gpus(buffers: Counter[str]) -> int:
     """`CPU_Mapped`, `CPU_REPACK` and the like are main memory, and so are `CUDA_Host` buffers."""
     return sum(size for name, size in buffers.items() if not name.startswith("CPU") and "_Host" not in name)
 

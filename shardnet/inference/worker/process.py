@@ -174,7 +174,7 @@ class Worker:
                 self._send(
                     Report(
                         command_id=command_id,
-                        devices=all_devices(),
+                        devices=all_devices(self._chains.mapped_bytes),
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
                         batches=tuple(

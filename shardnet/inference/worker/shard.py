@@ -10,7 +10,7 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 
 @dataclass(slots=True)
 class Shard:
-    """One shard in memory."""
+    """One shard in memory. `mapped_bytes`: of `memory_bytes`, weights that are read from the mapped file."""
 
     request: Load
     model: LlamaModel
@@ -18,6 +18,7 @@ class Shard:
     has_head: bool
     memory_bytes: int
     gpu_bytes: int
+    mapped_bytes: int
 
     def close(self) -> None:
         """Free its memory."""

@@ -10,7 +10,7 @@ from shardnet.errors import ShardnetError
 from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.worker.chains import Chains
-from shardnet.inference.worker.loading import Finished, Loader, Progress
+from shardnet.inference.worker.loading import Finished, Loader, Progress, Used
 
 
 class ShardOrders:
@@ -45,7 +45,7 @@ class ShardOrders:
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
-        used = lambda: (chains.memory_bytes, chains.gpu_bytes)  # noqa: E731
+        used = lambda: Used(chains.memory_bytes, chains.gpu_bytes, chains.mapped_bytes)  # noqa: E731
         self._loader = Loader(settings, self._on_loader, used, threads)
 
     def load(self, request: Load) -> None:

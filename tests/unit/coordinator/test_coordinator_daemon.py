@@ -23,6 +23,7 @@ from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
 from shardnet.messages import Address, ExecuteTask, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
+from shardnet.swarm.api_keys import make_key, remove_key
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
 from tests.support.coordinator_world import held, make_manifest
@@ -484,6 +485,31 @@ async def test_a_key_is_asked_for_where_there_is_one(make_world: Callable[..., A
         assert (await world.client.get("/v1/models")).status_code == 401
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer no"})).status_code == 401
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_keys_are_made_and_taken_away_while_the_coordinator_runs(
+    make_world: Callable[..., Any], home: Path
+) -> None:
+    async with make_world() as world:
+
+        async def until(status: int, key: str) -> None:
+            asked = {"Authorization": f"Bearer {key}"}
+            async with asyncio.timeout(10):
+                while (await world.client.get("/v1/models", headers=asked)).status_code != status:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        await until(200, "none")
+        alice, bob = make_key(Home(), "alice"), make_key(Home(), "bob")
+        await until(401, "none")
+        await until(200, alice)
+        await until(200, bob)
+        remove_key(Home(), "alice")
+        await until(401, alice)
+        await until(200, bob)
+        remove_key(Home(), "bob")
+        await until(401, bob)
+        Home().api_keys.unlink()
+        assert (await world.client.get("/v1/models")).status_code == 401
 
 
 async def test_load_balancers_ask_for_health_with_any_host_and_no_key(make_world: Callable[..., Any]) -> None:

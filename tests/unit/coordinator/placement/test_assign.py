@@ -152,6 +152,16 @@ def test_too_little_memory_names_the_missing_bytes() -> None:
     assert caught.value.facts["missing_bytes"] == room_for(manifest, 0, 1, 2) - 1_500_000
 
 
+def test_too_little_memory_names_the_limits_that_leave_so_little_but_not_a_hundred_of_them() -> None:
+    limit = "300.0 MB by memory.max of cgroup /x"
+    nodes = [offer(number, free=1_000, limit=limit if number else "") for number in range(100)]
+    with pytest.raises(NoRoomError) as caught:
+        place(make_manifest(), nodes, OPTIONS, ROOMY)
+    assert caught.value.message.endswith(
+        f"; node-1 may have {limit}; node-2 may have {limit}; node-3 may have {limit}; 96 more are limited"
+    )
+
+
 def test_memory_in_too_many_pieces_is_said_to_be_so() -> None:
     manifest = make_manifest(shard_bytes=[1_000_000, 5_000_000, 1_000_000])
     small = room_for(manifest, 0) + 1

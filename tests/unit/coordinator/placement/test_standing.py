@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from shardnet.cli.status import lines
 from shardnet.coordinator.api.views import swarm_json
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused, NodeJoined
 from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, NoProof, ParityCertificate
+from tests.support.coordinator_status import status_lines
 from tests.support.coordinator_world import held, hello, make_manifest, node_id, ready_cluster
 
 OLD = make_manifest((0, 3, 6), name="m").model_copy(update={"made_s": 1})
@@ -65,29 +65,29 @@ def test_the_log_and_the_status_tell_once_which_model_a_name_means() -> None:
     assert model["notes"] == told
 
 
-def status_lines(here: Standing) -> list[str]:
-    """What `shardnet status` would print of nodes and models."""
-    about = {
-        "node_id": "c" * 40,
-        "swarm_id": "s" * 40,
-        "uptime_s": 1,
-        "refused": [],
-        "addresses": {"nodes": "a:1", "api": "a:2"},
-    }
-    counts = dict.fromkeys(
-        [
-            "running",
-            "queued",
-            "finished",
-            "failed",
-            "prompt_tokens",
-            "prefix_tokens_reused",
-            "prefix_hits",
-            "sequences_kept",
-        ],
-        0,
+def test_require_proof_keeps_out_what_was_not_proved_and_says_so_where_one_looks() -> None:
+    proof = ParityCertificate(
+        llama_cpp="1", prompt_tokens=1, decode_tokens=1, boundaries=(), max_abs_logit_diff=0, tokens_equal=True
     )
-    return lines({"coordinator": about, "requests": counts} | swarm_json(here, 0.0))
+    proved = make_manifest((0, 6), name="proved").model_copy(update={"certificate": proof})
+    cut = make_manifest((0, 3, 6), name="cut").model_copy(update={"certificate": NoProof(reason="it was cut in parts")})
+    cluster = ready_cluster(cut, {1: range(cut.n_shards)})
+    cluster.handle(ManifestKnown(proved))
+    open_door = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert [one["proved"] for one in swarm_json(open_door, 0.0)["models"]] == [False, True]
+    assert swarm_json(open_door, 0.0)["models"][0]["unproved_reason"] == "it was cut in parts"
+    assert open_door.routes(cut.model_id)
+    here = Standing(cluster, ModelsSettings(require_proof=True), PlacementSettings(), SequenceSettings())
+    assert here.served() == [proved]
+    assert not here.routes(cut.model_id), "also where a node has it in memory"
+    assert cut in here.answering(), "so that whoever asks for it is told why not"
+    reason = str(here.not_ready(cut.model_id))
+    assert "models.require_proof: it was cut in parts; prove it with `shardnet verify" in reason
+    assert swarm_json(here, 0.0)["kept_out"] == [{"model": "cut", "model_id": cut.model_id, "reason": reason}]
+    with capture_logs() as logs:
+        here.tell()
+        here.tell()
+    assert [entry["model"] for entry in logs if entry["event"] == "model_kept_out"] == ["cut"]
 
 
 def test_a_model_of_a_node_that_is_not_served_stands_below_the_node_with_the_reason() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from shardnet.errors import NoRoomError
@@ -15,7 +13,8 @@ from shardnet.inference.engine.memory import (
     need_of,
     refuse_if_too_large,
 )
-from shardnet.inference.llama.devices import cgroup_memory, cpu_device, usable_threads
+from shardnet.inference.llama.devices import cpu_device, main_memory, usable_threads
+from shardnet.limits.memory import Bound, Room
 from shardnet.messages import ShardOptions
 
 GB = 1 << 30
@@ -64,27 +63,32 @@ def test_an_explicit_number_is_obeyed(wanted: int, layers: int) -> None:
 
 
 def test_too_little_memory_is_one_sentence_with_the_numbers() -> None:
-    refuse_if_too_large("shard 3", 100, 100, used_bytes=0, limit_bytes=0)
-    with pytest.raises(NoRoomError, match=r"shard 3 needs 101 B of memory, and 100 B are free") as error:
-        refuse_if_too_large("shard 3", 101, 100, used_bytes=0, limit_bytes=0)
-    assert error.value.facts == {"needed_bytes": 101, "free_bytes": 100}
+    refuse_if_too_large("shard 3", 100, Room(200, 100), used_bytes=0, limit_bytes=0)
+    with pytest.raises(NoRoomError, match=r"shard 3 needs 101 B of memory, and 100 B are free: ") as error:
+        refuse_if_too_large("shard 3", 101, Room(200, 100), used_bytes=0, limit_bytes=0)
+    assert error.value.facts == {"needed_bytes": 101, "free_bytes": 100, "limit": ""}
+
+
+def test_the_refusal_names_the_limit_that_leaves_so_little() -> None:
+    room = Room(300, 100, Bound(300, 100, "memory.max of cgroup /one"))
+    with pytest.raises(NoRoomError, match=r"100 B are free within the limit of 300 B by memory.max of cgroup /one: "):
+        refuse_if_too_large("shard 3", 101, room, used_bytes=0, limit_bytes=1000)
+    with pytest.raises(NoRoomError, match=r"40 B are free within the limit of 90 B by inference.memory_limit_bytes: "):
+        refuse_if_too_large("shard 3", 41, room, used_bytes=50, limit_bytes=90)
 
 
 def test_the_limit_counts_what_is_loaded_already() -> None:
-    refuse_if_too_large("shard 3", 40, 1000, used_bytes=60, limit_bytes=100)
+    room = Room(2000, 1000)
+    refuse_if_too_large("shard 3", 40, room, used_bytes=60, limit_bytes=100)
     with pytest.raises(NoRoomError, match="limit") as error:
-        refuse_if_too_large("shard 3", 41, 1000, used_bytes=60, limit_bytes=100)
+        refuse_if_too_large("shard 3", 41, room, used_bytes=60, limit_bytes=100)
     assert error.value.facts["free_bytes"] == 40
 
 
-def test_a_container_s_limit_is_seen(tmp_path: Path) -> None:
-    assert cgroup_memory(tmp_path) is None
-    (tmp_path / "memory.max").write_text("max\n")
-    assert cgroup_memory(tmp_path) is None
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 200\nactive_file 100\n")
-    assert cgroup_memory(tmp_path) == (1000, 600)
+def test_weights_that_are_read_from_the_mapped_file_are_not_free() -> None:
+    free = main_memory().free_bytes
+    assert main_memory(10 * free).free_bytes == 0
+    assert cpu_device(10 * free).free_bytes == 0
 
 
 def test_the_processor_is_a_device() -> None:

@@ -1,0 +1,49 @@
+"""What allows a node less memory than its machine has, as the coordinator and `shardnet plan` tell it."""
+
+from __future__ import annotations
+
+from shardnet.cli.plan import offers_in
+from shardnet.coordinator.api.views import swarm_json
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.node_view import NodeView
+from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
+from shardnet.coordinator.placement.standing import Standing
+from shardnet.messages import DeviceInfo
+from tests.support.coordinator_status import status_lines
+from tests.support.coordinator_world import hello, make_manifest
+
+GROUP = "300.0 MB by memory.max of cgroup /x"
+
+
+def node(*, limit: str, user_bytes: int = 0) -> NodeView:
+    cpu = DeviceInfo(name="CPU", kind="cpu", total_bytes=300_000_000, free_bytes=200_000_000, limit=limit)
+    greeting = hello(1, memory=user_bytes)
+    capabilities = greeting.capabilities.model_copy(update={"devices": (cpu,)})
+    return NodeView.of(greeting.model_copy(update={"capabilities": capabilities}), 0.0)
+
+
+def test_the_machine_s_limit_is_told() -> None:
+    assert node(limit=GROUP).limit == GROUP
+    assert node(limit="").limit == ""
+
+
+def test_the_user_s_own_limit_is_told_where_it_is_smaller() -> None:
+    assert node(limit=GROUP, user_bytes=200_000_000).limit == "200.0 MB by inference.memory_limit_bytes"
+    assert node(limit=GROUP, user_bytes=400_000_000).limit == GROUP
+
+
+def test_until_the_first_heartbeat_no_more_is_free_than_the_device_has() -> None:
+    assert node(limit=GROUP, user_bytes=400_000_000).memory_free_bytes == 200_000_000
+    assert node(limit=GROUP, user_bytes=100_000_000).memory_free_bytes == 100_000_000
+
+
+def test_status_and_plan_say_it() -> None:
+    cluster = Cluster()
+    one = node(limit=GROUP)
+    cluster.nodes[one.node_id] = one
+    standing = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    told = swarm_json(standing, 0.0)
+    assert told["nodes"][0]["devices"][0]["limit"] == GROUP
+    (offer,), _ = offers_in(told, make_manifest())
+    assert offer.limit == GROUP
+    assert f"  its memory: {GROUP}" in status_lines(standing)
