@@ -71,8 +71,3 @@ def _nobody_left(path: str) -> str:
         f"No key is left, and the API wants one: make one with `shardnet key add`, or delete {path} and start the coordinator anew "
         "to let in everybody who reaches it."
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    app.add_typer(key, name="key")

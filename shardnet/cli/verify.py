@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from shardnet.manifest import Manifest
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("verify")(verify)
-
-
 def verify(
     folder: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     source: Annotated[

@@ -303,6 +303,7 @@ class Coordinator:
             words=self._catalogue.words,
             status=self._status,
             health=lambda: views.health(self._standing),
+            why_not_served=self._standing.why_not_served,
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
         )
 

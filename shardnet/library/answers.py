@@ -36,6 +36,10 @@ class Options(TypedDict, total=False):
     grammar: str | None
     response_format: Mapping[str, Any] | None
     ignore_eos: bool | None
+    documents: Sequence[Mapping[str, Any]] | None
+    reasoning_effort: str | None
+    continue_final_message: bool | None
+    add_generation_prompt: bool | None
     chat_template_kwargs: Mapping[str, Any] | None
     speculation: bool | None
 

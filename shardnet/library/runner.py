@@ -12,6 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, usage_error
+from shardnet.coordinator.api.service import prompt_of
 from shardnet.coordinator.placement.settings import SequenceSettings
 from shardnet.coordinator.requests.generation_spec import answer_limit
 from shardnet.coordinator.requests.settings import RequestSettings
@@ -146,12 +147,7 @@ class ShardRunner:
         self, asked: Prompt | Messages, body: dict[str, object], answer: Answer
     ) -> AsyncGenerator[Piece, None]:
         request = _parse(asked, body)
-        if isinstance(request, CompletionRequest):
-            prompt = await self._words.prompt_tokens(request.single_prompt())
-        else:
-            messages = [message.for_template() for message in request.messages]
-            timeout_s = RequestSettings().template_timeout_s
-            prompt = await self._words.chat_tokens(messages, request.chat_template_kwargs, timeout_s)
+        prompt = await prompt_of(request, self._words, RequestSettings().template_timeout_s)
         limit = answer_limit(len(prompt), self._chain.options.n_ctx, request.most_tokens())
         sampling = request.sampling()
         self._words.check_tokens(sampling.logit_bias, "logit_bias")

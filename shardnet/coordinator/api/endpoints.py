@@ -160,7 +160,8 @@ class Api:
         for one in self._health_models():
             if wanted in (one["model"], one["model_id"]):
                 return JSONResponse(self._model_card(one))
-        raise UsageError(f"model {wanted[:100]!r} is not known here", unknown_model=wanted[:100])
+        reason = self._service.why_not_served(wanted) or f"model {wanted[:100]!r} is not known here"
+        raise UsageError(reason, unknown_model=wanted[:100])
 
     def _health_models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = self._service.health()["models"]

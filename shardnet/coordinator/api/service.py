@@ -15,6 +15,7 @@ from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
+from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 
@@ -37,6 +38,7 @@ class Service:
         manifests: models that may be asked for, ready or not.
         status: everything that `shardnet status` shows.
         health: short, for load balancers: `ready` and the models.
+        why_not_served: of a model by name or id, where the swarm has it and it is not served.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.
     """
 
@@ -48,6 +50,7 @@ class Service:
     words: Callable[[Manifest], Awaitable[Words]]
     status: Callable[[], dict[str, Any]]
     health: Callable[[], dict[str, Any]]
+    why_not_served: Callable[[str], str | None]
     describe_stage: Callable[[Route, int], dict[str, Any]]
 
     async def complete(self, request: CompletionRequest) -> Answering:
@@ -58,7 +61,7 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompt = await words.prompt_tokens(request.single_prompt())
+        prompt = await prompt_of(request, words, self.settings.template_timeout_s)
         return await self._begin(request, manifest, words, prompt)
 
     async def chat(self, request: ChatRequest) -> Answering:
@@ -66,12 +69,17 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        messages = [message.for_template() for message in request.messages]
-        prompt = await words.chat_tokens(messages, request.chat_template_kwargs, self.settings.template_timeout_s)
+        prompt = await prompt_of(request, words, self.settings.template_timeout_s)
         return await self._begin(request, manifest, words, prompt)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
-        manifest = resolve(self.manifests(), request.model)
+        try:
+            manifest = resolve(self.manifests(), request.model)
+        except UsageError as error:
+            reason = self.why_not_served(request.model) if request.model else None
+            if reason is None:
+                raise
+            raise UsageError(reason, **error.facts) from None
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
@@ -93,3 +101,17 @@ class Service:
         )
         running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
         return Answering(running, manifest, words, prompt)
+
+
+async def prompt_of(request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float) -> list[int]:
+    """Returns: the tokens that a request asks to continue, or to answer. Raises: UsageError, DeadlineExceeded."""
+    if isinstance(request, CompletionRequest):
+        return await words.prompt_tokens(request.single_prompt())
+    return await words.chat_tokens(
+        [message.for_template() for message in request.messages],
+        request.template_variables(),
+        template_timeout_s,
+        documents=request.documents,
+        continues=bool(request.continue_final_message),
+        begins_answer=request.add_generation_prompt is not False,
+    )

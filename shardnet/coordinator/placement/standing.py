@@ -89,6 +89,21 @@ class Standing:
         )
         return node.unserved.get(model_id) or Unserved(model_id, short(model_id), no_manifest)
 
+    def why_not_served(self, wanted: str) -> str | None:
+        """Returns: why the model of that id (12 digits of it at least) or name is not served, where the swarm has it; else None."""
+
+        def is_meant(model_id: str, name: str) -> bool:
+            return wanted == name or (len(wanted) >= 12 and model_id.startswith(wanted))
+
+        for one in self.answering():
+            if is_meant(one.model_id, one.name):
+                return str(self.not_ready(one.model_id))
+        for node in sorted(self.cluster.nodes.values(), key=lambda one: one.label):
+            for other in self.unserved(node):
+                if is_meant(other.model_id, other.name):
+                    return f"model {other.name} ({short(other.model_id)}), which node {node.label} has, is not served: {other.reason}"
+        return None
+
     def options(self, manifest: Manifest) -> ShardOptions:
         """Returns: what every shard of a model is loaded with."""
         return self._sequences.to_options(manifest.content.n_ctx_train)

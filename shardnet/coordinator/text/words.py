@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,40 @@ class Words:
         """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
         if isinstance(prompt, str):
             # A user's text cannot spell control tokens; whoever wants them sends token ids.
-            return await asyncio.to_thread(self.vocabulary.tokenize, prompt, add_special=True, parse_special=False)
+            return await asyncio.to_thread(self._plain_tokens, prompt)
         self.check_tokens(prompt, "prompt")
         return prompt
 
+    def _plain_tokens(self, prompt: str) -> list[int]:
+        control = self.template.control if self.template is not None else self.vocabulary.control
+        parts = control.parts(prompt)
+        if len(parts) == 1:  # the vocabulary itself knows what belongs in front and behind
+            return self.vocabulary.tokenize(prompt, add_special=True, parse_special=False)
+        return self.vocabulary.tokenize_parts([replace(part, special=False) for part in parts])
+
     async def chat_tokens(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None, timeout_s: float
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None,
+        timeout_s: float,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        continues: bool = False,
+        begins_answer: bool = True,
     ) -> list[int]:
-        """Returns: the tokens of a conversation, up to where the answer begins. Raises: UsageError, DeadlineExceeded as `ChatTemplate.render`."""
+        """Returns: the tokens of a conversation, up to where the answer begins. Arguments and `Raises:` as `ChatTemplate.render`."""
         if self.template is None:
             raise UsageError(self.template_error, param="messages")
-        parts = await self.template.render(messages, variables=variables, timeout_s=timeout_s)
+        parts = await self.template.render(
+            messages,
+            variables=variables,
+            tools=tools,
+            documents=documents,
+            continues=continues,
+            begins_answer=begins_answer,
+            timeout_s=timeout_s,
+        )
         return await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
 
 
@@ -54,16 +77,19 @@ def open_words(name: str, path: Path) -> Words:
     Raises: EngineError if llama.cpp does not open the file.
     """
     vocabulary = Vocabulary(path)
-    special = vocabulary.special_texts  # found here, in the thread
-    if vocabulary.chat_template is None:
+    source = vocabulary.chat_template or vocabulary.tool_template
+    if source is None:
         return Words(vocabulary, None, f"model {name} has no chat template: use /v1/completions")
     try:
         template = ChatTemplate(
-            vocabulary.chat_template,
+            source,
             model=name,
             bos=vocabulary.text_of(vocabulary.bos),
             eos=vocabulary.text_of(vocabulary.eos),
-            special=special,
+            control=vocabulary.control_texts,
+            defined=vocabulary.defined_texts,
+            strips_right=vocabulary.strips_right,
+            with_tools=vocabulary.tool_template,
         )
     except ShardnetError as error:
         return Words(vocabulary, None, str(error))

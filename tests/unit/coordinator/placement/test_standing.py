@@ -117,6 +117,18 @@ def test_a_model_that_the_settings_leave_out_says_so_where_its_shards_are() -> N
     assert reasons == ["the coordinator's models.serve names others"] * 2
 
 
+def test_whoever_asks_for_a_model_that_is_not_served_is_told_why() -> None:
+    assert "m means the newer or proved model" in str(standing().why_not_served(OLD.model_id))
+    left_out = standing("another", on_disk=True)
+    for wanted in ("m", NEW.model_id, NEW.model_id[:12]):
+        why = str(left_out.why_not_served(wanted))
+        assert why.startswith("model m (")
+        assert "which node node-1 has" in why
+        assert "models.serve names others" in why
+    assert left_out.why_not_served("nobody's") is None
+    assert left_out.why_not_served(NEW.model_id[:5]) is None
+
+
 def test_files_that_a_node_refused_stand_below_it() -> None:
     cluster = Cluster()
     refused = ("/cache/shards/m/shard-0.gguf is a link",)
