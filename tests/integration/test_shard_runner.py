@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from shardnet import Answer, Piece, ShardRunner, split_model
 from shardnet.bench.plain import PlainLlama
 from shardnet.errors import ContextExceeded, EngineCrashed, NoRoomError, ShardnetError, UsageError
+from shardnet.inference.engine.host import EngineProcess
 from shardnet.library.answers import Options
 from shardnet.library.devices import CPU, bind
 from shardnet.library.runner import Mode
@@ -29,7 +31,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 PROMPT = "hello there, all of you"
 GREEDY: Options = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
 MESSAGES = [{"role": "user", "content": "hello"}]
-LIMIT = 2_000_000
 MODES: list[tuple[Mode, list[str] | None]] = [
     ("simple", None),
     ("memory-efficient", None),
@@ -94,11 +95,25 @@ def test_shards_on_two_devices_are_two_processes(folder: Path, whole: Path, monk
 
 
 def test_one_shard_at_a_time_holds_one_shard_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is less than two of the three shards need."""
-    with pytest.raises(NoRoomError):
-        ShardRunner(folder, threads=1, n_ctx=256, memory_limit_bytes=LIMIT)
-    with ShardRunner(folder, mode="memory-efficient", threads=1, n_ctx=256, memory_limit_bytes=LIMIT) as runner:
+    held: list[int] = []
+    really = EngineProcess.step
+
+    def step(engine: EngineProcess, *arguments: Any) -> None:
+        held.append(len(engine.shards))
+        really(engine, *arguments)
+
+    monkeypatch.setattr(EngineProcess, "step", step)
+    with ShardRunner(folder, mode="memory-efficient", threads=1) as runner:
         assert len(runner.complete(PROMPT, **GREEDY).token_ids) == 12
+    assert held == [1] * 36, "each token goes through three shards, and each is alone"
+
+
+def test_a_model_that_does_not_fit_is_refused_with_bytes_and_leaves_nothing(folder: Path) -> None:
+    before = engines()
+    with pytest.raises(NoRoomError, match="memory_limit_bytes") as caught:
+        ShardRunner(folder, threads=1, memory_limit_bytes=2_000_000)
+    assert caught.value.facts["free_bytes"] == 2_000_000
+    assert engines() == before
 
 
 def test_sampled_answers_depend_on_the_seed_and_stops_end_them(runner: ShardRunner) -> None:
