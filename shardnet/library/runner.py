@@ -12,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, usage_error
-from shardnet.coordinator.api.service import prompt_of
+from shardnet.coordinator.api.service import prompts_of
 from shardnet.coordinator.placement.settings import SequenceSettings
 from shardnet.coordinator.requests.generation_spec import answer_limit
 from shardnet.coordinator.requests.settings import RequestSettings
@@ -147,7 +147,8 @@ class ShardRunner:
         self, asked: Prompt | Messages, body: dict[str, object], answer: Answer
     ) -> AsyncGenerator[Piece, None]:
         request = _parse(asked, body)
-        prompt = await prompt_of(request, self._words, RequestSettings().template_timeout_s)
+        prompts = await prompts_of(request, self._words, RequestSettings().template_timeout_s)
+        prompt = prompts[0] if prompts else []
         limit = answer_limit(len(prompt), self._chain.options.n_ctx, request.most_tokens())
         sampling = request.sampling()
         self._words.check_tokens(sampling.logit_bias, "logit_bias")
