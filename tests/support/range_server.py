@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -127,14 +128,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def range_server(files: dict[str, bytes | Path], port: int = 0) -> Iterator[tuple[str, Served]]:
+def range_server(
+    files: dict[str, bytes | Path], port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, Served]]:
     """Yield the server's address, without a slash at its end, and what it does. Afterwards its port is free."""
     server = _Server(("127.0.0.1", port), _Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.served = Served(files)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", server.served
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}", server.served
     finally:
         server.shutdown()
         server.server_close()

@@ -57,8 +57,8 @@ def close_url(header: GgufHeader) -> None:
 
 
 def _remote(header: GgufHeader) -> RemoteTensors | None:
-    data = header.tensors[0].data if header.tensors else None
-    return data if isinstance(data, RemoteTensors) else None
+    # Of a model that is quantised on the way only those tensors come as they are that keep their type; each model has some.
+    return next((tensor.data for tensor in header.tensors if isinstance(tensor.data, RemoteTensors)), None)
 
 
 class _Opening:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,35 @@ class _Stretch:
     end: int
 
 
+class _Ahead:
+    """Stretches that will be read in this order, the first of which are being fetched."""
+
+    def __init__(self, fetch: Callable[[_Stretch], Future[bytes]], stretches: Iterable[_Stretch] = ()) -> None:
+        self._fetch = fetch
+        self._waiting = deque(stretches)
+        self._coming: deque[tuple[_Stretch, Future[bytes]]] = deque()
+        self._ask()
+
+    def bring(self, path: Path, at: int) -> tuple[_Stretch, Future[bytes]] | None:
+        """Returns: the request that brings a byte; what was to be read before it is not wanted any more. None if the byte is not expected."""
+        if not any(_holds(one, path, at) for one in (*(one for one, _ in self._coming), *self._waiting)):
+            return None
+        while not _holds(self._coming[0][0], path, at):
+            self._coming.popleft()[1].cancel()
+            self._ask()
+        return self._coming[0]
+
+    def cancel(self) -> None:
+        """Nothing more is wanted."""
+        for _, coming in self._coming:
+            coming.cancel()
+
+    def _ask(self) -> None:
+        while self._waiting and len(self._coming) < AHEAD:
+            stretch = self._waiting.popleft()
+            self._coming.append((stretch, self._fetch(stretch)))
+
+
 class RemoteTensors:
     """`StreamedData` of all tensors of one model, whatever files they are in.
 
@@ -45,8 +74,7 @@ class RemoteTensors:
     def __init__(self, files: Mapping[Path, RemoteFile], transfers: Transfers) -> None:
         self._files = files
         self._transfers = transfers
-        self._waiting: deque[_Stretch] = deque()
-        self._coming: deque[tuple[_Stretch, Future[bytes]]] = deque()
+        self._expected = _Ahead(self._fetch)
 
     @property
     def asked_bytes(self) -> int:
@@ -64,47 +92,37 @@ class RemoteTensors:
 
     def expect(self, reads: Sequence[tuple[GgufTensor, int]]) -> None:
         """As `StreamedData.expect`."""
-        for _, coming in self._coming:
-            coming.cancel()
-        self._coming.clear()
-        spans = [
-            _Stretch(tensor.path, tensor.offset + start, tensor.offset + tensor.nbytes)
-            for tensor, start in reads
-            if start < tensor.nbytes
-        ]
-        self._waiting = deque(_ranges(_joined(spans, MOST_GAP)))
-        self._ask()
+        self._expected.cancel()
+        self._expected = self._ahead(reads)
 
     def pieces(self, tensor: GgufTensor) -> Iterator[Buffer]:
         """As `TensorData.pieces`. Raises: as `RemoteFile.fetch`."""
         return self.pieces_from(tensor, 0)
 
     def pieces_from(self, tensor: GgufTensor, start: int) -> Iterator[Buffer]:
-        """As `StreamedData.pieces_from`. Raises: as `RemoteFile.fetch`."""
+        """As `StreamedData.pieces_from`; a tensor that was not expected is fetched beside those that were. Raises: as `RemoteFile.fetch`."""
         at, end = tensor.offset + start, tensor.offset + tensor.nbytes
+        ahead = self._expected
         while at < end:
-            stretch, coming = self._bringing(tensor, at)
+            bringing = ahead.bring(tensor.path, at)
+            if bringing is None:
+                ahead = self._ahead([(tensor, at - tensor.offset)])
+                continue
+            stretch, coming = bringing
             piece = memoryview(coming.result())[at - stretch.start : end - stretch.start]
             yield piece
             at += len(piece)
 
-    def _bringing(self, tensor: GgufTensor, at: int) -> tuple[_Stretch, Future[bytes]]:
-        """Returns: the request that brings a byte of a tensor; what lies before it is not wanted any more."""
-        while self._coming:
-            stretch, coming = self._coming[0]
-            if stretch.path == tensor.path and stretch.start <= at < stretch.end:
-                return stretch, coming
-            coming.cancel()
-            self._coming.popleft()
-            self._ask()
-        self.expect([(tensor, at - tensor.offset)])
-        return self._coming[0]
+    def _ahead(self, reads: Sequence[tuple[GgufTensor, int]]) -> _Ahead:
+        spans = [
+            _Stretch(tensor.path, tensor.offset + start, tensor.offset + tensor.nbytes)
+            for tensor, start in reads
+            if start < tensor.nbytes
+        ]
+        return _Ahead(self._fetch, _ranges(_joined(spans, MOST_GAP)))
 
-    def _ask(self) -> None:
-        while self._waiting and len(self._coming) < AHEAD:
-            stretch = self._waiting.popleft()
-            fetching = self._files[stretch.path].fetch(stretch.start, stretch.end)
-            self._coming.append((stretch, self._transfers.start(fetching)))
+    def _fetch(self, stretch: _Stretch) -> Future[bytes]:
+        return self._transfers.start(self._files[stretch.path].fetch(stretch.start, stretch.end))
 
     def samples(self, wanted: Sequence[tuple[GgufTensor, int, int]]) -> list[bytes]:
         """As `StreamedData.samples`; neighbours come with one request."""
@@ -114,7 +132,7 @@ class RemoteTensors:
         samples: list[bytes] = []
         stretch, data = _Stretch(Path(), 0, 0), b""
         for span in spans:
-            while stretch.path != span.path or not stretch.start <= span.start < stretch.end:
+            while not _holds(stretch, span.path, span.start):
                 stretch, data = next(brought)
             samples.append(data[span.start - stretch.start : span.end - stretch.start])
         return samples
@@ -127,6 +145,10 @@ class RemoteTensors:
                 return await self._files[stretch.path].fetch(stretch.start, stretch.end)
 
         return await asyncio.gather(*map(fetch, stretches))
+
+
+def _holds(stretch: _Stretch, path: Path, at: int) -> bool:
+    return stretch.path == path and stretch.start <= at < stretch.end
 
 
 def _joined(spans: Sequence[_Stretch], most_gap: int) -> list[_Stretch]:

@@ -40,12 +40,12 @@ def _samples_of(tensor: GgufTensor) -> list[Sample]:
 
 def _read(header: GgufHeader, wanted: Sequence[Sample]) -> list[bytes]:
     data = header.tensors[0].data
-    if isinstance(data, StreamedData):
-        return data.samples(wanted)
-    if header.is_made:
+    if any(tensor.data is not None and not isinstance(tensor.data, StreamedData) for tensor in header.tensors):
         raise UsageError(
             f"{header.path} is converted or quantised on the way, and cannot be cut in parts: leave --only out, or make a GGUF of it first"
         )
+    if isinstance(data, StreamedData):
+        return data.samples(wanted)
     found = []
     files = {path: path.open("rb", buffering=0) for path in header.paths}
     try:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from shardnet.errors import GgufError, PeerRefused, RefusedError, UnreachableError, UsageError
 from shardnet.inference.remote import ranges
@@ -172,6 +180,35 @@ def test_a_link_that_lets_nobody_in_is_given_up() -> None:
 def test_nobody_there_is_said_soon() -> None:
     with pytest.raises(UnreachableError, match=r"cannot be fetched: "):
         read(f"http://127.0.0.1:{free_ports(1)[0]}{PATH}")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A server's certificate for 127.0.0.1 that it signed itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
+    now = datetime.now(UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    for extension in (address, x509.BasicConstraints(ca=True, path_length=0)):
+        made = made.add_extension(extension, critical=False)
+    file = tmp_path / "server.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM) + secret)
+    return file
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with range_server({PATH: DATA}, tls=tls) as (url, served):
+        with pytest.raises(UnreachableError, match=r"https://.* is not trusted: .*CERTIFICATE_VERIFY_FAILED"):
+            read(url + PATH)
+        assert served.headers == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert read(url + PATH)[0] == DATA
 
 
 def test_transfers_end_at_once_when_they_are_closed() -> None:

@@ -71,6 +71,20 @@ def test_tensors_come_in_order_in_large_ranges_and_from_the_middle_on(
     close_url(there)
 
 
+def test_a_tensor_that_was_not_expected_comes_beside_those_that_were(
+    served: tuple[str, Served], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors_module, "RANGE_BYTES", 10_000)
+    there, here = open_url(f"{served[0]}/a/tiny.gguf"), bytes_here(read_model(model))
+    data, kept = streamed(there), there.tensors[::2]
+    data.expect([(tensor, 0) for tensor in kept])
+    assert [b"".join(data.pieces(tensor)) for tensor in there.tensors] == here
+    traffic = traffic_of(there)
+    assert traffic is not None
+    assert traffic.asked_bytes < 1.2 * traffic.file_bytes, "nothing was asked for twice"
+    close_url(there)
+
+
 def test_what_was_asked_for_is_counted(served: tuple[str, Served], model: Path) -> None:
     there = open_url(f"{served[0]}/a/tiny.gguf")
     bytes_there(there)
