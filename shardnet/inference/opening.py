@@ -48,7 +48,12 @@ def open_model(
 
     kind = checked_kind(quantize)
     importance = None if imatrix is None else read_importance(imatrix)
-    return quantise(_found(source), kind, importance, allow_requantize=allow_requantize)
+    header = _found(source)
+    try:
+        return quantise(header, kind, importance, allow_requantize=allow_requantize)
+    except BaseException:
+        _close(header)
+        raise
 
 
 def _found(source: str | Path) -> GgufHeader:
@@ -77,10 +82,14 @@ def opened(
     try:
         yield header
     finally:
-        if header.origins:
-            from shardnet.inference.remote.opening import close_url
+        _close(header)
 
-            close_url(header)
+
+def _close(header: GgufHeader) -> None:
+    if header.origins:
+        from shardnet.inference.remote.opening import close_url
+
+        close_url(header)
 
 
 def traffic_of(header: GgufHeader) -> Traffic | None:

@@ -68,7 +68,7 @@ class Process:
         if self.popen.poll() is not None:
             self._reader.join(1)
             last = "\n  ".join(list(self.tail)[-5:])
-            raise ShardnetError(f"{self.name} ended with code {self.popen.returncode}:\n  {last}")
+            raise ShardnetError(f"{self.name} ended with code {self.popen.returncode}: {last}")
 
     def kill(self) -> None:
         """`kill -9`, and wait until it is gone."""

@@ -53,8 +53,12 @@ class Address:
 
     def redirected(self, location: str) -> Address:
         """Returns: where an answer sends us. Raises: UnreachableError if that is no place to fetch from."""
-        there = Address(urljoin(self.url, location))
-        if not is_url(there.url) or not urlsplit(there.url).hostname:
+        try:
+            there = Address(urljoin(self.url, location))
+            has_host = _has_host(there.url)
+        except ValueError as error:
+            raise UnreachableError(f"{self.shown} leads to no usable address: {error}") from error
+        if not is_url(there.url) or not has_host:
             raise UnreachableError(f"{self.shown} leads to {there.shown}, which is no http or https address")
         if self.origin[0] == "https" and there.origin[0] == "http":
             raise UnreachableError(f"{self.shown} leads from https to plain http ({there.shown}): that is not followed")
@@ -64,8 +68,7 @@ class Address:
 def parse_address(url: str) -> Address:
     """Raises: UsageError if a URL names no file, or holds a password."""
     try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname and parts.port != 0)
+        parts, has_host = urlsplit(url), _has_host(url)
     except ValueError as error:
         raise UsageError(f"{url} is no usable address: {error}") from error
     if not is_url(url) or not has_host or not url.isprintable() or " " in url:
@@ -76,6 +79,20 @@ def parse_address(url: str) -> Address:
     if address.name in ("", ".", ".."):
         raise UsageError(f"{address.shown} names no file: give the address of the model's GGUF")
     return address
+
+
+def _has_host(url: str) -> bool:
+    """Returns: whether there is somebody to ask. Raises: ValueError for a host or a port that cannot be."""
+    import httpx  # takes its time, and most models are files
+
+    parts = urlsplit(url)
+    try:
+        # httpx decodes the host, and the resolver encodes it, when it is too late to say so in one sentence.
+        name = httpx.URL(url).host and httpx.URL(url).raw_host.decode()
+        name.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ValueError(str(error)) from error
+    return bool(name) and parts.port != 0
 
 
 def token_for(address: Address, environ: Mapping[str, str]) -> str:

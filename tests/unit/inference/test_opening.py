@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -135,6 +136,11 @@ def test_verify_refuses_a_checkpoint_that_the_shards_were_not_cut_from(tmp_path:
         ({"num_attention_heads": 0}, "num_attention_heads = 0, which is no whole number from 1 to"),
         ({"num_attention_heads": 8, "head_dim": 8}, r"has the shape \[32, 32\], where config.json asks for \[32, 64\]"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small', which is no number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan, which is no number"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps = -1, which is no number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps = 1000.*, which is no number"),
+        ({"text_config": 3}, "says text_config = '3', which is no object with keys"),
+        ({"eos_token_id": -1}, "config.json or the tokenizer files in .* are damaged .invalid value"),
     ],
 )
 def test_what_is_not_taken_is_one_clear_sentence(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
@@ -143,6 +149,11 @@ def test_what_is_not_taken_is_one_clear_sentence(tmp_path: Path, changes: dict[s
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=sentence):
         open_model(folder)
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_opened(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / os.fsdecode(b"m\xff"))
+    assert open_model(folder).get("general.name") == "m\ufffd"
 
 
 def test_a_checkpoint_without_config_json_is_not_guessed_at(checkpoint: Path) -> None:
