@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from shardnet.errors import SettingsError, UnreachableError, UsageError
+from shardnet.web_hosts import has_host
 
 TOKEN_VARIABLE = "SHARDNET_HTTP_TOKEN"
 
@@ -55,10 +56,10 @@ class Address:
         """Returns: where an answer sends us. Raises: UnreachableError if that is no place to fetch from."""
         try:
             there = Address(urljoin(self.url, location))
-            has_host = _has_host(there.url)
+            is_somewhere = is_url(there.url) and has_host(there.url)
         except ValueError as error:
             raise UnreachableError(f"{self.shown} leads to no usable address: {error}") from error
-        if not is_url(there.url) or not has_host:
+        if not is_somewhere:
             raise UnreachableError(f"{self.shown} leads to {there.shown}, which is no http or https address")
         if self.origin[0] == "https" and there.origin[0] == "http":
             raise UnreachableError(f"{self.shown} leads from https to plain http ({there.shown}): that is not followed")
@@ -68,10 +69,10 @@ class Address:
 def parse_address(url: str) -> Address:
     """Raises: UsageError if a URL names no file, or holds a password."""
     try:
-        parts, has_host = urlsplit(url), _has_host(url)
+        parts, is_somewhere = urlsplit(url), has_host(url)
     except ValueError as error:
         raise UsageError(f"{url} is no usable address: {error}") from error
-    if not is_url(url) or not has_host or not url.isprintable() or " " in url:
+    if not is_url(url) or not is_somewhere or not url.isprintable() or " " in url:
         raise UsageError(f"{url!r} is no usable http or https address")
     if "@" in parts.netloc:
         raise UsageError(f"a password in an address is not taken: leave it out, and put a token into ${TOKEN_VARIABLE}")
@@ -79,20 +80,6 @@ def parse_address(url: str) -> Address:
     if address.name in ("", ".", ".."):
         raise UsageError(f"{address.shown} names no file: give the address of the model's GGUF")
     return address
-
-
-def _has_host(url: str) -> bool:
-    """Returns: whether there is somebody to ask. Raises: ValueError for a host or a port that cannot be."""
-    import httpx  # takes its time, and most models are files
-
-    parts = urlsplit(url)
-    try:
-        # httpx decodes the host, and the resolver encodes it, when it is too late to say so in one sentence.
-        name = httpx.URL(url).host and httpx.URL(url).raw_host.decode()
-        name.encode("idna")
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise ValueError(str(error)) from error
-    return bool(name) and parts.port != 0
 
 
 def token_for(address: Address, environ: Mapping[str, str]) -> str:
