@@ -19,7 +19,11 @@ def cost_of(path: Path) -> ShardCost:
 
     Raises: GgufError if it is no whole GGUF; UsageError if it cannot be read.
     """
-    header = read_gguf_header(path)
+    return cost_of_header(read_gguf_header(path))
+
+
+def cost_of_header(header: GgufHeader) -> ShardCost:
+    """Returns: what the model or shard with this header takes when it is loaded."""
     layout = layout_of(header)
     return ShardCost(
         layer_bytes=layout.layer_bytes,
