@@ -26,7 +26,7 @@ def test_a_regular_expression_is_quoted_as_lark_wants_it() -> None:
 
 @pytest.mark.parametrize("pattern", ["", "(?=a)", "a" * 5000, r"\1"])
 def test_a_regular_expression_that_cannot_be_enforced_is_refused(pattern: str) -> None:
-    with pytest.raises(UsageError, match="^regex: ") as caught:
+    with pytest.raises(UsageError, match=r"^regex: ") as caught:
         regex_grammar(pattern, "regex")
     assert caught.value.facts["param"] == "regex"
 
