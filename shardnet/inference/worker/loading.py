@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.worker.shard import Shard
+from shardnet.inference.worker.watching import LoadWatch, Progress
 
-PROGRESS_INTERVAL_S = 0.25
 PROCESS_BYTES = 32 << 20
 """What llama.cpp takes beside weights, KV cache and compute buffers. Measured: 16 MB with a vocabulary of 49,000 tokens, 32 MB with 152,000."""
 WANT_OF_MEMORY = (
@@ -31,14 +30,6 @@ WANT_OF_MEMORY = (
     "not enough memory",
 )
 """How llama.cpp and the operating system say it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A load has come this far, 0 to 1."""
-
-    request: Load
-    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +106,21 @@ class Loader:
         used_bytes, limit_bytes = used.memory_bytes - used.gpu_bytes, settings.memory_limit_bytes
         room = main_memory(used.mapped_bytes)
         refuse_if_too_large(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
-        model = None
         try:
-            model = LlamaModel(
-                path, n_gpu_layers=layers, use_mmap=settings.use_mmap, on_progress=_Throttle(request, self._report)
-            )
+            with LoadWatch(request, need.weights, self._report) as watch:
+                return self._take_in(request, layers, watch)
+        except (ShardnetError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
+                found = no_room(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+                raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
+            raise
+
+    def _take_in(self, request: Load, layers: int, watch: LoadWatch) -> Shard:
+        options = request.options
+        model = LlamaModel(
+            Path(request.path), n_gpu_layers=layers, use_mmap=self._settings.use_mmap, on_progress=watch.handled
+        )
+        try:
             has_head = _has_head(model)
             context = LlamaContext(
                 model,
@@ -129,12 +130,8 @@ class Loader:
                 threads=self._threads(),
                 capture=not has_head,
             )
-        except (ShardnetError, MemoryError) as error:
-            if model is not None:
-                model.close()
-            if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
-                found = no_room(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
-                raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
+        except BaseException:
+            model.close()
             raise
         buffers = Counter(model.buffers) + Counter(context.buffers)
         # Weights that are laid out anew are not read from the mapped file any more.
@@ -165,18 +162,3 @@ def _has_head(model: LlamaModel) -> bool:
     if not (end.isdigit() and total.isdigit() and 0 < int(end) <= int(total)):
         raise GgufError(f"{model.path} says that it ends at layer {end} of {total}: its metadata is damaged")
     return end == total
-
-
-class _Throttle:
-    """Passes on progress now and then, rather than for each tensor."""
-
-    def __init__(self, request: Load, report: Callable[[Progress | Finished], None]) -> None:
-        self._request = request
-        self._report = report
-        self._last_s = time.monotonic()
-
-    def __call__(self, share: float) -> None:
-        now = time.monotonic()
-        if now - self._last_s >= PROGRESS_INTERVAL_S:
-            self._last_s = now
-            self._report(Progress(self._request, min(1.0, max(0.0, share))))
