@@ -1,7 +1,8 @@
 """How far a load is, by bytes, with the memory and processors that the engine uses meanwhile: looked at a few times a second by a thread of its own.
 
-llama.cpp tells the share of the tensors that it has been through. But of a mapped file the kernel reads everything before the first such word, and
-then nothing is left to do; so what the process's resident memory has grown by counts as well, whichever is more. Lives in the engine process only.
+A weight is done when it has been read and llama.cpp has been through it. Of a mapped file the kernel reads everything before llama.cpp's first word,
+seen as growth of resident memory; laying weights out anew comes after that and may take longer. So the two count half each, until llama.cpp says that
+it is through. Lives in the engine process only.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class LoadCourse:
     def seen(self, sample: Sample, share: float) -> Progress:
         """Take in a look, and the share (0 to 1) that llama.cpp told last."""
         grown = sample.memory_bytes - self._first.memory_bytes
-        done = max(self._done_bytes, int(self._total_bytes * share), min(self._total_bytes, grown))
+        read, gone_through = min(self._total_bytes, max(0, grown)), int(self._total_bytes * share)
+        done = max(self._done_bytes, self._total_bytes if share >= 1 else (read + gone_through) // 2)
         passed_s = max(1e-3, sample.at_s - self._last.at_s)
         progress = Progress(
             self._request,

@@ -1,4 +1,4 @@
-"""How far a load is: llama.cpp's word or the growth of resident memory, whichever is more, and never less than before."""
+"""How far a load is: half by what was read, half by what llama.cpp has been through, and never less than before."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ def course() -> LoadCourse:
     return LoadCourse(LOAD, 1000, Sample(10.0, 500, 3.0))
 
 
-def test_bytes_that_llama_cpp_has_not_told_of_are_seen_in_resident_memory() -> None:
-    seen = course().seen(Sample(10.5, 900, 3.25), 0.1)
-    assert (seen.done_bytes, seen.total_bytes) == (400, 1000)
-    assert seen.bytes_per_s == pytest.approx(800)
+def test_what_was_read_and_what_was_gone_through_count_half_each() -> None:
+    seen = course().seen(Sample(10.5, 900, 3.25), 0.2)
+    assert (seen.done_bytes, seen.total_bytes) == (300, 1000)
+    assert seen.bytes_per_s == pytest.approx(600)
     assert seen.memory_bytes == 900
     assert seen.cpu_cores == pytest.approx(0.5)
 
 
-def test_llama_cpp_s_word_counts_where_memory_was_there_already() -> None:
-    assert course().seen(Sample(10.5, 500, 3.0), 0.75).done_bytes == 750
+def test_reading_alone_is_half_of_it_however_much_memory_is_taken() -> None:
+    assert course().seen(Sample(10.5, 90_000, 3.0), 0.0).done_bytes == 500
 
 
-def test_progress_never_goes_back_nor_beyond_the_end() -> None:
+def test_what_llama_cpp_is_through_with_is_done_wherever_it_lies() -> None:
+    assert course().seen(Sample(10.5, 500, 3.0), 1.0).done_bytes == 1000
+
+
+def test_progress_never_goes_back() -> None:
     one = course()
-    assert one.seen(Sample(11.0, 1300, 3.0), 0.0).done_bytes == 800
-    back = one.seen(Sample(12.0, 600, 3.0), 0.3)
-    assert (back.done_bytes, back.bytes_per_s) == (800, 0)
-    assert one.seen(Sample(13.0, 9000, 3.0), 0.3).done_bytes == 1000
+    assert one.seen(Sample(11.0, 1300, 3.0), 0.0).done_bytes == 400
+    back = one.seen(Sample(12.0, 600, 3.0), 0.1)
+    assert (back.done_bytes, back.bytes_per_s) == (400, 0)
 
 
 def test_a_load_is_watched_while_it_runs_and_not_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
