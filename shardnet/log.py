@@ -100,7 +100,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "shard_rotten": ("SHARD", "⚠️  {path} is damaged: {advice}"),
     "torrent_stalled": ("TORRENT", "⚠️  Shard {shard_id}: no progress for {seconds:.0f} s ({reason})"),
 }
-"""Fact -> (tag, sentence). The words are those of shared/seeds/000_*.txt, where they have any."""
+"""Fact -> (tag, sentence)."""
 
 SECRET_KEYS = frozenset(
     {

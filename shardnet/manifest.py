@@ -5,6 +5,9 @@ with the value of `shardnet.model_id` blanked, since a file cannot contain the h
 a manifest, and with it each shard, right. The plain `sha256` and the torrent's info-hash stand beside it, outside the hash, and are covered by
 the swarm owner's signature. (docs/decisions/0001-model-id.md)
 
+A model that several machines cut, each its own shards of it (`split --only`), has an id before anybody has read all of it: its content names
+every shard by `header_sha256`, and the unsplit weights by samples. (docs/decisions/0007-model-id-of-a-plan.md)
+
 Pure data: reading and writing files is `shardnet.inference.splitting.manifest_file`'s business.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,10 +26,16 @@ from shardnet.ids import ModelId, Sha256
 from shardnet.shards import Frozen, LayerRange
 
 MANIFEST_FORMAT = 1
+PLANNED_FORMAT = 2
+"""Of content that was known before the weights were read."""
 BLANK_MODEL_ID = "0" * 64
 """What stands in place of `shardnet.model_id` while `content_sha256` is computed."""
 
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class ShardContent(Frozen):
@@ -36,7 +45,12 @@ class ShardContent(Frozen):
     layers: LayerRange
     file: str = Field(pattern=FILE_NAME, description="file name beside the manifest")
     bytes: int = Field(gt=0)
-    content_sha256: Sha256
+    content_sha256: Sha256 | None = Field(default=None, exclude_if=_is_none)
+    header_sha256: Sha256 | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="of the file's header, the model id blanked; in place of `content_sha256`",
+    )
     kv_bytes_per_token: int = Field(ge=0, description="bytes of f16 KV cache one token takes in this shard's layers")
 
 
@@ -61,6 +75,11 @@ class ModelContent(Frozen):
     quantisation: str = Field(max_length=64, description="the file type, as llama.cpp names it: Q4_1, Q4_K_M, ...")
     shards: tuple[ShardContent, ...] = Field(min_length=1, strict=False)
     tokenizer: FileContent = Field(description="a GGUF with the vocabulary and the chat template, no tensors")
+    weights_sha256: Sha256 | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="of samples of the unsplit weights, where no shard's content is named",
+    )
 
     @model_validator(mode="after")
     def _shards_cover_all_layers(self) -> Self:
@@ -75,6 +94,18 @@ class ModelContent(Frozen):
             raise ValueError(f"shards end at layer {expected} of {self.n_layers}")
         return self
 
+    @model_validator(mode="after")
+    def _shards_are_named_one_way(self) -> Self:
+        for shard in self.shards:
+            if (shard.content_sha256 is None) != self.is_planned or (shard.header_sha256 is None) == self.is_planned:
+                raise ValueError(f"shard {shard.shard_id} needs one hash, that of its content or that of its header")
+        return self
+
+    @property
+    def is_planned(self) -> bool:
+        """True if the id was known before the weights were read, so that each machine could cut shards of its own."""
+        return self.weights_sha256 is not None
+
     @property
     def model_id(self) -> str:
         """Returns: SHA-256, hex, of this content's canonical JSON."""
@@ -84,14 +115,14 @@ class ModelContent(Frozen):
 class ShardFile(Frozen):
     """How the finished file of one shard is recognised: derived from its content and the model id. And what running it takes."""
 
-    sha256: Sha256
+    sha256: Sha256 | None = Field(description="null: the shard was cut on another machine")
     info_hash: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="BitTorrent v2 info-hash of its open torrent"
     )
     step_bytes: int | None = Field(
         default=None,
         ge=0,
-        exclude_if=lambda value: value is None,
+        exclude_if=_is_none,
         description="bytes of weights that one decode step of one token reads: no embedding table, and of experts those in use",
     )
 
@@ -121,6 +152,18 @@ class ParityCertificate(Frozen):
         return self.tokens_equal and self.max_abs_logit_diff == 0 and all(b.max_abs_diff == 0 for b in self.boundaries)
 
 
+class NoProof(Frozen):
+    """In place of a certificate: the shards could not be run against the unsplit model."""
+
+    proof: Literal["none"] = "none"
+    reason: str = Field(min_length=1, max_length=500)
+
+    @property
+    def is_exact(self) -> bool:
+        """Nobody knows."""
+        return False
+
+
 class Manifest(Frozen):
     """One model in one quantisation, cut into shards. Stored as `manifest.json` beside them."""
 
@@ -130,11 +173,11 @@ class Manifest(Frozen):
     )
     content: ModelContent
     files: tuple[ShardFile, ...] = Field(strict=False, description="one for each shard, in order")
-    certificate: ParityCertificate | None = None
+    certificate: ParityCertificate | NoProof | None = None
     made_s: int | None = Field(
         default=None,
         ge=0,
-        exclude_if=lambda value: value is None,
+        exclude_if=_is_none,
         description="when `shardnet split` made it, seconds of Unix time; of two models with one name the newer serves",
     )
     signature: str | None = Field(
@@ -147,7 +190,33 @@ class Manifest(Frozen):
             raise ValueError("model_id is not the hash of the content")
         if len(self.files) != len(self.content.shards):
             raise ValueError(f"{len(self.files)} files for {len(self.content.shards)} shards")
+        if not self.content.is_planned and any(file.sha256 is None for file in self.files):
+            raise ValueError("a shard has no SHA-256")
         return self
+
+    def sha256_of(self, shard_id: int) -> str:
+        """Returns: what a shard's file has to hash to. Raises: ManifestError if it was cut on another machine, and nobody here knows."""
+        digest = self.files[shard_id].sha256
+        if digest is None:
+            raise ManifestError(
+                f"the manifest of {self.name} does not know the bytes of shard {shard_id}, which was cut on another machine: "
+                f"cut it here (shardnet split ... --only {shard_id}), or run it where it was cut"
+            )
+        return digest
+
+    @property
+    def cut_here(self) -> tuple[int, ...]:
+        """Returns: ids of the shards whose bytes it knows."""
+        return tuple(index for index, file in enumerate(self.files) if file.sha256 is not None)
+
+    @property
+    def unproved(self) -> str:
+        """Returns: in words why nobody knows that the shards give the unsplit model's numbers; "" if a certificate says that they do."""
+        if self.certificate is None:
+            return "its shards were never run against the unsplit model"
+        if isinstance(self.certificate, NoProof):
+            return self.certificate.reason
+        return "" if self.certificate.is_exact else "its shards do not give the unsplit model's numbers"
 
     @property
     def signed_bytes(self) -> bytes:
@@ -189,7 +258,7 @@ def claim(holder: Manifest) -> str:
 
 
 def _proof_rank(manifest: Manifest) -> int:
-    if manifest.certificate is None:
+    if manifest.certificate is None or isinstance(manifest.certificate, NoProof):
         return 1
     return 2 if manifest.certificate.is_exact else 0
 

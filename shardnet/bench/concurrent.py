@@ -10,14 +10,12 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 
-from shardnet.bench.decode import OnRow
 from shardnet.bench.driver import DrivenRun
-from shardnet.bench.netem import NETS
 from shardnet.bench.plain import BatchedRun, PlainLlama
-from shardnet.bench.rows import Row, machine, predicted, spread
-from shardnet.bench.world import Pipeline, World, cut, prompt_of, recut
+from shardnet.bench.rows import Row, predicted, spread
+from shardnet.bench.terms import Terms
+from shardnet.bench.world import Pipeline, World, prompt_of, recut
 from shardnet.coordinator.placement.chunks import USUAL, choose
 from shardnet.errors import ParityError
 from shardnet.messages import ShardOptions
@@ -32,51 +30,33 @@ FEW_TOKENS = 9
 """Of a warm-up, so that nodes have decode steps to tell of too."""
 
 
-async def many_streams(
-    model: Path,
-    work: Path,
-    *,
-    nets: Sequence[str],
-    stages: Sequence[int],
-    streams: Sequence[int],
-    rounds: int,
-    n_tokens: int,
-    threads: int,
-    seed: int,
-    pin: bool,
-    on_row: OnRow,
-) -> None:
-    """Measure the decode speed of all streams together, and hand every result row to `on_row`.
+async def many_streams(terms: Terms, streams: Sequence[int], n_tokens: int) -> None:
+    """Measure the decode speed of all streams together, for each number of them.
 
     All start at once, each with a prompt of its own; what counts are the tokens that come while every stream is decoding. Batches of several rows
     are not computed bit for bit as single ones are (in plain llama.cpp neither), so equal answers are counted, not demanded.
     """
     options = ShardOptions(n_ctx=max(512, STREAM_PROMPT_TOKENS + n_tokens), n_seq=max(streams))
-    cache = work / "models_cache"
-    prompts = [prompt_of(seed + number, STREAM_PROMPT_TOKENS) for number in range(max(streams))]
-    pipelines = cut(model, cache, stages, by_time=True)
-    (work / "paces").mkdir()
-    async with World(work / "paces", cache, max(stages), threads=threads, shape=NETS["loopback"], pin=pin) as world:
-        await world.load(pipelines, options)
-        paced: dict[tuple[int, int], Pipeline] = {}
+    prompts = [prompt_of(terms.seed + number, STREAM_PROMPT_TOKENS) for number in range(max(streams))]
+    pipelines = terms.cut(by_time=True)
+    paced: dict[tuple[int, int], Pipeline] = {}
+    async with terms.world("loopback", pipelines, options, name="paces") as world:
         for pipeline in pipelines:
             for count in streams:  # the head takes another share of larger batches
                 runs = await _all_at_once(world, pipeline, prompts[:count], PACE_TOKENS, options)
                 times = row_us(steps_within(runs, *all_decoding(runs)))
-                paced[pipeline.stages, count] = recut(model, cache, pipeline, times)
-    for net in nets:
-        folder = work / net
-        folder.mkdir()
-        async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
-            await world.load(list({one.manifest.model_id: one for one in paced.values()}.values()), options)
+                paced[pipeline.stages, count] = recut(terms.model, terms.cache, pipeline, times)
+    cuts = list({one.manifest.model_id: one for one in paced.values()}.values())
+    for net in terms.nets:
+        async with terms.world(net, cuts, options) as world:
             for (_, count), pipeline in paced.items():
                 await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
             for (_, count), pipeline in paced.items():
-                total = threads * pipeline.stages
+                total = terms.threads * pipeline.stages
                 plain_speeds, speeds, same = [], [], []
-                with PlainLlama(model, threads=total, n_ctx=options.n_ctx, n_seq=count) as plain:
+                with PlainLlama(terms.model, threads=total, n_ctx=options.n_ctx, n_seq=count) as plain:
                     plain.generate_batched(prompts[:count], 8)  # warm-up
-                    for _ in range(rounds):
+                    for _ in range(terms.rounds):
                         expected = plain.generate_batched(prompts[:count], n_tokens)
                         runs = await _all_at_once(world, pipeline, prompts[:count], n_tokens, options)
                         plain_speeds.append(expected.tokens_per_s)
@@ -85,27 +65,20 @@ async def many_streams(
                 await world.driver.wait_beats()  # what nodes tell now, of the same weather
                 law, measured = world.law(pipeline), statistics.median(speeds)
                 ratios = [speed / plain for speed, plain in zip(speeds, plain_speeds, strict=True)]
-                on_row(
-                    {
-                        "bench": "streams",
-                        "net": net,
-                        "model": model.stem,
-                        "stages": pipeline.stages,
-                        "streams": count,
-                        "threads": threads,
-                        "pinned": pin,
-                        "tokens": n_tokens,
-                        **spread("tokens_per_s", speeds),
-                        **predicted("tokens_per_s", law.tokens_per_s(count), measured),
-                        "plain_threads": total,
-                        "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
-                        **spread("ratio", ratios, 3),
-                        **batching(runs),
-                        "same_answers": round(statistics.fmean(same), 2),
-                        "rounds": rounds,
-                    }
-                    | machine()
-                )
+                figures = {
+                    "stages": pipeline.stages,
+                    "streams": count,
+                    "tokens": n_tokens,
+                    **spread("tokens_per_s", speeds),
+                    **predicted("tokens_per_s", law.tokens_per_s(count), measured),
+                    "plain_threads": total,
+                    "plain_tokens_per_s": round(statistics.median(plain_speeds), 2),
+                    **spread("ratio", ratios, 3),
+                    **batching(runs),
+                    "same_answers": round(statistics.fmean(same), 2),
+                    "rounds": terms.rounds,
+                }
+                terms.tell("streams", net, figures)
 
 
 async def _all_at_once(
@@ -166,21 +139,8 @@ def _share_equal(expected: BatchedRun, runs: Sequence[DrivenRun]) -> float:
     return statistics.fmean(run.tokens == tokens for run, tokens in zip(runs, expected.tokens, strict=True))
 
 
-async def long_prompt(
-    model: Path,
-    work: Path,
-    *,
-    nets: Sequence[str],
-    stages: Sequence[int],
-    prompt_tokens: int,
-    chunk: int | None,
-    rounds: int,
-    threads: int,
-    seed: int,
-    pin: bool,
-    on_row: OnRow,
-) -> None:
-    """Measure the time to the first token of a long prompt in chunks, and hand every result row to `on_row`.
+async def long_prompt(terms: Terms, prompt_tokens: int, chunk: int | None) -> None:
+    """Measure the time to the first token of a long prompt in chunks.
 
     Plain llama.cpp takes the same prompt in batches of the same size: they are quicker for it, too, than its default of 512.
 
@@ -190,16 +150,12 @@ async def long_prompt(
     Raises: ParityError if the first token is another than plain llama.cpp's.
     """
     options = ShardOptions(n_ctx=prompt_tokens + 16, n_seq=1, n_batch=min(chunk or MOST_CHUNK, prompt_tokens))
-    cache = work / "models_cache"
-    pipelines = cut(model, cache, stages)
-    prompt = prompt_of(seed, prompt_tokens)
-    with PlainLlama(model, threads=0, n_ctx=options.n_ctx, n_batch=options.n_batch) as plain:
+    pipelines = terms.cut()
+    prompt = prompt_of(terms.seed, prompt_tokens)
+    with PlainLlama(terms.model, threads=0, n_ctx=options.n_ctx, n_batch=options.n_batch) as plain:
         expected = plain.expected(prompt, 1)
-    for net in nets:
-        folder = work / net
-        folder.mkdir()
-        async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
-            await world.load(pipelines, options)
+    for net in terms.nets:
+        async with terms.world(net, pipelines, options) as world:
 
             async def once(pipeline: Pipeline, size: int, n_tokens: int = 1, world: World = world) -> float:
                 run = await world.driver.generate(
@@ -214,33 +170,26 @@ async def long_prompt(
             await world.driver.wait_beats()
             for pipeline in pipelines:
                 size = chunk or choose(world.law(pipeline), prompt_tokens, options.n_batch).alone
-                total = threads * pipeline.stages
+                total = terms.threads * pipeline.stages
                 times, plain_times = [], []
-                with PlainLlama(model, threads=total, n_ctx=options.n_ctx, n_batch=size) as plain:
+                with PlainLlama(terms.model, threads=total, n_ctx=options.n_ctx, n_batch=size) as plain:
                     plain.generate(prompt, 1)  # warm-up
-                    for _ in range(rounds):
+                    for _ in range(terms.rounds):
                         plain_times.append(plain.generate(prompt, 1).prefill_s)
                         times.append(await once(pipeline, size))
                 await world.driver.wait_beats()  # what nodes tell now, of the same weather
                 law, measured = world.law(pipeline), statistics.median(times)
-                on_row(
-                    {
-                        "bench": "prefill",
-                        "net": net,
-                        "model": model.stem,
-                        "stages": pipeline.stages,
-                        "prompt_tokens": prompt_tokens,
-                        "chunk": size,
-                        "threads": threads,
-                        "pinned": pin,
-                        **spread("first_token_s", times, 4),
-                        "tokens_per_s": round(prompt_tokens / measured, 1),
-                        **predicted("first_token_s", law.first_token_s(prompt_tokens, size), measured, 4),
-                        "plain_threads": total,
-                        "plain_first_token_s": round(statistics.median(plain_times), 4),
-                        **spread("ratio", [plain / ours for plain, ours in zip(plain_times, times, strict=True)], 3),
-                        "rounds": rounds,
-                        "parity": "identical",
-                    }
-                    | machine()
-                )
+                figures = {
+                    "stages": pipeline.stages,
+                    "prompt_tokens": prompt_tokens,
+                    "chunk": size,
+                    **spread("first_token_s", times, 4),
+                    "tokens_per_s": round(prompt_tokens / measured, 1),
+                    **predicted("first_token_s", law.first_token_s(prompt_tokens, size), measured, 4),
+                    "plain_threads": total,
+                    "plain_first_token_s": round(statistics.median(plain_times), 4),
+                    **spread("ratio", [plain / ours for plain, ours in zip(plain_times, times, strict=True)], 3),
+                    "rounds": terms.rounds,
+                    "parity": "identical",
+                }
+                terms.tell("prefill", net, figures)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from shardnet.bench.driver import DrivenRun
-from shardnet.bench.netem import NETS
 from shardnet.bench.plain import PlainLlama, PlainRun
-from shardnet.bench.rows import Row, machine, predicted, spread
-from shardnet.bench.world import Pipeline, World, cut, prompt_of
+from shardnet.bench.rows import Row, predicted, spread
+from shardnet.bench.terms import Terms
+from shardnet.bench.world import Pipeline, World, prompt_of
 from shardnet.errors import ParityError
 from shardnet.messages import ShardOptions
 from shardnet.steps import StageTiming
@@ -24,7 +23,6 @@ PROMPT_TOKENS = 64
 LONGEST_RUN_S = 4.0
 """On slow networks a run has fewer tokens."""
 FEWEST_TOKENS = 12
-OnRow = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
@@ -56,35 +54,16 @@ class HopCost:
         return cls(total, compute, engine, queue, max(0.0, total - compute - engine - queue), hops)
 
 
-async def decode_speed(
-    model: Path,
-    work: Path,
-    *,
-    nets: Sequence[str],
-    stages: Sequence[int],
-    rounds: int,
-    n_tokens: int,
-    threads: int,
-    seed: int,
-    pin: bool,
-    on_row: OnRow,
-) -> None:
-    """Measure each number of stages on each network against plain llama.cpp and hand every result row to `on_row`.
-
-    Args:
-        threads: CPU threads of plain llama.cpp, and of each stage: for one stream only one stage works at a time.
+async def decode_speed(terms: Terms, n_tokens: int) -> None:
+    """Measure each number of stages on each network against plain llama.cpp with the threads of one stage: one stream keeps one busy at a time.
 
     Raises: ParityError if any answer differs from plain llama.cpp's.
     """
-    prompt, options = prompt_of(seed, PROMPT_TOKENS), ShardOptions(n_ctx=1024, n_seq=1)
-    cache = work / "models_cache"
-    pipelines = cut(model, cache, stages)
-    with PlainLlama(model, threads=threads, n_ctx=options.n_ctx) as plain:
-        for net in nets:
-            folder = work / net
-            folder.mkdir()
-            async with World(folder, cache, max(stages), threads=threads, shape=NETS[net], pin=pin) as world:
-                await world.load(pipelines, options)
+    prompt, options = prompt_of(terms.seed, PROMPT_TOKENS), ShardOptions(n_ctx=1024, n_seq=1)
+    pipelines = terms.cut()
+    with PlainLlama(terms.model, threads=terms.threads, n_ctx=options.n_ctx) as plain:
+        for net in terms.nets:
+            async with terms.world(net, pipelines, options) as world:
                 measure = _Measure(world, plain, prompt, options)
                 for pipeline in pipelines:  # warm-up
                     await measure.run(pipeline, min(n_tokens, 2 * FEWEST_TOKENS))
@@ -94,18 +73,17 @@ async def decode_speed(
                     for one in pipelines
                 }
                 plain_runs: list[PlainRun] = []
-                runs: dict[int, list[DrivenRun]] = {count: [] for count in stages}
-                for _ in range(rounds):
+                runs: dict[int, list[DrivenRun]] = {count: [] for count in terms.stages}
+                for _ in range(terms.rounds):
                     plain_runs.append(plain.generate(prompt, n_tokens))
                     for pipeline in pipelines:
                         runs[pipeline.stages].append(await measure.run(pipeline, counts[pipeline.stages]))
                 await world.driver.wait_beats()  # what nodes tell now, of the same weather
                 laws = {one.stages: world.law(one).token_s() for one in pipelines}
                 unseen = _unseen(world, pipelines)
-                common = {"bench": "decode", "net": net, "model": model.stem, "threads": threads, "pinned": pin}
                 for row in _rows(plain_runs, runs, laws):
                     row |= {"predicted_unseen_ms_per_token": unseen.get(row["stages"])}
-                    on_row(common | row | {"links": world.links_json()} | machine())
+                    terms.tell("decode", net, row | {"links": world.links_json()})
 
 
 def _unseen(world: World, pipelines: Sequence[Pipeline]) -> dict[int, float]:

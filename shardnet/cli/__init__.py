@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Annotated
 
 import typer
 
+from shardnet.cli import (
+    bench,
+    coordinator,
+    demo,
+    devices,
+    generate,
+    inspect,
+    join,
+    key,
+    node,
+    plan,
+    seed,
+    split,
+    status,
+    swarm,
+    verify,
+)
+from shardnet.cli.wording import InOurWords
+
 app = typer.Typer(
     name="shardnet",
+    cls=InOurWords,
     help="Run one large language model on several ordinary machines.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -37,8 +55,24 @@ def _root(
     log.configure(level="warning", form="auto")  # the daemons set their own
 
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    # A command module defines `register(app)`. Modules stay light: what is heavy is imported inside the commands.
-    _register = getattr(importlib.import_module(f"{__name__}.{_module}"), "register", None)
-    if _register is not None:
-        _register(app)
+# The modules stay light: what is heavy is imported inside the commands. `--help` lists them in this order.
+for _command in (
+    inspect.inspect,
+    split.split,
+    verify.verify,
+    devices.devices,
+    node.node,
+    coordinator.coordinator,
+    seed.fetch,
+    seed.seed,
+    seed.torrent,
+    generate.generate,
+    status.status,
+    plan.plan,
+    join.join,
+    demo.demo,
+    bench.bench,
+):
+    app.command()(_command)
+app.add_typer(swarm.swarm, name="swarm")
+app.add_typer(key.key, name="key")

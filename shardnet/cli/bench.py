@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from shardnet.bench.rows import Row
-
-
-class _Terms(TypedDict):
-    """What all benchmarks are measured under."""
-
-    nets: list[str]
-    stages: list[int]
-    rounds: int
-    threads: int
-    seed: int
-    pin: bool
-    on_row: Callable[[Row], None]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bench")(bench)
 
 
 def bench(
@@ -85,6 +66,7 @@ def bench(
     """
     import json
     import sys
+    import tempfile
 
     from shardnet.bench.netem import parse_nets
     from shardnet.bench.rows import describe
@@ -100,6 +82,12 @@ def bench(
             raise UsageError("--rows names results to draw: give --plot too", param="rows")
         rows = _read_rows(rows_from)
     else:
+        from shardnet.bench.concurrent import long_prompt, many_streams
+        from shardnet.bench.decode import decode_speed
+        from shardnet.bench.terms import Terms
+        from shardnet.lifecycle import run_loop
+        from shardnet.local.model import find_demo_model
+
         in_words = sys.stdout.isatty() and not as_json
 
         def on_row(row: Row) -> None:
@@ -115,33 +103,19 @@ def bench(
         together = _numbers(streams, "streams", most=64) if streams is not None else []
         if together and prefill is not None:
             raise UsageError("--streams and --prefill are two benchmarks: run one after the other")
-        terms = _Terms(nets=nets, stages=counts, rounds=rounds, threads=threads, seed=seed, pin=pin, on_row=on_row)
-        _measure(model, together, prefill, chunk, tokens, terms)
+        with tempfile.TemporaryDirectory(prefix="shardnet-bench-", ignore_cleanup_errors=True) as scratch:
+            source = model or find_demo_model()
+            terms = Terms(source, Path(scratch), nets, counts, rounds, threads, seed, pin, on_row)
+            if together:
+                run_loop(many_streams(terms, together, tokens))
+            elif prefill is not None:
+                run_loop(long_prompt(terms, prefill, chunk))
+            else:
+                run_loop(decode_speed(terms, tokens))
     if plot is not None:
         from shardnet.bench.plot import draw
 
         draw(rows, plot)
-
-
-def _measure(
-    model: Path | None, streams: list[int], prefill: int | None, chunk: int | None, tokens: int, terms: _Terms
-) -> None:
-    import tempfile
-
-    from shardnet.bench.concurrent import long_prompt, many_streams
-    from shardnet.bench.decode import decode_speed
-    from shardnet.lifecycle import run_loop
-    from shardnet.local.model import find_demo_model
-
-    source = model or find_demo_model()
-    with tempfile.TemporaryDirectory(prefix="shardnet-bench-", ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
-        if streams:
-            run_loop(many_streams(source, work, streams=streams, n_tokens=tokens, **terms))
-        elif prefill is not None:
-            run_loop(long_prompt(source, work, prompt_tokens=prefill, chunk=chunk, **terms))
-        else:
-            run_loop(decode_speed(source, work, n_tokens=tokens, **terms))
 
 
 def _numbers(text: str, name: str, *, most: int) -> list[int]:

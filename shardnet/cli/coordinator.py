@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("coordinator")(coordinator)
-
-
 def coordinator(
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="TLS links of nodes. [default: 127.0.0.1:7700]")

@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo")(demo)
-
-
 def demo(
     model: Annotated[Path | None, typer.Option(help="A GGUF to use instead of SmolLM2-135M-Instruct.")] = None,
     nodes: Annotated[int, typer.Option(min=1, max=16, help="Nodes, one shard each.")] = 3,

@@ -8,27 +8,23 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def devices(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """List the processor and each GPU, with memory."""
+    from shardnet.inference.llama.devices import all_devices
+    from shardnet.log import human_bytes
 
-    @app.command()
-    def devices(
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    ) -> None:
-        """List the processor and each GPU, with memory."""
-        from shardnet.inference.llama.devices import all_devices
-        from shardnet.log import human_bytes
-
-        found = all_devices()
-        if as_json:
-            typer.echo(json.dumps({"devices": [device.model_dump() for device in found]}))
-            return
-        for device in found:
-            typer.echo(
-                f"{device.name:<8} {device.kind}  {human_bytes(device.free_bytes)} free of {human_bytes(device.total_bytes)}"
-                f"  {device.description}"
-            )
-            if device.limit:
-                typer.echo(f"  its memory: {device.limit}")
-        if not any(device.kind == "gpu" for device in found):
-            typer.echo("No GPU that this build of llama.cpp can use: layers run on the CPU.")
+    found = all_devices()
+    if as_json:
+        typer.echo(json.dumps({"devices": [device.model_dump() for device in found]}))
+        return
+    for device in found:
+        typer.echo(
+            f"{device.name:<8} {device.kind}  {human_bytes(device.free_bytes)} free of {human_bytes(device.total_bytes)}"
+            f"  {device.description}"
+        )
+        if device.limit:
+            typer.echo(f"  its memory: {device.limit}")
+    if not any(device.kind == "gpu" for device in found):
+        typer.echo("No GPU that this build of llama.cpp can use: layers run on the CPU.")

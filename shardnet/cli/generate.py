@@ -7,11 +7,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("generate")(generate)
-
-
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to ask; "-" reads it from standard input.')],
     model: Annotated[str | None, typer.Option(help="Name or id; not needed where only one is served.")] = None,

@@ -45,8 +45,3 @@ def join(
     typer.echo(f"✓ Joined swarm {short(str(facts['swarm_id']))} as {name} ({short(str(facts['node_id']))})")
     known = f" (its coordinator is {coordinator})" if coordinator else ""
     typer.echo(f"  Start a node with: shardnet node{known}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(join)

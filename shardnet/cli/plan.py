@@ -18,11 +18,6 @@ PROMPT_ROWS = 256
 """Of the chunks that a machine's PROMPT_TOKENS_PER_S is about."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("plan")(plan)
-
-
 def plan(
     model: Annotated[Path, typer.Argument(help="The folder of a split model, or its manifest.json.")],
     node: Annotated[

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from shardnet.log import human_bytes
+
 LINE_EVERY_S = 5.0
+LEAST_BYTES = 1 << 20
+"""What is less is no count of bytes but of thousandths of some work."""
 
 
 @contextmanager
@@ -35,16 +39,17 @@ def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
             task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    begin = last = time.monotonic()
+    last, last_done = time.monotonic(), 0
 
     def line(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, last_done
         now = time.monotonic()
-        if now - last < LINE_EVERY_S or not done:
+        if now - last < LINE_EVERY_S or done <= last_done:
             return
-        last = now
-        left = (total - done) * (now - begin) / done
-        sys.stderr.write(f"{title}: {100 * done / total:.0f} %, {left:.0f} s left\n")
+        rate = (done - last_done) / (now - last)
+        last, last_done = now, done
+        shown = f"{human_bytes(rate)}/s, " if total >= LEAST_BYTES else ""
+        sys.stderr.write(f"{title}: {100 * done / total:.0f} %, {shown}{(total - done) / rate:.0f} s left\n")
         sys.stderr.flush()
 
     yield line

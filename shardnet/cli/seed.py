@@ -28,13 +28,6 @@ ConfigOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("seed")(seed)
-    app.command("fetch")(fetch)
-    app.command("torrent")(torrent)
-
-
 def seed(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A models cache, or the folder of one model.")],
     coordinator: CoordinatorOption = None,

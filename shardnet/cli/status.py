@@ -7,11 +7,6 @@ from typing import Annotated, Any
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("status")(status)
-
-
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     api: Annotated[
@@ -44,9 +39,11 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
+    for one in found["kept_out"]:
+        shown += ["", f"KEPT OUT: {one['reason']}"]
     if not found["models"] and any(node["not_served"] for node in found["nodes"]):
         shown += ["", "No model is served: the reasons stand below the nodes that have some."]
-    elif not found["models"]:
+    elif not found["models"] and not found["kept_out"]:
         shown += ["", "No model is known: put one into the models cache with `shardnet split`."]
     shown += ["", *_node_lines(found["nodes"])]
     shown += [f"The coordinator's models cache: {reason}" for reason in about["refused"]]
@@ -69,6 +66,8 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
         shown.append(f"  layers {row['first']:>3} to {row['end'] - 1:<3}  {shards:<14}  {holders}")
     for pipeline in model["pipelines"]:
         shown.append("  pipeline: " + " -> ".join(f"{stage['node']} {stage['layers']}" for stage in pipeline))
+    if not model["proved"]:
+        shown.append(f"  NOT PROVED: {model['unproved_reason']}")
     if model["reason"]:
         shown.append(f"  {model['reason']}")
     shown += [f"  note: {note}" for note in model["notes"]]

@@ -192,8 +192,3 @@ def revoke(
         return
     who = f"{name} ({short(node_id)})" if name else node_id
     typer.echo(f"✓ Revoked {who}" if changed else f"{who} was revoked before; nothing to do")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    app.add_typer(swarm, name="swarm")

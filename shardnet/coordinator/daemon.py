@@ -43,6 +43,8 @@ from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
+from shardnet.swarm.api_keys import API_KEYS, KeyRing, list_keys
+from shardnet.swarm.following import follow_records
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.membership import follow_revocations
@@ -66,6 +68,7 @@ class Coordinator:
         self._cluster = Cluster(dead_after_s=settings.placement.dead_after_s)
         self._standing = Standing(self._cluster, settings.models, settings.placement, settings.sequences)
         self._peers = Peers()
+        self._keys = KeyRing(settings.api.key)
         self._requests = Requests(
             Stages(self._standing, self._peers, self._apply),
             max_queued=settings.requests.max_queued,
@@ -117,6 +120,7 @@ class Coordinator:
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
+            self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
                 self._settings.models.cache,
                 self._identity.swarm,
@@ -140,13 +144,16 @@ class Coordinator:
                     await asyncio.to_thread(doors.write_down, self._home)
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
-                    doors.log_them(epoch=self._epoch, has_key=bool(self._settings.api.key))
-                    api = Api(self._service(), self._settings.api)
+                    doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)
+                    api = Api(self._service(), self._settings.api, self._keys)
                     children = [
                         self._tasks.create_task(http.run(api.app), name="http"),
                         self._tasks.create_task(self._tick(), name="tick"),
                         self._tasks.create_task(self._keep_planned(), name="plan"),
                         self._tasks.create_task(self._follow_revocations(), name="revocations"),
+                        self._tasks.create_task(
+                            follow_records(self._home.api_keys, API_KEYS, self._keys.set_named), name="API keys"
+                        ),
                     ]
                     if doors.directory is not None:
                         seeders = Seeders(self._cluster, doors.directory)
@@ -296,6 +303,7 @@ class Coordinator:
             words=self._catalogue.words,
             status=self._status,
             health=lambda: views.health(self._standing),
+            why_not_served=self._standing.why_not_served,
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
         )
 

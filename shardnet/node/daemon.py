@@ -92,7 +92,10 @@ class NodeDaemon:
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
         self._state = NodeState(
-            node.models_cache, assignment, can_fetch=exchange is not None or settings.torrent.enabled
+            node.models_cache,
+            assignment,
+            can_fetch=exchange is not None or settings.torrent.enabled,
+            require_proof=settings.models.require_proof,
         )
         self._store = ModelStore(node.models_cache)
         self._engine = (

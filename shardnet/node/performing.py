@@ -248,7 +248,7 @@ class Performer:
                     f"shard {shard_id} of {effect.manifest.name} can be had from nobody: no exchange runs"
                 )
             proved = await self._exchange.fetch(effect.manifest, shard_id, effect.target, effect.sources, on_progress)
-            await self._store.note_proved(effect.target, effect.manifest.files[shard_id].sha256, proved)
+            await self._store.note_proved(effect.target, effect.manifest.sha256_of(shard_id), proved)
         except asyncio.CancelledError:
             if not self._state.is_fetch_stopped(effect.key):
                 raise  # the daemon ends

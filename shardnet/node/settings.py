@@ -78,6 +78,14 @@ class NodeSection(Section):
         return ShardOptions(n_ctx=self.preload_n_ctx, n_seq=self.preload_n_seq, n_batch=self.preload_n_batch)
 
 
+class NodeModelsSettings(Section):
+    """Which models it runs."""
+
+    require_proof: bool = Field(
+        default=False, description="keep out models whose shards were not proved to give the unsplit model's numbers"
+    )
+
+
 class NodeDhtSettings(DhtSettings):
     """How this node meets others."""
 
@@ -98,6 +106,7 @@ class NodeSettings(Section):
     """A node's whole settings."""
 
     node: NodeSection = Field(default=NodeSection(), description="the daemon")
+    models: NodeModelsSettings = Field(default=NodeModelsSettings(), description="what it runs")
     inference: InferenceSettings = Field(default=InferenceSettings(), description="the engine")
     torrent: NodeTorrentSettings = Field(default=NodeTorrentSettings(), description="transfers")
     dht: NodeDhtSettings = Field(default=NodeDhtSettings(), description="meeting others")

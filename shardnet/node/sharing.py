@@ -181,7 +181,7 @@ class SharingDaemon:
             path = folder / manifest.content.shards[shard_id].file
             async with some:
                 proved = await self._exchange.fetch(manifest, shard_id, path, (), on_progress)
-                await self._store.note_proved(path, manifest.files[shard_id].sha256, proved)
+                await self._store.note_proved(path, manifest.sha256_of(shard_id), proved)
                 await self._exchange.offer(manifest, shard_id, path)
             done[shard_id] = manifest.content.shards[shard_id].bytes
             self._on_bytes(sum(done), manifest.total_bytes)

@@ -1,7 +1,7 @@
 """The home folder of one machine: where the swarm's keys, the members' records and this machine's identities lie.
 
     swarm/ca.pem  ca.key  swarm.key           the authority; `ca.key` only at the owner
-    swarm/members.json invites.json revoked.json coordinator.json
+    swarm/members.json invites.json revoked.json coordinator.json api_keys.json
     nodes/<name>/key.pem cert.pem lock        one identity per daemon; the lock says that it is running
 
 Coordinator, nodes and command line may start in the same instant: every change happens under one file lock, and every file appears
@@ -44,6 +44,7 @@ class Home:
         self.invites = self.swarm / "invites.json"
         self.revoked = self.swarm / "revoked.json"
         self.coordinator = self.swarm / "coordinator.json"
+        self.api_keys = self.swarm / "api_keys.json"
 
     def __repr__(self) -> str:
         return f"Home({str(self.path)!r})"
@@ -142,9 +143,17 @@ def read_records(path: Path, kind: TypeAdapter[T], empty: T) -> T:
     Raises: SettingsError if the file is damaged.
     """
     try:
-        return kind.validate_json(path.read_bytes())
+        return load_records(path, kind)
     except FileNotFoundError:
         return empty
+
+
+def load_records(path: Path, kind: TypeAdapter[T]) -> T:
+    """Returns: the records in a JSON file. Raises: FileNotFoundError; SettingsError if the file is damaged."""
+    try:
+        return kind.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardnet.errors import SettingsError
-from shardnet.log import get
 from shardnet.messages import Address
 from shardnet.swarm import tokens
 from shardnet.swarm.authority import fingerprint
+from shardnet.swarm.following import FOLLOW_INTERVAL_S, follow_records
 from shardnet.swarm.home import Home, read_records, write_records
 from shardnet.swarm.identity import Identity, SwarmIdentity
 from shardnet.swarm.records import (
@@ -27,10 +25,6 @@ from shardnet.swarm.records import (
     open_invites,
     with_invite,
 )
-
-FOLLOW_INTERVAL_S = 1.0
-
-log = get("swarm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,32 +104,13 @@ async def follow_revocations(
     *,
     interval_s: float = FOLLOW_INTERVAL_S,
 ) -> None:
-    """Keep `identity.revoked` like the home's file until cancelled; `shardnet swarm revoke` runs in another process and can only leave a file.
+    """Keep `identity.revoked` like the home's file until cancelled, as `follow_records` does: who was revoked stays revoked."""
 
-    A file that is gone or damaged changes nothing: who was revoked stays revoked.
-    """
-    seen = None
-    while True:
-        seen, node_ids = await asyncio.to_thread(_read_if_changed, identity.home, seen)
-        if node_ids is not None:
-            changed = node_ids != identity.revoked
-            identity.set_revoked(node_ids)
-            if changed and on_change is not None:
-                on_change(node_ids)
-        await asyncio.sleep(interval_s)
+    def take(records: Revocations) -> None:
+        node_ids = frozenset(records)
+        changed = node_ids != identity.revoked
+        identity.set_revoked(node_ids)
+        if changed and on_change is not None:
+            on_change(node_ids)
 
-
-def _read_if_changed(home: Home, seen: tuple[int, int] | None) -> tuple[tuple[int, int] | None, frozenset[str] | None]:
-    try:
-        status = home.revoked.stat()
-    except OSError:
-        return None, None
-    stamp = (status.st_mtime_ns, status.st_ino)
-    if stamp == seen:
-        return seen, None
-    try:
-        revoked = read_records(home.revoked, REVOCATIONS, {})
-        return stamp, frozenset(revoked)
-    except SettingsError as error:
-        log.error("revocations_unreadable", reason=str(error))
-        return stamp, None
+    await follow_records(identity.home.revoked, REVOCATIONS, take, interval_s=interval_s)

@@ -128,7 +128,7 @@ async def flipped_byte(folder: Path, megabytes: int) -> None:
 
 
 async def capped_seeds(folder: Path, mebibytes: int) -> None:
-    """Line B1: one seed and three, each held to 30 MiB/s. Do sources add up?"""
+    """One seed and three, each held to 30 MiB/s. Do sources add up?"""
     shard = make_shard(folder / "capped", mebibytes * MIB)
     rates = {}
     for n_seeds in (1, 3):

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 from shardnet.bench.driver import Driver
-from shardnet.bench.parity import compare, expected_run
 from shardnet.bench.plain import PlainLlama
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.lifecycle import run_loop
@@ -22,6 +21,10 @@ from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.swarm.home import Home
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support.node_parity import compare, expected_run
 
 SAMPLINGS = (
     Sampling(),

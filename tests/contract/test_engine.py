@@ -526,6 +526,49 @@ async def test_an_unloaded_shard_is_gone_and_can_come_back(
     route.forget()
 
 
+async def test_a_shard_that_is_unloaded_for_a_while_can_keep_its_sequences(tiny: SplitModel) -> None:
+    """One shard in memory at a time, as a machine would run a model that is larger than its memory."""
+    engine = EngineProcess(ONE_THREAD)
+    await engine.start()
+    sequence_id, tokens, logits, position, rows = new_id(), [], [], 0, list(PROMPT)
+    try:
+        for _ in range(20):
+            hidden, frame = None, None
+            for index in range(3):
+                await engine.load(load_request(tiny, index))
+                step, payloads = make_step(
+                    tiny.model_id,
+                    (index, index + 1),
+                    sequence_id,
+                    position,
+                    rows,
+                    hidden=hidden,
+                    samples=True,
+                    return_logits=True,
+                )
+                frame = await answer_of(engine, step, payloads)
+                hidden = hidden_of(frame)
+                await engine.unload(tiny.model_id, index, keep_sequences=True)
+            assert frame is not None
+            tokens.append(frame.message.tokens[0])
+            found = logits_of(frame)
+            assert found is not None
+            logits.append(found[0].copy())
+            position, rows = position + len(rows), [tokens[-1]]
+        await engine.unload(tiny.model_id, 1)
+        await engine.load(load_request(tiny, 1))
+        step, payloads = make_step(
+            tiny.model_id, (1, 2), sequence_id, position, rows, hidden=np.zeros((1, 64), np.float32)
+        )
+        with pytest.raises(SequenceGap):
+            await answer_of(engine, step, payloads)
+    finally:
+        await engine.close()
+    expected_tokens, expected = plain_logits(tiny.whole, PROMPT, 20)
+    assert tokens == expected_tokens
+    assert max(np.abs(a - b).max() for a, b in zip(logits, expected, strict=True)) == 0
+
+
 async def test_other_options_replace_a_shard(engine: EngineProcess, tiny: SplitModel, new_route: NewRoute) -> None:
     small = ShardOptions(n_ctx=64, n_seq=4, n_batch=64)
     await engine.load(load_request(tiny, 2, small))

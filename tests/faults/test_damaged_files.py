@@ -1,4 +1,4 @@
-"""Files of a models cache that are not what they should be: DEPENDENCIES.md, table B, lines B4, B5 and B10."""
+"""Files of a models cache that are not what they should be: damaged, cut off, other than the manifest promises."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> tuple[Path, Manifest]:
 
 
 def test_one_flipped_bit_is_found_wherever_it_is(model: tuple[Path, Manifest]) -> None:
-    """B4: twenty places in header and tensors, the last byte among them. The hash of the good file is remembered, and is of no use to a bad one."""
+    """Twenty places in header and tensors, the last byte among them. The hash of the good file is remembered, and is of no use to a bad one."""
     folder, manifest = model
     path = folder / manifest.content.shards[0].file
     good, first = path.read_bytes(), read_gguf_header(path).tensors[0].offset

@@ -142,7 +142,7 @@ def real_datagrams(net: World, target: KademliaDirectory) -> list[bytes]:
 
 
 async def test_thousands_of_random_and_mutated_datagrams_get_nothing_and_change_nothing(tmp_path: Path) -> None:
-    """DEPENDENCIES C3: 10,000 random and 20,000 mutated datagrams, without the swarm's key: no exception, no contact, not one byte back."""
+    """10,000 random and 20,000 mutated datagrams, without the swarm's key: no exception, no contact, not one byte back."""
     async with world(tmp_path, FakeClock()) as net:
         nodes = await net.grow(4)
         target = nodes[1]

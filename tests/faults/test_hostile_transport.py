@@ -1,4 +1,4 @@
-"""Table C of the reliability bar, as far as the links between daemons go: who is refused, how fast, at what cost, and what both sides read."""
+"""Links between daemons under attack: who is refused, how fast, at what cost, and what both sides read."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def lines_of(logs: Logs) -> list[str]:
     return [str(entry["reason"]) for entry in logs if entry["event"] in ("link_refused", "link_evicted")]
 
 
-# -- C4: who is not let in ---------------------------------------------------------------------------------------------------
+# -- who is not let in -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_greeting_that_does_not_fit_is_refused_with_the_reason(
     run(loop, main())
 
 
-# -- C1, C2: malformed frames of a member ------------------------------------------------------------------------------------
+# -- malformed frames of a member --------------------------------------------------------------------------------------------
 
 
 async def misbehave(world: World, listener: Listener, data: bytes, *, greet: bool = True) -> list[AnyMessage]:
@@ -360,7 +360,7 @@ def test_hundreds_of_members_gone_mad_leave_the_service_as_it_was(world: World) 
     assert sum(entry["event"] == "link_refused" for entry in logs) <= 3 * acceptor.LINES_PER_WINDOW
 
 
-# -- C5, C7: slow peers ------------------------------------------------------------------------------------------------------
+# -- slow peers --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -516,7 +516,7 @@ def test_closing_does_not_wait_for_a_reader_that_does_not_read(world: World, loo
     run(loop, main())
 
 
-# -- C6: somebody in the middle ----------------------------------------------------------------------------------------------
+# -- somebody in the middle --------------------------------------------------------------------------------------------------
 
 
 class Proxy:

@@ -151,7 +151,7 @@ class World:
         await self.third.fetch(
             self.torrent,
             self.tmp / "third" / "shard-0.gguf",
-            expect_sha256=self.manifest.files[0].sha256,
+            expect_sha256=self.manifest.sha256_of(0),
             expect_bytes=self.manifest.content.shards[0].bytes,
             label="0",
             peers=[("127.0.0.1", self.hello.capabilities.torrent_port)],

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from shardnet.bench.driver import Driver
-from shardnet.bench.parity import compare, expected_run
 from shardnet.bench.plain import PlainLlama
 from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.local.processes import LocalSwarm
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.swarm.home import Home
 from tests.conftest import SplitSmolLM2
+from tests.support.node_parity import compare, expected_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 

@@ -216,7 +216,7 @@ async def test_limits_hold_on_loopback_too(world: World, shard: Shard) -> None:
 
 
 async def test_three_capped_seeds_add_up(world: World, tmp_path: Path) -> None:
-    """Line B1 of the torrent table, small: all three give at once. What it gains is for `bench_torrent` to say, on a quiet machine."""
+    """Small: all three give at once. What it gains is for `bench_torrent` to say, on a quiet machine."""
     shard = make_shard(tmp_path / "origin", 16 * MB)
     seeds = [await world.session(f"seed-{index}", upload_limit_bytes_per_s=4 * MB) for index in range(3)]
     for seed in seeds:

@@ -12,6 +12,7 @@ from shardnet.manifest import (
     FileContent,
     Manifest,
     ModelContent,
+    NoProof,
     ParityCertificate,
     ShardContent,
     ShardFile,
@@ -134,3 +135,49 @@ def test_a_certificate_is_exact_only_when_no_bit_differs() -> None:
 def test_garbage_is_named_by_its_source() -> None:
     with pytest.raises(ManifestError, match=r"/x/manifest\.json"):
         parse_manifest(b"\x00\x01", source="/x/manifest.json")
+
+
+def planned(*known: int) -> Manifest:
+    """Returns: the manifest of a model that is cut in parts, which knows the bytes of some shards."""
+    shards = [
+        one.model_copy(update={"content_sha256": None, "header_sha256": f"{one.shard_id:064x}"})
+        for one in content().shards
+    ]
+    what = content().model_copy(update={"shards": tuple(shards), "weights_sha256": "b" * 64, "format": 2})
+    files = tuple(ShardFile(sha256="c" * 64 if index in known else None) for index in range(2))
+    return Manifest(model_id=what.model_id, name="tiny-Q4_0", content=what, files=files)
+
+
+def test_a_model_that_is_cut_in_parts_has_one_id_whichever_shards_are_known() -> None:
+    assert planned().model_id == planned(0).model_id == planned(0, 1).model_id != manifest().model_id
+    one = parse_manifest(planned(1).to_json(), source="test")
+    assert one == planned(1)
+    assert one.cut_here == (1,)
+    assert one.sha256_of(1) == "c" * 64
+    with pytest.raises(ManifestError, match=r"does not know the bytes of shard 0.*--only 0"):
+        one.sha256_of(0)
+
+
+def test_a_shard_without_a_hash_is_refused_where_the_whole_was_cut_at_once() -> None:
+    data = json.loads(manifest().to_json())
+    data["files"][1]["sha256"] = None
+    with pytest.raises(ManifestError, match="a shard has no SHA-256"):
+        parse_manifest(json.dumps(data), source="test")
+
+
+def test_shards_are_all_named_one_way() -> None:
+    data = json.loads(planned(0).to_json())
+    data["content"]["shards"][1]["content_sha256"] = "d" * 64
+    with pytest.raises(ManifestError, match="shard 1 needs one hash"):
+        parse_manifest(json.dumps(data), source="test")
+
+
+def test_what_was_not_proved_says_why() -> None:
+    assert manifest().unproved == "its shards were never run against the unsplit model"
+    none = manifest().model_copy(update={"certificate": NoProof(reason="it was cut from an address")})
+    assert parse_manifest(none.to_json(), source="test") == none
+    assert none.unproved == "it was cut from an address"
+    assert manifest().model_copy(update={"certificate": proof(0.5)}).unproved.startswith("its shards do not give")
+    proved = manifest().model_copy(update={"certificate": proof(0)})
+    assert proved.unproved == ""
+    assert by_claim([none, proved]) == [proved, none]

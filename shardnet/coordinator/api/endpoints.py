@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.wording import Wording, chat_wording, completion_wording, to_event
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
+from shardnet.swarm.api_keys import KeyRing
 
 KEEP_ALIVE_S = 15.0
 """A comment line goes out so often while a long prompt is computed: proxies give up on silent connections."""
@@ -44,9 +44,10 @@ log = get("api")
 class Api:
     """The routes."""
 
-    def __init__(self, service: Service, settings: ApiSettings) -> None:
+    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing) -> None:
         self._service = service
         self._settings = settings
+        self._keys = keys
         self._started_s = int(time.time())
         routes = [
             self._route("GET", "/v1/models", self._models),
@@ -108,12 +109,13 @@ class Api:
             raise UsageError(f"host {name[:100]!r} is not answered here: add it to api.allowed_hosts", http_status=403)
 
     def _check_key(self, request: Request) -> None:
-        key = self._settings.key
-        if not key:
-            return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise UsageError("this API wants a key: send the header 'Authorization: Bearer KEY'", http_status=401)
+        is_known = scheme.lower() == "bearer" and self._keys.name_of(given.strip()) is not None
+        if self._keys.is_asked_for and not is_known:
+            raise UsageError(
+                "this API wants a key (`shardnet key add` makes one): send the header 'Authorization: Bearer KEY'",
+                http_status=401,
+            )
 
     async def _body(self, request: Request, kind: type[R]) -> R:
         """Raises: UsageError for a body that is too large, not declared as JSON (a browser could send it across sites), or not usable."""
@@ -158,7 +160,8 @@ class Api:
         for one in self._health_models():
             if wanted in (one["model"], one["model_id"]):
                 return JSONResponse(self._model_card(one))
-        raise UsageError(f"model {wanted[:100]!r} is not known here", unknown_model=wanted[:100])
+        reason = self._service.why_not_served(wanted) or f"model {wanted[:100]!r} is not known here"
+        raise UsageError(reason, unknown_model=wanted[:100])
 
     def _health_models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = self._service.health()["models"]

@@ -202,11 +202,13 @@ class ChatMessage(BaseModel):
                 raise UsageError(f"{where}.{at}: a part of type {part.type!r} needs its text", param=where)
 
     def for_template(self) -> dict[str, Any]:
-        """Returns: what templates expect: the content as one text."""
-        message = dict(self.model_extra or {})
+        """Returns: what templates expect: the content as one text, none where it is null."""
+        message = {"role": self.role, **(self.model_extra or {})}
+        if self.content is None:
+            return message
         content = self.content
-        text = content if isinstance(content, str) else "".join(part.text or "" for part in content or ())
-        return message | {"role": self.role, "content": text}
+        text = content if isinstance(content, str) else "".join(part.text or "" for part in content)
+        return message | {"content": text}
 
 
 class ChatRequest(CommonRequest):
@@ -218,9 +220,18 @@ class ChatRequest(CommonRequest):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Any] | None = Field(default=None, max_length=1024)
     functions: list[Any] | None = Field(default=None, max_length=1024)
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+    reasoning_effort: str | None = Field(default=None, max_length=64)
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
     modalities: list[str] | None = Field(default=None, max_length=16)
     audio: dict[str, Any] | None = None
+
+    def template_variables(self) -> dict[str, Any]:
+        """Returns: further names for the chat template."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return effort | (self.chat_template_kwargs or {})
 
     def most_tokens(self) -> int | None:
         """Returns: how long the answer may be; None until the context is full."""
@@ -244,6 +255,10 @@ class ChatRequest(CommonRequest):
             raise UsageError("functions: calling functions is not supported", param="functions")
         if self.top_logprobs is not None and not self.logprobs:
             raise UsageError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise UsageError(
+                "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+            )
         reserved = {"messages", "add_generation_prompt"} & set(self.chat_template_kwargs or {})
         if reserved:
             raise UsageError(f"chat_template_kwargs: {sorted(reserved)} cannot be set", param="chat_template_kwargs")

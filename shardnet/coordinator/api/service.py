@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
-from shardnet.coordinator.placement.catalogue import Words, resolve
+from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
+from shardnet.coordinator.text.words import Words
 from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
@@ -38,6 +38,7 @@ class Service:
         manifests: models that may be asked for, ready or not.
         status: everything that `shardnet status` shows.
         health: short, for load balancers: `ready` and the models.
+        why_not_served: of a model by name or id, where the swarm has it and it is not served.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.
     """
 
@@ -49,6 +50,7 @@ class Service:
     words: Callable[[Manifest], Awaitable[Words]]
     status: Callable[[], dict[str, Any]]
     health: Callable[[], dict[str, Any]]
+    why_not_served: Callable[[str], str | None]
     describe_stage: Callable[[Route, int], dict[str, Any]]
 
     async def complete(self, request: CompletionRequest) -> Answering:
@@ -59,15 +61,7 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompt = request.single_prompt()
-        if isinstance(prompt, str):
-            text = prompt
-            # A user's text cannot spell control tokens; whoever wants them sends token ids.
-            prompt = await asyncio.to_thread(words.vocabulary.tokenize, text, add_special=True, parse_special=False)
-        if bad := next((token for token in prompt if token >= words.vocabulary.n_vocab), None):
-            raise UsageError(
-                f"prompt: token {bad} is outside the vocabulary of {words.vocabulary.n_vocab}", param="prompt"
-            )
+        prompt = await words.prompt_tokens(request.single_prompt())
         return await self._begin(request, manifest, words, prompt)
 
     async def chat(self, request: ChatRequest) -> Answering:
@@ -75,18 +69,24 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        if words.template is None:
-            raise UsageError(words.template_error, param="messages")
-        parts = await words.template.render(
+        prompt = await words.chat_tokens(
             [message.for_template() for message in request.messages],
-            variables=request.chat_template_kwargs,
-            timeout_s=self.settings.template_timeout_s,
+            request.template_variables(),
+            self.settings.template_timeout_s,
+            documents=request.documents,
+            continues=bool(request.continue_final_message),
+            begins_answer=request.add_generation_prompt is not False,
         )
-        prompt = await asyncio.to_thread(words.vocabulary.tokenize_parts, parts)
         return await self._begin(request, manifest, words, prompt)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
-        manifest = resolve(self.manifests(), request.model)
+        try:
+            manifest = resolve(self.manifests(), request.model)
+        except UsageError as error:
+            reason = self.why_not_served(request.model) if request.model else None
+            if reason is None:
+                raise
+            raise UsageError(reason, **error.facts) from None
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 

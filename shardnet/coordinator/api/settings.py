@@ -16,7 +16,10 @@ class ApiSettings(Section):
     """Who may use the HTTP API."""
 
     key: str = Field(
-        default="", max_length=512, repr=False, description='clients must send it as "Authorization: Bearer"; "": none'
+        default="",
+        max_length=512,
+        repr=False,
+        description='a key besides those of `shardnet key`, sent as "Authorization: Bearer"; "": none',
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=("localhost", "127.0.0.1", "::1"),

@@ -132,6 +132,8 @@ def health_model(
         "ready": bool(routes),
         "missing_layers": missing,
         "reason": reason,
+        "proved": not manifest.unproved,
+        "unproved_reason": manifest.unproved or None,
     }
 
 
@@ -208,6 +210,9 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
                 standing.notes(one),
             )
             for one in standing.served()
+        ],
+        "kept_out": [
+            {"model": one.name, "model_id": one.model_id, "reason": reason} for one, reason in standing.all_kept_out()
         ],
         "links": [
             {"source": a, "target": b, "one_way_s": link.one_way_s, "bytes_per_s": link.bytes_per_s}

@@ -11,11 +11,9 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from shardnet.coordinator.text.template import ChatTemplate
-from shardnet.coordinator.text.vocabulary import Vocabulary
+from shardnet.coordinator.text.words import Words, open_words
 from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound, UsageError
 from shardnet.files import unwritable, write_whole
 from shardnet.ids import short
@@ -33,15 +31,6 @@ FetchPiece = Callable[[str, int], Awaitable[tuple[int, bytes]]]
 """`(model_id, offset)` -> (total bytes, one piece)."""
 
 log = get("catalogue")
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A model's vocabulary and chat template. `template` is None where the model has none, or an unusable one (`template_error`)."""
-
-    vocabulary: Vocabulary
-    template: ChatTemplate | None
-    template_error: str = ""
 
 
 class Catalogue:
@@ -123,7 +112,7 @@ class Catalogue:
         path = await asyncio.to_thread(self._local, manifest)
         if path is None:
             path = await self._fetched(manifest)
-        return await asyncio.to_thread(_make_words, manifest, path)
+        return await asyncio.to_thread(open_words, manifest.name, path)
 
     def _kept(self, file: FileContent) -> Path:
         return self._cache / TOKENIZERS / f"{file.sha256}.gguf"
@@ -159,24 +148,6 @@ class Catalogue:
         await asyncio.to_thread(_write, path, bytes(data))
         log.info("tokenizer_fetched", model=manifest.name, size_bytes=len(data))
         return path
-
-
-def _make_words(manifest: Manifest, path: Path) -> Words:
-    vocabulary = Vocabulary(path)
-    special = vocabulary.special_texts  # found here, in the thread
-    if vocabulary.chat_template is None:
-        return Words(vocabulary, None, f"model {manifest.name} has no chat template: use /v1/completions")
-    try:
-        template = ChatTemplate(
-            vocabulary.chat_template,
-            model=manifest.name,
-            bos=vocabulary.text_of(vocabulary.bos),
-            eos=vocabulary.text_of(vocabulary.eos),
-            special=special,
-        )
-    except ShardnetError as error:
-        return Words(vocabulary, None, str(error))
-    return Words(vocabulary, template)
 
 
 def _sha256(path: Path) -> str:

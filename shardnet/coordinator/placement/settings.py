@@ -23,6 +23,9 @@ class ModelsSettings(Section):
         strict=False,
         description="names or ids of the models to serve; empty: every known name, of each the newest proved model",
     )
+    require_proof: bool = Field(
+        default=False, description="keep out models whose shards were not proved to give the unsplit model's numbers"
+    )
 
 
 class PlacementSettings(Section):

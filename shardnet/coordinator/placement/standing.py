@@ -32,6 +32,7 @@ class Standing:
     ) -> None:
         self.cluster = cluster
         self._serve = models.serve
+        self._require_proof = models.require_proof
         self._placement = placement
         self._sequences = sequences
         self._policy = Policy(stages=placement.stages, headroom_share=placement.headroom_share)
@@ -44,7 +45,7 @@ class Standing:
     def served(self) -> list[Manifest]:
         """Returns: models that are to be in memory, by name: of each name the one that it means (`by_claim`), and what the settings name by id."""
         wanted = self._serve
-        known = self.cluster.manifests.values()
+        known = [one for one in self.cluster.manifests.values() if not self.kept_out(one)]
         meant: list[Manifest] = []
         for name in sorted({one.name for one in known}):
             rivals = by_claim(one for one in known if one.name == name)
@@ -60,6 +61,20 @@ class Standing:
         others = [one for one in self.cluster.manifests.values() if not wanted or one.name in wanted]
         return [*served, *by_claim(one for one in others if one.model_id not in ids)]
 
+    def kept_out(self, manifest: Manifest) -> str:
+        """Returns: why a model is not to be served, "" if it may be."""
+        if not self._require_proof or not manifest.unproved:
+            return ""
+        return (
+            f"model {manifest.name} ({short(manifest.model_id)}) is kept out by the coordinator's models.require_proof: {manifest.unproved}; "
+            "prove it with `shardnet verify FOLDER --source MODEL`, and start the coordinator again"
+        )
+
+    def all_kept_out(self) -> list[tuple[Manifest, str]]:
+        """Returns: models that are not served for want of a proof, by name, each with the reason."""
+        known = sorted(self.cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
+        return [(one, reason) for one in known if (reason := self.kept_out(one))]
+
     def unserved(self, node: NodeView) -> list[Unserved]:
         """Returns: models that a node has and that no request can ask for, each with the reason."""
         answering = {one.model_id for one in self.answering()}
@@ -73,6 +88,21 @@ class Standing:
             "the node has shards of it and no manifest.json beside them: copy that there, and start the node again"
         )
         return node.unserved.get(model_id) or Unserved(model_id, short(model_id), no_manifest)
+
+    def why_not_served(self, wanted: str) -> str | None:
+        """Returns: why the model of that id (12 digits of it at least) or name is not served, where the swarm has it; else None."""
+
+        def is_meant(model_id: str, name: str) -> bool:
+            return wanted == name or (len(wanted) >= 12 and model_id.startswith(wanted))
+
+        for one in self.answering():
+            if is_meant(one.model_id, one.name):
+                return str(self.not_ready(one.model_id))
+        for node in sorted(self.cluster.nodes.values(), key=lambda one: one.label):
+            for other in self.unserved(node):
+                if is_meant(other.model_id, other.name):
+                    return f"model {other.name} ({short(other.model_id)}), which node {node.label} has, is not served: {other.reason}"
+        return None
 
     def options(self, manifest: Manifest) -> ShardOptions:
         """Returns: what every shard of a model is loaded with."""
@@ -89,6 +119,8 @@ class Standing:
 
     def routes(self, model_id: str) -> list[Route]:
         """Returns: pipelines that are ready now."""
+        if self.kept_out(self.cluster.manifests[model_id]):
+            return []  # a node may have loaded it all the same
         known = self._routes.get(model_id)
         if known is None or known[0] != self.cluster.version:
             options = self.options(self.cluster.manifests[model_id])
@@ -116,6 +148,8 @@ class Standing:
         """Returns: why there is no pipeline."""
         served = self.served()
         wanted = self.cluster.manifests[model_id]
+        if reason := self.kept_out(wanted):
+            return PlacementError(reason)
         if wanted not in served and (holder := next((one for one in served if one.name == wanted.name), None)):
             return PlacementError(
                 f"model {short(model_id)} is not in memory: {holder.name} means the newer or proved model {short(holder.model_id)}; "
@@ -135,6 +169,7 @@ class Standing:
         """Returns: a sentence if other models have this one's name and are left out for it."""
         ids = {one.model_id for one in self.served()}
         others = [one for one in self.answering() if one.name == manifest.name and one.model_id not in ids]
+        others = [one for one in others if not self.kept_out(one)]
         if not others:
             return ()
         them = ", ".join(short(one.model_id) for one in others)
@@ -145,6 +180,10 @@ class Standing:
 
     def tell(self) -> None:
         """Log when a model becomes complete or is so no longer, and which one a name means if there are several; each new reason once."""
+        for manifest, reason in self.all_kept_out():
+            if self._told.get(manifest.model_id) != reason:
+                self._told[manifest.model_id] = reason
+                log.warning("model_kept_out", model=manifest.name, reason=reason)
         for manifest in self.served():
             for note in self.namesakes(manifest):
                 if self._told.get(manifest.name) != note:

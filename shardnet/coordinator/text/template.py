@@ -1,7 +1,7 @@
-"""Chat templates: the model's own Jinja, in a sandbox, with a time limit, and with user text that cannot forge control tokens.
+"""A model's chat template: a conversation becomes a prompt, in which nothing that a client sent is a control token.
 
-A template comes with the model, whose manifest is trusted; still it gets no attribute it should not see, no endless loop and no huge string.
-Text of users that spells a control token (`<|im_end|>`) is put aside under a mark before rendering, and tokenized as plain text afterwards.
+What the template is given is told in `conversation`, the dialect and the sandbox in `jinja`, who wrote which character in `provenance`.
+Rendering runs in a thread, whose work is limited by the processor time that it takes: a busy machine does not turn a long conversation into an error.
 """
 
 from __future__ import annotations
@@ -9,140 +9,269 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import re
-import secrets
 import threading
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
+from shardnet.coordinator.text.control import ControlTokens, Part
+from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
+from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
+from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
+from shardnet.coordinator.text.traits import FAULTS, Message, Traits
 from shardnet.errors import DeadlineExceeded, UsageError
 
-MAX_PRODUCT = 1 << 20
-"""Longest sequence that `*` may make in a template."""
-
-Part = tuple[str, bool]
-"""`(text, may hold control tokens)`"""
+_NO_LETTERS = re.compile("[^a-z0-9]+")
 
 
-class _TimeIsUp(BaseException):
-    """Raised inside the rendering thread."""
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What a template is to render.
 
+    Attributes:
+        messages: as a client sent them.
+        variables: further names for the template; tools and documents may be among them.
+        tools: as the API has them; none is the same as no tools.
+        documents: the same.
+        continues: the answer goes on the last message, which must be the assistant's, in the place of beginning a new one.
+        begins_answer: the prompt ends where an answer begins.
+    """
 
-class _Refused(Exception):
-    """A template called `raise_exception`: the conversation is not one it takes."""
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Numbers may be multiplied; strings and lists only up to a bound."""
-        if operator == "**":
-            raise jinja2.exceptions.SecurityError("powers are not allowed in chat templates")
-        for one, other in ((left, right), (right, left)):
-            if (
-                isinstance(one, str | bytes | list | tuple)
-                and isinstance(other, int)
-                and len(one) * other > MAX_PRODUCT
-            ):
-                raise jinja2.exceptions.SecurityError("a chat template multiplied a text beyond all measure")
-        return super().call_binop(context, operator, left, right)
-
-
-def _raise_exception(message: str) -> None:
-    raise _Refused(str(message))
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+    messages: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any]
+    tools: Sequence[Any] | None = None
+    documents: Sequence[Any] | None = None
+    continues: bool = False
+    begins_answer: bool = True
 
 
 class ChatTemplate:
     """One model's template, compiled.
 
     Args:
-        special: matches the text of any control token.
+        source: the Jinja text.
+        model: the model's name, for sentences.
+        bos: text of the begin-of-text token, `eos` of the end.
+        control: texts of its control tokens, `defined` of those that llama.cpp types USER_DEFINED, `strips_right`: see `ControlTokens`.
+        with_tools: the template for conversations with tools, where the model has one of its own (`tool_use`).
 
-    Raises: UsageError if the template is no Jinja.
+    Raises: UsageError if a template is no Jinja.
     """
 
     def __init__(
-        self, source: str, *, model: str, bos: str = "", eos: str = "", special: re.Pattern[str] | None = None
+        self,
+        source: str,
+        *,
+        model: str,
+        bos: str = "",
+        eos: str = "",
+        control: Iterable[str] = (),
+        defined: Iterable[str] = (),
+        strips_right: Iterable[str] = (),
+        with_tools: str | None = None,
     ) -> None:
         self._model = model
-        self._special = special
-        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-        environment.globals |= {"bos_token": bos, "eos_token": eos}
         try:
-            self._template = environment.from_string(source)
+            self._plain = _Compiled(source, bos, eos)
+            self._with_tools = _Compiled(with_tools, bos, eos) if with_tools is not None else self._plain
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {model} cannot be used: {error}; use /v1/completions") from error
+        self.control = ControlTokens(control, defined, self._plain.words + self._with_tools.words, strips_right)
+
+    def traits(self, *, tools: bool = False) -> Traits:
+        """Returns: what the template takes. Asking it renders small conversations, some milliseconds."""
+        return (self._with_tools if tools else self._plain).traits
 
     async def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        continues: bool = False,
+        begins_answer: bool = True,
         timeout_s: float = 2.0,
     ) -> list[Part]:
-        """Render a conversation, up to where the model's answer begins.
+        """Render a conversation, up to where the model's answer begins. Arguments: see `Chat`.
 
-        Returns: the text in parts, to be tokenized with and without control tokens.
-        Raises: UsageError with the template's reason if it refuses the conversation; DeadlineExceeded if it takes too long.
+        Args:
+            timeout_s: seconds of processor time.
+
+        Returns: the prompt in parts, see `Part`.
+        Raises: UsageError with the template's reason if it refuses the conversation, or leaves a message out; DeadlineExceeded if it takes too long.
         """
-        aside = _Aside(self._special)
-        context = {
-            "add_generation_prompt": True,
-            **(variables or {}),
-            "messages": [aside.put(dict(one)) for one in messages],
-        }
-        rendering = _Rendering(self._template, context)
-        task = asyncio.create_task(asyncio.to_thread(rendering.run))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody waits any more
+        further = dict(variables or {})
+        tools, documents = tools or further.pop("tools", None), documents or further.pop("documents", None)
+        chat = Chat(messages, further, tools or None, documents or None, continues, begins_answer)
+        work = _LimitedWork(lambda: self.control.parts(self._prompt(chat)))
         try:
-            async with asyncio.timeout(timeout_s):
-                text = await asyncio.shield(task)
+            return await work.result(timeout_s)
         except TimeoutError:
-            rendering.interrupt()
             raise DeadlineExceeded(
                 f"the chat template of {self._model} did not finish within {timeout_s:g} s; use /v1/completions"
             ) from None
-        except _Refused as error:
+
+    def _prompt(self, chat: Chat) -> str:
+        """Returns: the prompt, each character with its author."""
+        compiled = self._with_tools if chat.tools else self._plain
+        try:
+            prompt = self._rendered(compiled, chat)
+            left_out = self._left_out(compiled, chat, prompt)
+            if left_out and all(chat.messages[one].get("role") in ("system", "developer") for one in left_out):
+                # Mistral's shows a system text only where a user has the last word.
+                prompt = self._rendered(compiled, chat, shows_system=False)
+                left_out = self._left_out(compiled, chat, prompt, shows_system=False)
+        except RefusedByTemplate as error:
             raise UsageError(f"the chat template of {self._model} refuses this conversation: {error}") from error
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {self._model} failed: {error}") from error
-        except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except FAULTS as error:
             raise UsageError(f"the chat template of {self._model} cannot take these messages: {error}") from error
-        finally:
-            if not task.done():
-                rendering.interrupt()
-        return aside.split(text)
+        if left_out:
+            number, role = left_out[0], chat.messages[left_out[0]].get("role")
+            raise UsageError(
+                f"messages[{number}]: the chat template of {self._model} leaves a message of role {role!r} out here: the model would not see it",
+                param="messages",
+            )
+        return prompt
+
+    def _rendered(self, compiled: _Compiled, chat: Chat, *, shows_system: bool | None = None) -> str:
+        messages = as_template_wants(chat.messages, compiled.traits, shows_system=shows_system)
+        return self._continued(compiled, messages, chat) if chat.continues else compiled.render(messages, chat)
+
+    def _continued(self, compiled: _Compiled, messages: list[Message], chat: Chat) -> str:
+        """The end of the last message's text is found by its author, which no other text has."""
+        text, last = text_of(messages[-1]), author_of_message(len(chat.messages))
+        if messages[-1].get("role") != "assistant" or not text.strip():
+            raise UsageError(
+                "continue_final_message: the last message must be the assistant's, with a text", param="messages"
+            )
+        own = written_by(last, text)
+        content = [{"type": "text", "text": own}] if isinstance(messages[-1]["content"], list) else own
+        prompt = compiled.render([*messages[:-1], messages[-1] | {"content": content}], chat)
+        begun = prompt[: authors_of(prompt).rfind(last) + 1]
+        if not begun.endswith((text, text.rstrip())):
+            raise UsageError(
+                f"continue_final_message: the chat template of {self._model} does not end with the last message's text",
+                param="continue_final_message",
+            )
+        return begun
+
+    def _left_out(self, compiled: _Compiled, chat: Chat, prompt: str, *, shows_system: bool | None = None) -> list[int]:
+        """Returns: numbers of messages that the prompt does not show. A template may write a text in ways that lose its author, so those that seem to
+        be missing are asked for with a word behind each."""
+        missing = without_trace(chat.messages, prompt)
+        if chat.continues and missing and missing[-1] == len(chat.messages) - 1:
+            missing.pop()
+        if not missing:
+            return []
+        words = {number: f"needle{number}needle" for number in missing}
+        marked = [
+            _with_word(message, words[number]) if number in words else message
+            for number, message in enumerate(chat.messages)
+        ]
+        try:
+            text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
+        except FAULTS:
+            return []  # nothing is known then
+        letters = _NO_LETTERS.sub("", text.lower())
+        return [number for number, word in words.items() if word not in letters]
 
 
-class _Rendering:
-    """One rendering in a thread that can be stopped, as long as it runs Python."""
+def _with_word(message: Mapping[str, Any], word: str) -> dict[str, Any]:
+    if text := text_of(message):
+        return dict(message) | {"content": f"{text} {word}"}
+    calls = message["tool_calls"]
+    if not (
+        isinstance(calls, list) and calls and isinstance(calls[0], dict) and isinstance(calls[0].get("function"), dict)
+    ):
+        return dict(message)
+    function = calls[0]["function"] | {"name": word}
+    return dict(message) | {"tool_calls": [calls[0] | {"function": function}, *calls[1:]]}
 
-    def __init__(self, template: jinja2.Template, context: Mapping[str, Any]) -> None:
-        self._template = template
-        self._context = context
+
+class _Compiled:
+    """One Jinja source."""
+
+    def __init__(self, source: str, bos: str, eos: str) -> None:
+        environment = ChatEnvironment(bos=bos, eos=eos)
+        tree = environment.parse(source)
+        texts = [one.data for one in tree.find_all(nodes.TemplateData)]
+        texts += [one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str)]
+        self.words = "\n".join(texts)
+        self._template = environment.from_string(tree)
+        self.traits = Traits(self._ask, self.words)
+
+    def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str:
+        return self._rendered(messages, {}, Chat((), {}, tools), as_none)
+
+    def render(self, messages: Sequence[Message], chat: Chat) -> str:
+        """Returns: the text. Raises: one of `FAULTS`."""
+        return self._rendered(messages, chat.variables, chat, self.traits.takes_none)
+
+    def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any], chat: Chat, as_none: bool) -> str:
+        given = {"tools": chat.tools, "documents": chat.documents}
+        if not as_none:
+            given = {key: one for key, one in given.items() if one is not None}
+        begins = {"add_generation_prompt": chat.begins_answer and not chat.continues}
+        return self._template.render({**begins, **_copy(given), **_copy(variables), "messages": list(messages)})
+
+
+def _copy(value: Any) -> Any:
+    """Returns: the value, for a template to change as it likes."""
+    if isinstance(value, Mapping):
+        return {key: _copy(one) for key, one in value.items()}
+    return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+class _TimeIsUp(BaseException):
+    """Raised inside the working thread."""
+
+
+class _LimitedWork:
+    """Python code in a thread, limited by the processor time that it takes there."""
+
+    def __init__(self, work: Callable[[], list[Part]]) -> None:
+        self._work = work
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._clock: int | None = None
+        self._begun_s = 0.0
         self._stopped = False
 
-    def run(self) -> str:
-        """Returns: the text."""
+    async def result(self, limit_s: float) -> list[Part]:
+        """Returns: what the work returns. Raises: what it raises; TimeoutError if it was stopped."""
+        task = asyncio.create_task(asyncio.to_thread(self._run))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody waits any more
+        try:
+            left_s = limit_s
+            while not task.done():
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait({task}, timeout=max(0.01, left_s))
+                left_s = limit_s - self._used_s()
+            return task.result()
+        finally:
+            if not task.done():
+                self._interrupt()
+
+    def _run(self) -> list[Part]:
         with self._lock:
             if self._stopped:
-                return ""
+                return []
             self._thread = threading.get_ident()
+            if hasattr(time, "pthread_getcpuclockid"):
+                self._clock = time.pthread_getcpuclockid(self._thread)
+            self._begun_s = self._now_s()
         try:
-            return self._template.render(self._context)
+            return self._work()
         except _TimeIsUp:
-            return ""
+            return []
         finally:
             try:
                 with self._lock:
@@ -150,39 +279,16 @@ class _Rendering:
             except _TimeIsUp:  # it came in the last moment
                 self._thread = None
 
-    def interrupt(self) -> None:
-        """Stop it soon."""
+    def _now_s(self) -> float:
+        # macOS does not tell another thread's processor time: there it is the time that passes.
+        return time.monotonic() if self._clock is None else time.clock_gettime(self._clock)
+
+    def _used_s(self) -> float:
+        with self._lock:
+            return self._now_s() - self._begun_s if self._thread is not None else 0.0
+
+    def _interrupt(self) -> None:
         with self._lock:
             self._stopped = True
             if self._thread is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_TimeIsUp))
-
-
-class _Aside:
-    """Texts that spell control tokens, and the marks that stand for them while the template is rendered."""
-
-    def __init__(self, special: re.Pattern[str] | None) -> None:
-        self._special = special
-        self._nonce = secrets.token_hex(8)
-        self._texts: list[str] = []
-
-    def put(self, value: Any) -> Any:
-        """Returns: the value with marks in the place of control tokens, however deep they lie."""
-        if isinstance(value, str):
-            return self._special.sub(self._mark, value) if self._special else value
-        if isinstance(value, Mapping):
-            return {key: self.put(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.put(one) for one in value]
-        return value
-
-    def _mark(self, found: re.Match[str]) -> str:
-        self._texts.append(found[0])
-        return f"\ue000{self._nonce}:{len(self._texts) - 1}\ue001"
-
-    def split(self, text: str) -> list[Part]:
-        """Returns: the rendered text in parts."""
-        parts: list[Part] = []
-        for index, one in enumerate(re.split(f"\ue000{self._nonce}:([0-9]+)\ue001", text)):
-            parts.append((self._texts[int(one)], False) if index % 2 else (one, True))
-        return [part for part in parts if part[0]]

@@ -9,18 +9,22 @@ Source: llama.h (`llama_tokenize`, `llama_token_to_piece`) of the llama.cpp that
 from __future__ import annotations
 
 import ctypes
-import re
-from array import array
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import llama_cpp
 
+from shardnet.coordinator.text.control import ControlTokens, Part
 from shardnet.errors import EngineError
 from shardnet.inference.llama.model import LlamaModel
 
 SPECIAL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
+DEFINED = int(llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
+STRIPS_RIGHT = int(llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
+_WINDOW = 1 << 16
+_BEFORE = "\n"
+"""Stands before a text whose beginning is in the middle of a line: the vocabulary then puts its space before this."""
 
 
 class Vocabulary:
@@ -36,14 +40,20 @@ class Vocabulary:
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
         self.bos = int(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos = int(llama_cpp.llama_vocab_eos(self._vocab))
-        template = llama_cpp.llama_model_chat_template(self._model.pointer, None)
-        self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self.chat_template = self._template(None)
+        self.tool_template = self._template(b"tool_use")
+        """For conversations with tools, where the model has one of its own."""
         tokens = range(self.n_vocab)
         self.ends = frozenset(token for token in tokens if llama_cpp.llama_vocab_is_eog(self._vocab, token))
-        self._special = frozenset(
-            token for token in tokens if int(llama_cpp.llama_vocab_get_attr(self._vocab, token)) & SPECIAL
-        )
+        kinds = {token: int(llama_cpp.llama_vocab_get_attr(self._vocab, token)) for token in tokens}
+        self._special = frozenset(token for token, kind in kinds.items() if kind & SPECIAL)
+        self._defined = frozenset(token for token, kind in kinds.items() if kind & DEFINED) - self._special
+        self._strips_right = frozenset(token for token, kind in kinds.items() if kind & STRIPS_RIGHT)
         self._pieces: dict[int, bytes] = {}
+
+    def _template(self, name: bytes | None) -> str | None:
+        template = llama_cpp.llama_model_chat_template(self._model.pointer, name)
+        return template.decode(errors="replace") if template else None
 
     def close(self) -> None:
         """Free it."""
@@ -78,10 +88,30 @@ class Vocabulary:
             size = -count
 
     @cached_property
-    def special_texts(self) -> re.Pattern[str] | None:
-        """Returns: what matches the text of any control token; None if there is none."""
-        texts = sorted({self.text_of(token) for token in self._special} - {""}, key=lambda text: (-len(text), text))
-        return re.compile("|".join(map(re.escape, texts))) if texts else None
+    def control_texts(self) -> frozenset[str]:
+        """Returns: texts of tokens that are only looked for with `parse_special`."""
+        return frozenset(map(self.text_of, self._special)) - {""}
+
+    @cached_property
+    def defined_texts(self) -> frozenset[str]:
+        """Returns: texts of tokens that llama.cpp looks for in any text (USER_DEFINED)."""
+        return frozenset(map(self.text_of, self._defined)) - {""}
+
+    @cached_property
+    def strips_right(self) -> frozenset[str]:
+        """Returns: texts of tokens behind which llama.cpp drops white space."""
+        return frozenset(map(self.text_of, self._strips_right)) - {""}
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """Returns: its control tokens, as far as no template tells more."""
+        return ControlTokens(self.control_texts, self.defined_texts)
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        """SentencePiece: a text begins with a space that nobody wrote."""
+        first = self.tokenize("a", add_special=False, parse_special=False)
+        return bool(first) and self.piece(first[0]).startswith(b" ")
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Returns: the text's tokens.
@@ -98,17 +128,34 @@ class Vocabulary:
             buffer = (llama_cpp.llama_token * size)()
             count = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), buffer, size, add_special, parse_special))
             if count >= 0:
-                return array("i", bytes(buffer)[: 4 * count]).tolist()
+                return _as_list(memoryview(buffer).cast("B").cast("i")[:count])
             if -count <= size:
                 raise EngineError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes")
             size = -count
 
-    def tokenize_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
-        """Returns: the tokens of a rendered chat: `(text, may hold control tokens)`, with one begin-of-text token where the vocabulary wants one."""
+    def tokenize_parts(self, parts: Iterable[Part], *, add_special: bool = True) -> list[int]:
+        """Returns: the tokens of a prompt, with one begin-of-text token in front where the vocabulary wants one and `add_special` is set."""
         tokens: list[int] = []
-        for text, parse_special in parts:
-            if text:
-                tokens += self.tokenize(text, add_special=False, parse_special=parse_special)
-        if self.adds_bos and self.bos >= 0 and (not tokens or tokens[0] != self.bos):
+        for part in parts:
+            if part.joined and self._adds_space:
+                tokens += self._tokenize_joined(part)
+            else:
+                tokens += self.tokenize(part.text, add_special=False, parse_special=part.special)
+        if add_special and self.adds_bos and self.bos >= 0 and (not tokens or tokens[0] != self.bos):
             tokens.insert(0, self.bos)
         return tokens
+
+    def _tokenize_joined(self, part: Part) -> list[int]:
+        before = self.tokenize(_BEFORE, add_special=False, parse_special=False)
+        tokens = self.tokenize(_BEFORE + part.text, add_special=False, parse_special=part.special)
+        if tokens[: len(before)] == before:
+            return tokens[len(before) :]
+        return self.tokenize(part.text, add_special=False, parse_special=part.special)
+
+
+def _as_list(tokens: memoryview) -> list[int]:
+    """Returns: the tokens; of a long prompt in pieces, so that other threads may run in between."""
+    made: list[int] = []
+    for at in range(0, len(tokens), _WINDOW):
+        made += tokens[at : at + _WINDOW].tolist()
+    return made

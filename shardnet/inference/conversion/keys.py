@@ -13,7 +13,10 @@ from shardnet.inference.checkpoints.config import EVERY_LAYER, CheckpointConfig,
 from shardnet.inference.checkpoints.json_files import is_count
 from shardnet.inference.conversion.families import GEMMA3_BY_WIDTH, SMOLLM3_ROPE_STEP, ConvertedFamily
 from shardnet.inference.conversion.rope import DEFAULT_THETA, Tables, put_rope
+from shardnet.inference.gguf.header import MAX_LAYERS
 
+MAX_COUNT = (1 << 31) - 1  # ggml's numbers of rows and columns
+MAX_HEAD = 1 << 16
 FULL, WINDOWED = "full_attention", "sliding_attention"
 
 
@@ -42,8 +45,9 @@ class Sizes:
 def read_sizes(config: CheckpointConfig, family: ConvertedFamily) -> Sizes:
     """Returns: a model's sizes, with the family's defaults. Raises: CheckpointError if one is missing, or none."""
     read = _Reader(config, family)
-    n_embd, n_heads, n_layers = (read.count(key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    head_dim = read.count("head_dim", n_embd // n_heads)
+    n_embd, n_heads = read.count("hidden_size"), read.count("num_attention_heads")
+    n_layers = read.count("num_hidden_layers", most=MAX_LAYERS)
+    head_dim = read.count("head_dim", n_embd // n_heads, most=MAX_HEAD)
     if not family.has_free_heads and head_dim * n_heads != n_embd:
         raise CheckpointError(
             f"{config.path} says {n_heads} heads of {head_dim} for a width of {n_embd}, and llama.cpp computes {family.architecture} models "
@@ -106,11 +110,11 @@ class _Reader:
         value = self._text[key] if key in self._text else self._defaults.get(key)
         return default if value is None else value
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """Raises: CheckpointError if it is missing, or no whole number above zero."""
+    def count(self, key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
+        """Raises: CheckpointError if it is missing, or no whole number from 1 to `most`."""
         value = self.value(key, default)
-        if not is_count(value) or not value:
-            raise self.refuse(key, value, "no whole number above zero")
+        if not is_count(value) or not 0 < value <= most:
+            raise self.refuse(key, value, f"no whole number from 1 to {most}")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -129,7 +133,8 @@ def _context_length(read: _Reader, config: CheckpointConfig, family: ConvertedFa
     """Returns: the longest text for which llama.cpp and transformers compute the same."""
     if family.has_windows or "sliding_window" not in family.defaults or read.value("sliding_window") is None:
         return sizes.n_ctx_train
-    if not read.value("use_sliding_window", True) or WINDOWED not in (config.text.get("layer_types") or [WINDOWED]):
+    kinds = config.text.get("layer_types") or WINDOWED
+    if not read.value("use_sliding_window", True) or (isinstance(kinds, list) and WINDOWED not in kinds):
         return sizes.n_ctx_train
     return min(sizes.n_ctx_train, read.count("sliding_window"))
 
@@ -140,7 +145,11 @@ def _put_windows(writer: Any, read: _Reader, config: CheckpointConfig, sizes: Si
     if kinds is None:
         step = read.count("sliding_window_pattern")
         kinds = [WINDOWED if (layer + 1) % step else FULL for layer in range(sizes.n_layers)]
-    if not isinstance(kinds, list) or len(kinds) != sizes.n_layers or not set(kinds) <= {FULL, WINDOWED}:
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != sizes.n_layers
+        or any(kind not in (FULL, WINDOWED) for kind in kinds)
+    ):
         raise CheckpointError(
             f"{config.path} says layer_types that are not {sizes.n_layers} times {FULL!r} or {WINDOWED!r}"
         )

@@ -105,7 +105,7 @@ def piece_vocabulary(content: Content, n_rows: int, where: Path) -> Vocabulary:
         check_row(number, n_rows, str(where))
         vocabulary.tokens[number], vocabulary.kinds[number] = text, kind_of_piece(text)
         vocabulary.scores[number] = -float(ranks.get(text, len(ranks)))
-    unknown = model["vocab"].get(model.get("unk_token"))
+    unknown = model["vocab"].get(str(model.get("unk_token")))
     if unknown is not None:
         vocabulary.kinds[unknown] = Kind.UNKNOWN
     for token in added_tokens(content, where):
@@ -142,7 +142,7 @@ def adds_space(content: Content) -> bool:
 
 def _check_normalizer(content: Content, where: Path, allowed: set[str]) -> None:
     for step in _laid_open(content.get("normalizer"), "normalizers"):
-        if step.get("type") not in allowed:
+        if str(step.get("type")) not in allowed:
             raise CheckpointError(
                 f"{where} changes text by {step.get('type')!r} before it is cut, which llama.cpp does not"
             )

@@ -289,13 +289,21 @@ class EngineProcess:
             return self._shards[key]
         raise AssertionError("unreachable")
 
-    async def unload(self, model_id: str, shard_id: int) -> None:
-        """Free a shard; nothing happens if it is not loaded."""
+    async def unload(self, model_id: str, shard_id: int, *, keep_sequences: bool = False) -> None:
+        """Free a shard; nothing happens if it is not loaded.
+
+        Args:
+            keep_sequences: keep its sequences' KV in main memory, and go on with it when the shard is loaded again with the same options.
+
+        Raises: EngineError if llama.cpp cannot save a sequence; the shard stays then.
+        """
         key = ShardKey((model_id, shard_id))
         self._shards.pop(key, None)
         with suppress(EngineCrashed):  # a dead engine holds nothing
             child = await self._engine()
-            await child.request(Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id))
+            await child.request(
+                Unload(command_id=new_id(), model_id=model_id, shard_id=shard_id, keep_sequences=keep_sequences)
+            )
         self._shards.pop(key, None)  # a load that was under way came first
 
     # -- steps -------------------------------------------------------------------------------------------------------

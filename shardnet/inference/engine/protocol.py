@@ -77,12 +77,16 @@ class Loaded(Message):
 
 
 class Unload(Message):
-    """Free one shard. Answered by `Unloaded`; harmless when it is not loaded."""
+    """Free one shard. Answered by `Unloaded` or `Failed`; harmless when it is not loaded."""
 
     type: Literal["UNLOAD"] = "UNLOAD"
     command_id: CommandId
     model_id: ModelId
     shard_id: ShardIndex
+    keep_sequences: bool = Field(
+        default=False,
+        description="keep its sequences' KV in main memory, until it is loaded again with the same options",
+    )
 
 
 class Unloaded(Message):

@@ -107,11 +107,15 @@ class Cursor:
     def _in_window(self, start: int, count: int) -> int:
         index = start - self._base
         if index < 0 or index + count > len(self._window):
-            self._window = os.pread(self._descriptor, max(count, WINDOW_BYTES if start else FIRST_READ), start)
+            self._window = self._read(start, count, max(count, WINDOW_BYTES if start else FIRST_READ))
             self._base, index = start, 0
             if len(self._window) < count:
                 raise self.fail("it became shorter while it was read")
         return index
+
+    def _read(self, start: int, least: int, most: int) -> bytes:
+        """Returns: `most` bytes from `start`, `least` of them if the others cannot be had yet; fewer only where the file ends."""
+        return os.pread(self._descriptor, most, start)
 
     def between(self, start: int, end: int) -> bytes:
         """Returns: bytes that were passed already."""

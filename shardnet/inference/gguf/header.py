@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shardnet.errors import GgufError
 from shardnet.inference.gguf.cursor import (
@@ -38,9 +38,12 @@ __all__ = [
     "GgufHeader",
     "GgufTensor",
     "GgufValue",
+    "Origin",
+    "StreamedData",
     "TensorData",
     "ValueType",
     "padded",
+    "parse_gguf_header",
     "read_gguf_header",
     "read_leading_fields",
 ]
@@ -114,6 +117,23 @@ class TensorData(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamedData(TensorData, Protocol):
+    """Bytes that come from afar: they can be had from the middle on, and come sooner if it is known which are wanted next."""
+
+    def pieces_from(self, tensor: GgufTensor, start: int) -> Iterator[Buffer]:
+        """Yield the tensor's bytes from its byte `start` on; otherwise as `pieces`."""
+        ...
+
+    def expect(self, reads: Sequence[tuple[GgufTensor, int]]) -> None:
+        """Take note of what will be read, in order: tensors, and the byte of each from which on. It takes the place of what was noted before."""
+        ...
+
+    def samples(self, wanted: Sequence[tuple[GgufTensor, int, int]]) -> list[bytes]:
+        """Returns: for each (tensor, start, end) those bytes of the tensor. Raises: as `pieces`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
     """One tensor: `shape` in ggml's order (row length first), `offset` in bytes from the start of `path`; with `data`, they come from there."""
@@ -137,11 +157,20 @@ class GgufTensor:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A file elsewhere that a model is read from: where it is, and which version of it, as far as is known there."""
+
+    place: str
+    version: str
+
+
 @dataclass(frozen=True)
 class GgufHeader:
     """The header of one GGUF file, or of all the files of one model that llama.cpp split by size (`layout.read_model`).
 
-    Or of a GGUF that is nowhere yet: made of the files `paths` as `recipe` says, with tensors whose `data` make their bytes.
+    Or of a GGUF that is nowhere yet: made of the files `paths` as `recipe` says, with tensors whose `data` make their bytes. Or of one that is
+    not on this machine: then `origins` stand in place of `paths`, and `path` is only what people call it.
     """
 
     path: Path
@@ -152,6 +181,7 @@ class GgufHeader:
     paths: tuple[Path, ...]
     alignment: int = DEFAULT_ALIGNMENT
     recipe: str = ""
+    origins: tuple[Origin, ...] = ()
 
     @property
     def is_made(self) -> bool:
@@ -200,13 +230,17 @@ def read_gguf_header(path: Path) -> GgufHeader:
     Raises: UsageError if there is no such file; GgufError if it is not a GGUF, is cut off, or contradicts itself.
     """
     with opened(path) as (descriptor, size):
-        reader = Cursor(descriptor, size, path)
-        version, n_tensors, n_fields = _read_start(reader)
-        fields = _read_fields(reader, n_fields)
-        alignment = _alignment(fields, reader)
-        entries = [_read_tensor(reader) for _ in range(n_tensors)]
-        tensors = _place_tensors(reader, entries, alignment)
-        return GgufHeader(path, version, fields, tensors, size, (path,), alignment)
+        return parse_gguf_header(Cursor(descriptor, size, path))
+
+
+def parse_gguf_header(reader: Cursor) -> GgufHeader:
+    """Read the header that a cursor stands before; afterwards it stands behind it. Raises: GgufError as `read_gguf_header`."""
+    version, n_tensors, n_fields = _read_start(reader)
+    fields = _read_fields(reader, n_fields)
+    alignment = _alignment(fields, reader)
+    entries = [_read_tensor(reader) for _ in range(n_tensors)]
+    tensors = _place_tensors(reader, entries, alignment)
+    return GgufHeader(reader.path, version, fields, tensors, reader.size, (reader.path,), alignment)
 
 
 def read_leading_fields(path: Path, most: int) -> dict[str, Any]:

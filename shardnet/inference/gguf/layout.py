@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,38 +40,55 @@ def read_model(path: Path) -> GgufHeader:
     if path.is_dir():
         path = model_in(path)
     header = read_gguf_header(path)
-    count = header.get("split.count", 0)
-    if not isinstance(count, int) or count <= 1:
-        _check_layers(header)
+    names = part_names(header, path.name)
+    if not names:
+        check_layers(header)
         return header
-    match = PART.match(path.name)
-    if match is None or int(match["count"]) != count:
-        raise GgufError(
-            f"{path} says it is one of {count} parts, but its name does not end in -00001-of-{count:05d}.gguf"
-        )
-    paths = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    paths = [path.with_name(name) for name in names]
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise GgufError(f"{path} is one of {count} parts, but {', '.join(missing[:3])}{more} cannot be found beside it")
-    parts = [read_gguf_header(part) for part in paths]
+        raise GgufError(
+            f"{path} is one of {len(paths)} parts, but {', '.join(missing[:3])}{more} cannot be found beside it"
+        )
+    return join_parts([read_gguf_header(part) for part in paths])
+
+
+def part_names(header: GgufHeader, name: str) -> list[str]:
+    """Returns: the file names of all parts of a model that llama.cpp split by size, one of which is called `name`; [] if it is in one file.
+
+    Raises: GgufError if the name is not that of a part.
+    """
+    count = header.get("split.count", 0)
+    if not isinstance(count, int) or count <= 1:
+        return []
+    match = PART.match(name)
+    if match is None or int(match["count"]) != count:
+        raise GgufError(
+            f"{header.path} says it is one of {count} parts, but its name does not end in -00001-of-{count:05d}.gguf"
+        )
+    return [f"{match['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def join_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
+    """Returns: the header of the model whose files these are. Raises: GgufError if one is of another model, or not in its place."""
+    count = len(parts)
     for number, part in enumerate(parts):
         if part.get("split.no") != number or part.get("split.count") != count:
             raise GgufError(f"{part.path} is not part {number + 1} of {count} of this model")
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     total = parts[0].get("split.tensors.count", len(tensors))
     if len({tensor.name for tensor in tensors}) != len(tensors) or total != len(tensors):
-        raise GgufError(f"the {count} parts of {path} hold {len(tensors)} tensors where {total} are announced")
+        raise GgufError(f"the {count} parts of {parts[0].path} hold {len(tensors)} tensors where {total} are announced")
     fields = {key: field for key, field in parts[0].fields.items() if not key.startswith("split.")}
-    whole = GgufHeader(
-        paths[0], parts[0].version, fields, tensors, sum(part.file_bytes for part in parts), tuple(paths)
-    )
-    _check_layers(whole)
+    n_bytes = sum(part.file_bytes for part in parts)
+    whole = GgufHeader(parts[0].path, parts[0].version, fields, tensors, n_bytes, tuple(part.path for part in parts))
+    check_layers(whole)
     return whole
 
 
-def _check_layers(header: GgufHeader) -> None:
-    """A layer beyond the announced ones, or one without tensors, would make a shard that is not what it says."""
+def check_layers(header: GgufHeader) -> None:
+    """A layer beyond the announced ones, or one without tensors, would make a shard that is not what it says. Raises: GgufError."""
     if "general.architecture" not in header.fields or header.arch("block_count") is None or not header.tensors:
         return
     extra = header.arch("nextn_predict_layers", 0)

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import GgufError
-from shardnet.inference.gguf.header import MAGIC, SCALARS, Buffer, GgufField, GgufTensor, GgufValue, ValueType, padded
+from shardnet.inference.gguf.header import (
+    MAGIC,
+    SCALARS,
+    Buffer,
+    GgufField,
+    GgufTensor,
+    GgufValue,
+    StreamedData,
+    ValueType,
+    padded,
+)
 
 GGUF_VERSION = 3
 PIECE_BYTES = 4 << 20
@@ -120,22 +130,18 @@ def write_gguf(
 ) -> Written:
     """Write a new file. Raises: OSError (ENOSPC among others); GgufError if a source ends early."""
     header, mark_offset = header_bytes(fields, tensors, mark)
-    with path.open("xb") as out, _Sources() as sources, _Hasher() as hasher:
+    with path.open("xb") as out, Sources() as sources, Hasher() as hasher:
         out.write(header)
         hasher.update(header)
-        for tensor in tensors:
-            for piece in sources.pieces(tensor):
-                hasher.update(piece)
-                out.write(piece)
-                on_bytes(len(piece))
-            padding = bytes(padded(tensor.nbytes) - tensor.nbytes)
-            hasher.update(padding)
-            out.write(padding)
+        for piece in sources.body(tensors):
+            hasher.update(piece)
+            out.write(piece)
+            on_bytes(len(piece))
         digest = hasher.hexdigest()
     return Written(digest, total_bytes(header, tensors), mark_offset)
 
 
-class _Hasher:
+class Hasher:
     """SHA-256 in a thread of its own, one piece behind the reading and writing."""
 
     def __init__(self) -> None:
@@ -143,7 +149,7 @@ class _Hasher:
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._running: Future[None] | None = None
 
-    def __enter__(self) -> _Hasher:
+    def __enter__(self) -> Hasher:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -168,7 +174,7 @@ class _Hasher:
         return self._digest.hexdigest()
 
 
-class _Sources:
+class Sources:
     """The open source files, and two buffers for all copying, so that memory stays flat whatever the model's size."""
 
     def __init__(self) -> None:
@@ -176,28 +182,52 @@ class _Sources:
         self._buffers = cycle((memoryview(bytearray(PIECE_BYTES)), memoryview(bytearray(PIECE_BYTES))))
         self._zeros = memoryview(bytes(PIECE_BYTES))
 
-    def __enter__(self) -> _Sources:
+    def __enter__(self) -> Sources:
         return self
 
     def __exit__(self, *_error: object) -> None:
         for file in self._files.values():
             file.close()
 
-    def pieces(self, tensor: OutTensor) -> Iterator[Buffer]:
-        """Yield the tensor's data; each piece is overwritten by the next but one."""
-        source = tensor.source
+    def body(self, tensors: Sequence[OutTensor], skip: int = 0) -> Iterator[Buffer]:
+        """Yield what stands behind a header: each tensor's data and its padding; of the first tensor all but the first `skip` bytes.
+
+        Each piece is overwritten by the next but one.
+        """
+        self._announce(tensors, skip)
+        for tensor in tensors:
+            yield from self.pieces(tensor, skip)
+            if padding := padded(tensor.nbytes) - tensor.nbytes:
+                yield bytes(padding)
+            skip = 0
+
+    def _announce(self, tensors: Sequence[OutTensor], skip: int) -> None:
+        """Tell those who fetch bytes from afar what will be asked of them."""
+        reads: dict[int, tuple[StreamedData, list[tuple[GgufTensor, int]]]] = {}
+        for number, tensor in enumerate(tensors):
+            if tensor.source is not None and isinstance(tensor.source.data, StreamedData):
+                data = tensor.source.data
+                reads.setdefault(id(data), (data, []))[1].append((tensor.source, 0 if number else skip))
+        for data, wanted in reads.values():
+            data.expect(wanted)
+
+    def pieces(self, tensor: OutTensor, skip: int = 0) -> Iterator[Buffer]:
+        """Yield the tensor's data from byte `skip` on; each piece is overwritten by the next but one."""
+        source, left = tensor.source, tensor.nbytes - skip
         if source is None:
-            for start in range(0, tensor.nbytes, PIECE_BYTES):
-                yield self._zeros[: min(PIECE_BYTES, tensor.nbytes - start)]
+            for start in range(0, left, PIECE_BYTES):
+                yield self._zeros[: min(PIECE_BYTES, left - start)]
             return
         if source.data is not None:
-            yield from source.data.pieces(source)
+            if skip and isinstance(source.data, StreamedData):
+                yield from source.data.pieces_from(source, skip)
+            elif left:
+                yield from source.data.pieces(source)
             return
         if source.path not in self._files:
             self._files[source.path] = source.path.open("rb", buffering=0)
         file = self._files[source.path]
-        file.seek(source.offset)
-        left = tensor.nbytes
+        file.seek(source.offset + skip)
         while left:
             buffer = next(self._buffers)
             count = file.readinto(buffer[: min(PIECE_BYTES, left)])

@@ -7,7 +7,7 @@ the same logic runs in Python, about a microsecond a node slower.
 A few families treat whatever comes in as embeddings of tokens: Gemma 2 scales it by sqrt(n_embd), which no input can undo bit by bit. For these
 the callback overwrites the node that leaves that step (`INPUT_NODES`) with the predecessor's output, before anything reads it.
 
-Source: ggml's `ggml_backend_sched_set_eval_callback` in ggml-backend.h; shared/FACTS.md, recipe 3.
+Source: ggml's `ggml_backend_sched_set_eval_callback` in ggml-backend.h.
 """
 
 from __future__ import annotations

@@ -275,6 +275,24 @@ class LlamaContext:
         numbers = self._row_type.from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memoryview(numbers), dtype=np.float32)
 
+    def save_sequence(self, slot: int) -> bytes:
+        """Returns: a slot's KV and recurrent state, for `restore_sequence` of a context like this one. Raises: EngineError."""
+        size = int(llama_cpp.llama_state_seq_get_size(self.pointer, slot))
+        buffer = (ctypes.c_uint8 * size)()
+        if int(llama_cpp.llama_state_seq_get_data(self.pointer, buffer, size, slot)) != size:
+            raise EngineError(
+                f"llama.cpp cannot save a sequence of {self.model.path}: {native_log.why('no reason given')}"
+            )
+        return bytes(buffer)
+
+    def restore_sequence(self, slot: int, state: bytes) -> None:
+        """Fill an empty slot with what `save_sequence` gave. The same numbers follow as if it had never been away. Raises: EngineError."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if int(llama_cpp.llama_state_seq_set_data(self.pointer, buffer, len(state), slot)) != len(state):
+            raise EngineError(
+                f"llama.cpp cannot restore a sequence of {self.model.path}: {native_log.why('no reason given')}"
+            )
+
     def truncate(self, slot: int, position: int) -> bool:
         """Drop a slot's KV at and after `position`.
 

@@ -116,7 +116,7 @@ def fault_of(content: ModelContent, certificate: ParityCertificate) -> str:
 
 
 def damaged_files(folder: Path, manifest: Manifest, on_bytes: OnBytes = lambda _done, _all: None) -> list[str]:
-    """Hash every file of a split model anew.
+    """Hash every file of a split model anew; not the shards that were cut on other machines.
 
     Args:
         on_bytes: called with (bytes done, bytes in all).
@@ -124,9 +124,9 @@ def damaged_files(folder: Path, manifest: Manifest, on_bytes: OnBytes = lambda _
     Returns: one sentence for each file that is missing or not what the manifest promises; [] if all is well.
     """
     content = manifest.content
-    wanted = [(shard.file, file.sha256) for shard, file in zip(content.shards, manifest.files, strict=True)]
+    wanted = [(content.shards[shard_id].file, manifest.sha256_of(shard_id)) for shard_id in manifest.cut_here]
     wanted.append((content.tokenizer.file, content.tokenizer.sha256))
-    total = manifest.total_bytes + content.tokenizer.bytes
+    total = sum(content.shards[shard_id].bytes for shard_id in manifest.cut_here) + content.tokenizer.bytes
     done = 0
 
     def advance(count: int) -> None:

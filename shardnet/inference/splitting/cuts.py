@@ -160,3 +160,16 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise UsageError(f"{text!r} is no size: it must be more than 0")
     return size
+
+
+def parse_ids(texts: Sequence[str], count: int) -> tuple[int, ...]:
+    """Returns: the shards that `0`, `0,2` or `all` name, in order, each once. Raises: UsageError if one of them is none of `count` shards."""
+    ids: set[int] = set()
+    for text in (part.strip() for one in texts for part in one.split(",")):
+        if text == "all":
+            ids |= set(range(count))
+        elif text.isascii() and text.isdigit() and int(text) < count:
+            ids.add(int(text))
+        else:
+            raise UsageError(f"there is no shard {text!r}: cut like this, the model has shards 0 to {count - 1}")
+    return tuple(sorted(ids))

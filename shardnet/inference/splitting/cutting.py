@@ -14,15 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from shardnet.errors import NoRoomError, ShardnetError, UsageError
 from shardnet.files import FULL, sync_folder, write_whole
-from shardnet.inference.gguf.layout import quantisation_of, step_bytes, vocabulary_size
-from shardnet.inference.gguf.writer import Written, file_sha256, write_gguf
+from shardnet.inference.gguf.writer import OnBytes, Written, file_sha256, write_gguf
+from shardnet.inference.splitting.content import content_of_files, shard_file
+from shardnet.inference.splitting.keeping import (
+    Here,
+    already_written,
+    forget_work,
+    kept_folder,
+    reusing,
+    unfinished_bytes,
+    write_on,
+)
 from shardnet.inference.splitting.manifest_file import MANIFEST, load_manifest, model_folder
-from shardnet.inference.splitting.plan import MODEL_ID_KEY, TOKENIZER_FILE, CutRequest, FilePlan, SplitPlan, plan_split
+from shardnet.inference.splitting.plan import MODEL_ID_KEY, CutRequest, FilePlan, SplitPlan, plan_split
 from shardnet.log import human_bytes
-from shardnet.manifest import BLANK_MODEL_ID, FileContent, Manifest, ModelContent, ShardContent, ShardFile
+from shardnet.manifest import BLANK_MODEL_ID, Manifest
 
 __all__ = ["CutRequest", "SplitPlan", "find_existing", "plan_split", "remove_stale_partials", "split_model"]
 
@@ -38,7 +48,7 @@ OnProgress = Callable[[int, int], None]
 
 def find_existing(plan: SplitPlan, cache: Path) -> tuple[Path, Manifest] | None:
     """Returns: the folder and manifest that an earlier run of this plan on the same, unchanged files has left whole; else None."""
-    wanted = _source_note(plan)
+    wanted = source_note(plan)
     for note in sorted((cache / SHARDS).glob(f"*/{SOURCE_NOTE}")):
         try:
             if json.loads(note.read_text(encoding="utf-8")) == wanted:
@@ -50,13 +60,15 @@ def find_existing(plan: SplitPlan, cache: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
-def _source_note(plan: SplitPlan) -> dict[str, object]:
+def source_note(plan: SplitPlan) -> dict[str, Any]:
+    """Returns: which version of which files is cut, and how."""
     facts = [(path.absolute(), path.stat()) for path in plan.header.paths]
-    note: dict[str, object] = {
+    note: dict[str, Any] = {
         "name": plan.name,
         "layers": [[part.first, part.end] for part in plan.layers],
         "sources": [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts],
     }
+    note["sources"] += [[origin.place, origin.version] for origin in plan.header.origins]
     return note | {"recipe": plan.header.recipe} if plan.header.recipe else note
 
 
@@ -68,68 +80,106 @@ def _is_whole(folder: Path, plan: SplitPlan) -> bool:
 def split_model(
     plan: SplitPlan, cache: Path, on_progress: OnProgress = lambda _done, _all: None
 ) -> tuple[Path, Manifest]:
-    """Write all files of a plan into `cache/shards/NAME-MODELID/`; the same input gives the same bytes.
+    """Write all files of a plan into `cache/shards/NAME-MODELID/`; the same input gives the same bytes, wherever it is.
+
+    Broken off, it leaves nothing; of a model that comes from afar it leaves what it has, and the next split goes on with it.
 
     Returns: the folder and the manifest. What an earlier run has left whole is not made again, and keeps its certificate and signature.
 
-    Raises: NoRoomError before the first byte, or when the disk fills up meanwhile; UsageError if `cache` cannot be written to; nothing
-        half-written stays.
+    Raises: NoRoomError before the first byte, or when the disk fills up meanwhile; UsageError if `cache` cannot be written to; GgufError if
+        the model changed since it was begun to be cut.
     """
     existing = find_existing(plan, cache)
     if existing is not None:
         return existing
+    base = shards_folder(cache)
+    with disk_errors(base, plan.shards, is_kept=bool(plan.header.origins)):
+        if not plan.header.origins:
+            check_disk(base, plan.nbytes)
+            with partial_folder(base) as folder:
+                progress = Progress(plan.nbytes * 2, on_progress)
+                manifest = _write(plan, folder, progress.add, progress.add)
+                return _publish(folder, model_folder(cache, manifest), manifest)
+        note = source_note(plan)
+        with kept_folder(base, note) as folder:
+            files = (*plan.shards, plan.tokenizer)
+            check_disk(base, sum(unfinished_bytes(folder, file) for file in files))
+            progress = Progress(plan.nbytes, on_progress)
+            manifest = _write(plan, folder, progress.add, lambda _count: None)
+            forget_work(folder)
+            return _publish(folder, model_folder(cache, manifest), manifest)
+
+
+def shards_folder(cache: Path) -> Path:
+    """Returns: the folder of all models of a cache, made if need be, what dead splits have left tidied up. Raises: UsageError."""
     base = cache / SHARDS
     try:
         base.mkdir(parents=True, exist_ok=True)
         remove_stale_partials(base)
     except OSError as error:
         raise UsageError(f"cannot write to {base}: {error.strerror}") from error
-    _check_disk(base, plan.nbytes)
+    return base
+
+
+@contextmanager
+def disk_errors(base: Path, files: Sequence[FilePlan], *, is_kept: bool) -> Iterator[None]:
+    """Raises: NoRoomError, ShardnetError for what the disk says while these files are written."""
+    left = "what was written is kept, and gone on with" if is_kept else "nothing was left behind"
     try:
-        with partial_folder(base) as folder:
-            manifest = _write(plan, folder, _Progress(plan.nbytes * 2, on_progress))
-            return _publish(folder, model_folder(cache, manifest), manifest)
+        yield
     except OSError as error:
         if error.errno == errno.EFBIG:
-            largest = max(file.nbytes for file in (*plan.shards, plan.tokenizer))
+            largest = max(file.nbytes for file in files)
             raise NoRoomError(
                 f"the disk of {base}, or the limit for one file (ulimit -f), takes no file of {human_bytes(largest)}; "
-                "make smaller shards with --max-shard-bytes, or choose another folder with --out; nothing was left behind",
+                f"make smaller shards with --max-shard-bytes, or choose another folder with --out; {left}",
                 needed_bytes=largest,
             ) from error
         if error.errno in FULL:
+            needed = sum(file.nbytes for file in files)
             raise NoRoomError(
-                f"the disk of {base} filled up while the shards were written ({human_bytes(plan.nbytes)} are needed); "
-                "free some space and split again; nothing was left behind",
-                needed_bytes=plan.nbytes,
+                f"the disk of {base} filled up while the shards were written ({human_bytes(needed)} are needed); "
+                f"free some space and split again; {left}",
+                needed_bytes=needed,
                 free_bytes=shutil.disk_usage(base).free,
             ) from error
         raise ShardnetError(f"cannot write the shards to {base}: {error.strerror or error}") from error
 
 
-def _write(plan: SplitPlan, folder: Path, progress: _Progress) -> Manifest:
-    note = _source_note(
-        plan
-    )  # before the first byte is read: if the source changes meanwhile, the note will not fit it
-    written = [_write_file(folder, file, progress) for file in (*plan.shards, plan.tokenizer)]
-    content = _content(plan, written)
+def _write(plan: SplitPlan, folder: Path, on_written: OnBytes, on_hashed: OnBytes) -> Manifest:
+    note = source_note(plan)  # before the first byte is read: if the source changes meanwhile, the note will not fit it
+    files = (*plan.shards, plan.tokenizer)
+    if plan.header.origins:
+        written = _write_kept(folder, files, on_written)
+    else:
+        written = [
+            write_gguf(folder / file.name, file.fields, file.tensors, mark=MODEL_ID_KEY, on_bytes=on_written)
+            for file in files
+        ]
+    content = content_of_files(plan, written)
     model_id = content.model_id
     paths = [folder / file.name for file in plan.shards]
     for path, facts in zip(paths, written, strict=False):
         _put_model_id(path, facts.mark_offset, model_id)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        hashes = list(pool.map(lambda path: file_sha256(path, progress.add), paths))
+        hashes = list(pool.map(lambda path: file_sha256(path, on_hashed), paths))
     for path in (*paths, folder / plan.tokenizer.name):
         _sync(path)
-    reads = [
-        step_bytes(plan.header, [(one.name, one.nbytes) for one in file.tensors], has_head=file is plan.shards[-1])
-        for file in plan.shards
-    ]
-    files = tuple(ShardFile(sha256=digest, step_bytes=read) for digest, read in zip(hashes, reads, strict=True))
-    manifest = Manifest(model_id=model_id, name=plan.name, content=content, files=files)
+    shards = tuple(shard_file(plan, index, digest) for index, digest in enumerate(hashes))
+    manifest = Manifest(model_id=model_id, name=plan.name, content=content, files=shards)
     write_whole(folder / SOURCE_NOTE, json.dumps(note).encode())
     write_whole(folder / MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def _write_kept(folder: Path, files: Sequence[FilePlan], on_bytes: OnBytes) -> list[Written]:
+    """A tensor that two shards hold, such as a tied embedding, is fetched once."""
+    here: Here = {}
+    written = []
+    for file in files:
+        written.append(write_on(folder, reusing(file, here), on_bytes))
+        here |= already_written(file, folder / file.name)
+    return written
 
 
 def _publish(folder: Path, target: Path, manifest: Manifest) -> tuple[Path, Manifest]:
@@ -161,14 +211,10 @@ def _merged(target: Path, manifest: Manifest) -> Manifest:
     )
 
 
-def _write_file(folder: Path, file: FilePlan, progress: _Progress) -> Written:
-    return write_gguf(folder / file.name, file.fields, file.tensors, mark=MODEL_ID_KEY, on_bytes=progress.add)
-
-
 def _put_model_id(path: Path, offset: int, model_id: str) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
-        if file.read(len(BLANK_MODEL_ID)) != BLANK_MODEL_ID.encode():
+        if file.read(len(BLANK_MODEL_ID)) not in (BLANK_MODEL_ID.encode(), model_id.encode()):
             raise ShardnetError(f"{path} does not hold its blank model id where it was written")
         file.seek(offset)
         file.write(model_id.encode())
@@ -179,44 +225,19 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _content(plan: SplitPlan, written: Sequence[Written]) -> ModelContent:
-    header = plan.header
-    shards = tuple(
-        ShardContent(
-            shard_id=index,
-            layers=part,
-            file=file.name,
-            bytes=facts.nbytes,
-            content_sha256=facts.sha256,
-            kv_bytes_per_token=sum(plan.layout.kv_bytes_per_layer[part.first : part.end]),
-        )
-        for index, (part, file, facts) in enumerate(zip(plan.layers, plan.shards, written, strict=False))
-    )
-    return ModelContent(
-        architecture=header.architecture,
-        n_layers=plan.layers[-1].end,
-        n_embd=int(header.arch("embedding_length")),
-        n_vocab=vocabulary_size(header),
-        n_ctx_train=int(header.arch("context_length")),
-        n_params=plan.layout.n_params,
-        quantisation=quantisation_of(header),
-        shards=shards,
-        tokenizer=FileContent(file=TOKENIZER_FILE, bytes=written[-1].nbytes, sha256=written[-1].sha256),
-    )
-
-
-class _Progress:
+class Progress:
     """Adds up bytes from several threads; the sum may be a little late, never too large."""
 
     def __init__(self, total: int, report: OnProgress) -> None:
         self._total, self._report, self._done = total, report, 0
 
     def add(self, count: int) -> None:
+        """So many bytes more are done."""
         self._done = min(self._total, self._done + count)
         self._report(self._done, self._total)
 
 
-def _check_disk(folder: Path, needed: int) -> None:
+def check_disk(folder: Path, needed: int) -> None:
     """Raises: NoRoomError if the disk has not so much, and a reserve."""
     free = shutil.disk_usage(folder).free
     if needed + DISK_RESERVE_BYTES > free:

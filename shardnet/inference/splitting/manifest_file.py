@@ -277,7 +277,7 @@ def check_shard(
     if not os.path.lexists(path):
         raise ShardNotFound(f"shard {shard_id} of {manifest.name} is not at {path}")
     identify_shard(path, manifest)
-    wanted, found = manifest.files[shard_id].sha256, cache.sha256(path, on_bytes)
+    wanted, found = manifest.sha256_of(shard_id), cache.sha256(path, on_bytes)
     if found != wanted:
         raise ShardCorrupt(
             f"{path} is damaged: its SHA-256 begins {found[:12]}, the manifest promises {wanted[:12]}; delete it and fetch it again",

@@ -105,15 +105,14 @@ def plan_model(header: GgufHeader, request: CutRequest, name: str | None = None)
 
     Raises: UsageError, GgufError, FamilyRefused (the family cannot be split, or has no legal cut for more than one shard).
     """
-    path = header.path
     if MODEL_ID_KEY in header.fields:
-        raise UsageError(f"{path} is a shard already; split the whole model")
+        raise UsageError(f"{header.path} is a shard already; split the whole model")
     for key in ("embedding_length", "context_length"):
         value = header.arch(key)
         if not isinstance(value, int) or value <= 0:
-            raise GgufError(f"{path} has no usable {header.architecture}.{key}: it cannot be split")
+            raise GgufError(f"{header.path} has no usable {header.architecture}.{key}: it cannot be split")
     if vocabulary_size(header) <= 0:
-        raise GgufError(f"{path} has no vocabulary: it cannot be split")
+        raise GgufError(f"{header.path} has no vocabulary: it cannot be split")
     layout = layout_of(header)
     layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
     title = model_name(header, name)

@@ -13,6 +13,7 @@ from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetE
 from shardnet.inference.engine.steps import Step, parse_sampling
 from shardnet.inference.llama.batch import Rows
 from shardnet.inference.llama.grammar import Grammars
+from shardnet.inference.worker.away import Away
 from shardnet.inference.worker.rows import Lane
 from shardnet.inference.worker.sequences import SequenceState, SequenceTable
 from shardnet.inference.worker.shard import Shard
@@ -25,6 +26,7 @@ class _Model:
     """All that the engine knows of one model."""
 
     shards: dict[int, Shard] = field(default_factory=dict)
+    away: Away = field(default_factory=Away)
     sequences: SequenceTable = field(default_factory=SequenceTable)
     grammars: Grammars = field(default_factory=Grammars)
 
@@ -52,7 +54,7 @@ class Chains:
         self._chains: dict[tuple[str, int, int], _Chain] = {}
         self.busy_s = 0.0
         self.memory_bytes = 0
-        """Bytes of all shards here; the loader's thread reads it."""
+        """Bytes of all shards here, and of what is kept of others; the loader's thread reads it."""
         self.gpu_bytes = 0
         self.mapped_bytes = 0
 
@@ -68,30 +70,48 @@ class Chains:
 
     def add(self, shard: Shard) -> None:
         """Take in a loaded shard, in place of an earlier one of the same id."""
-        self.remove(shard.request.model_id, shard.request.shard_id)
-        self._chains.clear()
         model = self._models.setdefault(shard.request.model_id, _Model())
+        earlier = model.shards.get(shard.request.shard_id)
+        if earlier is not None:
+            self._close(model, earlier)
+            model.sequences.shard_gone(shard.request.shard_id)
+        self._chains.clear()
         model.shards[shard.request.shard_id] = shard
-        self.memory_bytes += shard.memory_bytes
+        self.memory_bytes += shard.memory_bytes + model.away.bring_back(shard, model.sequences)
         self.gpu_bytes += shard.gpu_bytes
         self.mapped_bytes += shard.mapped_bytes
 
-    def remove(self, model_id: str, shard_id: int) -> None:
-        """Free a shard; nothing happens if it is not here."""
+    def remove(self, model_id: str, shard_id: int, *, keep_sequences: bool = False) -> None:
+        """Free a shard; nothing happens if it is not here.
+
+        Args:
+            keep_sequences: keep its sequences' KV for when it comes back.
+
+        Raises: EngineError if they cannot be kept; the shard stays then.
+        """
         model = self._models.get(model_id)
-        shard = None if model is None else model.shards.pop(shard_id, None)
-        if model is None or shard is None:
+        if model is None:
             return
+        shard = model.shards.get(shard_id)
+        if keep_sequences and shard is not None:
+            self.memory_bytes += model.away.keep(shard, model.sequences)
+        if shard is not None:
+            self._close(model, shard)
+        if not keep_sequences:
+            self.memory_bytes += model.away.drop(shard_id)
+            model.sequences.shard_gone(shard_id)
+        if not model.shards and not model.away:
+            del self._models[model_id]
+
+    def _close(self, model: _Model, shard: Shard) -> None:
         self._chains.clear()
+        del model.shards[shard.request.shard_id]
         if shard.has_head:
             model.grammars.drop_all()  # they hold on to its vocabulary
         shard.close()
         self.memory_bytes -= shard.memory_bytes
         self.gpu_bytes -= shard.gpu_bytes
         self.mapped_bytes -= shard.mapped_bytes
-        model.sequences.shard_gone(shard_id)
-        if not model.shards:
-            del self._models[model_id]
 
     def set_threads(self, threads: int) -> None:
         """Use so many CPU threads from the next batch on, for every shard here."""
@@ -105,8 +125,9 @@ class Chains:
             model.grammars.drop(sequence_id)
             state = model.sequences.forget(sequence_id)
             if state is not None:
-                for shard_id in state.lengths:
+                for shard_id in state.lengths.keys() & model.shards.keys():
                     model.shards[shard_id].context.truncate(state.slot, 0)
+                self.memory_bytes += model.away.forget(sequence_id)
                 state.lengths.clear()  # a lane may still have it, and its slot is another's now
 
     def check(self, task: Task) -> int:

@@ -10,7 +10,7 @@ taken first, since llama.cpp computes in one piece only slots that are neighbour
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shardnet.errors import Busy, SequenceGap
@@ -58,6 +58,12 @@ class SequenceTable:
 
     def __contains__(self, sequence_id: str) -> bool:
         return sequence_id in self._states
+
+    def in_shard(self, shard: int) -> Iterator[tuple[str, SequenceState]]:
+        """Yield the sequences that have KV in a shard, with their ids."""
+        for sequence_id, state in self._states.items():
+            if state.lengths.get(shard):
+                yield sequence_id, state
 
     def prepare(
         self, sequence_id: str, shards: Sequence[int], position: int, *, n_seq: int, keeps_history: bool

@@ -65,12 +65,16 @@ class ShardOrders:
         if any((r.model_id, r.shard_id) == (request.model_id, request.shard_id) for r in self._loads):
             self._unloads.append(request)  # when it has come
             return
-        self._remove(request.model_id, request.shard_id)
+        try:
+            self._remove(request.model_id, request.shard_id, keep_sequences=request.keep_sequences)
+        except ShardnetError as error:
+            self._fail(request.command_id, error)
+            return
         self._tell(Unloaded(command_id=request.command_id))
 
-    def _remove(self, model_id: str, shard_id: int) -> None:
+    def _remove(self, model_id: str, shard_id: int, *, keep_sequences: bool = False) -> None:
         self._chains_change(model_id)
-        self._chains.remove(model_id, shard_id)
+        self._chains.remove(model_id, shard_id, keep_sequences=keep_sequences)
 
     def _on_loader(self, event: Progress | Finished) -> None:
         """On the loader's thread."""

@@ -15,8 +15,9 @@ from shardnet.node.shards.events import LocalModel
 class Catalogue:
     """Manifests by model id. Those found in the cache were put there by the node's user; others need the owner's signature."""
 
-    def __init__(self, cache: Path, assignment: Assignment) -> None:
+    def __init__(self, cache: Path, assignment: Assignment, *, require_proof: bool = False) -> None:
         self._cache = cache
+        self._require_proof = require_proof
         self._assignment = assignment
         self.models: dict[str, LocalModel] = {}
 
@@ -37,15 +38,19 @@ class Catalogue:
     def learn(self, manifest: Manifest, model_id: str, *, is_signed: bool) -> LocalModel | None:
         """Take in a manifest that came with a command. Returns: the model if that is news, to be kept in its folder.
 
-        Raises: ManifestError if it is of another model, or neither signed nor here already.
+        Raises: ManifestError if it is of another model, neither signed nor here already, or promises other bytes than the one that is here.
         """
         if manifest.model_id != model_id:
             raise ManifestError(
                 f"the command is about model {short(model_id)}, its manifest about {short(manifest.model_id)}"
             )
         known = self.models.get(model_id)
+        if known is not None:
+            _check_same_bytes(known.manifest, manifest)
         if known is not None and (not is_signed or known.manifest.signature is not None):
             return None  # put here by hand, or signed as well: it stays
+        if known is not None and set(known.manifest.cut_here) - set(manifest.cut_here):
+            return None  # it knows shards that were cut here, and nobody else can
         if not is_signed:
             raise ManifestError(
                 f"the manifest of {manifest.name} is not signed by the swarm's owner, and this node does not have it: "
@@ -55,11 +60,23 @@ class Catalogue:
         self.models[model_id] = LocalModel(manifest, folder)
         return self.models[model_id]
 
+    def kept_out(self, model_id: str) -> str:
+        """Returns: why a model is not to be run here, "" if it may be. One that is not known yet may be."""
+        model = self.models.get(model_id)
+        reason = model.manifest.unproved if model is not None and self._require_proof else ""
+        return (
+            f"this node's models.require_proof keeps {self.name_of(ShardKey((model_id, 0)))} out: {reason}"
+            if reason
+            else ""
+        )
+
     def check_may_hold(self, key: ShardKey) -> None:
-        """Raises: ManifestError if the model has no such shard; RefusedError if the node's user bound it to others."""
+        """Raises: ManifestError if the model has no such shard; RefusedError if it is kept out, or the node's user bound it to others."""
         model = self.models.get(key[0])
         if model is not None and key[1] >= model.manifest.n_shards:
             raise ManifestError(f"model {model.manifest.name} has no shard {key[1]}: it has {model.manifest.n_shards}")
+        if reason := self.kept_out(key[0]):
+            raise RefusedError(reason)
         if not self._assignment.admits(*key, model.manifest.name if model else None):
             bound = ", ".join(map(str, self._assignment.bindings))
             raise RefusedError(f"this node's user bound it to shard {bound}: it takes no other")
@@ -77,3 +94,13 @@ class Catalogue:
         """Returns: the error for a shard of a model without a manifest."""
         what = f"{path} cannot be proved" if path is not None else f"model {short(key[0])} is not known here"
         return ManifestError(f"{what}: its manifest.json is not in this node's models cache; copy it there")
+
+
+def _check_same_bytes(known: Manifest, offered: Manifest) -> None:
+    """The id of a model that is cut in parts does not cover all of its weights. Raises: ManifestError if shards are of two models."""
+    for shard_id in set(known.cut_here) & set(offered.cut_here):
+        if known.sha256_of(shard_id) != offered.sha256_of(shard_id):
+            raise ManifestError(
+                f"the manifest of {offered.name} promises other bytes for shard {shard_id} than the one in this node's models cache: "
+                "they were cut of two versions of one model; delete the model's folder here, and cut it again"
+            )

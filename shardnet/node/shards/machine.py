@@ -59,10 +59,11 @@ class NodeState:
     Args:
         cache: the models cache, where files of new models are to be put.
         can_fetch: somebody can get shards from other nodes.
+        require_proof: models that were not proved are not run.
     """
 
-    def __init__(self, cache: Path, assignment: Assignment, *, can_fetch: bool) -> None:
-        self.catalogue = Catalogue(cache, assignment)
+    def __init__(self, cache: Path, assignment: Assignment, *, can_fetch: bool, require_proof: bool = False) -> None:
+        self.catalogue = Catalogue(cache, assignment, require_proof=require_proof)
         self._assignment = assignment
         self._records: dict[ShardKey, ShardRecord] = {}
         self._waiters = Waiters(self._records, self.catalogue)
@@ -227,6 +228,12 @@ class NodeState:
             effects.append(Note("shard_not_found_locally", "warning", {"shard_id": shard_id}))
             effects.append(Note("shard_will_download", "warning", {"shard_id": shard_id}))
         wanted = [key for key in (sorted(self._records) if event.everything else keys) if key in self._records]
+        kept_out = {key: reason for key in wanted if (reason := self.catalogue.kept_out(key[0]))}
+        effects += [
+            Note("shard_kept_out", "warning", {"shard_id": key[1], "reason": reason})
+            for key, reason in kept_out.items()
+        ]
+        wanted = [key for key in wanted if key not in kept_out]
         self._waiters.expect_preload(wanted)
         for key in wanted:
             record = self._records[key]

@@ -176,7 +176,7 @@ class ShardFetch:
             session.fetch(
                 found.torrent,
                 self._target,
-                expect_sha256=manifest.files[shard_id].sha256,
+                expect_sha256=manifest.sha256_of(shard_id),
                 expect_bytes=found.facts.file_bytes,
                 label=str(shard_id),
                 peers=self._presence.peers_of(found.holders),

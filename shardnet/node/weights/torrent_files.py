@@ -20,7 +20,7 @@ FOLDER = ".torrents"
 def torrent_file(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None) -> Path:
     """Returns: where the torrent of a shard of the model in `folder` is kept; without an authority, the open one. Touches no disk."""
     swarm = hashlib.sha256(authority_pem).hexdigest()[:12] if authority_pem is not None else "open"
-    return folder / FOLDER / f"{manifest.files[shard_id].sha256[:24]}-{swarm}.torrent"
+    return folder / FOLDER / f"{manifest.sha256_of(shard_id)[:24]}-{swarm}.torrent"
 
 
 def read_kept(folder: Path, manifest: Manifest, shard_id: int, authority_pem: bytes | None) -> bytes | None:
@@ -82,7 +82,7 @@ def promise_torrents(folder: Path, manifest: Manifest) -> Manifest:
     files = list(manifest.files)
     for shard, file in zip(manifest.content.shards, manifest.files, strict=True):
         path = folder / shard.file
-        if file.info_hash is None and path.is_file():
+        if file.info_hash is None and file.sha256 is not None and path.is_file():
             torrent = read_or_make(path, manifest, shard.shard_id, None)
             files[shard.shard_id] = file.model_copy(update={"info_hash": parse_torrent(torrent).open_info_hash})
     if tuple(files) == manifest.files:

@@ -23,6 +23,7 @@ from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
 from shardnet.messages import Address, ExecuteTask, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
+from shardnet.swarm.api_keys import make_key, remove_key
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
 from tests.support.coordinator_world import held, make_manifest
@@ -240,6 +241,9 @@ async def test_a_name_of_two_models_is_listed_once_and_answers(
         assert (await world.chat(model="tiny", max_tokens=1)).status_code == 200
         other = await world.chat(model=twin.model_id, max_tokens=1)
         assert (other.status_code, "models.serve" in other.text) == (503, True)
+        asked = await world.client.get(f"/v1/models/{twin.model_id}")
+        assert (asked.status_code, asked.json()["error"]["code"]) == (404, "model_not_found")
+        assert "tiny means the newer or proved model" in asked.json()["error"]["message"]
 
 
 async def test_a_prompt_longer_than_the_context_names_both_numbers(make_world: Callable[..., Any]) -> None:
@@ -486,6 +490,31 @@ async def test_a_key_is_asked_for_where_there_is_one(make_world: Callable[..., A
         assert (await world.client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
 
 
+async def test_keys_are_made_and_taken_away_while_the_coordinator_runs(
+    make_world: Callable[..., Any], home: Path
+) -> None:
+    async with make_world() as world:
+
+        async def until(status: int, key: str) -> None:
+            asked = {"Authorization": f"Bearer {key}"}
+            async with asyncio.timeout(10):
+                while (await world.client.get("/v1/models", headers=asked)).status_code != status:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        await until(200, "none")
+        alice, bob = make_key(Home(), "alice"), make_key(Home(), "bob")
+        await until(401, "none")
+        await until(200, alice)
+        await until(200, bob)
+        remove_key(Home(), "alice")
+        await until(401, alice)
+        await until(200, bob)
+        remove_key(Home(), "bob")
+        await until(401, bob)
+        Home().api_keys.unlink()
+        assert (await world.client.get("/v1/models")).status_code == 401
+
+
 async def test_load_balancers_ask_for_health_with_any_host_and_no_key(make_world: Callable[..., Any]) -> None:
     async with make_world(api={"key": "s3cret"}) as world:
         for host in ("10.1.2.3:8080", "shardnet.example", "x"):
@@ -533,6 +562,30 @@ async def test_pages_of_listed_origins_may_ask_and_read_the_errors_too(make_worl
         refused = await world.client.get("/v1/models", headers={"Origin": "https://chat.example"})
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == "https://chat.example"
+
+
+async def test_an_answer_goes_on_where_the_last_message_ends(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the an", "tool_calls": None}]
+        more: dict[str, Any] = {"messages": messages, "return_token_ids": True, "max_tokens": 1}
+        begun, new = await world.chat(**more, continue_final_message=True), await world.chat(**more)
+        ids, whole = begun.json()["prompt_token_ids"], new.json()["prompt_token_ids"]
+        assert ids == whole[: len(ids)]
+        assert len(ids) < len(whole)
+        refused = await world.chat(continue_final_message=True)
+        assert refused.status_code == 400
+        assert "continue_final_message" in refused.json()["error"]["message"]
+
+
+async def test_a_message_that_the_template_leaves_out_is_refused(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        called = {"role": "assistant", "content": None, "tool_calls": [call]}
+        refused = await world.chat(messages=[{"role": "user", "content": "hi"}, called])
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("messages[1]: the chat template of tiny leaves")
 
 
 async def test_hostile_bodies_are_refused_in_openais_shape(make_world: Callable[..., Any]) -> None:

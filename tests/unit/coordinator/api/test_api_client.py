@@ -168,8 +168,11 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
                 ],
                 "pipelines": [[{"node": "a", "layers": "[0, 4)"}, {"node": "b", "layers": "[4, 6)"}]],
                 "notes": ["a split is quicker"],
+                "proved": False,
+                "unproved_reason": "it was cut from an address",
             }
         ],
+        "kept_out": [{"model": "m", "model_id": "ab" * 32, "reason": "model m is kept out: nobody proved it"}],
         "nodes": [],
     }
     text = "\n".join(lines(found))
@@ -180,6 +183,8 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
         "a [0, 4) -> b [4, 6)",
         "No node is connected",
         "a split is quicker",
+        "NOT PROVED: it was cut from an address",
+        "KEPT OUT: model m is kept out: nobody proved it",
         "The coordinator's models cache: shard-9.gguf is a link",
     ):
         assert expected in text

@@ -138,6 +138,29 @@ def test_fields_of_other_servers_are_ignored() -> None:
     chat(user="me", store=True, metadata={"a": "b"}, parallel_tool_calls=True).check_supported()
 
 
+def test_templates_get_keys_that_are_null_left_to_them_and_contents_as_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = chat(messages=[{"role": "user", "content": parts, "name": "me"}, {"role": "assistant", "content": None}])
+    assert [message.for_template() for message in request.messages] == [
+        {"role": "user", "content": "ab", "name": "me"},
+        {"role": "assistant"},
+    ]
+
+
+def test_the_reasoning_effort_goes_to_the_template() -> None:
+    assert chat(reasoning_effort="high", chat_template_kwargs={"a": 1}).template_variables() == {
+        "reasoning_effort": "high",
+        "a": 1,
+    }
+    assert chat(reasoning_effort=None).template_variables() == {}
+
+
+def test_an_answer_cannot_both_go_on_and_begin_anew() -> None:
+    with pytest.raises(UsageError, match="continue_final_message"):
+        chat(continue_final_message=True, add_generation_prompt=True).check_supported()
+    chat(continue_final_message=True).check_supported()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -10,7 +10,7 @@ from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused
 from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
-from shardnet.manifest import Manifest
+from shardnet.manifest import Manifest, NoProof, ParityCertificate
 from tests.support.coordinator_status import status_lines
 from tests.support.coordinator_world import held, hello, make_manifest, node_id, ready_cluster
 
@@ -65,6 +65,31 @@ def test_the_log_and_the_status_tell_once_which_model_a_name_means() -> None:
     assert model["notes"] == told
 
 
+def test_require_proof_keeps_out_what_was_not_proved_and_says_so_where_one_looks() -> None:
+    proof = ParityCertificate(
+        llama_cpp="1", prompt_tokens=1, decode_tokens=1, boundaries=(), max_abs_logit_diff=0, tokens_equal=True
+    )
+    proved = make_manifest((0, 6), name="proved").model_copy(update={"certificate": proof})
+    cut = make_manifest((0, 3, 6), name="cut").model_copy(update={"certificate": NoProof(reason="it was cut in parts")})
+    cluster = ready_cluster(cut, {1: range(cut.n_shards)})
+    cluster.handle(ManifestKnown(proved))
+    open_door = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert [one["proved"] for one in swarm_json(open_door, 0.0)["models"]] == [False, True]
+    assert swarm_json(open_door, 0.0)["models"][0]["unproved_reason"] == "it was cut in parts"
+    assert open_door.routes(cut.model_id)
+    here = Standing(cluster, ModelsSettings(require_proof=True), PlacementSettings(), SequenceSettings())
+    assert here.served() == [proved]
+    assert not here.routes(cut.model_id), "also where a node has it in memory"
+    assert cut in here.answering(), "so that whoever asks for it is told why not"
+    reason = str(here.not_ready(cut.model_id))
+    assert "models.require_proof: it was cut in parts; prove it with `shardnet verify" in reason
+    assert swarm_json(here, 0.0)["kept_out"] == [{"model": "cut", "model_id": cut.model_id, "reason": reason}]
+    with capture_logs() as logs:
+        here.tell()
+        here.tell()
+    assert [entry["model"] for entry in logs if entry["event"] == "model_kept_out"] == ["cut"]
+
+
 def test_a_model_of_a_node_that_is_not_served_stands_below_the_node_with_the_reason() -> None:
     cluster = Cluster()
     cluster.handle(NodeJoined(0.0, hello(1, [held(OLD, 0, loaded=False), held(NEW, 0, loaded=False)])))
@@ -90,6 +115,18 @@ def test_a_model_that_the_settings_leave_out_says_so_where_its_shards_are() -> N
     here = standing("another", on_disk=True)
     reasons = [one["reason"] for one in swarm_json(here, 0.0)["nodes"][1]["not_served"]]
     assert reasons == ["the coordinator's models.serve names others"] * 2
+
+
+def test_whoever_asks_for_a_model_that_is_not_served_is_told_why() -> None:
+    assert "m means the newer or proved model" in str(standing().why_not_served(OLD.model_id))
+    left_out = standing("another", on_disk=True)
+    for wanted in ("m", NEW.model_id, NEW.model_id[:12]):
+        why = str(left_out.why_not_served(wanted))
+        assert why.startswith("model m (")
+        assert "which node node-1 has" in why
+        assert "models.serve names others" in why
+    assert left_out.why_not_served("nobody's") is None
+    assert left_out.why_not_served(NEW.model_id[:5]) is None
 
 
 def test_files_that_a_node_refused_stand_below_it() -> None:

@@ -12,6 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from shardnet.errors import CheckpointError
+from shardnet.inference.checkpoints.config import CheckpointConfig
+from shardnet.inference.conversion.families import family_of
+from shardnet.inference.conversion.keys import put_keys, read_sizes
+from shardnet.inference.conversion.metadata import collected_fields, new_writer
 from shardnet.inference.conversion.weights import BLOCK_BYTES
 from shardnet.inference.gguf.header import GgufHeader, GgufTensor
 from shardnet.inference.opening import open_model
@@ -248,3 +252,41 @@ def test_a_file_that_changes_after_it_was_opened_is_an_error(tmp_path: Path) -> 
         file.write(b"more")
     with pytest.raises(CheckpointError, match="has changed since"):
         data_of(header, "blk.0.attn_q.weight")
+
+
+ODD: list[Any] = [None, True, 0, -1, 10**30, float("nan"), "x", [[1]], {"a": {}}]
+RARE: dict[str, Any] = {
+    "layer_types": ["full_attention"] * 4,
+    "sliding_window_pattern": 6,
+    "final_logit_softcapping": 2.0,
+    "partial_rotary_factor": 1.0,
+    "no_rope_layers": [1],
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 2.0,
+        "beta_fast": 32,
+        "mscale": 1,
+        "mscale_all_dim": 1,
+        "truncate": True,
+    },
+}
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "smollm3", "qwen3_moe", "phi3"])
+def test_no_value_of_config_json_is_a_traceback(family: str) -> None:
+    content = family_config(family) | RARE
+    del content["rope_parameters"]
+    changed = [content | {key: value} for key in content for value in ODD]
+    changed += [
+        content | {"rope_scaling": RARE["rope_scaling"] | {key: value}} for key in RARE["rope_scaling"] for value in ODD
+    ]
+    refused = 0
+    for config in (CheckpointConfig(Path("config.json"), one) for one in changed):
+        try:
+            kind = family_of(config)
+            writer = new_writer(kind.architecture)
+            put_keys(writer, config, kind, read_sizes(config, kind))
+            collected_fields(writer, config.path)
+        except CheckpointError:
+            refused += 1
+    assert len(changed) > refused > len(changed) // 4

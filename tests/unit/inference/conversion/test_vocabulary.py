@@ -143,6 +143,7 @@ REFUSED: list[tuple[Content, str]] = [
     (with_model(merges=[7]), "damaged"),
     (changed(added_tokens=["x"]), "an added token is 'x'"),
     (piece_tokenizer() | {"normalizer": {"type": "Lowercase"}}, "changes text by 'Lowercase'"),
+    (piece_tokenizer() | {"normalizer": {"type": [1]}}, r"changes text by \[1\]"),
 ]
 
 

@@ -243,7 +243,7 @@ def use(header: GgufHeader) -> None:
 
 
 def test_two_thousand_mutated_headers_crash_nothing_and_are_quick(tmp_path: Path, tiny: Path) -> None:
-    """Table B10: 0 crashes, each within 50 ms; memory in the next test."""
+    """0 crashes, each within 50 ms; memory in the next test."""
     content, end = tiny.read_bytes(), read_gguf_header(tiny).tensors[0].offset
     rng = random.Random(20)
     path = tmp_path / "mutant.gguf"

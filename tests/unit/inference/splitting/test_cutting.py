@@ -283,17 +283,17 @@ def test_disk_room_is_checked_before_the_first_byte(model: Path, cache: Path, mo
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    pieces = writer._Sources.pieces
+    pieces = writer.Sources.pieces
     count = 0
 
-    def failing(self: writer._Sources, tensor: writer.OutTensor):  # type: ignore[no-untyped-def]
+    def failing(self: writer.Sources, tensor: writer.OutTensor, skip: int = 0):  # type: ignore[no-untyped-def]
         nonlocal count
         count += 1
         if count > after * 10:
             raise OSError(errno.ENOSPC, "No space left on device")
-        yield from pieces(self, tensor)
+        yield from pieces(self, tensor, skip)
 
-    monkeypatch.setattr(writer._Sources, "pieces", failing)
+    monkeypatch.setattr(writer.Sources, "pieces", failing)
     with pytest.raises(NoRoomError, match="filled up"):
         three(model, cache)
     assert everything(cache) == ["shards"]

@@ -301,7 +301,7 @@ def test_a_flipped_byte_is_found_though_the_size_is_right(cache: Path, one: tupl
         file.seek(-100, os.SEEK_END)
         file.write(bytes([file.read(1)[0] ^ 1]))
     with pytest.raises(
-        ShardCorrupt, match=rf"SHA-256 begins [0-9a-f]{{12}}, the manifest promises {manifest.files[2].sha256[:12]}"
+        ShardCorrupt, match=rf"SHA-256 begins [0-9a-f]{{12}}, the manifest promises {manifest.sha256_of(2)[:12]}"
     ):
         check_shard(path, manifest, 2, hashes)
 
@@ -331,7 +331,7 @@ def test_hashes_are_forgotten_with_their_file_and_a_broken_cache_is_begun_anew(
     assert len(json.loads((cache / HASHES).read_text())) == 1
     for content in ("[1]", "{", '{"a": 1}', '{"a": [1, 2, 3]}'):
         (cache / HASHES).write_text(content)
-        assert HashCache(cache).sha256(folder / "shard-1.gguf") == manifest.files[1].sha256
+        assert HashCache(cache).sha256(folder / "shard-1.gguf") == manifest.sha256_of(1)
 
 
 def test_a_hash_is_that_of_the_bytes_that_were_read(cache: Path, one: tuple[Path, Manifest]) -> None:

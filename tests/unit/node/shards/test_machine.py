@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import pytest
 
-from shardnet.errors import Busy, EngineError, ShardCorrupt, ShardNotFound
+from shardnet.errors import Busy, EngineError, ManifestError, ShardCorrupt, ShardNotFound
 from shardnet.ids import ShardKey
+from shardnet.manifest import Manifest, ShardFile
 from shardnet.messages import CommandFailed, Done, LoadProgress, LoadShard, ShardOptions, ShardReady, UnloadShard
 from shardnet.node.shards import effects as do
 from shardnet.node.shards import events as ev
@@ -221,6 +222,47 @@ def test_a_shard_the_model_does_not_have_is_refused(world: World) -> None:
 
 
 # -- manifests ---------------------------------------------------------------------------------------------------------------------
+
+
+def cut_in_parts(*here: int, salt: str = "3") -> Manifest:
+    """Returns: the manifest of a model that several machines cut, which knows the bytes of some shards."""
+    shards = [
+        one.model_copy(update={"content_sha256": None, "header_sha256": "1" * 64}) for one in MANIFEST.content.shards
+    ]
+    content = MANIFEST.content.model_copy(update={"shards": tuple(shards), "weights_sha256": "5" * 64, "format": 2})
+    files = tuple(ShardFile(sha256=salt * 64 if index in here else None) for index in range(3))
+    return Manifest(model_id=content.model_id, name="m", content=content, files=files)
+
+
+def test_a_manifest_that_knows_shards_cut_here_is_not_replaced_by_one_that_does_not(world: World) -> None:
+    mine, owners = cut_in_parts(1), cut_in_parts(0).model_copy(update={"signature": "c2lnbmVk"})
+    catalogue = world.state.catalogue
+    catalogue.models[mine.model_id] = ev.LocalModel(mine, FOLDER)
+    assert catalogue.learn(owners, mine.model_id, is_signed=True) is None
+    assert catalogue.find("m").manifest == mine
+    whole = cut_in_parts(0, 1, 2).model_copy(update={"signature": "c2lnbmVk"})
+    assert catalogue.learn(whole, mine.model_id, is_signed=True) == ev.LocalModel(whole, FOLDER)
+
+
+def test_two_versions_of_a_model_that_is_cut_in_parts_are_never_mixed(world: World) -> None:
+    mine, other = cut_in_parts(0, 1), cut_in_parts(1, salt="4").model_copy(update={"signature": "c2lnbmVk"})
+    world.state.catalogue.models[mine.model_id] = ev.LocalModel(mine, FOLDER)
+    with pytest.raises(ManifestError, match=r"promises other bytes for shard 1 .* cut of two versions of one model"):
+        world.state.catalogue.learn(other, mine.model_id, is_signed=True)
+
+
+def test_a_model_that_was_not_proved_is_kept_out_where_the_user_wants_proof(world: World) -> None:
+    world.state = NodeState(CACHE, Assignment(), can_fetch=False, require_proof=True)
+    shard = ev.LocalShard(key(0), FOLDER / "shard-0.gguf", LayerRange(first=0, end=1), 100)
+    world.state.handle(ev.CacheScanned((ev.LocalModel(MANIFEST, FOLDER),), (shard,)))
+    effects = world.state.handle(ev.PreloadAsked(everything=True, options=SMALL, at_s=0.0))
+    assert "shard_kept_out" in facts(effects)
+    assert not of(effects, do.Verify)
+    (failed,) = answers(world.load(0), CommandFailed)
+    assert failed.error.code == "REFUSED"
+    assert (
+        "models.require_proof keeps m out: its shards were never run against the unsplit model" in failed.error.message
+    )
 
 
 def test_a_signed_manifest_is_kept_and_an_unsigned_one_refused(world: World) -> None:

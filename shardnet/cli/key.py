@@ -1,0 +1,73 @@
+"""`shardnet key add | list | remove`: who may use the HTTP API."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+Name = Annotated[str, typer.Argument(help="Who or what uses it: laptop, alice, my-agent.")]
+
+key = typer.Typer(
+    help="Keys of the HTTP API, each with a name; run it on the coordinator's machine.", no_args_is_help=True
+)
+
+
+@key.command()
+def add(name: Name, as_json: AsJson = False) -> None:
+    """Make a key and print it, once. From then on the API wants a key; a running coordinator knows it within a second."""
+    from shardnet.swarm.api_keys import make_key
+    from shardnet.swarm.home import Home
+
+    made = make_key(Home(), name)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "key": made}))
+        return
+    typer.echo(made)
+    typer.echo("Keep it: it is not shown again. Clients send it as 'Authorization: Bearer KEY'.", err=True)
+
+
+@key.command("list")
+def list_all(as_json: AsJson = False) -> None:
+    """Show the names of all keys, and since when they are."""
+    from shardnet.swarm.api_keys import list_keys
+    from shardnet.swarm.home import Home
+    from shardnet.swarm.records import at
+
+    home = Home()
+    keys = list_keys(home)
+    if as_json:
+        facts = [{"name": name, "made_at_s": one.made_at_s} for name, one in (keys or {}).items()]
+        typer.echo(json.dumps({"is_asked_for": keys is not None, "keys": facts}))
+        return
+    for name, one in sorted((keys or {}).items()):
+        typer.echo(f"{name:<24} since {at(one.made_at_s)}")
+    if keys is None:
+        typer.echo("No key was made here: unless api.key is set, the API wants none.")
+    elif not keys:
+        typer.echo(_nobody_left(str(home.api_keys)))
+
+
+@key.command()
+def remove(name: Name, as_json: AsJson = False) -> None:
+    """Take a key away; a running coordinator refuses it within a second."""
+    from shardnet.swarm.api_keys import remove_key
+    from shardnet.swarm.home import Home
+
+    home = Home()
+    left = remove_key(home, name)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "left": left}))
+        return
+    typer.echo(f"✓ Removed {name}")
+    if not left:
+        typer.echo(_nobody_left(str(home.api_keys)), err=True)
+
+
+def _nobody_left(path: str) -> str:
+    return (
+        f"No key is left, and the API wants one: make one with `shardnet key add`, or delete {path} and start the coordinator anew "
+        "to let in everybody who reaches it."
+    )

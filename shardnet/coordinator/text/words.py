@@ -1,0 +1,93 @@
+"""A model's words: its vocabulary and its chat template, and how a request becomes prompt tokens. The coordinator and the library share them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shardnet.coordinator.text.template import ChatTemplate
+from shardnet.coordinator.text.vocabulary import Vocabulary
+from shardnet.errors import ShardnetError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A model's vocabulary and chat template. `template` is None where the model has none, or an unusable one (`template_error`)."""
+
+    vocabulary: Vocabulary
+    template: ChatTemplate | None
+    template_error: str = ""
+
+    async def prompt_tokens(self, prompt: str | list[int]) -> list[int]:
+        """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
+        if isinstance(prompt, str):
+            # A user's text cannot spell control tokens; whoever wants them sends token ids.
+            return await asyncio.to_thread(self._plain_tokens, prompt)
+        if bad := next((token for token in prompt if token >= self.vocabulary.n_vocab), None):
+            raise UsageError(
+                f"prompt: token {bad} is outside the vocabulary of {self.vocabulary.n_vocab}", param="prompt"
+            )
+        return prompt
+
+    def _plain_tokens(self, prompt: str) -> list[int]:
+        control = self.template.control if self.template is not None else self.vocabulary.control
+        parts = control.parts(prompt)
+        if len(parts) == 1:  # the vocabulary itself knows what belongs in front and behind
+            return self.vocabulary.tokenize(prompt, add_special=True, parse_special=False)
+        return self.vocabulary.tokenize_parts([replace(part, special=False) for part in parts])
+
+    async def chat_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None,
+        timeout_s: float,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        continues: bool = False,
+        begins_answer: bool = True,
+    ) -> list[int]:
+        """Returns: the tokens of a conversation, up to where the answer begins. Arguments and `Raises:` as `ChatTemplate.render`."""
+        if self.template is None:
+            raise UsageError(self.template_error, param="messages")
+        parts = await self.template.render(
+            messages,
+            variables=variables,
+            tools=tools,
+            documents=documents,
+            continues=continues,
+            begins_answer=begins_answer,
+            timeout_s=timeout_s,
+        )
+        return await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
+
+
+def open_words(name: str, path: Path) -> Words:
+    """Open a model's `tokenizer.gguf`. Blocking, some tenths of a second.
+
+    Args:
+        name: the model's, for sentences.
+
+    Raises: EngineError if llama.cpp does not open the file.
+    """
+    vocabulary = Vocabulary(path)
+    source = vocabulary.chat_template or vocabulary.tool_template
+    if source is None:
+        return Words(vocabulary, None, f"model {name} has no chat template: use /v1/completions")
+    try:
+        template = ChatTemplate(
+            source,
+            model=name,
+            bos=vocabulary.text_of(vocabulary.bos),
+            eos=vocabulary.text_of(vocabulary.eos),
+            control=vocabulary.control_texts,
+            defined=vocabulary.defined_texts,
+            strips_right=vocabulary.strips_right,
+            with_tools=vocabulary.tool_template,
+        )
+    except ShardnetError as error:
+        return Words(vocabulary, None, str(error))
+    return Words(vocabulary, template)

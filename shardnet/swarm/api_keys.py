@@ -1,0 +1,103 @@
+"""Keys of the HTTP API: who may use it, each by a name, so that one can be taken away without the others noticing.
+
+At rest stands a key's SHA-256 alone: a key has 256 random bits, so that a slow hash would add nothing. Refuses to know HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+
+from pydantic import Field, TypeAdapter
+
+from shardnet.errors import UsageError
+from shardnet.ids import Sha256
+from shardnet.shards import Frozen
+from shardnet.swarm.home import Home, load_records, write_records
+from shardnet.swarm.records import NAME_PATTERN
+
+PREFIX = "sk-shardnet-"
+"""Scanners of published code look for such beginnings; clients that check a key's shape want `sk-`."""
+KEY_BYTES = 32
+
+
+class ApiKey(Frozen):
+    """One key that was made."""
+
+    sha256: Sha256
+    made_at_s: float = Field(description="Unix time")
+
+
+ApiKeys = dict[str, ApiKey]
+API_KEYS: TypeAdapter[ApiKeys] = TypeAdapter(ApiKeys)
+
+
+def list_keys(home: Home) -> ApiKeys | None:
+    """Returns: name -> key; None if none was ever made, so that none is asked for. Raises: SettingsError if the file is damaged."""
+    try:
+        return load_records(home.api_keys, API_KEYS)
+    except FileNotFoundError:
+        return None
+
+
+def make_key(home: Home, name: str) -> str:
+    """Returns: a new key, which nobody can be told again. Raises: UsageError for a name that is taken, or is none."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"{name[:100]!r} is no name for a key: use up to 63 letters, digits, '.', '_' and '-'")
+    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    with home.locked():
+        known = list_keys(home) or {}
+        if name in known:
+            raise UsageError(
+                f"there is a key named {name} already: choose another name, or `shardnet key remove {name}`"
+            )
+        home.swarm.mkdir(mode=0o700, exist_ok=True)
+        write_records(home.api_keys, API_KEYS, known | {name: ApiKey(sha256=_digest(key), made_at_s=time.time())})
+    return key
+
+
+def remove_key(home: Home, name: str) -> int:
+    """Take a key away. Returns: how many are left. Raises: UsageError if there is none of that name."""
+    with home.locked():
+        known = list_keys(home) or {}
+        if name not in known:
+            raise UsageError(f"there is no key named {name[:100]!r}; there are: {', '.join(sorted(known)) or 'none'}")
+        del known[name]
+        write_records(home.api_keys, API_KEYS, known)
+    return len(known)
+
+
+class KeyRing:
+    """The keys that a coordinator takes now.
+
+    Args: fixed: one that stands in its settings, known as `api.key`; empty for none.
+    """
+
+    def __init__(self, fixed: str = "") -> None:
+        self._fixed = {"api.key": _digest(fixed)} if fixed else {}
+        self._named: dict[str, str] | None = None
+
+    def set_named(self, keys: ApiKeys | None) -> None:
+        """Those that were made by `shardnet key`; None if there never was one."""
+        self._named = None if keys is None else {name: key.sha256 for name, key in keys.items()}
+
+    @property
+    def is_asked_for(self) -> bool:
+        """True if the API cannot be used without a key. Once one was made this stays so, also when the last one is taken away."""
+        return bool(self._fixed) or self._named is not None
+
+    def name_of(self, key: str) -> str | None:
+        """Returns: whose key this is; None for nobody's."""
+        given = _digest(key)
+        found = None
+        for name, known in (self._fixed | (self._named or {})).items():
+            if hmac.compare_digest(given, known):
+                found = name
+        return found
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()

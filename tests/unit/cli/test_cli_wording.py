@@ -1,0 +1,35 @@
+"""Values that a command refuses are told in words for people, whatever version of typer says so."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from shardnet.cli import app
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag", "words"),
+    [
+        ("split m.gguf --shards 0", "--shards", ("must be at least 1", "is not in the range x>=1")),
+        ("split m.gguf --shards many", "--shards", ("must be a whole number", "is not a valid int")),
+        ("verify folder --tokens 9000", "--tokens", ("must be at most 2000", "is not in the range 1<=x<=2000")),
+        ("generate hi --temperature warm", "--temperature", ("must be a number", "is not a valid float")),
+    ],
+)
+def test_a_refused_value_names_the_flag_and_what_it_must_be(arguments: str, flag: str, words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    told = result.stderr.splitlines()[-1]
+    assert flag in told
+    assert any(one in told for one in words)
+    assert "Input should" not in result.output
+
+
+def test_every_command_is_there_and_says_in_a_line_what_it_does() -> None:
+    told = CliRunner().invoke(app, ["--help"]).stdout.partition("Commands:")[2].splitlines()[1:]
+    lines = dict(line.split(maxsplit=1) for line in told if line.strip())
+    assert set(lines) == {
+        "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "status", "plan",
+        "join", "demo", "bench", "swarm", "key",
+    }  # fmt: skip
