@@ -46,7 +46,7 @@ class ShardOrders:
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
-        used = lambda: Used(chains.memory_bytes, chains.gpu_bytes, chains.mapped_bytes)  # noqa: E731
+        used = lambda: Used(chains.memory_bytes, chains.gpus, chains.mapped_bytes)  # noqa: E731
         self._loader = Loader(settings, self._on_loader, used, threads)
 
     def load(self, request: Load) -> None:
