@@ -1,4 +1,4 @@
-"""One model on the processor, split between it and a second device, and on the second device alone: layers, tokens, the largest difference of a logit.
+"""One model on the processor, split between it and a second device, and on that alone: layers, tokens, the largest difference of a logit.
 
 python -m tests.bench.device_run [MODEL.gguf] [--build-vulkan FOLDER] [--tokens 32]
 
