@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -16,17 +16,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shardnet.coordinator.api.errors import error_body, error_response, usage_error
-from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.schemas import (
+    ChatRequest,
+    CommonRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    usage_error,
+)
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
-from shardnet.coordinator.api.wording import Wording, chat_wording, completion_wording, to_event
+from shardnet.coordinator.api.streaming import EventStream, events, until_gone, whole
+from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
-KEEP_ALIVE_S = 15.0
-"""A comment line goes out so often while a long prompt is computed: proxies give up on silent connections."""
+PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/status", "/healthz")
 PEEK_S = 0.3
 """Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 MAX_HEADER_WAIT_S = 30.0
@@ -36,7 +43,7 @@ never sees why."""
 
 CLIENT_GONE = 499
 
-R = TypeVar("R", bound=CommonRequest)
+R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 log = get("api")
 
@@ -54,6 +61,8 @@ class Api:
             self._route("GET", "/v1/models/{model:path}", self._model),
             self._route("POST", "/v1/completions", self._completions),
             self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("POST", "/tokenize", self._tokenize),
+            self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
             self._route("GET", "/healthz", self._health, open_to_all=True),
         ]
@@ -182,63 +191,46 @@ class Api:
 
     async def _completions(self, request: Request) -> Response:
         asked = await self._body(request, CompletionRequest)
-        answering = await until_gone(request, self._service.complete(asked))
-        return await self._respond(request, asked, answering, completion_wording(answering, asked))
+        answers = await until_gone(request, self._service.complete(asked))
+        return await self._respond(request, asked, answers, completion_wordings(answers, asked))
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._body(request, ChatRequest)
-        answering = await until_gone(request, self._service.chat(asked))
-        return await self._respond(request, asked, answering, chat_wording(answering, asked))
+        answers = await until_gone(request, self._service.chat(asked))
+        return await self._respond(request, asked, answers, chat_wordings(answers, asked))
 
     async def _respond(
-        self, request: Request, asked: CommonRequest, answering: Answering, wording: Wording
+        self, request: Request, asked: CommonRequest, answers: list[Answering], wordings: Wordings
     ) -> Response:
-        running = answering.running
+        def close() -> None:
+            for one in answers:
+                one.running.close()
+
         try:
             if not asked.stream:
-                return JSONResponse(await until_gone(request, self._whole(answering, wording)))
-            if await until_gone(request, running.wait(PEEK_S)) and running.generation.error is not None:
-                raise running.generation.error
-            stream = EventStream(self._events(asked, answering, wording), running.close)
+                return JSONResponse(await until_gone(request, whole(wordings, self._service.describe_stage)))
+            first = answers[0].running
+            if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
+                raise first.generation.error
+            wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+            return EventStream(events(wordings, self._service.describe_stage, wants_usage=wants_usage), close)
         except BaseException:
-            running.close()
+            close()
             raise
-        return stream
 
-    async def _whole(self, answering: Answering, wording: Wording) -> dict[str, Any]:
-        while True:
-            await answering.running.wait()
-            piece = answering.running.take()
-            wording.add(piece)
-            if piece.finish_reason is not None:
-                return wording.whole(piece.finish_reason, self._stages(answering))
+    async def _tokenize(self, request: Request) -> Response:
+        asked = await self._body(request, TokenizeRequest)
+        tokens, words = await self._service.tokenize(asked)
+        body: dict[str, Any] = {"tokens": tokens, "count": len(tokens)}
+        if asked.return_token_strs:
+            body["token_strs"] = [words.vocabulary.text([token]) for token in tokens]
+        if asked.with_pieces:
+            body["tokens"] = [{"id": token, "piece": words.vocabulary.text([token])} for token in tokens]
+        return JSONResponse(body)
 
-    async def _events(self, asked: CommonRequest, answering: Answering, wording: Wording) -> AsyncIterator[bytes]:
-        """Yield the server-sent events of one answer."""
-        running = answering.running
-        yield to_event(wording.first())
-        while True:
-            if not await running.wait(KEEP_ALIVE_S):
-                yield b": computing\n\n"
-                continue
-            try:
-                piece = running.take()
-            except ShardnetError as error:
-                yield to_event(error_body(error))
-                return
-            if piece.text or (piece.tokens and wording.wants_every_token):
-                yield to_event(wording.part(piece))
-            else:
-                wording.add(piece)
-            if piece.finish_reason is not None:
-                break
-        yield to_event(wording.last(piece.finish_reason, self._stages(answering)))
-        if asked.stream_options is not None and asked.stream_options.include_usage:
-            yield to_event(wording.usage_event())
-        yield b"data: [DONE]\n\n"
-
-    def _stages(self, answering: Answering) -> list[dict[str, Any]]:
-        return answering.running.stages(self._service.describe_stage)
+    async def _detokenize(self, request: Request) -> Response:
+        text = await self._service.detokenize(await self._body(request, DetokenizeRequest))
+        return JSONResponse({"content": text, "prompt": text})
 
 
 class WithoutTrailingSlash:
@@ -254,64 +246,9 @@ class WithoutTrailingSlash:
         await self._app(scope, receive, send)
 
 
-class EventStream(Response):
-    """A stream of server-sent events that ends when the client goes, and then always calls `on_end`."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        self.status_code = 200
-        self.background = None
-        self._events = events
-        self._on_end = on_end
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the end or until the client is gone, whichever is first."""
-        sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._on_end()
-            await _cancel(sending, leaving)
-        if not sending.cancelled():
-            sending.result()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns: what `work` gives. Raises: ClientDisconnect, with `work` cancelled, if the client goes first."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(request.receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        await _cancel(working, leaving)
-
-
 async def _http_error(_request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
-    message = f"{error.detail}: this API has /v1/models, /v1/completions, /v1/chat/completions, /status, /healthz"
+    message = f"{error.detail}: this API has {', '.join(PATHS)}"
     kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)

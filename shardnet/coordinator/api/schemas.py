@@ -6,9 +6,10 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.errors import UsageError
+from shardnet.faults import first_fault
 from shardnet.messages import Sampling
 from shardnet.steps import MAX_TOKEN_ID
 
@@ -88,8 +89,6 @@ class CommonRequest(Lenient):
 
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
-        if self.n is not None and self.n != 1:
-            raise UsageError("n: one answer a request is given here; send the request n times", param="n")
         if self.response_format is not None and self.response_format.type not in (
             None,
             "text",
@@ -155,24 +154,23 @@ class CompletionRequest(CommonRequest):
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
-        if self.echo:
-            raise UsageError("echo: the prompt is not returned here", param="echo")
+        if self.echo and self.logprobs is not None:
+            raise UsageError(
+                "echo: the prompt's own logprobs are not computed here; leave one of the two out", param="echo"
+            )
         if self.suffix:
             raise UsageError("suffix: filling in the middle is not supported", param="suffix")
-        if self.best_of is not None and self.best_of != 1:
-            raise UsageError("best_of: only one answer is made here", param="best_of")
+        if self.best_of not in (None, self.n or 1):
+            raise UsageError("best_of: every answer that is made is returned here; ask for n answers", param="best_of")
 
-    def single_prompt(self) -> str | list[int]:
-        """Returns: the one prompt, as text or tokens. Raises: UsageError if there are several, or none."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return prompt
-        if prompt and isinstance(prompt[0], int):
-            return [token for token in prompt if isinstance(token, int)]
-        if len(prompt) != 1:
-            raise UsageError("prompt: one prompt a request is taken here; send a request for each", param="prompt")
-        first = prompt[0]
-        return first if isinstance(first, str) else [token for token in first if isinstance(token, int)]  # type: ignore[union-attr]
+    def prompts(self) -> list[str | list[int]]:
+        """Returns: each prompt, as text or tokens."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if given and isinstance(given[0], int):
+            return [[token for token in given if isinstance(token, int)]]
+        return [one if isinstance(one, str) else list(one) for one in given if not isinstance(one, int)]
 
 
 class ContentPart(Lenient):
@@ -262,3 +260,42 @@ class ChatRequest(CommonRequest):
         reserved = {"messages", "add_generation_prompt"} & set(self.chat_template_kwargs or {})
         if reserved:
             raise UsageError(f"chat_template_kwargs: {sorted(reserved)} cannot be set", param="chat_template_kwargs")
+
+
+class TokenizeRequest(Lenient):
+    """`POST /tokenize`: llama.cpp's `content`, vLLM's `prompt`, or the messages of a chat."""
+
+    model: str | None = Field(default=None, max_length=256)
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000)
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
+    with_pieces: bool | None = None
+    return_token_strs: bool | None = None
+
+    def text(self) -> str:
+        """Returns: the text. Raises: UsageError if there is none, or several."""
+        given = [one for one in (self.content, self.prompt) if one is not None]
+        if len(given) != 1:
+            raise UsageError("give one of prompt, content and messages", param="prompt")
+        return given[0]
+
+    def adds_special(self) -> bool:
+        """Returns: whether the vocabulary's own beginning and end are put around the text, as in /v1/completions."""
+        return self.add_special is not False and self.add_special_tokens is not False
+
+
+class DetokenizeRequest(Lenient):
+    """`POST /detokenize`."""
+
+    model: str | None = Field(default=None, max_length=256)
+    tokens: list[TokenId] = Field(max_length=1 << 20)
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """Returns: what is wrong with a request's body, as one sentence."""
+    where, what = first_fault(error)
+    return UsageError(f"{where}: {what}" if where else f"the body {what}", param=where or None)

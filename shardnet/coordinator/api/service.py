@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardnet.coordinator.api.schemas import ChatRequest, CommonRequest, CompletionRequest
+from shardnet.coordinator.api.schemas import (
+    ChatRequest,
+    CommonRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
-from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
-from shardnet.errors import ContextExceeded, UsageError
+from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
+
+MAX_ANSWERS = 128
+MAX_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +63,24 @@ class Service:
     why_not_served: Callable[[str], str | None]
     describe_stage: Callable[[Route, int], dict[str, Any]]
 
-    async def complete(self, request: CompletionRequest) -> Answering:
-        """Begin a plain completion.
+    async def complete(self, request: CompletionRequest) -> list[Answering]:
+        """Begin plain completions: `n` of each prompt, in the order of the prompts.
 
         Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
         """
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompt = await words.prompt_tokens(request.single_prompt())
-        return await self._begin(request, manifest, words, prompt)
+        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
+        return await self._begin(request, manifest, words, prompts)
 
-    async def chat(self, request: ChatRequest) -> Answering:
-        """Begin a chat turn with the model's own template. Raises: as `complete`."""
+    async def chat(self, request: ChatRequest) -> list[Answering]:
+        """Begin `n` answers to a chat with the model's own template. Raises: as `complete`."""
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompt = await words.chat_tokens(
-            [message.for_template() for message in request.messages],
-            request.template_variables(),
-            self.settings.template_timeout_s,
-            documents=request.documents,
-            continues=bool(request.continue_final_message),
-            begins_answer=request.add_generation_prompt is not False,
-        )
-        return await self._begin(request, manifest, words, prompt)
+        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
+        return await self._begin(request, manifest, words, prompts)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         try:
@@ -90,32 +93,73 @@ class Service:
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
-    async def _begin(self, request: CommonRequest, manifest: Manifest, words: Words, prompt: list[int]) -> Answering:
-        n_ctx = self.options(manifest).n_ctx
-        if not prompt:
-            raise UsageError("the prompt is empty: give at least one token", param="prompt")
-        if len(prompt) >= n_ctx:
-            raise ContextExceeded(
-                f"the prompt has {len(prompt)} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
-                "shorten the prompt, or start the coordinator with a larger sequences.n_ctx",
-                prompt_tokens=len(prompt),
-                n_ctx=n_ctx,
-            )
+    async def _begin(
+        self, request: CommonRequest, manifest: Manifest, words: Words, prompts: list[list[int]]
+    ) -> list[Answering]:
+        n_ctx, n = self.options(manifest).n_ctx, request.n or 1
+        if len(prompts) * n > MAX_ANSWERS:
+            raise UsageError(f"n: {len(prompts)} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
+        limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
         sampling = request.sampling()
-        n_vocab = words.vocabulary.n_vocab
-        if bad := next((token for token in sampling.logit_bias if token >= n_vocab), None):
-            raise UsageError(f"logit_bias: token {bad} is outside the vocabulary of {n_vocab}", param="logit_bias")
-        spec = GenerationSpec(
-            model_id=manifest.model_id,
-            prompt=prompt,
-            sampling=sampling,
-            max_tokens=min(request.most_tokens() or n_ctx, n_ctx - len(prompt)),
-            is_end=words.vocabulary.is_end,
-            ignore_eos=bool(request.ignore_eos),
-            step_deadline_s=self.settings.step_deadline_s,
-            recovery_timeout_s=self.settings.recovery_timeout_s,
-            epoch=self.epoch,
-            speculate=request.speculation is not False,
+        words.check_tokens(sampling.logit_bias, "logit_bias")
+        answers: list[Answering] = []
+        try:
+            for index in range(len(prompts) * n):
+                prompt = prompts[index // n]
+                spec = GenerationSpec(
+                    model_id=manifest.model_id,
+                    prompt=prompt,
+                    sampling=sampling.model_copy(update={"seed": (sampling.seed + index % n) & MAX_SEED}),
+                    max_tokens=limits[index // n],
+                    is_end=words.vocabulary.is_end,
+                    ignore_eos=bool(request.ignore_eos),
+                    step_deadline_s=self.settings.step_deadline_s,
+                    recovery_timeout_s=self.settings.recovery_timeout_s,
+                    epoch=self.epoch,
+                    speculate=request.speculation is not False,
+                )
+                running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
+                answers.append(Answering(running, manifest, words, prompt))
+        except BaseException:
+            for one in answers:
+                one.running.close()
+            raise
+        return answers
+
+    async def tokenize(self, request: TokenizeRequest) -> tuple[list[int], Words]:
+        """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
+        words = await self.words(resolve(self.manifests(), request.model))
+        if request.messages is not None:
+            return await words.chat_tokens(
+                [message.for_template() for message in request.messages],
+                request.chat_template_kwargs,
+                self.settings.template_timeout_s,
+                begins_answer=request.add_generation_prompt is not False,
+            ), words
+        tokens = await asyncio.to_thread(
+            words.vocabulary.tokenize, request.text(), add_special=request.adds_special(), parse_special=False
         )
-        running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
-        return Answering(running, manifest, words, prompt)
+        return tokens, words
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
+        words = await self.words(resolve(self.manifests(), request.model))
+        words.check_tokens(request.tokens, "tokens")
+        return words.vocabulary.text(request.tokens)
+
+
+async def prompts_of(
+    request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float
+) -> list[list[int]]:
+    """Returns: the tokens of each prompt of a request, or of its chat. Raises: UsageError, DeadlineExceeded."""
+    if isinstance(request, CompletionRequest):
+        return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
+    tokens = await words.chat_tokens(
+        [message.for_template() for message in request.messages],
+        request.template_variables(),
+        template_timeout_s,
+        documents=request.documents,
+        continues=bool(request.continue_final_message),
+        begins_answer=request.add_generation_prompt is not False,
+    )
+    return [tokens]

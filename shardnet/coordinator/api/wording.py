@@ -27,19 +27,18 @@ class Wording:
     object_part = ""
     id_prefix = ""
 
-    def __init__(self, answering: Answering, *, logprobs: bool, token_ids: bool) -> None:
-        self._answering = answering
+    def __init__(
+        self, answering: Answering, index: int, base: dict[str, Any], *, logprobs: bool, token_ids: bool, echo: str = ""
+    ) -> None:
+        self.answering = answering
+        self.index = index
+        self._echo = echo
         self._logprobs = logprobs
         self._token_ids = token_ids
         self._text: list[str] = []
         self._tokens: list[Emitted] = []
         self._unsent: list[Emitted] = []
-        self._base: dict[str, Any] = {
-            "id": self.id_prefix + answering.running.request_id,
-            "created": int(time.time()),
-            "model": answering.manifest.name,
-            "system_fingerprint": f"fp_{answering.manifest.model_id[:12]}",
-        }
+        self._base = base | {"object": self.object_part}
 
     @property
     def wants_every_token(self) -> bool:
@@ -54,17 +53,16 @@ class Wording:
         self._tokens += piece.tokens
         self._unsent += piece.tokens
 
-    def whole(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns: the whole answer."""
-        choice = self._choice("whole", "".join(self._text)) | self._extras(self._tokens, finish_reason)
-        body = self._base | {"object": self.object_whole, "choices": [choice], "usage": self._usage()}
-        return body | self._prompt_ids() | self._stages(stages)
+    def whole(self, finish_reason: str) -> dict[str, Any]:
+        """Returns: the whole choice."""
+        text = self._echo + "".join(self._text)
+        return self._choice("whole", text) | self._extras(self._tokens, finish_reason)
 
     # -- in parts --------------------------------------------------------------------------------------------------------------
 
     def first(self) -> dict[str, Any]:
         """Returns: the event that opens the stream."""
-        return self._event(self._choice("first") | self._no_extras()) | self._prompt_ids()
+        return self._event(self._choice("first", self._echo) | self._no_extras()) | self.prompt_ids()
 
     def part(self, piece: Piece) -> dict[str, Any]:
         """Returns: the event of one piece."""
@@ -75,11 +73,7 @@ class Wording:
     def last(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns: the event that says why the answer ended."""
         tokens, self._unsent = self._unsent, []
-        return self._event(self._choice("last") | self._extras(tokens, finish_reason)) | self._stages(stages)
-
-    def usage_event(self) -> dict[str, Any]:
-        """Returns: the event with the usage alone."""
-        return self._base | {"object": self.object_part, "choices": [], "usage": self._usage()}
+        return self._event(self._choice("last") | self._extras(tokens, finish_reason)) | self.statistics(stages)
 
     # -- shapes ----------------------------------------------------------------------------------------------------------------
 
@@ -90,10 +84,10 @@ class Wording:
         raise NotImplementedError
 
     def _event(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return self._base | {"object": self.object_part, "choices": [choice]}
+        return self._base | {"choices": [choice]}
 
     def _no_extras(self) -> dict[str, Any]:
-        return {"index": 0, "logprobs": None, "finish_reason": None}
+        return {"index": self.index, "logprobs": None, "finish_reason": None}
 
     def _extras(self, tokens: list[Emitted], finish_reason: str | None) -> dict[str, Any]:
         extras = self._no_extras() | {"finish_reason": finish_reason}
@@ -103,24 +97,22 @@ class Wording:
             extras["token_ids"] = [one.token for one in tokens]
         return extras
 
-    def _usage(self) -> dict[str, Any]:
-        prompt, completion = len(self._answering.prompt), self._answering.running.n_completion
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    def prompt_ids(self) -> dict[str, Any]:
+        """Returns: the prompt's tokens, if tokens were asked for."""
+        return {"prompt_token_ids": self.answering.prompt} if self._token_ids else {}
 
-    def _prompt_ids(self) -> dict[str, Any]:
-        return {"prompt_token_ids": self._answering.prompt} if self._token_ids else {}
-
-    def _stages(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    def statistics(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns: what each stage did, if tokens were asked for."""
         if not self._token_ids:
             return {}
         found: dict[str, Any] = {"stages": stages}
-        speculator = self._answering.running.generation.speculator
+        speculator = self.answering.running.generation.speculator
         if speculator is not None:
             found["speculation"] = {"proposed": speculator.proposed, "accepted": speculator.accepted}
         return {"shardnet": found}
 
     def _piece(self, token: int) -> bytes:
-        vocabulary = self._answering.words.vocabulary
+        vocabulary = self.answering.words.vocabulary
         return vocabulary.piece(token) or vocabulary.text_of(token).encode()
 
 
@@ -182,13 +174,69 @@ class ChatWording(Wording):
         return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
 
 
-def completion_wording(answering: Answering, asked: CompletionRequest) -> Wording:
-    """Returns: the wording of a completion."""
-    return CompletionWording(
-        answering, logprobs=asked.top_logprobs_wanted() is not None, token_ids=bool(asked.return_token_ids)
-    )
+class Wordings:
+    """All answers to one request."""
+
+    def __init__(self, ones: list[Wording], base: dict[str, Any]) -> None:
+        self.ones = ones
+        self._base = base
+
+    def whole(self, finish_reasons: list[str], stages: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """Returns: the whole answer. What concerns one choice stands beside it where there are several."""
+        choices = [one.whole(reason) for one, reason in zip(self.ones, finish_reasons, strict=True)]
+        extras = [one.prompt_ids() | one.statistics(told) for one, told in zip(self.ones, stages, strict=True)]
+        body = self._base | {"object": self.ones[0].object_whole, "usage": self._usage()}
+        if len(choices) == 1:
+            return body | {"choices": choices} | extras[0]
+        return body | {"choices": [choice | extra for choice, extra in zip(choices, extras, strict=True)]}
+
+    def usage_event(self) -> dict[str, Any]:
+        """Returns: the event with the usage alone."""
+        return self._base | {"object": self.ones[0].object_part, "choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        prompts = {id(one.answering.prompt): len(one.answering.prompt) for one in self.ones}  # n answers share theirs
+        prompt, completion = sum(prompts.values()), sum(one.answering.running.n_completion for one in self.ones)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def chat_wording(answering: Answering, asked: ChatRequest) -> Wording:
+def completion_wordings(answers: list[Answering], asked: CompletionRequest) -> Wordings:
+    """Returns: the wording of completions."""
+    base = _base(CompletionWording, answers[0])
+    given, n = asked.prompts(), asked.n or 1
+    ones: list[Wording] = []
+    for index, one in enumerate(answers):
+        wording = CompletionWording(
+            one,
+            index,
+            base,
+            logprobs=asked.top_logprobs_wanted() is not None,
+            token_ids=bool(asked.return_token_ids),
+            echo=_text_of(given[index // n], one) if asked.echo else "",
+        )
+        ones.append(wording)
+    return Wordings(ones, base)
+
+
+def chat_wordings(answers: list[Answering], asked: ChatRequest) -> Wordings:
     """Returns: the wording of a chat turn."""
-    return ChatWording(answering, logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids))
+    base = _base(ChatWording, answers[0])
+    ones: list[Wording] = [
+        ChatWording(one, index, base, logprobs=bool(asked.logprobs), token_ids=bool(asked.return_token_ids))
+        for index, one in enumerate(answers)
+    ]
+    return Wordings(ones, base)
+
+
+def _base(kind: type[Wording], answering: Answering) -> dict[str, Any]:
+    """Returns: what stands in every object of one request."""
+    return {
+        "id": kind.id_prefix + answering.running.request_id,
+        "created": int(time.time()),
+        "model": answering.manifest.name,
+        "system_fingerprint": f"fp_{answering.manifest.model_id[:12]}",
+    }
+
+
+def _text_of(prompt: str | list[int], answering: Answering) -> str:
+    return prompt if isinstance(prompt, str) else answering.words.vocabulary.text(prompt)

@@ -46,6 +46,11 @@ class Running:
         self.n_completion = 0
         """Tokens of the answer that were taken."""
 
+    @property
+    def is_over(self) -> bool:
+        """True once all of it was taken, or it was closed."""
+        return self._ended
+
     def wake(self) -> None:
         """There is something to take."""
         self._news.set()

@@ -27,7 +27,7 @@ class RequestSettings(Section):
         default=30.0, gt=0, le=3600, description="seconds a request waits for its lost stages to come back elsewhere"
     )
     template_timeout_s: float = Field(
-        default=2.0,
+        default=5.0,
         gt=0,
         le=60,
         description="seconds of processor time that a model's chat template may take for one request",

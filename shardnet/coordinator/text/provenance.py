@@ -43,7 +43,7 @@ def concat(pieces: Iterable[str]) -> str:
     """Returns: the pieces joined, each with its authors."""
     found = list(pieces)
     if len(found) == 1:
-        return found[0]
+        return str(found[0])
     return Traced("".join(found), "".join([authors_of(piece) for piece in found]))
 
 

@@ -76,6 +76,10 @@ class Vocabulary:
             known = self._pieces[token] = self._make_piece(token)
         return known
 
+    def text(self, tokens: Iterable[int]) -> str:
+        """Returns: what tokens spell, control tokens as the vocabulary writes them."""
+        return b"".join(self.piece(one) or self.text_of(one).encode() for one in tokens).decode(errors="replace")
+
     def _make_piece(self, token: int) -> bytes:
         if not 0 <= token < self.n_vocab:
             return b""

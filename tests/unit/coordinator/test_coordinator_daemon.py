@@ -479,6 +479,74 @@ async def test_several_requests_are_in_flight_at_once(make_world: Callable[..., 
         assert len({task.sequence_id for task in a.tasks}) == 8
 
 
+async def test_several_answers_to_several_prompts_are_told_apart_by_their_index(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        asked = {
+            "model": "tiny",
+            "prompt": [[5, 6], [7, 8, 9]],
+            "n": 2,
+            "max_tokens": 6,
+            "echo": True,
+            "temperature": 0,
+        }
+        told = (await world.client.post("/v1/completions", json=asked | {"return_token_ids": True})).json()
+        assert [one["index"] for one in told["choices"]] == [0, 1, 2, 3]
+        assert all(one["token_ids"] == list(world.words[:6]) for one in told["choices"])
+        assert [one["prompt_token_ids"] for one in told["choices"]] == [[5, 6], [5, 6], [7, 8, 9], [7, 8, 9]]
+        assert told["usage"] == {"prompt_tokens": 5, "completion_tokens": 24, "total_tokens": 29}
+
+        streamed = asked | {"stream": True, "stream_options": {"include_usage": True}}
+        events = events_of(await world.client.post("/v1/completions", json=streamed))
+        assert events[-1]["usage"] == told["usage"]
+        texts, ends = ["", "", "", ""], []
+        for event in events[:-1]:
+            (choice,) = event["choices"]
+            texts[choice["index"]] += choice["text"]
+            ends += [choice["index"]] if choice["finish_reason"] else []
+        assert sorted(ends) == [0, 1, 2, 3]
+        assert texts == [one["text"] for one in told["choices"]]
+        assert len({event["id"] for event in events}) == 1
+
+        chats = (await world.chat(n=3, max_tokens=4)).json()
+        assert [one["message"]["role"] for one in chats["choices"]] == ["assistant"] * 3
+        assert (await world.client.get("/status")).json()["requests"]["running"] == 0
+
+
+async def test_the_answers_of_one_request_are_bounded(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        assert (await world.chat(n=129)).status_code == 400
+        many = await world.client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 65, "n": 2})
+        assert many.status_code == 400
+        assert "more than 128" in many.json()["error"]["message"]
+        assert (await world.client.post("/v1/completions", json={"model": "tiny", "prompt": []})).status_code == 400
+
+
+async def test_texts_become_tokens_and_tokens_texts(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world:
+        post = world.client.post
+        text = "hello world"
+        told = (await post("/tokenize", json={"model": "tiny", "prompt": text, "add_special_tokens": False})).json()
+        assert told["count"] == len(told["tokens"]) > 0
+        pieces = {"content": text, "add_special": False, "with_pieces": True, "return_token_strs": True}
+        named = (await post("/tokenize", json=pieces)).json()
+        assert [one["id"] for one in named["tokens"]] == told["tokens"]
+        assert "".join(named["token_strs"]).strip() == text
+        assert (await post("/detokenize", json={"tokens": told["tokens"]})).json()["content"].strip() == text
+        chat = (await post("/tokenize", json={"messages": [{"role": "user", "content": text}]})).json()
+        assert chat["count"] > told["count"]
+        for path, wrong in (
+            ("/tokenize", {}),
+            ("/tokenize", {"prompt": "a", "content": "a"}),
+            ("/detokenize", {"tokens": [1 << 30]}),
+            ("/detokenize", {"tokens": [-1]}),
+        ):
+            refused = await post(path, json=wrong)
+            assert refused.status_code == 400, (path, wrong)
+            assert refused.json()["error"]["param"] in ("prompt", "tokens", "tokens.0")
+
+
 # -- limits, life ----------------------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shardnet.coordinator.api.errors import error_response, status_of, usage_error
-from shardnet.coordinator.api.schemas import JSON_GRAMMAR, ChatRequest, CompletionRequest
+from shardnet.coordinator.api.errors import error_response, status_of
+from shardnet.coordinator.api.schemas import JSON_GRAMMAR, ChatRequest, CompletionRequest, usage_error
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.errors import (
     Busy,
@@ -164,7 +164,6 @@ def test_an_answer_cannot_both_go_on_and_begin_anew() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
         ("tools", [{"type": "function"}]),
         ("functions", [{}]),
         ("response_format", {"type": "json_schema"}),
@@ -182,7 +181,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str, value: Any) -> N
         chat(**{field: value}).check_supported()
 
 
-@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3)])
+@pytest.mark.parametrize(("field", "value"), [("suffix", "x"), ("best_of", 3)])
 def test_what_a_completion_cannot_honour_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=field):
         CompletionRequest.model_validate({field: value}).check_supported()
@@ -221,6 +220,13 @@ def test_every_number_has_a_range(field: str, value: Any) -> None:
     assert str(error.facts["param"]).startswith(field)
     assert status_of(error) == 400
     assert OURS.search(str(error)), str(error)
+
+
+def test_the_prompts_own_logprobs_are_refused_and_as_many_of_the_best_as_all_are_not() -> None:
+    with pytest.raises(UsageError, match="echo"):
+        CompletionRequest(echo=True, logprobs=1).check_supported()
+    CompletionRequest(n=2, best_of=2).check_supported()
+    CompletionRequest(echo=True).check_supported()
 
 
 def test_a_logit_bias_key_must_be_a_token() -> None:

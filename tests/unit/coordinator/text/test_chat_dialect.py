@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
+import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shardnet.coordinator.text.control import Part
 from shardnet.coordinator.text.template import ChatTemplate
@@ -153,6 +157,11 @@ def test_nothing_else_that_a_client_sends_becomes_a_control_token() -> None:
     assert sum(THINK in part.text for part in found) == 1
 
 
+def test_what_a_macro_gives_is_text_like_any_other_although_it_was_marked_safe() -> None:
+    source = "{% macro m() %}{{ '<|end|>' | safe }}{% endmacro %}{{ m() + '<' + messages[0].content }}"
+    assert parts(source) == [Part(f"{END}<{SIGNS}", special=True)]
+
+
 def test_generation_tags_do_nothing() -> None:
     source = "{% for m in messages %}{%- generation -%} [{{ m.content }}] {%- endgeneration %}.{% endfor %}"
     assert prompt(source, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "[a].[b]."
@@ -214,3 +223,51 @@ def test_a_model_with_a_template_for_tools_uses_it_when_tools_are_given() -> Non
 def test_errors_name_values_as_plain_strings() -> None:
     with pytest.raises(UsageError, match="'str object' has no attribute 'x'"):
         parts("{{ messages[0].content.x.y }}")
+
+
+PIECES: list[tuple[str, int]] = [  # what a template may say, and how many control tokens of its own that makes
+    ("<|end|>{{ t }}", 1),
+    ("{{ t }}", 0),
+    ("{{ '<|end|>' + t + '<s>' }}", 2),
+    ("{{ t ~ '<|end|>' ~ t }}", 1),
+    ("{{ t | tojson }}<s>", 1),
+    ("{{ {t: [t, '-']} | tojson(indent=1) }}", 0),
+    ("{{ t | upper }}{{ t | title }}{{ t | capitalize }}", 0),
+    ("{{ t[1:] }}{{ t[:-1] }}{{ t[::-1] }}", 0),
+    ("{{ t.split('<') | join('<') }}", 0),
+    ("{{ t.split('|') | join('<s>') if false else '' }}", 0),
+    ("{{ t | replace('e', 'e') | trim }}", 0),
+    ("{{ '%s<|end|>' | format(t) }}{{ '{}<s>{}'.format(t, 1) }}", 2),
+    ("{% set x %}{{ t }}<|end|>{% endset %}{{ x | trim }}{{ x | length }}", 1),
+    ("{% macro m(a) %}<s>{{ a }}{% endmacro %}{{ m(t) }}{{ m('x') | indent }}", 2),
+    ("{% for a in [t, '<|end|>', t] %}{{ a }}{% endfor %}", 1),
+    ("{% set ns = namespace(x='<|end|>') %}{% set ns.x = ns.x + t %}{{ ns.x }}", 1),
+    ("{{ [t, t] }}{{ t | list | length }}{{ t | wordwrap(3) }}", 0),
+    ("{% if t.startswith('<|') %}A{% elif 'end' in t %}B{% endif %}", 0),
+    ("{{ (t | safe) ~ '<s>' }}{{ t | e }}", 1),
+    ("{% generation %}{{ t.strip() }}{% endgeneration %}", 0),
+    ("{{ t * 2 }}{{ t.partition('|')[2] }}{{ t.rsplit(None, 1) | last }}", 0),
+]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=4),
+    text=st.lists(
+        st.sampled_from([END, "<s>", "<|", "end", "|>", "<", "s>", "ß", " ", "\n", "&'\"", "é"]), min_size=1
+    ).map("".join),
+)
+def test_any_template_gives_the_text_of_plain_jinja_and_only_its_own_tokens(
+    pieces: list[tuple[str, int]], text: str
+) -> None:
+    source = "{% set t = messages[0].content %}" + ".".join(piece for piece, _ in pieces)
+    plain = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    plain.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    expected = plain.from_string(source.replace("{% generation %}", "").replace("{% endgeneration %}", "")).render(
+        messages=[{"content": text}]
+    )
+    found = parts(source + "{{ messages[0].content }}", [{"role": "user", "content": text}])
+    assert "".join(part.text for part in found) == expected + text
+    assert sum(len(re.findall(r"<\|end\|>|<s>", part.text)) for part in found if part.special) == sum(
+        own for _, own in pieces
+    )

@@ -1,0 +1,140 @@
+"""Answers as they come: all of them whole, or as server-sent events that end when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from shardnet.coordinator.api.errors import error_body
+from shardnet.coordinator.api.wording import Wording, Wordings, to_event
+from shardnet.coordinator.placement.planning import Route
+from shardnet.errors import ShardnetError
+
+KEEP_ALIVE_S = 15.0
+"""A comment line goes out so often while a long prompt is computed: proxies give up on silent connections."""
+
+T = TypeVar("T")
+DescribeStage = Callable[[Route, int], dict[str, Any]]
+
+
+async def whole(wordings: Wordings, describe: DescribeStage) -> dict[str, Any]:
+    """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended one of them."""
+    reasons = [await _all_of(one) for one in wordings.ones]  # all of them run meanwhile
+    return wordings.whole(reasons, [one.answering.running.stages(describe) for one in wordings.ones])
+
+
+async def _all_of(wording: Wording) -> str:
+    """Returns: the finish reason."""
+    running = wording.answering.running
+    while True:
+        await running.wait()
+        piece = running.take()
+        wording.add(piece)
+        if piece.finish_reason is not None:
+            return piece.finish_reason
+
+
+async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bool) -> AsyncIterator[bytes]:
+    """Yield the server-sent events of all answers, each as it comes. An error of one ends them all, with an event of its own and no `[DONE]`."""
+    for wording in wordings.ones:
+        yield to_event(wording.first())
+    async for one in _news(wordings.ones):
+        if one is None:
+            yield b": computing\n\n"
+            continue
+        try:
+            piece = one.answering.running.take()
+        except ShardnetError as error:
+            yield to_event(error_body(error))
+            return
+        if piece.text or (piece.tokens and one.wants_every_token):
+            yield to_event(one.part(piece))
+        else:
+            one.add(piece)
+        if piece.finish_reason is not None:
+            yield to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+    if wants_usage:
+        yield to_event(wordings.usage_event())
+    yield b"data: [DONE]\n\n"
+
+
+async def _news(ones: list[Wording]) -> AsyncIterator[Wording | None]:
+    """Yield an answer each time that there is something to take of it, until all are done; None where nothing came for a while."""
+    if len(ones) == 1:  # no task for each token
+        while not ones[0].answering.running.is_over:
+            yield ones[0] if await ones[0].answering.running.wait(KEEP_ALIVE_S) else None
+        return
+    waiting = {asyncio.create_task(one.answering.running.wait()): one for one in ones}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                yield None
+            for task in done:
+                one = waiting.pop(task)
+                yield one
+                if not one.answering.running.is_over:
+                    waiting[asyncio.create_task(one.answering.running.wait())] = one
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+class EventStream(Response):
+    """A stream of server-sent events that ends when the client goes, and then always calls `on_end`."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self._on_end = on_end
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end or until the client is gone, whichever is first."""
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._on_end()
+            await _cancel(sending, leaving)
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Returns: what `work` gives. Raises: ClientDisconnect, with `work` cancelled, if the client goes first."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        await _cancel(working, leaving)
