@@ -76,10 +76,11 @@ WINGS: dict[str, dict[str, set[str]]] = {
     },
     "coordinator": {
         "text": set(),
+        "structure": set(),
         "placement": {"text"},
         "nodes": {"placement", "text"},
         "requests": {"nodes", "placement", "text"},
-        "api": {"requests", "nodes", "placement", "text"},
+        "api": {"requests", "nodes", "placement", "structure", "text"},
     },
     "node": {
         "tasks": set(),

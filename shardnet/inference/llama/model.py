@@ -29,12 +29,14 @@ from shardnet.inference.llama.capture import (
     OutputCapture,
 )
 from shardnet.inference.llama.devices import usable_threads
+from shardnet.inference.llama.placing import Placing
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
     {llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE, llama_cpp.LLAMA_ROPE_TYPE_VISION}
 )
 MAX_VALUE_BYTES = 256
+ON_CPU = Placing()
 
 
 def start_backend() -> None:
@@ -47,7 +49,7 @@ class LlamaModel:
     """One GGUF in memory. Use as a context manager, or call `close`.
 
     Args:
-        n_gpu_layers: layers to keep on the GPU; 0 for none, -1 for all.
+        placing: what goes to which device; nothing said: all to the processor.
         repack: let llama.cpp keep weights in memory once more, laid out for its quicker kernels. Without it they are computed with as they lie in
             the mapped file, by other kernels, whose numbers differ.
         on_progress: called with 0..1 while loading.
@@ -59,7 +61,7 @@ class LlamaModel:
         self,
         path: Path,
         *,
-        n_gpu_layers: int = 0,
+        placing: Placing = ON_CPU,
         vocab_only: bool = False,
         use_mmap: bool = True,
         repack: bool = True,
@@ -67,7 +69,7 @@ class LlamaModel:
     ) -> None:
         start_backend()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        arrays = placing.put_into(params)
         params.vocab_only = vocab_only
         params.use_extra_bufts = repack
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -81,8 +83,9 @@ class LlamaModel:
         params.progress_callback = self._progress
         native_log.forget()
         self.path = path
-        self.uses_gpu = n_gpu_layers != 0
+        self.uses_gpu = placing.n_gpu_layers != 0
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        del arrays
         if not self.pointer:
             raise EngineError(f"llama.cpp cannot load {path}: {native_log.why('no reason given')}")
         self.buffers = native_log.take_buffers()
