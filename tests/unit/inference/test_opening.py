@@ -126,6 +126,15 @@ def test_verify_refuses_a_checkpoint_that_the_shards_were_not_cut_from(tmp_path:
     error = CliRunner().invoke(app, ["verify", str(folder), "--source", str(other)]).exception
     assert isinstance(error, ManifestError)
     assert "is not the model that Tiny-1.5B was cut from" in str(error)
+    assert "--quantize" not in str(error)
+
+
+def test_verify_asks_how_a_model_was_quantised_that_differs_in_nothing_else(tmp_path: Path, checkpoint: Path) -> None:
+    plan = plan_model(open_model(checkpoint, quantize="q8_0"), CutRequest(n_shards=2))
+    folder, _ = split_model(plan, tmp_path / "cache")
+    error = CliRunner().invoke(app, ["verify", str(folder), "--source", str(checkpoint)]).exception
+    assert isinstance(error, ManifestError)
+    assert str(error).endswith("if it was quantised on the way, say how with --quantize")
 
 
 @pytest.mark.parametrize(
