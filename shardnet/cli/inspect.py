@@ -78,7 +78,7 @@ def placing_of(path: Path, kind: str, on: list[str], device_map: str, n_ctx: int
     """
     from shardnet.errors import UsageError
     from shardnet.inference.engine.device_map import MODES, Wish, check_map, plan_devices
-    from shardnet.inference.engine.shard_cost import cost_in
+    from shardnet.inference.engine.shard_cost import cost_of_header
     from shardnet.inference.gguf.layout import read_model
     from shardnet.messages import ShardOptions
 
@@ -89,7 +89,7 @@ def placing_of(path: Path, kind: str, on: list[str], device_map: str, n_ctx: int
             check_map(device_map)
         except ValueError as error:
             raise UsageError(f"--map: {error}") from None
-    cost, gpus = cost_in(read_model(path)), [space for text in on for space in _spaces(text)]
+    cost, gpus = cost_of_header(read_model(path)), [space for text in on for space in _spaces(text)]
     plan = plan_devices(cost, ShardOptions(n_ctx=n_ctx, n_seq=n_seq), gpus, Wish(device_map))
     sentences = plan.sentences(cost)
     if not gpus:

@@ -21,11 +21,11 @@ def cost_of(path: Path) -> ShardCost:
 
     Raises: GgufError if it is no whole GGUF; UsageError if it cannot be read.
     """
-    return cost_in(read_gguf_header(path))
+    return cost_of_header(read_gguf_header(path))
 
 
-def cost_in(header: GgufHeader) -> ShardCost:
-    """Returns: what the GGUF with this header takes. Raises: GgufError if it holds no layers."""
+def cost_of_header(header: GgufHeader) -> ShardCost:
+    """Returns: what the model or shard with this header takes when it is loaded. Raises: GgufError if it holds no layers."""
     layout = layout_of(header)
     return ShardCost(
         layer_bytes=layout.layer_bytes,

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 from shardnet.errors import ContextExceeded, EngineError
 from shardnet.inference.llama import native_log
 from shardnet.inference.llama.batch import MROPE_SECTIONS, Batch, Rows
-from shardnet.inference.llama.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
+from shardnet.inference.llama.capture import (
+    FED_AS_TOKENS,
+    INPUT_NODES,
+    LayerProbe,
+    LayerWatch,
+    OutputCapture,
+)
 from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.llama.placing import Placing
 
@@ -44,6 +50,8 @@ class LlamaModel:
 
     Args:
         placing: what goes to which device; nothing said: all to the processor.
+        repack: let llama.cpp keep weights in memory once more, laid out for its quicker kernels. Without it they are computed with as they lie in
+            the mapped file, by other kernels, whose numbers differ.
         on_progress: called with 0..1 while loading.
 
     Raises: EngineError with llama.cpp's own reason if it does not open the file.
@@ -56,12 +64,14 @@ class LlamaModel:
         placing: Placing = ON_CPU,
         vocab_only: bool = False,
         use_mmap: bool = True,
+        repack: bool = True,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         start_backend()
         params = llama_cpp.llama_model_default_params()
         arrays = placing.put_into(params)
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
 
         def progress(share: float, _user_data: Any) -> bool:
@@ -85,6 +95,9 @@ class LlamaModel:
         self.vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
         self.architecture = self.text_of("general.architecture") or ""
+        self.is_recurrent = bool(
+            llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
+        )
         self.layer_first = int(self.text_of("shardnet.layer_first") or 0)
         self.uses_mrope = int(llama_cpp.llama_model_rope_type(self.pointer)) in MROPE_TYPES
 
@@ -116,6 +129,8 @@ class LlamaContext:
         n_batch: most rows in one batch; also the physical batch, so that a prompt chunk is computed in one piece.
         capture: take out the raw output of the last layer instead of logits.
         probe: collect the outputs of some layers on the way to the logits.
+        watch: told of each layer that was computed; a probe brings its own.
+        unified: one KV cache for all sequences, so that a batch of sequences of different lengths is computed in one piece.
 
     Raises: EngineError if llama.cpp cannot create the context.
     """
@@ -130,6 +145,8 @@ class LlamaContext:
         threads: int = 0,
         capture: bool = False,
         probe: LayerProbe | None = None,
+        watch: LayerWatch | None = None,
+        unified: bool = False,
         native_capture: bool = True,
     ) -> None:
         self.model = model
@@ -143,7 +160,7 @@ class LlamaContext:
         if not model.uses_gpu:
             # On the CPU its result depends on the number of threads, and it adds up in float16 (docs/decisions/0002-flash-attention.md).
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.kv_unified = False
+        params.kv_unified = unified
         params.swa_full = True  # a windowed cache could not be rewound further than its window
         self._captures = capture
         # Only a later shard's file tells that it is fed hidden states; the whole model and its first shard read tokens as they are.
@@ -157,7 +174,10 @@ class LlamaContext:
                 native=native_capture,
                 architecture=model.architecture,
                 takes_input=takes_input,
+                watch=watch,
             )
+        elif probe is None and watch is not None:
+            probe = LayerProbe(set(), model.architecture, watch)
         hook = self._capture or probe
         if hook is not None:
             params.cb_eval = hook.callback
