@@ -39,16 +39,20 @@ class Component(Protocol):
     def stop(self) -> None: ...
 
 
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Returns: an event loop of the quickest kind there is, whatever the program's own policy."""
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end on uvloop (asyncio's own loop where uvloop does not exist)."""
     gc.freeze()  # what was imported lives for ever: no collection need look at it again, in the middle of a token
     try:
-        factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-        if sys.platform != "win32":
-            import uvloop
-
-            factory = uvloop.new_event_loop
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(main)
     finally:
         main.close()  # Ctrl-C may come before it began, which Python would warn of

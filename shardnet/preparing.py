@@ -1,23 +1,27 @@
-"""A model made ready to be served: cut, proved, its torrents promised, signed by the swarm's owner. For `shardnet split` and the demo.
+"""A model made ready to be served: quantised where asked for, cut, proved, its torrents promised, signed by the owner. For `split` and the demo.
 
 Knows the order of these steps. Refuses to know what is shown of them.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from shardnet.files import write_whole
 from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.proof.verify import verify_split
+from shardnet.inference.quantising.model import losses_of
 from shardnet.inference.splitting.cutting import OnProgress, find_existing, split_model
 from shardnet.inference.splitting.manifest_file import SHARDS, save_manifest
 from shardnet.inference.splitting.parts import cut_parts
 from shardnet.inference.splitting.plan import SplitPlan
-from shardnet.inference.splitting.whole import check_whole_fits, whole_file
+from shardnet.inference.splitting.whole import check_whole_fits, cut_from, whole_file
 from shardnet.manifest import Manifest, NoProof
 from shardnet.node.weights.torrent_files import promise_torrents
 from shardnet.swarm.home import Home
@@ -26,11 +30,21 @@ from shardnet.swarm.signing import sign_if_owner
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model in a cache. `was_there`: an earlier run had left its files whole."""
+    """A model in a cache.
+
+    Attributes:
+        was_there: an earlier run had left its files whole.
+        losses: what quantising lost (`losses.LossReport.facts`), None if it was not quantised on the way.
+    """
 
     folder: Path
     manifest: Manifest
     was_there: bool
+    losses: dict[str, Any] | None
+
+
+LOSSES_FILE = ".losses.json"
+"""Beside the shards: what quantising lost, so that a repeated split still knows."""
 
 
 Bar = Callable[[str], AbstractContextManager[OnProgress]]
@@ -38,41 +52,60 @@ Bar = Callable[[str], AbstractContextManager[OnProgress]]
 
 
 def prepare(
-    plan: SplitPlan, cache: Path, home: Path, *, prove: bool, bar: Bar, only: Sequence[int] | None = None
+    plan: SplitPlan,
+    cache: Path,
+    home: Path,
+    *,
+    prove: bool,
+    bar: Bar,
+    only: Sequence[int] | None = None,
+    on_whole: Callable[[Path], None] | None = None,
 ) -> Prepared:
     """Write a plan's shards into a cache, prove them, and save their manifest.
 
     Args:
         prove: run the shards against the unsplit model, if both are here; what an earlier run proved is not proved again.
         only: cut these shards alone, of a model that other machines cut other shards of; None: cut all, by this machine alone.
+        on_whole: called with the unsplit model as a file that llama.cpp opens, which may be gone afterwards.
 
     Raises: as `split_model`, `cut_parts`, `whole_file` and `verify_split`. A certificate that is not exact is saved, and no error here.
     """
     cannot_prove = _why_not(plan, only)
     prove = prove and not cannot_prove
-    if only is None:
-        existing = find_existing(plan, cache)
-        was_there = existing is not None
-        if prove and (existing is None or not _is_proved(existing[1])):
-            check_whole_fits(plan.header, cache / SHARDS, 0 if was_there else plan.nbytes)
-        with bar(f"Splitting {plan.name}") as progress:
-            folder, manifest = split_model(plan, cache, progress)
-    else:
-        with bar(f"Cutting {plan.name}") as progress:
-            folder, manifest, was_there = cut_parts(plan, only, cache, progress)
-    if cannot_prove and manifest.certificate is None:
-        manifest = manifest.model_copy(update={"certificate": NoProof(reason=cannot_prove), "signature": None})
-    if prove and not _is_proved(manifest):
-        with whole_model(plan.header, cache / SHARDS, bar) as source, bar("Proving the shards") as progress:
-            certificate = verify_split(folder, source, on_progress=lambda share: progress(int(share * 1000), 1000))
-        manifest = manifest.model_copy(update={"certificate": certificate})
+    existing = find_existing(plan, cache) if only is None else None
+    if existing is not None and _is_proved(existing[1]):
+        prove = False
+    with ExitStack() as stack:
+        to_cut, source = plan, plan.header.path
+        if only is not None:
+            with bar(f"Cutting {plan.name}") as progress:
+                folder, manifest, was_there = cut_parts(plan, only, cache, progress)
+        if prove or on_whole is not None:
+            is_cut = only is not None or existing is not None
+            check_whole_fits(plan.header, cache / SHARDS, 0 if is_cut else plan.nbytes)
+            source = stack.enter_context(whole_model(plan.header, cache / SHARDS, bar))
+            if plan.header.is_made:
+                to_cut = cut_from(plan, source)
+        if on_whole is not None:
+            on_whole(source)
+        if only is None:
+            was_there = existing is not None
+            with bar(f"Splitting {plan.name}") as progress:
+                folder, manifest = split_model(to_cut, cache, progress)
+        losses = _losses(plan, folder, was_there)  # kept before the proof, which may be interrupted
+        if cannot_prove and manifest.certificate is None:
+            manifest = manifest.model_copy(update={"certificate": NoProof(reason=cannot_prove), "signature": None})
+        if prove and not _is_proved(manifest):
+            with bar("Proving the shards") as progress:
+                certificate = verify_split(folder, source, on_progress=lambda share: progress(int(share * 1000), 1000))
+            manifest = manifest.model_copy(update={"certificate": certificate})
     if manifest.signature is None or Home(home).is_owner:  # nobody else could sign it again
         manifest = promise_torrents(folder, manifest)
         if manifest.made_s is None:
             manifest = manifest.model_copy(update={"made_s": int(time.time())})
     manifest = sign_if_owner(manifest, home)
     save_manifest(folder, manifest)
-    return Prepared(folder, manifest, was_there)
+    return Prepared(folder, manifest, was_there, losses)
 
 
 def _why_not(plan: SplitPlan, only: Sequence[int] | None) -> str:
@@ -84,6 +117,22 @@ def _why_not(plan: SplitPlan, only: Sequence[int] | None) -> str:
     return ""
 
 
+def _losses(plan: SplitPlan, folder: Path, was_there: bool) -> dict[str, Any] | None:
+    if not was_there:
+        written = {
+            out.source.name: out.source for file in plan.shards for out in file.tensors if out.source is not None
+        }
+        report = losses_of(written.values())
+        if report is None:
+            return None
+        write_whole(folder / LOSSES_FILE, json.dumps(report.facts()).encode())
+    try:
+        found: dict[str, Any] = json.loads((folder / LOSSES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # not quantised, or nobody knows any more
+    return found
+
+
 @contextmanager
 def whole_model(header: GgufHeader, base: Path, bar: Bar) -> Iterator[Path]:
     """`whole_file`, its progress shown where there is something to write."""
@@ -91,7 +140,7 @@ def whole_model(header: GgufHeader, base: Path, bar: Bar) -> Iterator[Path]:
         yield header.path
         return
     with ExitStack() as stack:
-        with bar("Writing the whole model for the proof") as progress:
+        with bar("Writing the whole model once") as progress:
             path = stack.enter_context(whole_file(header, base, progress))
         yield path
 

@@ -33,16 +33,15 @@ def generate(
     """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node."""
     import json
     import sys
-    import time
 
-    from shardnet.coordinator.api.client import ApiClient, find_api
     from shardnet.errors import UsageError
+    from shardnet.library.answers import Options
+    from shardnet.library.swarm_client import SwarmClient
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if raw and system is not None:
         raise UsageError("--system belongs to the chat template, which --raw leaves out")
-    body: dict[str, object] = {
-        "model": model,
+    options: Options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -53,47 +52,34 @@ def generate(
         "stop": stop or None,
         "grammar": grammar.read() if grammar else None,
     }
-    body = {key: value for key, value in body.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
-    path = "/v1/completions" if raw else "/v1/chat/completions"
-    body |= {"prompt": text} if raw else {"messages": messages}
-    body |= {"stream_options": {"include_usage": True}}
-    if as_json:
-        body["return_token_ids"] = True
 
-    answer: list[str] = []
-    token_ids: list[int] = []
-    facts: dict[str, object] = {}
-    began_s = time.perf_counter()
-    first_s = last_s = 0.0
-    with ApiClient(find_api(api)) as client:
-        for event in client.stream(path, body):
-            facts["model"] = event.get("model")
-            if event.get("usage"):
-                facts["usage"] = event["usage"]
-            if event.get("shardnet"):
-                facts["stages"] = event["shardnet"]["stages"]
-            for choice in event.get("choices", []):
-                piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-                facts["finish_reason"] = choice.get("finish_reason") or facts.get("finish_reason")
-                if choice.get("token_ids"):
-                    token_ids += choice["token_ids"]
-                if piece or choice.get("token_ids"):
-                    last_s = time.perf_counter()
-                    first_s = first_s or last_s
-                answer.append(piece)
-                if piece and not as_json:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+    def write(piece: str) -> None:
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    with SwarmClient(api, model=model) as client:
+        answer = (
+            client.complete(text, on_text=write, **options) if raw else client.chat(messages, on_text=write, **options)
+        )
     if not as_json:
         typer.echo()
         return
-    decode_s = last_s - first_s
-    facts |= {
-        "text": "".join(answer),
-        "token_ids": token_ids,
-        "first_token_s": round(first_s - began_s, 4) if first_s else None,
-        "tokens_per_s": round((len(token_ids) - 1) / decode_s, 2) if decode_s and len(token_ids) > 1 else None,
+    n_prompt, n_answer = len(answer.prompt_token_ids), len(answer.token_ids)
+    facts = {
+        "model": answer.model,
+        "usage": {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_answer,
+            "total_tokens": n_prompt + n_answer,
+        },
+        "stages": answer.stages,
+        "finish_reason": answer.finish_reason,
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "first_token_s": round(answer.first_token_s, 4) or None,
+        "tokens_per_s": round(answer.tokens_per_s, 2) or None,
     }
     typer.echo(json.dumps(facts, ensure_ascii=False))

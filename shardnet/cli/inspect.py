@@ -9,10 +9,12 @@ import typer
 
 
 def inspect(
-    path: Annotated[
-        Path,
+    model: Annotated[
+        str,
         typer.Argument(
-            help="A GGUF, a shard, a models cache, a checkpoint (SafeTensors file, index or folder), or a folder of a model's parts."
+            metavar="PATH",
+            help="A GGUF or the http(s) address of one, a shard, a models cache, a checkpoint (SafeTensors file, index or folder), or a folder of a "
+            "model's parts.",
         ),
     ],
     json_output: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
@@ -24,9 +26,15 @@ def inspect(
     import json
 
     from shardnet.inference.checkpoints.files import is_checkpoint
-    from shardnet.inference.splitting.inspection import inspect_path, is_cache
+    from shardnet.inference.opening import opened
+    from shardnet.inference.remote.address import is_url
+    from shardnet.inference.splitting.inspection import inspect_header, inspect_path, is_cache
 
-    if not is_cache(path) and is_checkpoint(path):
+    path = Path(model)
+    if is_url(model):
+        with opened(model) as header:
+            facts = inspect_header(header)
+    elif not is_cache(path) and is_checkpoint(path):
         from shardnet.inference.checkpoints.sharded import ShardedSafeTensors
 
         facts = ShardedSafeTensors(path).summary()

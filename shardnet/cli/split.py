@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from shardnet.inference.proof.perplexity import Perplexity
 
 
 def split(
@@ -32,6 +35,23 @@ def split(
     name: Annotated[
         str | None, typer.Option(help="What people will call the model; the file's name if nothing is said.")
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Quantise the weights on the way, as llama.cpp would: q8_0, q6_k, q5_k_m, q4_k_m, q4_0, f16, ...",
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="An importance matrix of llama-imatrix (GGUF or .dat) to quantise with.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantise weights that are quantised already, at a further loss.")
+    ] = False,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXTFILE", help="Measure perplexity on a text before and after quantising."),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -50,18 +70,22 @@ def split(
 ) -> None:
     """Cut a GGUF or a checkpoint into layer shards and prove that they give the unsplit model's numbers.
 
+    With --quantize their weights become another type on the way, tensor by tensor, in llama.cpp's own mixtures for the whole model.
+
     Writes OUT/shards/NAME-ID/shard-{i}.gguf, tokenizer.gguf and manifest.json. The same input gives the same bytes. Ctrl-C leaves nothing behind;
     from an address, or with --only, what was written stays, and the same command goes on with it. A model that was cut from an address is not
     proved: `shardnet verify FOLDER --source MODEL` does that later. Where a server wants a token, put it into $SHARDNET_HTTP_TOKEN.
     """
     import json
 
+    from shardnet.cli.losses import loss_lines
     from shardnet.cli.progress import byte_bar
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.opening import opened, traffic_of
+    from shardnet.inference.quantising.model import quantised_name
     from shardnet.inference.splitting.cuts import parse_ids, parse_size
     from shardnet.inference.splitting.manifest_file import models_named
-    from shardnet.inference.splitting.plan import CutRequest, plan_model
+    from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
     from shardnet.log import human_bytes
     from shardnet.manifest import NoProof, by_claim, claim
     from shardnet.preparing import prepare
@@ -77,10 +101,21 @@ def split(
     request = CutRequest(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
-    with opened(model) as header:
+    measured = None if perplexity is None else _Perplexities(perplexity, model, out, quantize)
+    with opened(model, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize) as header:
+        if quantize is not None and name is None:
+            name = quantised_name(model_name(header, None), quantize)
         plan = plan_model(header, request, name)
         wanted = parse_ids(only, len(plan.shards)) if only else None
-        prepared = prepare(plan, out, default_home(), prove=verify, bar=byte_bar, only=wanted)
+        prepared = prepare(
+            plan,
+            out,
+            default_home(),
+            prove=verify,
+            bar=byte_bar,
+            only=wanted,
+            on_whole=None if measured is None else measured.after_quantising,
+        )
         traffic = traffic_of(header)
     folder, manifest, was_there = prepared.folder, prepared.manifest, prepared.was_there
     certificate = manifest.certificate
@@ -91,6 +126,8 @@ def split(
             json.dumps(
                 {"folder": str(folder), "was_there": was_there, "name_means": meant.model_id}
                 | ({"asked_bytes": traffic.asked_bytes, "file_bytes": traffic.file_bytes} if traffic else {})
+                | ({} if prepared.losses is None else {"quantised": prepared.losses})
+                | ({} if measured is None else {"perplexity": measured.facts})
                 | manifest.model_dump(mode="json")
             )
         )
@@ -101,6 +138,9 @@ def split(
         for shard in manifest.content.shards:
             file = shard.file if shard.shard_id in manifest.cut_here else "(not cut here)"
             typer.echo(f"  shard {shard.shard_id:<3} layers {shard.layers!s:<12} {human_bytes(shard.bytes):>9}  {file}")
+        if prepared.losses is not None:
+            for line in loss_lines(prepared.losses, None if measured is None else measured.facts):
+                typer.echo(f"  {line}")
         typer.echo(f"  in {folder}" + (" (there already, nothing was written)" if was_there else ""))
         if traffic is not None:
             typer.echo(
@@ -128,6 +168,43 @@ def split(
         raise ParityError(
             f"the shards in {folder} do not give the unsplit model's numbers: {fault_of(manifest.content, certificate)}"
         )
+
+
+class _Perplexities:
+    """Perplexity on a text: of the model as it came, and as it was quantised."""
+
+    def __init__(self, text: Path, model: str, out: Path, quantize: str | None) -> None:
+        from shardnet.errors import UsageError
+        from shardnet.inference.proof.perplexity import check_text
+
+        if quantize is None:
+            raise UsageError(
+                "--perplexity compares a model before and after quantising: say to which type with --quantize"
+            )
+        check_text(text)
+        self._text, self._model, self._out = text, model, out
+        self.facts: dict[str, Any] = {}
+
+    def after_quantising(self, whole: Path) -> None:
+        """Measure both. Raises: UsageError if the text is too short; as `whole_file` and `measure_perplexity`."""
+        from dataclasses import asdict
+
+        from shardnet.cli.progress import byte_bar
+        from shardnet.inference.opening import opened
+        from shardnet.inference.splitting.manifest_file import SHARDS
+        from shardnet.preparing import whole_model
+
+        after = self._measured(whole, "after")
+        with opened(self._model) as header, whole_model(header, self._out / SHARDS, byte_bar) as source:
+            before = self._measured(source, "before")
+        self.facts = {"before": asdict(before), "after": asdict(after)}
+
+    def _measured(self, whole: Path, when: str) -> Perplexity:
+        from shardnet.cli.progress import byte_bar
+        from shardnet.inference.proof.perplexity import measure_perplexity
+
+        with byte_bar(f"Perplexity {when} quantising") as progress:
+            return measure_perplexity(whole, self._text, lambda share: progress(int(share * 1000), 1000))
 
 
 def _parse_cuts(text: str) -> tuple[int, ...]:

@@ -19,6 +19,12 @@ def verify(
             help="The unsplit GGUF or checkpoint, or its http(s) address: run the shards against it and certify what comes of it."
         ),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="What SOURCE was quantised to when it was split; likewise the next two."),
+    ] = None,
+    imatrix: Annotated[Path | None, typer.Option(help="The importance matrix that it was quantised with.")] = None,
+    allow_requantize: Annotated[bool, typer.Option("--allow-requantize", help="SOURCE was quantised already.")] = False,
     tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -29,47 +35,23 @@ def verify(
     4: the numbers differ.
     """
     import json
-    from contextlib import ExitStack
 
     from shardnet.cli.progress import byte_bar
-    from shardnet.errors import ParityError, RefusedError
-    from shardnet.inference.opening import opened
-    from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
-    from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
-    from shardnet.manifest import NoProof, ParityCertificate
-    from shardnet.preparing import whole_model
-    from shardnet.settings import default_home
-    from shardnet.swarm.signing import sign_if_owner
+    from shardnet.errors import ParityError
+    from shardnet.library.models import examine
+    from shardnet.manifest import NoProof
 
-    manifest = load_manifest(folder)
-    folder = folder if folder.is_dir() else folder.parent
-    with byte_bar("Hashing") as progress:
-        damaged = damaged_files(folder, manifest, progress)
-    if damaged:
-        raise RefusedError("; ".join(damaged), damaged=len(damaged))
-    certificate, saved = manifest.certificate, False
-    if source is not None:
-        with ExitStack() as stack:
-            header = stack.enter_context(opened(source))
-            check_source(manifest, header)
-            unsplit = stack.enter_context(whole_model(header, folder.resolve().parent, byte_bar))
-            progress = stack.enter_context(byte_bar("Proving the shards"))
-            certificate = verify_split(
-                folder,
-                unsplit,
-                on_progress=lambda share: progress(int(share * 1000), 1000),
-                decode_tokens=tokens,
-                threads=threads,
-                save=False,
-            )
-        proved = sign_if_owner(
-            manifest.model_copy(update={"certificate": certificate, "signature": None}), default_home()
-        )
-        saved = manifest.signature is None or proved.signature is not None
-        if saved:
-            save_manifest(folder, proved)
-    report = certificate if isinstance(certificate, ParityCertificate) else None
-    fault = fault_of(manifest.content, report) if report is not None else ""
+    found = examine(
+        folder,
+        source,
+        quantize=quantize,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        decode_tokens=tokens,
+        threads=threads,
+        bar=byte_bar,
+    )
+    manifest, certificate, report = found.manifest, found.certificate, found.report
     if json_output:
         facts = {
             "model_id": manifest.model_id,
@@ -78,8 +60,8 @@ def verify(
             "parity_run": source is not None,
             "certificate": certificate.model_dump(mode="json") if certificate else None,
             "exact": certificate.is_exact if certificate else None,
-            "fault": fault,
-            "saved": saved,
+            "fault": found.fault,
+            "saved": found.is_saved,
         }
         typer.echo(json.dumps(facts))
     else:
@@ -100,10 +82,10 @@ def verify(
                 typer.echo(
                     f"    shard {boundary.shard_id:<3} after layer {boundary.layer_end - 1:<4} max |Δ| = {boundary.max_abs_diff:g}"
                 )
-        if source is not None and not saved:
+        if source is not None and not found.is_saved:
             typer.echo("  the manifest is signed by its owner and was left as it is")
-    if fault:
-        raise ParityError(fault)
+    if found.fault:
+        raise ParityError(found.fault)
 
 
 def shards_here(manifest: Manifest) -> str:

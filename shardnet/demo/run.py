@@ -11,7 +11,8 @@ from shardnet.errors import ParityError, ShardnetError
 from shardnet.inference.llama.census import share_of_cores
 from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.splitting.plan import CutRequest, plan_split
-from shardnet.local.client import Answer, ask
+from shardnet.library.answers import Answer
+from shardnet.library.swarm_client import SwarmClient
 from shardnet.local.processes import LocalSwarm
 from shardnet.log import human_bytes
 from shardnet.preparing import Bar, prepare
@@ -81,13 +82,14 @@ def run_demo(
         say(f"   API: {swarm.api}/v1")
 
         say(f"\n3. {question}\n")
-        body = {"model": manifest.name, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
 
         def on_text(text: str) -> None:
             out.write(text)
             out.flush()
 
-        answer = ask(swarm.api, "/v1/chat/completions", body | {"temperature": 0}, on_text)
+        with SwarmClient(swarm.api, model=manifest.name) as client:
+            messages = [{"role": "user", "content": question}]
+            answer = client.chat(messages, on_text=on_text, max_tokens=max_tokens, temperature=0)
         is_over = True
         say("\n\n4. Stopping every process, and asking the unsplit model the same")
     return _compare(model, manifest.name, n_nodes, threads, answer)
@@ -114,7 +116,7 @@ def _compare(model: Path, name: str, stages: int, threads: int, answer: Answer) 
         stages=stages,
         answer=answer.text,
         tokens=len(answer.token_ids),
-        tokens_per_s=answer.decode_tokens_per_s,
+        tokens_per_s=answer.tokens_per_s,
         first_token_s=answer.first_token_s,
         bytes_per_hop=max((int(stage.get("bytes_on", 0)) for stage in answer.stages), default=0),
         plain_tokens_per_s=run.decode_tokens_per_s,

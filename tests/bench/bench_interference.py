@@ -20,9 +20,9 @@ from pathlib import Path
 
 from shardnet.bench.world import prompt_of
 from shardnet.errors import ShardnetError
-from shardnet.local.client import stream_events
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
+from tests.support.asking import stream_events
 from tests.support.two_nodes import halve
 
 WRITER_TOKENS = 900

@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from shardnet.bench.netem import NETS, Relays
-from shardnet.local.client import ask
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
+from tests.support.asking import ask
 from tests.support.two_nodes import halve
 
 CODE = """\
@@ -89,7 +89,7 @@ def main() -> None:
                 answers = {on: ask(swarm.api, path, body | {"ignore_eos": True, "speculation": on}) for on in speeds}
                 if number:  # the first is a warm-up
                     for on, answer in answers.items():
-                        speeds[on].append(answer.decode_tokens_per_s)
+                        speeds[on].append(answer.tokens_per_s)
                     same.append(answers[False].token_ids == answers[True].token_ids)
             ratios = [with_it / without for without, with_it in zip(speeds[False], speeds[True], strict=True)]
             print(

@@ -365,7 +365,7 @@ def test_hundreds_of_members_gone_mad_leave_the_service_as_it_was(world: World) 
 
 @pytest.fixture
 def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same rules with shorter times; the real times are `test_transport_pace`'s."""
+    """The same rules with shorter times; the real times are `test_pace`'s."""
     monkeypatch.setattr(acceptor, "HANDSHAKE_TIMEOUT_S", 1.0)
     monkeypatch.setattr("shardnet.transport.listener.GREETING_TIMEOUT_S", 1.0)
     monkeypatch.setattr(pace, "HEADER_TIMEOUT_S", 0.4)

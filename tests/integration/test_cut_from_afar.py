@@ -15,9 +15,9 @@ import pytest
 from shardnet.bench.plain import PlainLlama
 from shardnet.errors import ShardnetError
 from shardnet.inference.splitting.manifest_file import load_manifest
-from shardnet.local.client import ask
 from shardnet.local.processes import LocalSwarm
 from shardnet.manifest import NoProof
+from tests.support.asking import ask
 from tests.support.random_models import tiny_llama
 from tests.support.range_server import range_server
 

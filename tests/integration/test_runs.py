@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from shardnet.bench.plain import PlainLlama
-from shardnet.local.client import ask, stream_events
 from shardnet.local.processes import LocalSwarm
 from tests.conftest import SplitSmolLM2
+from tests.support.asking import ask, stream_events
 from tests.support.two_nodes import Halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
@@ -47,7 +47,7 @@ def calm_swarm(tmp_path_factory: pytest.TempPathFactory, halves: Halves) -> Iter
         yield swarm
 
 
-def begin(swarm: LocalSwarm, tokens: int) -> tuple[Iterator[dict[str, Any]], list[int]]:
+def begin(swarm: LocalSwarm, tokens: int) -> tuple[Generator[dict[str, Any], None, None], list[int]]:
     """Returns: an answer's events, and its first tokens, so many or a few more."""
     events, found = stream_events(swarm.api, "/v1/completions", BODY | {"return_token_ids": True}), []
     for event in events:
@@ -82,7 +82,7 @@ def test_a_client_that_walks_away_stops_the_run_on_every_stage(calm_swarm: Local
     swarm = calm_swarm
     events, _ = begin(swarm, 5)
     assert sequences(swarm) != []
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     swarm.wait_for(lambda: sequences(swarm) == [0, 0], 20, "both stages to be free")
 
 

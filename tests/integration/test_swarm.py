@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from shardnet import ShardRunner
 from shardnet.bench.plain import PlainLlama
 from shardnet.errors import ShardnetError
-from shardnet.local.client import Answer, ask
+from shardnet.library.answers import Answer
 from shardnet.local.processes import LocalSwarm
+from tests.support.asking import ask
 from tests.support.random_models import tiny_llama
 from tests.support.two_nodes import Halves, tiny_halves
 
@@ -43,6 +46,19 @@ def test_the_answer_over_two_nodes_is_that_of_the_unsplit_model_each_time(swarm:
     assert len(answer.token_ids) >= 1
     assert answer.token_ids == expected.tokens
     assert complete(swarm).token_ids == answer.token_ids
+
+
+def test_a_runner_without_a_swarm_gives_the_tokens_of_shardnet_generate(swarm: LocalSwarm, halves: Halves) -> None:
+    """Greedy and sampled, as a chat."""
+    for temperature in ("0", "1.5"):
+        command = [sys.executable, "-m", "shardnet", "generate", "hello there", "--api", swarm.api, "--json"]
+        command += ["--temperature", temperature, "--seed", "5", "--max-tokens", "12"]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+        with ShardRunner(halves.folder, mode="memory-efficient", threads=1) as runner:
+            messages = [{"role": "user", "content": "hello there"}]
+            answer = runner.chat(messages, temperature=float(temperature), seed=5, max_tokens=12)
+        assert answer.token_ids == found["token_ids"]
+        assert (answer.text, answer.finish_reason) == (found["text"], found["finish_reason"])
 
 
 def test_a_node_killed_between_requests_is_named_by_its_layers_and_works_again_when_it_is_back(

@@ -17,11 +17,12 @@ from shardnet.bench.plain import PlainLlama
 from shardnet.errors import ManifestError, ShardnetError
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.inference.splitting.manifest_file import load_manifest
-from shardnet.local.client import Answer, ask
+from shardnet.library.answers import Answer
 from shardnet.local.processes import LocalSwarm
 from shardnet.manifest import Manifest
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
+from tests.support.asking import ask
 from tests.support.free_ports import free_ports
 from tests.support.random_models import N_VOCAB, tiny_llama
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 from gguf import GGUFReader
+from numpy.typing import NDArray
 
 from shardnet.inference.llama.model import start_backend
 
@@ -27,20 +29,38 @@ def quantise(source: Path, target: Path, quantisation: str) -> Path:
 
     Returns: `target`.
     """
+    # The smallest types want to know which columns matter: here all of them do, equally.
+    ones = {t.name: np.ones(int(t.shape[0]), dtype=np.float32) for t in GGUFReader(source).tensors if len(t.shape) > 1}
+    return llama_quantise(source, target, quantisation, ones, pure=quantisation not in MIXTURES)
+
+
+def llama_quantise(
+    source: Path,
+    target: Path,
+    quantisation: str,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    *,
+    pure: bool = False,
+    threads: int = 1,
+) -> Path:
+    """Run `llama_model_quantize`; what is quantised already may be quantised again.
+
+    Args:
+        importance: tensor name -> float32, one number for each column (of each expert).
+        pure: one type for all.
+
+    Returns: `target`. Raises: ValueError if llama.cpp refuses.
+    """
     start_backend()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTISATIONS[quantisation]
-    params.nthread = 1
-    params.pure = quantisation not in MIXTURES
-    # The smallest types want to know which columns matter: here all of them do, equally.
-    weights = {
-        t.name: np.ones(int(t.shape[0]), dtype=np.float32) for t in GGUFReader(source).tensors if len(t.shape) > 1
-    }
-    entries = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()
-    for entry, (name, ones) in zip(entries, weights.items(), strict=False):
-        entry.name, entry.size = name.encode(), ones.size
-        entry.data = ctypes.cast(ones.ctypes.data, ctypes.POINTER(ctypes.c_float))
-    params.imatrix = entries
+    params.nthread, params.pure, params.allow_requantize = threads, pure, True
+    if importance is not None:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, columns) in zip(entries, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), columns.size
+            entry.data = ctypes.cast(columns.ctypes.data, ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
     code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if code != 0:
         raise ValueError(f"llama.cpp does not quantise {source.name} to {quantisation} (code {code})")

@@ -53,8 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
     "preparing": GROUND | {"inference", "node", "swarm"},
     "local": GROUND | {"swarm"},
+    "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
-    "demo": GROUND | {"inference", "local", "preparing", "bench"},
+    "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""
 
@@ -64,6 +65,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "checkpoints": {"gguf"},
         "conversion": {"checkpoints", "gguf"},
         "llama": set(),
+        "quantising": {"gguf"},
         "remote": {"gguf"},
         "splitting": {"gguf"},
         "proof": {"gguf", "llama", "splitting"},

@@ -31,6 +31,12 @@ def run(*arguments: str) -> str:
 def test_a_split_from_an_address_tells_what_it_asked_for_and_that_it_is_not_proved(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "tiny.gguf")
     with range_server({"/tiny.gguf": model}) as (url, served):
+        facts = json.loads(run("inspect", f"{url}/tiny.gguf", "--json"))
+        assert facts.pop("paths") == [f"{url}/tiny.gguf"]
+        here = json.loads(run("inspect", str(model), "--json"))
+        assert here.pop("paths") == [str(model)]
+        assert facts == here
+        served.sent_bytes = 0
         told = run("split", f"{url}/tiny.gguf?secret=1", "--out", str(tmp_path / "cache"))
         assert f"of a model of {model.stat().st_size / 1000:.1f} kB: 1.1" in told
         assert "not proved: it was cut from an address, and the unsplit model was not there to run beside it" in told

@@ -1,12 +1,12 @@
-"""The commands' side of the HTTP API: where it is, and what its answers mean. Blocking; for `shardnet generate` and `shardnet status`."""
+"""The callers' side of the HTTP API: where it is, and what its answers mean. For the commands, which block, and for the library, which need not."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -18,6 +18,8 @@ DEFAULT_API = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 600.0
 """Longer than any silence of a healthy coordinator, which sends a comment every 15 s."""
+EVENT, DONE = "data: ", "data: [DONE]"
+"""How the lines of a stream begin that say something, and the last one."""
 
 
 def find_api(given: str | None, environ: Mapping[str, str] | None = None, home: Path | None = None) -> str:
@@ -32,23 +34,31 @@ def find_api(given: str | None, environ: Mapping[str, str] | None = None, home: 
     return url.rstrip("/").removesuffix("/v1")
 
 
+def _http_options(url: str, key: str | None) -> dict[str, Any]:
+    key = key or os.environ.get("SHARDNET_API__KEY")
+    return {
+        "base_url": url,
+        "timeout": httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "trust_env": False,
+    }
+
+
 class ApiClient:
-    """One command's use of the API. A context manager."""
+    """One user's or command's use of the API. A context manager."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self._url = url
-        key = key or os.environ.get("SHARDNET_API__KEY")
-        self._http = httpx.Client(
-            base_url=url,
-            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            trust_env=False,
-        )
+        self.url = url
+        self._http = httpx.Client(**_http_options(url, key))
 
-    def __enter__(self) -> ApiClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
         self._http.close()
 
     def get(self, path: str) -> Any:
@@ -59,38 +69,95 @@ class ApiClient:
         try:
             answer = self._http.get(path)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unreachable(error) from error
-        if answer.status_code != httpx.codes.OK:
-            raise _error_of(answer.content, answer.status_code, self._url)
-        return _json(answer.content, self._url)
+            raise _unreachable(error, self.url) from error
+        return _json_of(answer, self.url)
 
-    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield each event of a streamed answer.
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """Yield each event of a streamed answer. Closed early, it frees the request's place on every node.
 
         Raises: UnreachableError if nobody answers, or the stream breaks; the coordinator's own error, also in the middle.
         """
         try:
             with self._http.stream("POST", path, json=body | {"stream": True}) as answer:
                 if answer.status_code != httpx.codes.OK:
-                    raise _error_of(answer.read(), answer.status_code, self._url)
+                    raise _error_of(answer.read(), answer.status_code, self.url)
                 for line in answer.iter_lines():
-                    if line == "data: [DONE]":
+                    if line == DONE:
                         return
-                    if line.startswith("data: "):
-                        event = _json(line.removeprefix("data: ").encode(), self._url)
-                        if "error" in event:
-                            raise _error_in(event["error"])
+                    if (event := _event_in(line, self.url)) is not None:
                         yield event
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unreachable(error) from error
-        raise UnreachableError(f"the coordinator at {self._url} went away in the middle of its answer")
+            raise _unreachable(error, self.url) from error
+        raise _went_away(self.url)
 
-    def _unreachable(self, error: Exception) -> UnreachableError:
-        if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.ReadTimeout):
-            return UnreachableError(f"the coordinator at {self._url} went away in the middle of its answer: {error}")
-        return UnreachableError(
-            f"no coordinator answers at {self._url}: start one with `shardnet coordinator`, or name another with --api or $SHARDNET_API"
-        )
+
+class AsyncApiClient:
+    """The same for an event loop. An asynchronous context manager."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = url
+        self._http = httpx.AsyncClient(**_http_options(url, key))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+    async def get(self, path: str) -> Any:
+        """Returns: the JSON of a path. Raises: as `ApiClient.get`."""
+        try:
+            answer = await self._http.get(path)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreachable(error, self.url) from error
+        return _json_of(answer, self.url)
+
+    async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield each event of a streamed answer. Raises: as `ApiClient.stream`."""
+        try:
+            async with self._http.stream("POST", path, json=body | {"stream": True}) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    raise _error_of(await answer.aread(), answer.status_code, self.url)
+                async for line in answer.aiter_lines():
+                    if line == DONE:
+                        return
+                    if (event := _event_in(line, self.url)) is not None:
+                        yield event
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreachable(error, self.url) from error
+        raise _went_away(self.url)
+
+
+def _event_in(line: str, url: str) -> dict[str, Any] | None:
+    """Returns: what a line of a stream says; None for a comment or an empty one. Raises: the coordinator's own error."""
+    if not line.startswith(EVENT):
+        return None
+    event: dict[str, Any] = _json(line.removeprefix(EVENT).encode(), url)
+    if "error" in event:
+        raise _error_in(event["error"])
+    return event
+
+
+def _unreachable(error: Exception, url: str) -> UnreachableError:
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.ReadTimeout):
+        return _went_away(url, f": {error}")
+    return UnreachableError(
+        f"no coordinator answers at {url}: start one with `shardnet coordinator`, or name another with --api or $SHARDNET_API"
+    )
+
+
+def _went_away(url: str, why: str = "") -> UnreachableError:
+    return UnreachableError(f"the coordinator at {url} went away in the middle of its answer{why}")
+
+
+def _json_of(answer: httpx.Response, url: str) -> Any:
+    if answer.status_code != httpx.codes.OK:
+        raise _error_of(answer.content, answer.status_code, url)
+    return _json(answer.content, url)
 
 
 def _json(content: bytes, url: str) -> Any:

@@ -16,13 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shardnet.coordinator.api.errors import error_response, usage_error
+from shardnet.coordinator.api.errors import error_response
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
+    usage_error,
 )
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings

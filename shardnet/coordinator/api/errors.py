@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from shardnet.errors import (
@@ -17,7 +16,6 @@ from shardnet.errors import (
     UnreachableError,
     UsageError,
 )
-from shardnet.faults import first_fault
 
 RETRY_AFTER_S = 5.0
 MAX_RETRY_AFTER_S = 60
@@ -72,9 +70,3 @@ def error_response(error: ShardnetError) -> JSONResponse:
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=status, headers=headers)
-
-
-def usage_error(error: ValidationError) -> UsageError:
-    """Returns: what is wrong with a request's body, as one sentence."""
-    where, what = first_fault(error)
-    return UsageError(f"{where}: {what}" if where else f"the body {what}", param=where or None)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.errors import UsageError
+from shardnet.faults import first_fault
 from shardnet.messages import Sampling
 from shardnet.steps import MAX_TOKEN_ID
 
@@ -292,3 +293,9 @@ class DetokenizeRequest(Lenient):
 
     model: str | None = Field(default=None, max_length=256)
     tokens: list[TokenId] = Field(max_length=1 << 20)
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """Returns: what is wrong with a request's body, as one sentence."""
+    where, what = first_fault(error)
+    return UsageError(f"{where}: {what}" if where else f"the body {what}", param=where or None)

@@ -17,12 +17,12 @@ from shardnet.coordinator.api.schemas import (
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
-from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
-from shardnet.errors import ContextExceeded, UsageError
+from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 
@@ -71,7 +71,7 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompts = [await words.prompt_tokens(prompt) for prompt in request.prompts()]
+        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
         return await self._begin(request, manifest, words, prompts)
 
     async def chat(self, request: ChatRequest) -> list[Answering]:
@@ -79,15 +79,8 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompt = await words.chat_tokens(
-            [message.for_template() for message in request.messages],
-            request.template_variables(),
-            self.settings.template_timeout_s,
-            documents=request.documents,
-            continues=bool(request.continue_final_message),
-            begins_answer=request.add_generation_prompt is not False,
-        )
-        return await self._begin(request, manifest, words, [prompt])
+        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
+        return await self._begin(request, manifest, words, prompts)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         try:
@@ -106,12 +99,9 @@ class Service:
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         if len(prompts) * n > MAX_ANSWERS:
             raise UsageError(f"n: {len(prompts)} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
-        for prompt in prompts or [[]]:
-            _check_prompt(prompt, n_ctx)
+        limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
         sampling = request.sampling()
-        n_vocab = words.vocabulary.n_vocab
-        if bad := next((token for token in sampling.logit_bias if token >= n_vocab), None):
-            raise UsageError(f"logit_bias: token {bad} is outside the vocabulary of {n_vocab}", param="logit_bias")
+        words.check_tokens(sampling.logit_bias, "logit_bias")
         answers: list[Answering] = []
         try:
             for index in range(len(prompts) * n):
@@ -120,7 +110,7 @@ class Service:
                     model_id=manifest.model_id,
                     prompt=prompt,
                     sampling=sampling.model_copy(update={"seed": (sampling.seed + index % n) & MAX_SEED}),
-                    max_tokens=min(request.most_tokens() or n_ctx, n_ctx - len(prompt)),
+                    max_tokens=limits[index // n],
                     is_end=words.vocabulary.is_end,
                     ignore_eos=bool(request.ignore_eos),
                     step_deadline_s=self.settings.step_deadline_s,
@@ -153,19 +143,23 @@ class Service:
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
-        vocabulary = (await self.words(resolve(self.manifests(), request.model))).vocabulary
-        if bad := next((token for token in request.tokens if token >= vocabulary.n_vocab), None):
-            raise UsageError(f"tokens: {bad} is outside the vocabulary of {vocabulary.n_vocab}", param="tokens")
-        return vocabulary.text(request.tokens)
+        words = await self.words(resolve(self.manifests(), request.model))
+        words.check_tokens(request.tokens, "tokens")
+        return words.vocabulary.text(request.tokens)
 
 
-def _check_prompt(prompt: list[int], n_ctx: int) -> None:
-    if not prompt:
-        raise UsageError("the prompt is empty: give at least one token", param="prompt")
-    if len(prompt) >= n_ctx:
-        raise ContextExceeded(
-            f"the prompt has {len(prompt)} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
-            "shorten the prompt, or start the coordinator with a larger sequences.n_ctx",
-            prompt_tokens=len(prompt),
-            n_ctx=n_ctx,
-        )
+async def prompts_of(
+    request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float
+) -> list[list[int]]:
+    """Returns: the tokens of each prompt of a request, or of its chat. Raises: UsageError, DeadlineExceeded."""
+    if isinstance(request, CompletionRequest):
+        return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
+    tokens = await words.chat_tokens(
+        [message.for_template() for message in request.messages],
+        request.template_variables(),
+        template_timeout_s,
+        documents=request.documents,
+        continues=bool(request.continue_final_message),
+        begins_answer=request.add_generation_prompt is not False,
+    )
+    return [tokens]

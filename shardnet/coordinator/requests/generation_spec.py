@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shardnet.errors import ContextExceeded, UsageError
 from shardnet.messages import Sampling
 from shardnet.steps import TokenLogprob
 
@@ -37,3 +38,17 @@ class GenerationSpec:
     recovery_timeout_s: float = 30.0
     epoch: int = 0
     speculate: bool = True
+
+
+def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:
+    """Returns: tokens of an answer at most: what was asked for, and what the context leaves. Raises: UsageError, ContextExceeded."""
+    if not n_prompt:
+        raise UsageError("the prompt is empty: give at least one token", param="prompt")
+    if n_prompt >= n_ctx:
+        raise ContextExceeded(
+            f"the prompt has {n_prompt} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
+            "shorten the prompt, or have the model loaded with a larger n_ctx (the coordinator: sequences.n_ctx)",
+            prompt_tokens=n_prompt,
+            n_ctx=n_ctx,
+        )
+    return min(max_tokens or n_ctx, n_ctx - n_prompt)

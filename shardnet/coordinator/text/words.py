@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ class Words:
     template: ChatTemplate | None
     template_error: str = ""
 
+    def check_tokens(self, tokens: Iterable[int], field: str) -> None:
+        """Raises: UsageError naming the field for a token that the vocabulary does not have."""
+        n_vocab = self.vocabulary.n_vocab
+        if bad := next((token for token in tokens if token >= n_vocab), None):
+            raise UsageError(f"{field}: token {bad} is outside the vocabulary of {n_vocab}", param=field)
+
     async def prompt_tokens(self, prompt: str | list[int]) -> list[int]:
         """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
         if isinstance(prompt, str):
             # A user's text cannot spell control tokens; whoever wants them sends token ids.
             return await asyncio.to_thread(self._plain_tokens, prompt)
-        if bad := next((token for token in prompt if token >= self.vocabulary.n_vocab), None):
-            raise UsageError(
-                f"prompt: token {bad} is outside the vocabulary of {self.vocabulary.n_vocab}", param="prompt"
-            )
+        self.check_tokens(prompt, "prompt")
         return prompt
 
     def _plain_tokens(self, prompt: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
@@ -61,15 +61,16 @@ class Child(asyncio.BufferedProtocol):
         self._kills_before = memory_kills()
 
     @classmethod
-    async def start(cls, settings: EngineSettings, on_link: OnLink) -> Self:
+    async def start(cls, settings: EngineSettings, on_link: OnLink, environment: Mapping[str, str]) -> Self:
         """Start a process and connect to it.
 
         Args:
             on_link: gets what it tells of its own links.
+            environment: variables beside those of this process.
 
         Raises: EngineError if the operating system refuses.
         """
-        process, frames, packets, last_words = await spawn()
+        process, frames, packets, last_words = await spawn(environment)
         child = cls(process, last_words, packets, on_link)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=frames)
@@ -277,7 +278,9 @@ class Child(asyncio.BufferedProtocol):
         except TimeoutError:
             self.kill()
             await self._process.wait()
-        self._death = await asyncio.to_thread(self._death_of, self._process.returncode)
+        self._death = self._death_of(
+            self._process.returncode
+        )  # on no thread: at the end of a program there is none to be had
         if not self._ready.done():
             self._ready.set_exception(self._death)
             self._ready.exception()  # nobody may be waiting for it

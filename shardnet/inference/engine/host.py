@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ class EngineProcess:
         settings: threads, devices and memory.
         membership: who the node is, for the engine's own links to other engines; None: it makes none.
         on_restart: called on the event loop when the engine is back after a crash.
+        environment: variables for the process: which GPUs it may see, say.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class EngineProcess:
         *,
         membership: Membership | None = None,
         on_restart: Callable[[Restored], None] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings or InferenceSettings()
         self._membership = membership
         self._on_restart = on_restart
+        self._environment = environment or {}
         self.on_link: OnLink | None = None
         self._shards: dict[ShardKey, LoadedShard] = {}
         self._loading: dict[ShardKey, tuple[Load, list[OnProgress], asyncio.Task[LoadedShard]]] = {}
@@ -114,7 +117,7 @@ class EngineProcess:
     async def _spawn(self) -> tuple[Child, asyncio.Task[EngineCrashed], Ready]:
         """Returns: a process that is ready, and the task that ends with it. Raises: EngineError; then nothing is left."""
         settings = EngineSettings(inference=self._settings, membership=self._membership)
-        child = await Child.start(settings, self._tell_link)
+        child = await Child.start(settings, self._tell_link, self._environment)
         death = asyncio.create_task(child.wait(), name="engine-process")
         try:
             return child, death, await child.ready(self._settings.start_timeout_s)

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
 
 from shardnet.errors import EngineError
@@ -39,8 +39,14 @@ class Spawned(NamedTuple):
     last_words: IO[bytes]
 
 
-async def spawn() -> Spawned:
-    """Start an engine process. Raises: EngineError if the operating system refuses."""
+async def spawn(environment: Mapping[str, str]) -> Spawned:
+    """Start an engine process.
+
+    Args:
+        environment: variables beside, or in place of, those of this process.
+
+    Raises: EngineError if the operating system refuses.
+    """
     ours, theirs = socket.socketpair()
     packets, their_packets = socket.socketpair(type=PACKETS)
     last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `last_line`)
@@ -56,7 +62,7 @@ async def spawn() -> Spawned:
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 stderr=last_words,
-                env=CHILD_ENVIRONMENT | os.environ,
+                env={**CHILD_ENVIRONMENT, **os.environ, **environment},
                 start_new_session=True,  # the terminal's signals are the daemon's to answer
             )
     except OSError as error:

@@ -211,24 +211,25 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
                 if pipe is not None:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
-        words = _last_words(last_words)
+        words = read_last_words(last_words)
     if result is not None:
         return ParityCertificate.model_validate_json(json.dumps(result))
     if failure is not None:
         raise _refusal(error_from_wire(failure["code"], failure["message"], failure["facts"]), phase, content)
-    reason = _why_it_ended(words, code)
+    reason = why_it_ended(words, code)
     if code < 0 and phase != "start":
         raise _refusal(EngineError(f"its process ended ({reason})"), phase, content)
     raise EngineError(f"the verifying process ended early: {reason}")
 
 
-def _last_words(file: IO[bytes]) -> str:
+def read_last_words(file: IO[bytes]) -> str:
+    """Returns: the end of what a process wrote to its standard error."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - LAST_WORDS_BYTES, 0))
     return file.read().decode(errors="replace")
 
 
-def _why_it_ended(words: str, code: int) -> str:
+def why_it_ended(words: str, code: int) -> str:
     """Returns: ggml's own reason, else the last line, else the signal's name."""
     asserted = re.findall(r"(GGML_ASSERT\(.*\) failed|fatal error.*)", words)
     lines = [line for line in words.splitlines() if line.strip()]

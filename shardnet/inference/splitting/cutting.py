@@ -18,6 +18,7 @@ from typing import Any
 
 from shardnet.errors import NoRoomError, ShardnetError, UsageError
 from shardnet.files import FULL, sync_folder, write_whole
+from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.writer import OnBytes, Written, file_sha256, write_gguf
 from shardnet.inference.splitting.content import content_of_files, shard_file
 from shardnet.inference.splitting.keeping import (
@@ -62,14 +63,19 @@ def find_existing(plan: SplitPlan, cache: Path) -> tuple[Path, Manifest] | None:
 
 def source_note(plan: SplitPlan) -> dict[str, Any]:
     """Returns: which version of which files is cut, and how."""
-    facts = [(path.absolute(), path.stat()) for path in plan.header.paths]
     note: dict[str, Any] = {
         "name": plan.name,
         "layers": [[part.first, part.end] for part in plan.layers],
-        "sources": [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts],
+        "sources": source_facts(plan.header),
     }
-    note["sources"] += [[origin.place, origin.version] for origin in plan.header.origins]
     return note | {"recipe": plan.header.recipe} if plan.header.recipe else note
+
+
+def source_facts(header: GgufHeader) -> list[list[object]]:
+    """Returns: of each file that a model is made of, what changes when the file does. Raises: OSError."""
+    facts = [(path.absolute(), path.stat()) for path in header.paths]
+    found: list[list[object]] = [[str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino] for path, stat in facts]
+    return found + [[origin.place, origin.version] for origin in header.origins]
 
 
 def _is_whole(folder: Path, plan: SplitPlan) -> bool:

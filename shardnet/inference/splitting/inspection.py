@@ -28,13 +28,14 @@ def inspect_path(path: Path) -> Facts:
     """
     if path.is_dir() and (facts := _folder(path)) is not None:
         return facts
-    return _file(read_model(path))
+    return inspect_header(read_model(path))
 
 
-def _file(header: GgufHeader) -> Facts:
+def inspect_header(header: GgufHeader) -> Facts:
+    """Returns: facts of a GGUF, here or elsewhere (`kind` "model") or of a shard ("shard"). Raises: GgufError if it is no language model."""
     facts: Facts = {
         "kind": "model",
-        "paths": [str(part) for part in header.paths],
+        "paths": [str(part) for part in header.paths] or [origin.place for origin in header.origins],
         "bytes": header.file_bytes,
         "gguf_version": header.version,
         "architecture": header.architecture,

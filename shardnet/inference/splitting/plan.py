@@ -133,7 +133,9 @@ def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tupl
         return checked_cuts(request.cuts, rules.legal_cuts, len(weights.layers))
     if request.max_shard_bytes is not None:
         return cuts_by_size(weights, rules.legal_cuts, request.max_shard_bytes, rules.forbidden_lengths)
-    return balanced_cuts(weights, rules.legal_cuts, request.n_shards or 2, rules.forbidden_lengths)
+    return balanced_cuts(
+        weights, rules.legal_cuts, 2 if request.n_shards is None else request.n_shards, rules.forbidden_lengths
+    )
 
 
 def shard_weights(header: GgufHeader, layout: Layout) -> Weights:

@@ -1,4 +1,4 @@
-"""A model that is nowhere yet, written once as one GGUF, so that llama.cpp can run it beside its shards; gone afterwards.
+"""A model that is nowhere yet, written once as one GGUF, so that llama.cpp can run it beside its shards, which are cut out of it; gone afterwards.
 
 Knows where there is room for it. Refuses to know what is done with it.
 """
@@ -8,18 +8,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from shardnet.errors import NoRoomError, ShardnetError
+from shardnet.errors import GgufError, NoRoomError, ShardnetError
 from shardnet.files import FULL
-from shardnet.inference.gguf.header import GgufField, GgufHeader, GgufValue
+from shardnet.inference.gguf.header import GgufField, GgufHeader, GgufValue, read_gguf_header
+from shardnet.inference.gguf.layout import tensors_by_name
 from shardnet.inference.gguf.writer import OutTensor, header_bytes, total_bytes, write_gguf
 from shardnet.inference.splitting.cutting import (
     DISK_RESERVE_BYTES,
     OnProgress,
     partial_folder,
     remove_stale_partials,
+    source_facts,
 )
+from shardnet.inference.splitting.plan import FilePlan, SplitPlan
 from shardnet.log import human_bytes
 
 WHOLE = "whole.gguf"
@@ -59,6 +63,7 @@ def whole_file(header: GgufHeader, base: Path, on_progress: OnProgress = lambda 
         return
     check_whole_fits(header, base)
     fields, tensors = _content(header)
+    before = source_facts(header)
     total, done = whole_bytes(header), 0
 
     def advance(count: int) -> None:
@@ -74,6 +79,8 @@ def whole_file(header: GgufHeader, base: Path, on_progress: OnProgress = lambda 
             write_gguf(path, fields, tensors, mark="", on_bytes=advance)
         except OSError as error:
             raise _not_written(error, base, total) from error
+        if source_facts(header) != before:
+            raise GgufError(f"{header.path} changed while it was read: try again")
         yield path
 
 
@@ -93,3 +100,14 @@ def _content(header: GgufHeader) -> tuple[dict[str, GgufValue | GgufField], list
     }
     tensors = [OutTensor(one.name, one.shape, one.ggml_type, one.nbytes, one) for one in header.tensors]
     return fields, tensors
+
+
+def cut_from(plan: SplitPlan, whole: Path) -> SplitPlan:
+    """Returns: the same plan, whose tensors come out of the file that `whole_file` wrote, so that nothing is made twice."""
+    there = tensors_by_name(read_gguf_header(whole))
+
+    def found(file: FilePlan) -> FilePlan:
+        tensors = (out if out.source is None else replace(out, source=there[out.source.name]) for out in file.tensors)
+        return replace(file, tensors=tuple(tensors))
+
+    return replace(plan, shards=tuple(found(file) for file in plan.shards))

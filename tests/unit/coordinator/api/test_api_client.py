@@ -75,15 +75,15 @@ def test_generate_prints_the_answer(api: str) -> None:
 
 
 def test_generate_as_json_tells_everything(api: str) -> None:
-    final = {"model": "tiny", "choices": [], "usage": {"completion_tokens": 2}}
+    first = {"model": "tiny", "choices": [{"text": ""}], "prompt_token_ids": [7]}
     ANSWERS["/v1/completions"] = (
         200,
-        stream_of({"choices": [{"text": "ab", "token_ids": [1, 2]}]}, part("", "length"), final),
+        stream_of(first, {"choices": [{"text": "ab", "token_ids": [1, 2]}]}, part("", "length")),
     )
     result = CliRunner().invoke(app, ["generate", "hi", "--raw", "--json", "--api", api])
     found = json.loads(result.stdout)
     assert (found["text"], found["token_ids"], found["finish_reason"]) == ("ab", [1, 2], "length")
-    assert found["usage"] == {"completion_tokens": 2}
+    assert found["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
 
 def test_the_coordinators_own_error_is_raised_with_its_class(api: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shardnet.coordinator.api.errors import error_response, status_of, usage_error
-from shardnet.coordinator.api.schemas import JSON_GRAMMAR, ChatRequest, CompletionRequest
+from shardnet.coordinator.api.errors import error_response, status_of
+from shardnet.coordinator.api.schemas import JSON_GRAMMAR, ChatRequest, CompletionRequest, usage_error
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.errors import (
     Busy,

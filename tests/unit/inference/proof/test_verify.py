@@ -166,7 +166,7 @@ def test_a_verifying_process_that_ends_over_the_unsplit_model_says_so(
     ],
 )
 def test_the_reason_is_the_librarys_own_or_the_last_line_or_how_it_ended(words: str, code: int, reason: str) -> None:
-    assert verifying._why_it_ended(words, code) == reason
+    assert verifying.why_it_ended(words, code) == reason
 
 
 def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:

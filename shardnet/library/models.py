@@ -1,0 +1,241 @@
+"""Models on disk: `split_model`, `load_manifest`, `verify`. What `shardnet split` and `shardnet verify` do, without a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardnet.errors import ParityError, RefusedError, UsageError
+from shardnet.inference.gguf.header import GgufHeader
+from shardnet.inference.opening import opened
+from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
+from shardnet.inference.quantising.model import quantised_name
+from shardnet.inference.splitting import manifest_file
+from shardnet.inference.splitting.cuts import parse_ids, parse_size
+from shardnet.inference.splitting.cutting import OnProgress
+from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
+from shardnet.manifest import Manifest, NoProof, ParityCertificate
+from shardnet.preparing import Bar, Prepared, prepare, whole_model
+from shardnet.settings import default_home
+from shardnet.swarm.signing import sign_if_owner
+
+AnyPath = str | os.PathLike[str]
+Report = Callable[[str, float], None]
+"""Called with what is being done, and the share of it that is done, 0 to 1."""
+
+
+def split_model(
+    source: AnyPath,
+    *,
+    shards: int | None = None,
+    max_shard_bytes: int | str | None = None,
+    cuts: Sequence[int] | None = None,
+    only: Sequence[int] | None = None,
+    quantize: str | None = None,
+    imatrix: AnyPath | None = None,
+    allow_requantize: bool = False,
+    out: AnyPath = "models_cache",
+    name: str | None = None,
+    verify: bool = True,
+    home: AnyPath | None = None,
+    on_progress: Report | None = None,
+) -> Prepared:
+    """Cut a model into layer shards, as complete GGUF files, and prove that they give the unsplit model's numbers.
+
+    Args:
+        source: a GGUF, or the http(s) address of one; of one that llama.cpp split by size any part, or their folder; a Hugging Face
+            checkpoint: its folder, index or single `.safetensors`.
+        shards: how many, balanced by bytes; 2 if neither this nor one of the next two is given, which exclude each other.
+        max_shard_bytes: as few shards as keep each below this size: 800_000_000, or "800MB".
+        cuts: layers at which a new shard begins.
+        only: cut these shards alone, and read no more than they take: several machines cut one model, each its own shards.
+        quantize: "q4_k_m", "q8_0" and the like: what the weights become on the way; as they are if None.
+        imatrix: an importance matrix to quantise with.
+        allow_requantize: also where they were quantised before, and lose twice.
+        out: the models cache; the model gets a folder of its own below it.
+        name: what people call the model; the file's own name if None.
+        verify: run the shards against the unsplit model, if both are here. What an earlier call proved is not proved again.
+        home: whose swarm signs the manifest, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
+
+    Returns: the folder, its manifest, and whether an earlier call had left the files whole already.
+
+    Raises: UsageError (no model there, cuts that make no sense), GgufError, CheckpointError, FamilyRefused (a family that cannot be cut
+        exactly), NoRoomError, ParityError (the numbers differ; the files stay, with the certificate that says so).
+    """
+    chosen = {"shards": shards, "max_shard_bytes": max_shard_bytes, "cuts": cuts}
+    given = [key for key, value in chosen.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    size = parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes
+    request = CutRequest(shards, size, None if cuts is None else tuple(cuts))
+    with _opened(source, quantize, imatrix, allow_requantize) as header:
+        if quantize is not None and name is None:
+            name = quantised_name(model_name(header, None), quantize)
+        plan = plan_model(header, request, name)
+        wanted = None if only is None else parse_ids([str(shard) for shard in only], len(plan.shards))
+        home = default_home() if home is None else Path(home)
+        prepared = prepare(plan, Path(out), home, prove=verify, bar=_bar_of(on_progress), only=wanted)
+    certificate = prepared.manifest.certificate
+    fault = fault_of(prepared.manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
+    _exact(Examined(prepared.folder, prepared.manifest, certificate, True, fault))
+    return prepared
+
+
+def load_manifest(path: AnyPath) -> Manifest:
+    """Read the manifest of a split model.
+
+    Args:
+        path: its folder, or `manifest.json`.
+
+    Raises: UsageError if there is none; ManifestError if it is damaged, or a link.
+    """
+    return manifest_file.load_manifest(Path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A split model whose files are what its manifest promises.
+
+    Attributes:
+        certificate: of the run just made, or what the manifest held.
+        is_saved: the certificate of this run was written into the manifest.
+        fault: one sentence that names the shard whose numbers differ; empty if none is known.
+    """
+
+    folder: Path
+    manifest: Manifest
+    certificate: ParityCertificate | NoProof | None
+    is_saved: bool
+    fault: str
+
+    @property
+    def report(self) -> ParityCertificate | None:
+        """Returns: what a run beside the unsplit model found; None if there was none."""
+        return self.certificate if isinstance(self.certificate, ParityCertificate) else None
+
+
+def examine(
+    folder: AnyPath,
+    source: AnyPath | None = None,
+    *,
+    quantize: str | None = None,
+    imatrix: AnyPath | None = None,
+    allow_requantize: bool = False,
+    decode_tokens: int = 32,
+    threads: int = 0,
+    home: AnyPath | None = None,
+    bar: Bar | None = None,
+) -> Examined:
+    """Do what `verify` does, and leave it to the caller what a difference means. Raises: as `verify`, but ParityError."""
+    manifest, base, bar = load_manifest(folder), Path(folder), bar or _bar_of(None)
+    base = base if base.is_dir() else base.parent
+    with bar("Hashing") as progress:
+        damaged = damaged_files(base, manifest, progress)
+    if damaged:
+        raise RefusedError("; ".join(damaged), damaged=len(damaged))
+    certificate, is_saved = manifest.certificate, False
+    if source is not None:
+        with ExitStack() as stack:
+            header = stack.enter_context(_opened(source, quantize, imatrix, allow_requantize))
+            check_source(manifest, header)
+            unsplit = stack.enter_context(whole_model(header, base.resolve().parent, bar))
+            progress = stack.enter_context(bar("Proving the shards"))
+            certificate = verify_split(
+                base,
+                unsplit,
+                on_progress=lambda share: progress(int(share * 1000), 1000),
+                decode_tokens=decode_tokens,
+                threads=threads,
+                save=False,
+            )
+        proved = manifest.model_copy(update={"certificate": certificate, "signature": None})
+        proved = sign_if_owner(proved, default_home() if home is None else Path(home))
+        is_saved = manifest.signature is None or proved.signature is not None
+        if is_saved:
+            manifest_file.save_manifest(base, proved)
+    fault = fault_of(manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
+    return Examined(base, manifest, certificate, is_saved, fault)
+
+
+def _opened(
+    source: AnyPath, quantize: str | None, imatrix: AnyPath | None, allow_requantize: bool
+) -> AbstractContextManager[GgufHeader]:
+    """The model; an address stays a text."""
+    return opened(
+        source if isinstance(source, str) else Path(source),
+        quantize=quantize,
+        imatrix=None if imatrix is None else Path(imatrix),
+        allow_requantize=allow_requantize,
+    )
+
+
+def verify(
+    folder: AnyPath,
+    source: AnyPath | None = None,
+    *,
+    quantize: str | None = None,
+    imatrix: AnyPath | None = None,
+    allow_requantize: bool = False,
+    decode_tokens: int = 32,
+    threads: int = 0,
+    home: AnyPath | None = None,
+    on_progress: Report | None = None,
+) -> ParityCertificate | None:
+    """Check the hashes of a split model and, given the unsplit one, that the shards give its very numbers.
+
+    Args:
+        folder: of the split model, or its `manifest.json`.
+        source: the unsplit GGUF or checkpoint. The certificate that comes of it is written into the manifest, unless that is signed by somebody else.
+        quantize, imatrix, allow_requantize: how it was quantised when it was split.
+        decode_tokens: greedy tokens after each prompt.
+        threads: CPU threads; 0: all cores.
+        home: whose swarm signs the manifest anew, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
+
+    Returns: the certificate: the new one, or the one that the manifest holds; None if parity was never proved.
+
+    Raises: RefusedError, which names each damaged or missing file; ManifestError (the shards are of another model), FamilyRefused, EngineError;
+        ParityError if the certificate says that numbers differ.
+    """
+    examined = examine(
+        folder,
+        source,
+        quantize=quantize,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        decode_tokens=decode_tokens,
+        threads=threads,
+        home=home,
+        bar=_bar_of(on_progress),
+    )
+    return _exact(examined).report
+
+
+def _exact(examined: Examined) -> Examined:
+    if examined.fault:
+        raise ParityError(f"the shards in {examined.folder} do not give the unsplit model's numbers: {examined.fault}")
+    return examined
+
+
+def open_split(folder: AnyPath) -> Examined:
+    """Returns: a split model that may be run. Raises: as `verify`; UsageError if some of its shards were cut elsewhere."""
+    examined = _exact(examine(folder))
+    here, n_shards = examined.manifest.cut_here, examined.manifest.n_shards
+    if len(here) < n_shards:
+        raise UsageError(
+            f"{examined.folder} holds {len(here)} of {n_shards} shards, the others were cut elsewhere: ask a swarm that has them all"
+        )
+    return examined
+
+
+def _bar_of(report: Report | None) -> Bar:
+    @contextmanager
+    def bar(what: str) -> Iterator[OnProgress]:
+        if report is None:
+            yield lambda _done, _total: None
+        else:
+            yield lambda done, total: report(what, done / total if total else 1.0)
+
+    return bar
