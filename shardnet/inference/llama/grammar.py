@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, UsageError
-from shardnet.inference.llama.lark import LarkGrammar, TokenTable
+from shardnet.inference.llama.lark import LarkGrammar, TokenTable, table_of
 from shardnet.messages import LARK
 
 CANDIDATE: Any = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
@@ -142,7 +142,7 @@ class Grammars:
         if not text.startswith(LARK):
             return Grammar(vocab, n_vocab, text)
         if self._table is None:
-            self._table = TokenTable(vocab, n_vocab)
+            self._table = table_of(vocab, n_vocab)
         return LarkGrammar(self._table, text)
 
     def drop(self, sequence_id: str) -> None:

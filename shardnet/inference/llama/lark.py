@@ -8,7 +8,8 @@ Source: llguidance's python/llguidance/_lib.pyi and docs/syntax.md.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,50 +20,84 @@ from numpy.typing import NDArray
 from shardnet.errors import EngineError, UsageError
 
 CONTROL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
-NOT_TEXT = b"\xff"
-"""In front of a control token's name: no text has this byte, so such a token comes only where a grammar names it, as `<|im_end|>` or `<[7]>`."""
 MAX_PIECE = 1024
 REASON_CHARACTERS = 300
+REWORDED = {
+    "oneOf constraints are not supported": "oneOf cannot be enforced where two options may fit at once; use anyOf",
+    "Unsatisfiable schema": "no document fits the schema",
+}
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
 LIMITS: dict[str, Any] = {"max_grammar_size": 200_000, "initial_lexer_fuel": 500_000, "verbose_errors": False}
 """About 50 ms of compiling at most; the steps keep llguidance's own limits, about 15 ms each."""
 
 
 class TokenTable:
-    """A vocabulary as llguidance wants it. Takes about 10 us a token to make, and some 400 bytes."""
+    """A vocabulary as llguidance wants it.
 
-    def __init__(self, vocab: Any, n_vocab: int) -> None:
+    Args:
+        tokens: what each one spells; nothing for one that never comes.
+        ends: those that end a text.
+        special: those that no text has: they come only where a grammar names them, as `<|im_end|>` or `<[7]>`.
+        write: tokens of a text that the grammar leaves no choice about, as the model itself would write it.
+    """
+
+    def __init__(
+        self,
+        tokens: list[bytes],
+        ends: frozenset[int],
+        write: Callable[[bytes], list[int]],
+        *,
+        special: Sequence[int] = (),
+    ) -> None:
         from llguidance import LLTokenizer, TokenizerWrapper  # 15 ms, which most engines never need
 
-        self._vocab = vocab
-        self.n_vocab = n_vocab
-        self._buffer = ctypes.create_string_buffer(MAX_PIECE)
-        self.ends = frozenset(token for token in range(n_vocab) if llama_cpp.llama_vocab_is_eog(vocab, token))
-        self.tokens = [self._piece(token) for token in range(n_vocab)]
+        self.n_vocab = len(tokens)
+        self.ends = ends
+        self._write = write
+        self._greedy: Callable[[bytes], list[int]] | None = None
         # The names that llguidance's TokenizerWrapper asks for.
-        self.eos_token_id = min(self.ends, default=max(0, int(llama_cpp.llama_vocab_eos(vocab))))
+        self.tokens = tokens
+        self.eos_token_id = min(ends, default=0)
         self.bos_token_id = None
-        self.special_token_ids: list[int] = []
+        self.special_token_ids = list(special)
         with translated_panics():
             self.tokenizer = LLTokenizer(
-                TokenizerWrapper(self), n_vocab=n_vocab, eos_token=sorted(self.ends) or [self.eos_token_id]
+                TokenizerWrapper(self), n_vocab=self.n_vocab, eos_token=sorted(ends) or [self.eos_token_id]
             )
-
-    def _piece(self, token: int) -> bytes:
-        is_control = bool(llama_cpp.llama_vocab_get_attr(self._vocab, token) & CONTROL)
-        count = int(llama_cpp.llama_token_to_piece(self._vocab, token, self._buffer, MAX_PIECE, 0, is_control))
-        text = self._buffer.raw[:count] if count > 0 else b""
-        return NOT_TEXT + text if is_control and text else text
+        self._greedy = lambda text: list(self.tokenizer.greedy_tokenize(text.decode(errors="replace")))
 
     def __call__(self, text: bytes) -> list[int]:
-        """Returns: how the model itself would write a text that the grammar leaves no choice about."""
+        """Returns: tokens that spell a text."""
+        tokens = self._write(text)
+        if b"".join(self.tokens[token] for token in tokens) == text or self._greedy is None:
+            return tokens
+        return self._greedy(text)  # some vocabularies put a space in front of every text
+
+
+def byte_table() -> TokenTable:
+    """Returns: the least of all vocabularies: each byte is a token, and 256 ends the text."""
+    # The end has a name: llguidance panics at a grammar that names a token where no token has one.
+    return TokenTable([*(bytes([byte]) for byte in range(256)), b"<end>"], frozenset([256]), list, special=[256])
+
+
+def table_of(vocab: Any, n_vocab: int) -> TokenTable:
+    """Returns: the table of a vocabulary of llama.cpp's, which has to outlive it. Takes about 10 us a token, and some 400 bytes."""
+    buffer = ctypes.create_string_buffer(MAX_PIECE)
+
+    def piece(token: int) -> bytes:
+        count = int(llama_cpp.llama_token_to_piece(vocab, token, buffer, MAX_PIECE, 0, token in special))
+        return buffer.raw[:count] if count > 0 else b""
+
+    def write(text: bytes) -> list[int]:
         size = len(text) + 8
-        buffer = (llama_cpp.llama_token * size)()
-        count = int(llama_cpp.llama_tokenize(self._vocab, text, len(text), buffer, size, False, False))
-        tokens = buffer[: max(0, count)]
-        if b"".join(self.tokens[token] for token in tokens) == text:
-            return list(tokens)
-        # Some vocabularies put a space in front of every text; then byte by byte whatever stands for it.
-        return list(self.tokenizer.greedy_tokenize(text.decode(errors="replace"))) if hasattr(self, "tokenizer") else []
+        tokens = (llama_cpp.llama_token * size)()
+        count = int(llama_cpp.llama_tokenize(vocab, text, len(text), tokens, size, False, False))
+        return list(tokens[: max(0, count)])
+
+    tokens = range(n_vocab)
+    ends = frozenset(token for token in tokens if llama_cpp.llama_vocab_is_eog(vocab, token))
+    special = frozenset(token for token in tokens if llama_cpp.llama_vocab_get_attr(vocab, token) & CONTROL)
+    return TokenTable([piece(token) for token in tokens], ends, write, special=sorted(special))
 
 
 class LarkGrammar:
@@ -153,9 +188,14 @@ class LarkGrammar:
 
 
 def reason_of(error: str) -> str:
-    """Returns: llguidance's own words for what is wrong, in one line, without an excerpt of the grammar."""
+    """Returns: llguidance's words for what is wrong, in one line, without an excerpt of the grammar."""
     line = next((line for line in error.splitlines() if line.strip()), "no reason was given")
-    return line.strip()[:REASON_CHARACTERS]
+    line = _PLACE.sub("", line.strip())
+    if line.endswith(":"):
+        detail = next((one for one in error.splitlines() if one.strip().startswith("error:")), "")
+        line = f"{line} {detail.strip().removeprefix('error:').strip()}"
+    line = next((ours for theirs, ours in REWORDED.items() if line.startswith(theirs)), line)
+    return line[:REASON_CHARACTERS]
 
 
 @contextmanager
