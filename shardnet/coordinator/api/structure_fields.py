@@ -23,7 +23,7 @@ OLD_NAMES = {
     "guided_json": "json_schema",
     "guided_regex": "regex",
     "guided_grammar": "grammar",
-    "guided_choice": "regex",
+    "guided_choice": "structured_outputs",
 }
 
 

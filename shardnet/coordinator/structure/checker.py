@@ -47,6 +47,13 @@ class Checker:
             table = self._table(vocabulary)
             _begin(LarkGrammar(table, grammar), table.n_vocab)
 
+    def close(self) -> None:
+        """Free what was opened."""
+        self._tables.clear()
+        for model in self._models.values():
+            model.close()
+        self._models.clear()
+
     def _model(self, vocabulary: str) -> LlamaModel:
         if vocabulary not in self._models:
             while len(self._models) >= MAX_VOCABULARIES:
