@@ -94,10 +94,12 @@ def split(
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.splitting.manifest_file import models_named
     from shardnet.library.cutting import Quantising, cut_model, cut_request
+    from shardnet.lifecycle import leave_tidily_on_sigterm
     from shardnet.log import human_bytes
     from shardnet.manifest import NoProof, by_claim, claim
     from shardnet.settings import default_home
 
+    leave_tidily_on_sigterm()
     request = cut_request(
         shards,
         max_shard_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shardnet.coordinator.api.schemas import (
@@ -24,7 +25,7 @@ from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
-from shardnet.messages import ShardOptions
+from shardnet.messages import Sampling, ShardOptions
 
 MAX_SEED = (1 << 63) - 1
 
@@ -49,6 +50,7 @@ class Service:
         health: short, for load balancers: `ready` and the models.
         why_not_served: of a model by name or id, where the swarm has it and it is not served.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.
+        check_grammar: raises UsageError for one that engines would not take; given it, the vocabulary's file, and the field that it came in.
     """
 
     requests: Requests
@@ -61,6 +63,7 @@ class Service:
     health: Callable[[], dict[str, Any]]
     why_not_served: Callable[[str], str | None]
     describe_stage: Callable[[Route, int], dict[str, Any]]
+    check_grammar: Callable[[str, Path, str], Awaitable[None]]
 
     async def complete(self, request: CompletionRequest) -> list[Answering]:
         """Begin plain completions: `n` of each prompt, in the order of the prompts.
@@ -70,16 +73,14 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
-        return await self._begin(request, manifest, words, prompts)
+        return await self._begin(request, manifest, words)
 
     async def chat(self, request: ChatRequest) -> list[Answering]:
         """Begin `n` answers to a chat with the model's own template. Raises: as `complete`."""
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
-        return await self._begin(request, manifest, words, prompts)
+        return await self._begin(request, manifest, words)
 
     def named(self, wanted: str | None) -> Manifest:
         """Returns: the model that a client means, ready or not. Raises: UsageError, as `resolve`, or with why it is not served."""
@@ -97,12 +98,12 @@ class Service:
         return manifest
 
     async def _begin(
-        self, request: CommonRequest, manifest: Manifest, words: Words, prompts: list[list[int]]
+        self, request: ChatRequest | CompletionRequest, manifest: Manifest, words: Words
     ) -> list[Answering]:
+        sampling = await self._sampling(request, words)
+        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
-        sampling = request.sampling()
-        words.check_tokens(sampling.logit_bias, "logit_bias")
         answers: list[Answering] = []
         try:
             for index in range(len(prompts) * n):
@@ -126,6 +127,14 @@ class Service:
                 one.running.close()
             raise
         return answers
+
+    async def _sampling(self, request: CommonRequest, words: Words) -> Sampling:
+        """Returns: how the answer is sampled, all of it looked over before any work on the prompt. Raises: UsageError."""
+        sampling = await asyncio.to_thread(request.sampling)
+        words.check_tokens(sampling.logit_bias, "logit_bias")
+        if sampling.grammar is not None:
+            await self.check_grammar(sampling.grammar, words.vocabulary.path, request.structure_field)
+        return sampling
 
     async def tokenize(self, request: TokenizeRequest) -> tuple[list[int], Words]:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
