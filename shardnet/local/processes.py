@@ -67,8 +67,8 @@ class Process:
         """Raises: ShardnetError with the last lines if the process has ended."""
         if self.popen.poll() is not None:
             self._reader.join(1)
-            last = "\n  ".join(list(self.tail)[-5:])
-            raise ShardnetError(f"{self.name} ended with code {self.popen.returncode}:\n  {last}")
+            last = " | ".join(list(self.tail)[-5:])
+            raise ShardnetError(f"{self.name} ended with code {self.popen.returncode}: {last}")
 
     def kill(self) -> None:
         """`kill -9`, and wait until it is gone."""

@@ -27,6 +27,7 @@ GROUND = {
     "limits",
     "mutual_tls",
     "tcp",
+    "web_hosts",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log": set(),
     "mutual_tls": set(),
     "tcp": set(),
+    "web_hosts": set(),
     "lifecycle": {"errors", "log"},
     "limits": {"log"},
     "inference": GROUND,

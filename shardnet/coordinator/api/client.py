@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import httpx
 
-from shardnet.errors import ShardnetError, UnreachableError, error_from_wire
+from shardnet.errors import ShardnetError, UnreachableError, UsageError, error_from_wire
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
+from shardnet.web_hosts import has_host
 
 DEFAULT_API = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 5.0
@@ -35,7 +36,18 @@ def find_api(given: str | None, environ: Mapping[str, str] | None = None, home: 
 
 
 def _http_options(url: str, key: str | None) -> dict[str, Any]:
+    """Raises: UsageError for an address or a key that could not be sent to."""
+    try:
+        is_usable = url.lower().startswith(("http://", "https://")) and has_host(url)
+    except ValueError as error:
+        raise UsageError(f"{url} is no usable address of the HTTP API: {error}") from error
+    if not is_usable:
+        raise UsageError(f"{url} is no usable address of the HTTP API: write {DEFAULT_API}")
     key = key or os.environ.get("SHARDNET_API__KEY")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "the key of the HTTP API holds characters that no key has: is it what `shardnet key add` printed?"
+        )
     return {
         "base_url": url,
         "timeout": httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),

@@ -14,7 +14,9 @@ from shardnet.faults import first_fault
 from shardnet.messages import Sampling
 from shardnet.steps import MAX_TOKEN_ID
 
+MAX_ANSWERS = 128
 MAX_STOPS = 16
+MAX_DIGITS = 20
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopText = Annotated[str, Field(max_length=256)]
 AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
@@ -24,7 +26,7 @@ AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
 class Lenient(BaseModel):
     """Base of all requests."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class StreamOptions(Lenient):
@@ -51,7 +53,7 @@ class CommonRequest(StructureFields, Lenient):
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     repeat_last_n: int | None = Field(default=None, ge=-1, le=1 << 24)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
-    n: int | None = Field(default=None, ge=1, le=128)
+    n: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
     speculation: bool | None = None
@@ -94,7 +96,7 @@ class CommonRequest(StructureFields, Lenient):
 def _token_bias(given: dict[str, float]) -> dict[int, float]:
     bias = {}
     for key, value in given.items():
-        if not (key.isascii() and key.isdecimal() and int(key) <= MAX_TOKEN_ID):
+        if not (key.isascii() and key.isdecimal() and len(key) <= MAX_DIGITS and int(key) <= MAX_TOKEN_ID):
             raise UsageError(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
         bias[int(key)] = float(value)
     return bias
@@ -103,15 +105,22 @@ def _token_bias(given: dict[str, float]) -> dict[int, float]:
 class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(default="")
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
-    best_of: int | None = Field(default=None, ge=1, le=128)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
 
     def top_logprobs_wanted(self) -> int | None:
         """Returns: as `logprobs` says."""
         return self.logprobs
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _of_one_kind(cls, given: Any) -> Any:
+        if isinstance(given, list) and len({type(one) for one in given}) > 1:
+            raise ValueError("must be a text, token ids, or a list of either, and of one kind")
+        return given
 
     @field_validator("logprobs", mode="before")
     @classmethod
@@ -125,6 +134,9 @@ class CompletionRequest(CommonRequest):
             raise UsageError(
                 "echo: the prompt's own logprobs are not computed here; leave one of the two out", param="echo"
             )
+        n_prompts, n = len(self.prompts()), self.n or 1
+        if n_prompts * n > MAX_ANSWERS:  # before the work of tokenizing them
+            raise UsageError(f"n: {n_prompts} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
         if self.suffix:
             raise UsageError("suffix: filling in the middle is not supported", param="suffix")
         if self.best_of not in (None, self.n or 1):
@@ -133,8 +145,8 @@ class CompletionRequest(CommonRequest):
     def prompts(self) -> list[str | list[int]]:
         """Returns: each prompt, as text or tokens."""
         given = self.prompt
-        if isinstance(given, str):
-            return [given]
+        if given is None or isinstance(given, str):
+            return [given or ""]
         if given and isinstance(given[0], int):
             return [[token for token in given if isinstance(token, int)]]
         return [one if isinstance(one, str) else list(one) for one in given if not isinstance(one, int)]
@@ -243,12 +255,16 @@ class TokenizeRequest(Lenient):
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
-    def text(self) -> str:
-        """Returns: the text. Raises: UsageError if there is none, or several."""
-        given = [one for one in (self.content, self.prompt) if one is not None]
-        if len(given) != 1:
+    def check_supported(self) -> None:
+        """Raises: UsageError if not one thing is given, or a part that is no text."""
+        if sum(one is not None for one in (self.content, self.prompt, self.messages)) != 1:
             raise UsageError("give one of prompt, content and messages", param="prompt")
-        return given[0]
+        for at, message in enumerate(self.messages or ()):
+            message.check_supported(f"messages.{at}.content")
+
+    def text(self) -> str:
+        """Returns: the text, where no messages are given."""
+        return self.content or self.prompt or ""
 
     def adds_special(self) -> bool:
         """Returns: whether the vocabulary's own beginning and end are put around the text, as in /v1/completions."""

@@ -27,7 +27,6 @@ from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import Sampling, ShardOptions
 
-MAX_ANSWERS = 128
 MAX_SEED = (1 << 63) - 1
 
 
@@ -83,14 +82,18 @@ class Service:
         words = await self.words(manifest)
         return await self._begin(request, manifest, words)
 
-    def _ready_model(self, request: CommonRequest) -> Manifest:
+    def named(self, wanted: str | None) -> Manifest:
+        """Returns: the model that a client means, ready or not. Raises: UsageError, as `resolve`, or with why it is not served."""
         try:
-            manifest = resolve(self.manifests(), request.model)
+            return resolve(self.manifests(), wanted)
         except UsageError as error:
-            reason = self.why_not_served(request.model) if request.model else None
+            reason = self.why_not_served(wanted) if wanted else None
             if reason is None:
                 raise
             raise UsageError(reason, **error.facts) from None
+
+    def _ready_model(self, request: CommonRequest) -> Manifest:
+        manifest = self.named(request.model)
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
@@ -100,8 +103,6 @@ class Service:
         sampling = await self._sampling(request, words)
         prompts = await prompts_of(request, words, self.settings.template_timeout_s)
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
-        if len(prompts) * n > MAX_ANSWERS:
-            raise UsageError(f"n: {len(prompts)} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
         limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
         answers: list[Answering] = []
         try:
@@ -137,7 +138,8 @@ class Service:
 
     async def tokenize(self, request: TokenizeRequest) -> tuple[list[int], Words]:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
-        words = await self.words(resolve(self.manifests(), request.model))
+        request.check_supported()
+        words = await self.words(self.named(request.model))
         if request.messages is not None:
             return await words.chat_tokens(
                 [message.for_template() for message in request.messages],
@@ -149,9 +151,9 @@ class Service:
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
-        words = await self.words(resolve(self.manifests(), request.model))
+        words = await self.words(self.named(request.model))
         words.check_tokens(request.tokens, "tokens")
-        return words.vocabulary.text(request.tokens)
+        return await asyncio.to_thread(words.vocabulary.text, request.tokens)
 
 
 async def prompts_of(

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from shardnet.inference.llama.model import LlamaContext
 
 CHUNK = 512
-MOST_BYTES = 1 << 30
+LEAST_BYTES, MOST_BYTES = 128, 1 << 30
+"""Of a text. Few vocabularies make more than one token of a byte, and fewer contexts are shorter than this."""
 COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.proof.perplexity")
 
 
@@ -51,15 +52,18 @@ class Perplexity:
 
 
 def check_text(text: Path) -> None:
-    """Raises: UsageError if there is no such file, or it is no text."""
+    """Raises: UsageError if there is no such file, it is no text, or surely too short a one."""
     try:
-        if text.stat().st_size > MOST_BYTES:
+        nbytes = text.stat().st_size
+        if nbytes > MOST_BYTES:
             raise UsageError(f"{text} has more than {MOST_BYTES >> 30} GiB: take a shorter text")
         text.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the text {text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{text} is no text in UTF-8") from error
+    if nbytes < LEAST_BYTES:  # said before the model is quantised; whether it has tokens enough is known afterwards
+        raise UsageError(f"{text} has {nbytes} bytes, too few to measure perplexity on: take a longer text")
 
 
 def measure_perplexity(model: Path, text: Path, on_progress: OnProgress = lambda _share: None) -> Perplexity:

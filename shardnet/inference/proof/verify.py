@@ -184,6 +184,7 @@ def check_source(manifest: Manifest, header: GgufHeader) -> None:
     if ours != theirs:
         raise ManifestError(
             f"{header.path} is not the model that {manifest.name} was cut from: it is {_in_words(theirs)}, the manifest says {_in_words(ours)}"
+            + ("; if it was quantised on the way, say how with --quantize" if ours[:-1] == theirs[:-1] else "")
         )
 
 

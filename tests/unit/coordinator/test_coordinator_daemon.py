@@ -216,7 +216,17 @@ async def test_a_model_is_listed_and_found_by_name_id_and_default(make_world: Ca
         await world.ready()
         [card] = (await world.client.get("/v1/models")).json()["data"]
         assert (card["id"], card["shardnet"]["ready"]) == ("tiny", True)
-        assert (await world.client.get("/v1/models/tiny")).status_code == 200
+        for name in ("tiny", world.manifest.model_id, world.manifest.model_id[:12]):
+            assert (await world.client.get(f"/v1/models/{name}")).json() == card
+        unknown = await world.client.get("/v1/models/nope")
+        assert (unknown.status_code, "known are: tiny" in unknown.text) == (404, True)
+        pieces = await world.client.post(
+            "/tokenize", json={"content": "hi", "with_pieces": True, "return_token_strs": True}
+        )
+        tokens, texts = pieces.json()["tokens"], pieces.json()["token_strs"]
+        assert [one["piece"] for one in tokens] == texts
+        asked = {"tokens": [one["id"] for one in tokens]}
+        assert (await world.client.post("/detokenize", json=asked)).json()["content"] == "".join(texts) == "hi"
         for model in (None, "tiny", world.manifest.model_id, world.manifest.model_id[:12]):
             assert (await world.chat(model=model, max_tokens=1)).status_code == 200
         missing = await world.chat(model="nope")

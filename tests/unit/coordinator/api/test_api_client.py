@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from shardnet.cli import app
 from shardnet.cli.status import lines
 from shardnet.coordinator.api.client import ApiClient, find_api
-from shardnet.errors import PlacementError, UnreachableError
+from shardnet.errors import PlacementError, UnreachableError, UsageError
 from shardnet.messages import Address
 from shardnet.swarm.addresses import write_coordinator_addresses
 from shardnet.swarm.home import Home
@@ -188,3 +188,18 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
         "The coordinator's models cache: shard-9.gguf is a link",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "ftp://x", "http://xn--/", "http://a..b", "http://[::1", "http://127.0.0.1:99999", "http://h:0"]
+)
+def test_an_address_that_cannot_be_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match=r"is no usable address of the HTTP API"):
+        ApiClient(url)
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDNET_API__KEY", "sk-ä\n")
+    with pytest.raises(UsageError, match=r"holds characters that no key has") as refusal:
+        ApiClient("http://127.0.0.1:1")
+    assert "ä" not in str(refusal.value)
