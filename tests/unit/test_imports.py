@@ -68,7 +68,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "quantising": {"gguf"},
         "remote": {"gguf"},
         "splitting": {"gguf"},
-        "proof": {"gguf", "llama", "splitting"},
+        "proof": {"gguf", "llama", "splitting", "engine"},
         "engine": {"gguf"},
         "worker": {"engine", "llama"},
     },

@@ -1,17 +1,13 @@
 """A model's chat template: a conversation becomes a prompt, in which nothing that a client sent is a control token.
 
 What the template is given is told in `conversation`, the dialect and the sandbox in `jinja`, who wrote which character in `provenance`.
-Rendering runs in a thread, whose work is limited by the processor time that it takes: a busy machine does not turn a long conversation into an error.
+Rendering runs in a thread, see `limited_work`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +17,7 @@ from jinja2 import nodes
 from shardnet.coordinator.text.control import ControlTokens, Part
 from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
 from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
+from shardnet.coordinator.text.limited_work import LimitedWork
 from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
 from shardnet.coordinator.text.traits import FAULTS, Message, Traits
 from shardnet.errors import DeadlineExceeded, UsageError
@@ -108,7 +105,7 @@ class ChatTemplate:
         further = dict(variables or {})
         tools, documents = tools or further.pop("tools", None), documents or further.pop("documents", None)
         chat = Chat(messages, further, tools or None, documents or None, continues, begins_answer)
-        work = _LimitedWork(lambda: self.control.parts(self._prompt(chat)))
+        work = LimitedWork(lambda: self.control.parts(self._prompt(chat)))
         try:
             return await work.result(timeout_s)
         except TimeoutError:
@@ -163,29 +160,34 @@ class ChatTemplate:
         return begun
 
     def _left_out(self, compiled: _Compiled, chat: Chat, prompt: str, *, shows_system: bool | None = None) -> list[int]:
-        """Returns: numbers of messages that the prompt does not show. A template may write a text in ways that lose its author, so those that seem to
-        be missing are asked for with a word behind each."""
+        """Returns: numbers of messages that the prompt does not show.
+
+        A template may write a text in ways that lose its author, or drop it for what it says (thoughts of an earlier turn) and keep the turn. So what
+        seems to be missing is asked for: with a plain word behind its text, and with the word alone.
+        """
         missing = without_trace(chat.messages, prompt)
         if chat.continues and missing and missing[-1] == len(chat.messages) - 1:
             missing.pop()
-        if not missing:
-            return []
-        words = {number: f"needle{number}needle" for number in missing}
-        marked = [
-            _with_word(message, words[number]) if number in words else message
-            for number, message in enumerate(chat.messages)
-        ]
-        try:
-            text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
-        except FAULTS:
-            return []  # nothing is known then
-        letters = _NO_LETTERS.sub("", text.lower())
-        return [number for number, word in words.items() if word not in letters]
+        for alone in (False, True):
+            if not missing:
+                break
+            words = {number: f"needle{number}needle" for number in missing}
+            marked = [
+                _with_word(message, words[number], alone=alone) if number in words else message
+                for number, message in enumerate(chat.messages)
+            ]
+            try:
+                text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
+            except FAULTS:
+                return []  # nothing is known then
+            letters = _NO_LETTERS.sub("", text.lower())
+            missing = [number for number, word in words.items() if word not in letters]
+        return missing
 
 
-def _with_word(message: Mapping[str, Any], word: str) -> dict[str, Any]:
+def _with_word(message: Mapping[str, Any], word: str, *, alone: bool) -> dict[str, Any]:
     if text := text_of(message):
-        return dict(message) | {"content": f"{text} {word}"}
+        return dict(message) | {"content": word if alone else f"{text} {word}"}
     calls = message["tool_calls"]
     if not (
         isinstance(calls, list) and calls and isinstance(calls[0], dict) and isinstance(calls[0].get("function"), dict)
@@ -227,68 +229,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(one) for key, one in value.items()}
     return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-class _TimeIsUp(BaseException):
-    """Raised inside the working thread."""
-
-
-class _LimitedWork:
-    """Python code in a thread, limited by the processor time that it takes there."""
-
-    def __init__(self, work: Callable[[], list[Part]]) -> None:
-        self._work = work
-        self._lock = threading.Lock()
-        self._thread: int | None = None
-        self._clock: int | None = None
-        self._begun_s = 0.0
-        self._stopped = False
-
-    async def result(self, limit_s: float) -> list[Part]:
-        """Returns: what the work returns. Raises: what it raises; TimeoutError if it was stopped."""
-        task = asyncio.create_task(asyncio.to_thread(self._run))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody waits any more
-        try:
-            left_s = limit_s
-            while not task.done():
-                if left_s <= 0:
-                    raise TimeoutError
-                await asyncio.wait({task}, timeout=max(0.01, left_s))
-                left_s = limit_s - self._used_s()
-            return task.result()
-        finally:
-            if not task.done():
-                self._interrupt()
-
-    def _run(self) -> list[Part]:
-        with self._lock:
-            if self._stopped:
-                return []
-            self._thread = threading.get_ident()
-            if hasattr(time, "pthread_getcpuclockid"):
-                self._clock = time.pthread_getcpuclockid(self._thread)
-            self._begun_s = self._now_s()
-        try:
-            return self._work()
-        except _TimeIsUp:
-            return []
-        finally:
-            try:
-                with self._lock:
-                    self._thread = None
-            except _TimeIsUp:  # it came in the last moment
-                self._thread = None
-
-    def _now_s(self) -> float:
-        # macOS does not tell another thread's processor time: there it is the time that passes.
-        return time.monotonic() if self._clock is None else time.clock_gettime(self._clock)
-
-    def _used_s(self) -> float:
-        with self._lock:
-            return self._now_s() - self._begun_s if self._thread is not None else 0.0
-
-    def _interrupt(self) -> None:
-        with self._lock:
-            self._stopped = True
-            if self._thread is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_TimeIsUp))
