@@ -182,6 +182,8 @@ def _parse(asked: Prompt | Messages, body: dict[str, object]) -> ChatRequest | C
     except ValidationError as error:
         raise usage_error(error) from None
     request.check_supported()
+    if isinstance(request, ChatRequest) and request.tools:
+        raise UsageError("tools: a runner gives text alone; a swarm's API calls tools", param="tools")
     return request
 
 

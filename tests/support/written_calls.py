@@ -18,7 +18,7 @@ from shardnet.coordinator.text.calls.events import (
     Event,
     Reasoning,
 )
-from shardnet.coordinator.text.calls.formats import GENERIC, KNOWN, THINKING
+from shardnet.coordinator.text.calls.known import GENERIC, KNOWN, THINKING
 
 WEATHER = {
     "type": "object",

@@ -20,8 +20,9 @@ from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
-from shardnet.coordinator.text.stream import TextStream
-from shardnet.coordinator.text.words import Words
+from shardnet.coordinator.text.answering import AnswerStream, ChatStream, PlainStream
+from shardnet.coordinator.text.calls.answer import AnswerParser
+from shardnet.coordinator.text.words import ChatPrompt, Words
 from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
@@ -72,15 +73,28 @@ class Service:
         manifest = self._ready_model(request)
         words = await self.words(manifest)
         prompts = await prompts_of(request, words, self.settings.template_timeout_s)
-        return await self._begin(request, manifest, words, prompts)
+
+        def stream() -> AnswerStream:
+            return PlainStream(words.vocabulary.piece, request.stops())
+
+        return await self._begin(request, manifest, words, prompts, stream)
 
     async def chat(self, request: ChatRequest) -> list[Answering]:
         """Begin `n` answers to a chat with the model's own template. Raises: as `complete`."""
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
-        return await self._begin(request, manifest, words, prompts)
+        chat = await chat_prompt_of(request, words, self.settings.template_timeout_s)
+        asked = request.tools_asked()
+        may_call = asked is not None and asked.choice != "none"
+
+        def stream() -> AnswerStream:
+            vocabulary = words.vocabulary
+            parser = AnswerParser(chat.answers, asked.schemas if asked and may_call else None, thinks=chat.thinks)
+            one_call = asked is not None and not asked.parallel
+            return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
+
+        return await self._begin(request, manifest, words, [chat.tokens], stream)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         try:
@@ -94,7 +108,12 @@ class Service:
         return manifest
 
     async def _begin(
-        self, request: CommonRequest, manifest: Manifest, words: Words, prompts: list[list[int]]
+        self,
+        request: CommonRequest,
+        manifest: Manifest,
+        words: Words,
+        prompts: list[list[int]],
+        stream: Callable[[], AnswerStream],
     ) -> list[Answering]:
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         if len(prompts) * n > MAX_ANSWERS:
@@ -118,7 +137,7 @@ class Service:
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
                 )
-                running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
+                running = await self.requests.open(spec, stream())
                 answers.append(Answering(running, manifest, words, prompt))
         except BaseException:
             for one in answers:
@@ -154,12 +173,20 @@ async def prompts_of(
     """Returns: the tokens of each prompt of a request, or of its chat. Raises: UsageError, DeadlineExceeded."""
     if isinstance(request, CompletionRequest):
         return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
-    tokens = await words.chat_tokens(
+    return [(await chat_prompt_of(request, words, template_timeout_s)).tokens]
+
+
+async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s: float) -> ChatPrompt:
+    """Returns: a chat as its template words it. Raises: UsageError, DeadlineExceeded."""
+    asked = request.tools_asked()
+    # Without a choice to call them tools are not shown, except where the conversation has calls: some templates know these only beside tools.
+    shown = asked is not None and (asked.choice != "none" or any(message.is_of_tools for message in request.messages))
+    return await words.chat_prompt(
         [message.for_template() for message in request.messages],
         request.template_variables(),
         template_timeout_s,
+        tools=asked.offered if asked is not None and shown else None,
         documents=request.documents,
         continues=bool(request.continue_final_message),
         begins_answer=request.add_generation_prompt is not False,
     )
-    return [tokens]

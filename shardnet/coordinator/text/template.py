@@ -12,17 +12,20 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 
+from shardnet.coordinator.text.calls.answer import AnswerFormat
+from shardnet.coordinator.text.calls.formats import format_of
 from shardnet.coordinator.text.control import ControlTokens, Part
 from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
 from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
 from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
-from shardnet.coordinator.text.traits import FAULTS, Message, Traits
+from shardnet.coordinator.text.traits import EXAMPLE_CALL, FAULTS, Message, Traits
 from shardnet.errors import DeadlineExceeded, UsageError
 
 _NO_LETTERS = re.compile("[^a-z0-9]+")
@@ -85,6 +88,10 @@ class ChatTemplate:
     def traits(self, *, tools: bool = False) -> Traits:
         """Returns: what the template takes. Asking it renders small conversations, some milliseconds."""
         return (self._with_tools if tools else self._plain).traits
+
+    def answers(self, *, tools: bool = False) -> AnswerFormat:
+        """Returns: how the model writes its answers. Finding it out renders small conversations, some milliseconds."""
+        return (self._with_tools if tools else self._plain).answers
 
     async def render(
         self,
@@ -206,6 +213,12 @@ class _Compiled:
         self.words = "\n".join(texts)
         self._template = environment.from_string(tree)
         self.traits = Traits(self._ask, self.words)
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the model writes its answers."""
+        found = format_of(self.words, self.traits.call_example, EXAMPLE_CALL)
+        return found if self.traits.tools else replace(found, calls=None)
 
     def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str:
         return self._rendered(messages, {}, Chat((), {}, tools), as_none)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardnet.coordinator.text.calls.formats import KNOWN
+from shardnet.coordinator.text.calls.known import KNOWN
 from tests.support.written_calls import BEFORE, FORMATS, PARIS, TOOLS, WRITTEN, put_together, read
 
 EXAMPLES = settings(max_examples=25, deadline=None)

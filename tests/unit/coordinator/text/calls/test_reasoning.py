@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardnet.coordinator.text.calls.answer import AnswerFormat, Thinking
-from shardnet.coordinator.text.calls.formats import THINKING
+from shardnet.coordinator.text.calls.known import THINKING
 from tests.support.written_calls import FORMATS, PARIS, WRITTEN, read
 
 CALLS = WRITTEN["hermes"]
