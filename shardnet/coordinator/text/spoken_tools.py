@@ -1,7 +1,7 @@
 """Tools for templates that show none: told in the system text, called and answered in plain words. Pure.
 
-The words are those that Hermes and Qwen models were trained on, and others were shown. What is said here is a client's text like any other: no part of it
-becomes a control token.
+The words are those that Hermes and Qwen models were trained on, and others were shown. What is said here is a client's text like any other: no part
+of it becomes a control token.
 """
 
 from __future__ import annotations
