@@ -145,6 +145,17 @@ class ParityCertificate(Frozen):
     boundaries: tuple[BoundaryReport, ...] = Field(strict=False)
     max_abs_logit_diff: float = Field(ge=0)
     tokens_equal: bool
+    method: Literal["full", "quick"] = Field(
+        default="full",
+        exclude_if=lambda value: value == "full",
+        description="full: each prompt by itself, as nodes run them; quick: all prompts in one batch, and few decode steps",
+    )
+    why: str = Field(
+        default="",
+        max_length=500,
+        exclude_if=lambda value: value == "",
+        description="why it is quick, and whether the weights were computed with as they lie in the file",
+    )
 
     @property
     def is_exact(self) -> bool:

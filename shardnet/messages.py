@@ -251,6 +251,15 @@ class LoadProgress(Message):
     total_bytes: int = Field(ge=0)
     bytes_per_s: float = Field(default=0, ge=0)
     peers: int = Field(default=0, ge=0)
+    memory_bytes: int = Field(
+        default=0, ge=0, exclude_if=lambda value: not value, description="`load`: resident in the whole engine"
+    )
+    cpu_cores: float = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda value: not value,
+        description="`load`: processors that the whole engine keeps busy",
+    )
 
 
 class ShardReady(Message):

@@ -15,14 +15,15 @@ from typing import Any
 
 from shardnet.files import write_whole
 from shardnet.inference.gguf.header import GgufHeader
-from shardnet.inference.proof.verify import verify_split
+from shardnet.inference.proof.steps import Method
+from shardnet.inference.proof.verify import OnPlan, verify_split
 from shardnet.inference.quantising.model import losses_of
 from shardnet.inference.splitting.cutting import OnProgress, find_existing, split_model
 from shardnet.inference.splitting.manifest_file import SHARDS, save_manifest
 from shardnet.inference.splitting.parts import cut_parts
 from shardnet.inference.splitting.plan import SplitPlan
 from shardnet.inference.splitting.whole import check_whole_fits, cut_from, whole_file
-from shardnet.manifest import Manifest, NoProof
+from shardnet.manifest import Manifest, NoProof, ParityCertificate
 from shardnet.node.weights.torrent_files import promise_torrents
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
@@ -58,6 +59,8 @@ def prepare(
     *,
     prove: bool,
     bar: Bar,
+    method: Method | None = None,
+    on_plan: OnPlan = lambda _plan: None,
     only: Sequence[int] | None = None,
     on_whole: Callable[[Path], None] | None = None,
 ) -> Prepared:
@@ -66,6 +69,7 @@ def prepare(
     Args:
         prove: run the shards against the unsplit model, if both are here; what an earlier run proved is not proved again.
         only: cut these shards alone, of a model that other machines cut other shards of; None: cut all, by this machine alone.
+        method, on_plan: as `verify_split`.
         on_whole: called with the unsplit model as a file that llama.cpp opens, which may be gone afterwards.
 
     Raises: as `split_model`, `cut_parts`, `whole_file` and `verify_split`. A certificate that is not exact is saved, and no error here.
@@ -73,7 +77,7 @@ def prepare(
     cannot_prove = _why_not(plan, only)
     prove = prove and not cannot_prove
     existing = find_existing(plan, cache) if only is None else None
-    if existing is not None and _is_proved(existing[1]):
+    if existing is not None and _is_proved(existing[1], method):
         prove = False
     with ExitStack() as stack:
         to_cut, source = plan, plan.header.path
@@ -95,9 +99,15 @@ def prepare(
         losses = _losses(plan, folder, was_there)  # kept before the proof, which may be interrupted
         if cannot_prove and manifest.certificate is None:
             manifest = manifest.model_copy(update={"certificate": NoProof(reason=cannot_prove), "signature": None})
-        if prove and not _is_proved(manifest):
+        if prove and not _is_proved(manifest, method):
             with bar("Proving the shards") as progress:
-                certificate = verify_split(folder, source, on_progress=lambda share: progress(int(share * 1000), 1000))
+                certificate = verify_split(
+                    folder,
+                    source,
+                    on_progress=lambda share: progress(int(share * 1000), 1000),
+                    on_plan=on_plan,
+                    method=method,
+                )
             manifest = manifest.model_copy(update={"certificate": certificate})
     if manifest.signature is None or Home(home).is_owner:  # nobody else could sign it again
         manifest = promise_torrents(folder, manifest)
@@ -145,5 +155,9 @@ def whole_model(header: GgufHeader, base: Path, bar: Bar) -> Iterator[Path]:
         yield path
 
 
-def _is_proved(manifest: Manifest) -> bool:
-    return manifest.certificate is not None and manifest.certificate.is_exact
+def _is_proved(manifest: Manifest, method: Method | None) -> bool:
+    """True if there is an exact certificate; not a quick one where a full one is asked for."""
+    certificate = manifest.certificate
+    if not isinstance(certificate, ParityCertificate) or not certificate.is_exact:
+        return False
+    return method != "full" or certificate.method == "full"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from shardnet.inference.engine.device_map import Space
 
 
 def inspect(
@@ -17,9 +20,23 @@ def inspect(
             "model's parts.",
         ),
     ],
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GPU=SIZE",
+            help="Say how the layers would lie over GPUs with so much free memory, as in CUDA0=24GB; may be repeated. here: this machine's.",
+        ),
+    ] = None,
+    device_map: Annotated[
+        str, typer.Option("--map", metavar="MAP", help="For --on: auto, balanced, round-robin, or CPU=4,CUDA0=10.")
+    ] = "auto",
+    n_ctx: Annotated[
+        int, typer.Option("--ctx", min=8, max=1 << 20, help="For --on: tokens of context of each sequence.")
+    ] = 4096,
+    n_seq: Annotated[int, typer.Option("--seq", min=1, max=256, help="For --on: sequences at the same time.")] = 4,
     json_output: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Show what a model or a cache holds: layers, bytes, KV cache per token, and where the model may be cut.
+    """Show what a model or a cache holds: layers, bytes, KV cache per token, where the model may be cut, and which device could take what.
 
     Reads headers only: quick for a model of any size, and nothing is hashed.
     """
@@ -40,6 +57,8 @@ def inspect(
         facts = ShardedSafeTensors(path).summary()
     else:
         facts = inspect_path(path)
+    if on:
+        facts["placing"] = placing_of(path, facts["kind"], on, device_map, n_ctx, n_seq)
     if json_output:
         typer.echo(json.dumps(facts))
     elif facts["kind"] == "cache":
@@ -48,6 +67,54 @@ def inspect(
         _tell_checkpoint(facts)
     else:
         _tell_file(facts)
+        for number, sentence in enumerate(facts["placing"]["sentences"] if on else ()):
+            _line("" if number else "Devices", sentence)
+
+
+def placing_of(path: Path, kind: str, on: list[str], device_map: str, n_ctx: int, n_seq: int) -> dict[str, Any]:
+    """Returns: where a node's engine would put the layers of a GGUF, given these GPUs; for programs and, as `sentences`, for people.
+
+    Raises: UsageError if it is no GGUF, or an option makes no sense.
+    """
+    from shardnet.errors import UsageError
+    from shardnet.inference.engine.device_map import MODES, Wish, check_map, plan_devices
+    from shardnet.inference.engine.shard_cost import cost_of_header
+    from shardnet.inference.gguf.layout import read_model
+    from shardnet.messages import ShardOptions
+
+    if kind not in ("model", "shard"):
+        raise UsageError("--on is about the layers of a GGUF: name a model's or a shard's file")
+    if device_map not in MODES:
+        try:
+            check_map(device_map)
+        except ValueError as error:
+            raise UsageError(f"--map: {error}") from None
+    cost, gpus = cost_of_header(read_model(path)), [space for text in on for space in _spaces(text)]
+    plan = plan_devices(cost, ShardOptions(n_ctx=n_ctx, n_seq=n_seq), gpus, Wish(device_map))
+    sentences = plan.sentences(cost)
+    if not gpus:
+        sentences.append("no GPU that this build of llama.cpp can use")
+    return {
+        "devices": list(plan.devices),
+        "experts_in_ram": plan.experts_in_ram,
+        "bytes_on": dict(plan.bytes_on),
+        "sentences": sentences,
+    }
+
+
+def _spaces(text: str) -> list[Space]:
+    from shardnet.errors import UsageError
+    from shardnet.inference.engine.device_map import CPU, Space
+    from shardnet.inference.splitting.cuts import parse_size
+
+    if text == "here":
+        from shardnet.inference.llama.devices import gpu_devices
+
+        return [Space(gpu.name, gpu.free_bytes) for gpu in gpu_devices()]
+    name, _, size = text.partition("=")
+    if not name or name == CPU or not size:
+        raise UsageError(f"--on {text!r} is neither here nor GPU=SIZE, as in CUDA0=24GB")
+    return [Space(name, parse_size(size))]
 
 
 def _line(title: str, text: str) -> None:

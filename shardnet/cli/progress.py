@@ -14,6 +14,12 @@ LEAST_BYTES = 1 << 20
 """What is less is no count of bytes but of thousandths of some work."""
 
 
+def say(sentence: str) -> None:
+    """Write a line where the bars are."""
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total). Safe to call from several threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,14 @@ import typer
 
 if TYPE_CHECKING:
     from shardnet.inference.proof.perplexity import Perplexity
+
+
+class Verify(StrEnum):
+    """Values of `--verify`."""
+
+    FULL = "full"
+    QUICK = "quick"
+    NONE = "none"
 
 
 def split(
@@ -53,11 +62,13 @@ def split(
         typer.Option(metavar="TEXTFILE", help="Measure perplexity on a text before and after quantising."),
     ] = None,
     verify: Annotated[
-        bool,
+        Verify | None,
         typer.Option(
-            "--verify/--no-verify", help="Run the shards against the unsplit model and certify that nothing differs."
+            help="How the shards are run against the unsplit model, to certify that nothing differs. full: as nodes run requests. quick: a few "
+            "readings of the file, however little memory there is. Full if nothing is said, quick where full would read the file more than 20 times."
         ),
-    ] = True,
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="The same as --verify none.")] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,7 +90,7 @@ def split(
     import json
 
     from shardnet.cli.losses import loss_lines
-    from shardnet.cli.progress import byte_bar
+    from shardnet.cli.progress import byte_bar, say
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.opening import opened, traffic_of
     from shardnet.inference.quantising.model import quantised_name
@@ -101,6 +112,8 @@ def split(
     request = CutRequest(
         shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
     )
+    if no_verify and verify not in (None, Verify.NONE):
+        raise UsageError(f"--no-verify and --verify {verify} exclude each other: give one of them")
     measured = None if perplexity is None else _Perplexities(perplexity, model, out, quantize)
     with opened(model, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize) as header:
         if quantize is not None and name is None:
@@ -111,8 +124,10 @@ def split(
             plan,
             out,
             default_home(),
-            prove=verify,
+            prove=not no_verify and verify is not Verify.NONE,
             bar=byte_bar,
+            method="quick" if verify is Verify.QUICK else "full" if verify is Verify.FULL else None,
+            on_plan=lambda proof: say(f"Proving the shards: {proof}"),
             only=wanted,
             on_whole=None if measured is None else measured.after_quantising,
         )
@@ -152,10 +167,10 @@ def split(
         elif certificate is not None and certificate.is_exact:
             typer.echo(
                 f"  identical to the unsplit model: max |Δ logit| = 0 over {certificate.prompt_tokens} prompt and "
-                f"{certificate.decode_tokens} decoded tokens"
+                f"{certificate.decode_tokens} decoded tokens" + (f" ({certificate.why})" if certificate.why else "")
             )
         elif certificate is None:
-            typer.echo("  not proved (--no-verify): run `shardnet verify` before you rely on it")
+            typer.echo("  not proved (--verify none): run `shardnet verify` before you rely on it")
         if len(namesakes) > 1:
             which = "this one" if meant.model_id == manifest.model_id else f"model {meant.model_id[:12]}"
             typer.echo(

@@ -97,10 +97,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
         if node["memory_limit"]:
             shown.append(f"  its memory: {node['memory_limit']}")
         for load in node["loading"]:
-            rate = f", {human_bytes(load['bytes_per_s'])}/s" if load["bytes_per_s"] else ""
-            peers = f", {load['peers']} peers" if load["peers"] else ""
-            share = 100 * load["done_bytes"] / load["total_bytes"] if load["total_bytes"] else 0
-            shown.append(f"  {load['stage']} shard {load['shard_id']} of {load['model']}: {share:.0f} %{rate}{peers}")
+            shown.append(f"  {_load_line(load)}")
         shown += [f"  shard {one['shard_id']} failed: {one['reason']}" for one in node["failed"]]
         shown += [
             f"  model {one['model']} ({one['model_id'][:12]}) is not served: {one['reason']}"
@@ -108,6 +105,24 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
         ]
         shown += [f"  refused: {reason}" for reason in node["refused"]]
     return shown
+
+
+def _load_line(load: dict[str, Any]) -> str:
+    from shardnet.log import human_bytes
+
+    share = 100 * load["done_bytes"] / load["total_bytes"] if load["total_bytes"] else 0
+    text = f"{load['stage']} shard {load['shard_id']} of {load['model']}: {share:.0f} %"
+    if load["total_bytes"]:
+        text += f" of {human_bytes(load['total_bytes'])}"
+    if load["bytes_per_s"]:
+        text += f", {human_bytes(load['bytes_per_s'])}/s"
+    if load["peers"]:
+        text += f", {load['peers']} peers"
+    if load["memory_bytes"]:
+        text += (
+            f"; the engine has {human_bytes(load['memory_bytes'])} and keeps {load['cpu_cores']:.1f} processors busy"
+        )
+    return text
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 if TYPE_CHECKING:
     from shardnet.manifest import Manifest
+
+
+class Method(StrEnum):
+    """Values of `--method`."""
+
+    FULL = "full"
+    QUICK = "quick"
 
 
 def verify(
@@ -19,13 +27,25 @@ def verify(
             help="The unsplit GGUF or checkpoint, or its http(s) address: run the shards against it and certify what comes of it."
         ),
     ] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="How the shards are run against the unsplit model. full: as nodes run requests. quick: a few readings of the file, however "
+            "little memory there is. Full if nothing is said, quick where full would read the file more than 20 times."
+        ),
+    ] = None,
     quantize: Annotated[
         str | None,
         typer.Option(metavar="TYPE", help="What SOURCE was quantised to when it was split; likewise the next two."),
     ] = None,
     imatrix: Annotated[Path | None, typer.Option(help="The importance matrix that it was quantised with.")] = None,
     allow_requantize: Annotated[bool, typer.Option("--allow-requantize", help="SOURCE was quantised already.")] = False,
-    tokens: Annotated[int, typer.Option(min=1, max=2000, help="Greedy tokens after each prompt.")] = 32,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=2000, help="Greedy tokens after each prompt; 32 if nothing is said, fewer for a quick proof."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -36,7 +56,7 @@ def verify(
     """
     import json
 
-    from shardnet.cli.progress import byte_bar
+    from shardnet.cli.progress import byte_bar, say
     from shardnet.errors import ParityError
     from shardnet.library.models import examine
     from shardnet.manifest import NoProof
@@ -47,6 +67,8 @@ def verify(
         quantize=quantize,
         imatrix=imatrix,
         allow_requantize=allow_requantize,
+        method=None if method is None else method.value,
+        on_plan=lambda proof: say(f"Proving the shards: {proof}"),
         decode_tokens=tokens,
         threads=threads,
         bar=byte_bar,
@@ -78,6 +100,8 @@ def verify(
                 f"tokens {'equal' if report.tokens_equal else 'DIFFERENT'} ({report.prompt_tokens} prompt and "
                 f"{report.decode_tokens} decoded tokens, llama-cpp-python {report.llama_cpp}, {report.cpu})"
             )
+            if report.why:
+                typer.echo(f"    {report.why}")
             for boundary in report.boundaries:
                 typer.echo(
                     f"    shard {boundary.shard_id:<3} after layer {boundary.layer_end - 1:<4} max |Δ| = {boundary.max_abs_diff:g}"

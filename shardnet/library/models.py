@@ -11,7 +11,8 @@ from pathlib import Path
 from shardnet.errors import ParityError, RefusedError, UsageError
 from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.opening import opened
-from shardnet.inference.proof.verify import check_source, damaged_files, fault_of, verify_split
+from shardnet.inference.proof.steps import Method
+from shardnet.inference.proof.verify import OnPlan, check_source, damaged_files, fault_of, verify_split
 from shardnet.inference.quantising.model import quantised_name
 from shardnet.inference.splitting import manifest_file
 from shardnet.inference.splitting.cuts import parse_ids, parse_size
@@ -39,7 +40,7 @@ def split_model(
     allow_requantize: bool = False,
     out: AnyPath = "models_cache",
     name: str | None = None,
-    verify: bool = True,
+    verify: bool | Method = True,
     home: AnyPath | None = None,
     on_progress: Report | None = None,
 ) -> Prepared:
@@ -57,7 +58,8 @@ def split_model(
         allow_requantize: also where they were quantised before, and lose twice.
         out: the models cache; the model gets a folder of its own below it.
         name: what people call the model; the file's own name if None.
-        verify: run the shards against the unsplit model, if both are here. What an earlier call proved is not proved again.
+        verify: run the shards against the unsplit model, if both are here: "full", as nodes run requests, or "quick", by a few readings of the file;
+            with True it is full, and quick where the model does not fit into memory. What an earlier call proved is not proved again.
         home: whose swarm signs the manifest, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
 
     Returns: the folder, its manifest, and whether an earlier call had left the files whole already.
@@ -77,7 +79,15 @@ def split_model(
         plan = plan_model(header, request, name)
         wanted = None if only is None else parse_ids([str(shard) for shard in only], len(plan.shards))
         home = default_home() if home is None else Path(home)
-        prepared = prepare(plan, Path(out), home, prove=verify, bar=_bar_of(on_progress), only=wanted)
+        prepared = prepare(
+            plan,
+            Path(out),
+            home,
+            prove=verify is not False,
+            bar=_bar_of(on_progress),
+            method=None if isinstance(verify, bool) else verify,
+            only=wanted,
+        )
     certificate = prepared.manifest.certificate
     fault = fault_of(prepared.manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
     _exact(Examined(prepared.folder, prepared.manifest, certificate, True, fault))
@@ -124,7 +134,9 @@ def examine(
     quantize: str | None = None,
     imatrix: AnyPath | None = None,
     allow_requantize: bool = False,
-    decode_tokens: int = 32,
+    method: Method | None = None,
+    on_plan: OnPlan = lambda _plan: None,
+    decode_tokens: int | None = None,
     threads: int = 0,
     home: AnyPath | None = None,
     bar: Bar | None = None,
@@ -147,6 +159,8 @@ def examine(
                 base,
                 unsplit,
                 on_progress=lambda share: progress(int(share * 1000), 1000),
+                on_plan=on_plan,
+                method=method,
                 decode_tokens=decode_tokens,
                 threads=threads,
                 save=False,
@@ -179,7 +193,8 @@ def verify(
     quantize: str | None = None,
     imatrix: AnyPath | None = None,
     allow_requantize: bool = False,
-    decode_tokens: int = 32,
+    method: Method | None = None,
+    decode_tokens: int | None = None,
     threads: int = 0,
     home: AnyPath | None = None,
     on_progress: Report | None = None,
@@ -190,7 +205,8 @@ def verify(
         folder: of the split model, or its `manifest.json`.
         source: the unsplit GGUF or checkpoint. The certificate that comes of it is written into the manifest, unless that is signed by somebody else.
         quantize, imatrix, allow_requantize: how it was quantised when it was split.
-        decode_tokens: greedy tokens after each prompt.
+        method: "full" or "quick"; None: full, and quick where the model does not fit into memory.
+        decode_tokens: greedy tokens after each prompt; None: 32, fewer where the proof is quick.
         threads: CPU threads; 0: all cores.
         home: whose swarm signs the manifest anew, if it is its owner's; `$SHARDNET_HOME` or ~/.shardnet if None.
 
@@ -205,6 +221,7 @@ def verify(
         quantize=quantize,
         imatrix=imatrix,
         allow_requantize=allow_requantize,
+        method=method,
         decode_tokens=decode_tokens,
         threads=threads,
         home=home,

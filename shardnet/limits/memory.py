@@ -48,23 +48,34 @@ class Room:
     bound: Bound | None = None
 
 
-def room_here(*, reserved_bytes: int = 0) -> Room:
-    """Returns: what this process can have on the machine it runs on; `reserved_bytes` as in `memory_room`."""
+def room_here(*, reserved_bytes: int = 0, mapped_bytes: int = 0) -> Room:
+    """Returns: what this process can have on the machine it runs on; arguments as in `memory_room`."""
     machine = psutil.virtual_memory()
-    return memory_room(int(machine.total), int(machine.available), reserved_bytes=reserved_bytes)
+    return memory_room(
+        int(machine.total), int(machine.available), reserved_bytes=reserved_bytes, mapped_bytes=mapped_bytes
+    )
 
 
 def memory_room(
-    machine_total_bytes: int, machine_free_bytes: int, root: Path = ROOT, *, reserved_bytes: int = 0
+    machine_total_bytes: int,
+    machine_free_bytes: int,
+    root: Path = ROOT,
+    *,
+    reserved_bytes: int = 0,
+    mapped_bytes: int = 0,
 ) -> Room:
     """Returns: what the machine has, within every limit of this process.
 
     Args:
         reserved_bytes: address space that the process will reserve beside what it asks for; it counts against resource limits only.
+        mapped_bytes: mapped files that it cannot do without. To the kernel they are page cache, which is free; here they are not.
 
     A limit above the machine's memory is none. Where several limits leave equally little, the innermost one is named.
     """
-    bounds = [bound for bound in memory_bounds(root, reserved_bytes) if bound.limit_bytes < machine_total_bytes]
+    bounds = [
+        bound for bound in memory_bounds(root, reserved_bytes, mapped_bytes) if bound.limit_bytes < machine_total_bytes
+    ]
+    machine_free_bytes = max(0, machine_free_bytes - mapped_bytes)
     total = min([machine_total_bytes, *(bound.limit_bytes for bound in bounds)])
     tightest = min(bounds, key=lambda bound: bound.free_bytes, default=None)
     if tightest is None:
@@ -74,38 +85,38 @@ def memory_room(
     return Room(total, tightest.free_bytes, tightest)
 
 
-def memory_bounds(root: Path = ROOT, reserved_bytes: int = 0) -> tuple[Bound, ...]:
+def memory_bounds(root: Path = ROOT, reserved_bytes: int = 0, mapped_bytes: int = 0) -> tuple[Bound, ...]:
     """Returns: every limit of this process's memory: groups from its own upwards, then resource limits."""
     found: list[Bound] = []
     is_counted = True
     for group in groups_of("memory", root):
         if is_counted:
-            found += _limits_1(group)
+            found += _limits_1(group, mapped_bytes)
         # Before Linux 5.11 a group of version 1 could be told to let its children be.
         is_counted = is_counted and group.number("memory.use_hierarchy") != 0
-        found += _limits_2(group)
+        found += _limits_2(group, mapped_bytes)
     return (*found, *_resource_limits(root, reserved_bytes))
 
 
-def _limits_1(group: Group) -> Iterator[Bound]:
+def _limits_1(group: Group, mapped_bytes: int) -> Iterator[Bound]:
     """Version 1 writes "no limit" as a number larger than any machine."""
     rows = group.table("memory.stat")
     cache = rows.get("total_inactive_file", 0) + rows.get("total_active_file", 0)
     for kind in ("memory", "memory.memsw"):
-        yield from _bound(group, f"{kind}.limit_in_bytes", f"{kind}.usage_in_bytes", cache)
+        yield from _bound(group, f"{kind}.limit_in_bytes", f"{kind}.usage_in_bytes", cache - mapped_bytes)
 
 
-def _limits_2(group: Group) -> Iterator[Bound]:
+def _limits_2(group: Group, mapped_bytes: int) -> Iterator[Bound]:
     rows = group.table("memory.stat")
     cache = sum(rows.get(name, 0) for name in ("inactive_file", "active_file", "slab_reclaimable"))
     for file in ("memory.max", "memory.high"):
-        yield from _bound(group, file, "memory.current", cache)
+        yield from _bound(group, file, "memory.current", cache - mapped_bytes)
 
 
-def _bound(group: Group, limit_file: str, usage_file: str, cache_bytes: int) -> Iterator[Bound]:
+def _bound(group: Group, limit_file: str, usage_file: str, free_cache_bytes: int) -> Iterator[Bound]:
     limit = group.number(limit_file)
     if limit is not None:
-        used = max(0, (group.number(usage_file) or 0) - cache_bytes)
+        used = max(0, (group.number(usage_file) or 0) - free_cache_bytes)
         yield Bound(limit, max(0, limit - used), f"{limit_file} of cgroup {group.label}")
 
 

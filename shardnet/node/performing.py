@@ -10,8 +10,9 @@ from shardnet.errors import ShardnetError, ShardNotFound
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import Load as EngineLoad
+from shardnet.inference.engine.protocol import Loading
 from shardnet.lifecycle import Spawn
-from shardnet.log import get
+from shardnet.log import get, human_bytes
 from shardnet.messages import AnyMessage
 from shardnet.node.shards.effects import (
     Effect,
@@ -50,6 +51,9 @@ from shardnet.node.weights.exchange import FetchProgress, ShardExchange
 from shardnet.node.weights.store import ModelStore
 
 log = get("node")
+
+LOAD_LOG_S = 2.0
+"""Between two lines about a load."""
 
 
 class Performer:
@@ -193,10 +197,39 @@ class Performer:
             options=effect.options,
         )
 
-        def on_progress(share: float) -> None:
-            self.post(Progressed(effect.key, "load", int(share * effect.nbytes), effect.nbytes))
+        now_s = asyncio.get_running_loop().time
+        began_s = told_s = now_s()
+
+        def on_progress(seen: Loading) -> None:
+            nonlocal told_s
+            self.post(
+                Progressed(
+                    effect.key,
+                    "load",
+                    seen.done_bytes,
+                    seen.total_bytes,
+                    seen.bytes_per_s,
+                    memory_bytes=seen.memory_bytes,
+                    cpu_cores=seen.cpu_cores,
+                )
+            )
+            if now_s() - told_s >= LOAD_LOG_S:
+                told_s = now_s()
+                log.info(
+                    "shard_loading",
+                    shard_id=shard_id,
+                    percent=100 * seen.done_bytes / max(1, seen.total_bytes),
+                    done=human_bytes(seen.done_bytes),
+                    total=human_bytes(seen.total_bytes),
+                    rate=f"{human_bytes(seen.bytes_per_s)}/s",
+                    memory=human_bytes(seen.memory_bytes),
+                    cores=seen.cpu_cores,
+                )
 
         loaded = await self._engine.load(request, on_progress)
+        seconds = max(1e-3, now_s() - began_s)
+        rate = f"{human_bytes(effect.nbytes / seconds)}/s"
+        log.info("shard_in_memory", shard_id=shard_id, size=human_bytes(effect.nbytes), seconds=seconds, rate=rate)
         return ShardLoaded(effect.key, effect.options, loaded.answer.memory_bytes)
 
     async def _unload(self, effect: Unload) -> None:

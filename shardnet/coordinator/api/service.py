@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -155,10 +154,7 @@ class Service:
                 self.settings.template_timeout_s,
                 begins_answer=request.add_generation_prompt is not False,
             ), words
-        tokens = await asyncio.to_thread(
-            words.vocabulary.tokenize, request.text(), add_special=request.adds_special(), parse_special=False
-        )
-        return tokens, words
+        return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""

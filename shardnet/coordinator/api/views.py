@@ -78,6 +78,8 @@ def _loading(cluster: Cluster, node: NodeView, key: tuple[str, int]) -> dict[str
         "total_bytes": progress.total_bytes if progress else 0,
         "bytes_per_s": progress.bytes_per_s if progress else 0.0,
         "peers": progress.peers if progress else 0,
+        "memory_bytes": progress.memory_bytes if progress else 0,
+        "cpu_cores": progress.cpu_cores if progress else 0.0,
     }
 
 

@@ -1,20 +1,16 @@
 """A model's chat template: a conversation becomes a prompt, in which nothing that a client sent is a control token.
 
 What the template is given is told in `conversation`, the dialect and the sandbox in `jinja`, who wrote which character in `provenance`.
-Rendering runs in a thread, whose work is limited by the processor time that it takes: a busy machine does not turn a long conversation into an error.
+Rendering runs in a thread, see `limited_work`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -24,10 +20,12 @@ from shardnet.coordinator.text.calls.formats import format_of
 from shardnet.coordinator.text.control import ControlTokens, Part
 from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
 from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
+from shardnet.coordinator.text.limited_work import LimitedWork
 from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
 from shardnet.coordinator.text.traits import EXAMPLE_CALL, FAULTS, Message, Traits
 from shardnet.errors import DeadlineExceeded, UsageError
 
+T = TypeVar("T")
 _NO_LETTERS = re.compile("[^a-z0-9]+")
 
 
@@ -80,7 +78,9 @@ class ChatTemplate:
         self._model = model
         try:
             self._plain = _Compiled(source, bos, eos)
-            self._with_tools = _Compiled(with_tools, bos, eos) if with_tools is not None else self._plain
+            self._with_tools = (
+                _Compiled(with_tools, bos, eos, for_tools=True) if with_tools is not None else self._plain
+            )
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {model} cannot be used: {error}; use /v1/completions") from error
         self.control = ControlTokens(control, defined, self._plain.words + self._with_tools.words, strips_right)
@@ -89,9 +89,9 @@ class ChatTemplate:
         """Returns: what the template takes. Asking it renders small conversations, some milliseconds."""
         return (self._with_tools if tools else self._plain).traits
 
-    def answers(self, *, tools: bool = False) -> AnswerFormat:
-        """Returns: how the model writes its answers. Finding it out renders small conversations, some milliseconds."""
-        return (self._with_tools if tools else self._plain).answers
+    async def answers(self, *, tools: bool = False, timeout_s: float = 2.0) -> AnswerFormat:
+        """Returns: how the model writes its answers; without `calls` where the template shows no tools. Arguments and `Raises:` as `render`."""
+        return await self._limited(lambda: (self._with_tools if tools else self._plain).answers, timeout_s)
 
     async def render(
         self,
@@ -115,9 +115,11 @@ class ChatTemplate:
         further = dict(variables or {})
         tools, documents = tools or further.pop("tools", None), documents or further.pop("documents", None)
         chat = Chat(messages, further, tools or None, documents or None, continues, begins_answer)
-        work = _LimitedWork(lambda: self.control.parts(self._prompt(chat)))
+        return await self._limited(lambda: self.control.parts(self._prompt(chat)), timeout_s)
+
+    async def _limited(self, work: Callable[[], T], timeout_s: float) -> T:
         try:
-            return await work.result(timeout_s)
+            return await LimitedWork(work).result(timeout_s)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the chat template of {self._model} did not finish within {timeout_s:g} s; use /v1/completions"
@@ -170,29 +172,34 @@ class ChatTemplate:
         return begun
 
     def _left_out(self, compiled: _Compiled, chat: Chat, prompt: str, *, shows_system: bool | None = None) -> list[int]:
-        """Returns: numbers of messages that the prompt does not show. A template may write a text in ways that lose its author, so those that seem to
-        be missing are asked for with a word behind each."""
+        """Returns: numbers of messages that the prompt does not show.
+
+        A template may write a text in ways that lose its author, or drop it for what it says (thoughts of an earlier turn) and keep the turn. So what
+        seems to be missing is asked for: with a plain word behind its text, and with the word alone.
+        """
         missing = without_trace(chat.messages, prompt)
         if chat.continues and missing and missing[-1] == len(chat.messages) - 1:
             missing.pop()
-        if not missing:
-            return []
-        words = {number: f"needle{number}needle" for number in missing}
-        marked = [
-            _with_word(message, words[number]) if number in words else message
-            for number, message in enumerate(chat.messages)
-        ]
-        try:
-            text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
-        except FAULTS:
-            return []  # nothing is known then
-        letters = _NO_LETTERS.sub("", text.lower())
-        return [number for number, word in words.items() if word not in letters]
+        for alone in (False, True):
+            if not missing:
+                break
+            words = {number: f"needle{number}needle" for number in missing}
+            marked = [
+                _with_word(message, words[number], alone=alone) if number in words else message
+                for number, message in enumerate(chat.messages)
+            ]
+            try:
+                text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
+            except FAULTS:
+                return []  # nothing is known then
+            letters = _NO_LETTERS.sub("", text.lower())
+            missing = [number for number, word in words.items() if word not in letters]
+        return missing
 
 
-def _with_word(message: Mapping[str, Any], word: str) -> dict[str, Any]:
+def _with_word(message: Mapping[str, Any], word: str, *, alone: bool) -> dict[str, Any]:
     if text := text_of(message):
-        return dict(message) | {"content": f"{text} {word}"}
+        return dict(message) | {"content": word if alone else f"{text} {word}"}
     calls = message["tool_calls"]
     if not (
         isinstance(calls, list) and calls and isinstance(calls[0], dict) and isinstance(calls[0].get("function"), dict)
@@ -205,7 +212,8 @@ def _with_word(message: Mapping[str, Any], word: str) -> dict[str, Any]:
 class _Compiled:
     """One Jinja source."""
 
-    def __init__(self, source: str, bos: str, eos: str) -> None:
+    def __init__(self, source: str, bos: str, eos: str, *, for_tools: bool = False) -> None:
+        self._for_tools = for_tools
         environment = ChatEnvironment(bos=bos, eos=eos)
         tree = environment.parse(source)
         texts = [one.data for one in tree.find_all(nodes.TemplateData)]
@@ -218,7 +226,7 @@ class _Compiled:
     def answers(self) -> AnswerFormat:
         """How the model writes its answers."""
         found = format_of(self.words, self.traits.call_example, EXAMPLE_CALL)
-        return found if self.traits.tools else replace(found, calls=None)
+        return found if self._for_tools or self.traits.tools else replace(found, calls=None)
 
     def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str:
         return self._rendered(messages, {}, Chat((), {}, tools), as_none)
@@ -240,68 +248,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(one) for key, one in value.items()}
     return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-class _TimeIsUp(BaseException):
-    """Raised inside the working thread."""
-
-
-class _LimitedWork:
-    """Python code in a thread, limited by the processor time that it takes there."""
-
-    def __init__(self, work: Callable[[], list[Part]]) -> None:
-        self._work = work
-        self._lock = threading.Lock()
-        self._thread: int | None = None
-        self._clock: int | None = None
-        self._begun_s = 0.0
-        self._stopped = False
-
-    async def result(self, limit_s: float) -> list[Part]:
-        """Returns: what the work returns. Raises: what it raises; TimeoutError if it was stopped."""
-        task = asyncio.create_task(asyncio.to_thread(self._run))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody waits any more
-        try:
-            left_s = limit_s
-            while not task.done():
-                if left_s <= 0:
-                    raise TimeoutError
-                await asyncio.wait({task}, timeout=max(0.01, left_s))
-                left_s = limit_s - self._used_s()
-            return task.result()
-        finally:
-            if not task.done():
-                self._interrupt()
-
-    def _run(self) -> list[Part]:
-        with self._lock:
-            if self._stopped:
-                return []
-            self._thread = threading.get_ident()
-            if hasattr(time, "pthread_getcpuclockid"):
-                self._clock = time.pthread_getcpuclockid(self._thread)
-            self._begun_s = self._now_s()
-        try:
-            return self._work()
-        except _TimeIsUp:
-            return []
-        finally:
-            try:
-                with self._lock:
-                    self._thread = None
-            except _TimeIsUp:  # it came in the last moment
-                self._thread = None
-
-    def _now_s(self) -> float:
-        # macOS does not tell another thread's processor time: there it is the time that passes.
-        return time.monotonic() if self._clock is None else time.clock_gettime(self._clock)
-
-    def _used_s(self) -> float:
-        with self._lock:
-            return self._now_s() - self._begun_s if self._thread is not None else 0.0
-
-    def _interrupt(self) -> None:
-        with self._lock:
-            self._stopped = True
-            if self._thread is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_TimeIsUp))

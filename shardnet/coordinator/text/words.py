@@ -44,20 +44,21 @@ class Words:
         if bad := next((token for token in tokens if token >= n_vocab), None):
             raise UsageError(f"{field}: token {bad} is outside the vocabulary of {n_vocab}", param=field)
 
-    async def prompt_tokens(self, prompt: str | list[int]) -> list[int]:
+    async def prompt_tokens(self, prompt: str | list[int], *, add_special: bool = True) -> list[int]:
         """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
         if isinstance(prompt, str):
             # A user's text cannot spell control tokens; whoever wants them sends token ids.
-            return await asyncio.to_thread(self._plain_tokens, prompt)
+            return await asyncio.to_thread(self._plain_tokens, prompt, add_special)
         self.check_tokens(prompt, "prompt")
         return prompt
 
-    def _plain_tokens(self, prompt: str) -> list[int]:
+    def _plain_tokens(self, prompt: str, add_special: bool) -> list[int]:
         control = self.template.control if self.template is not None else self.vocabulary.control
         parts = control.parts(prompt)
         if len(parts) == 1:  # the vocabulary itself knows what belongs in front and behind
-            return self.vocabulary.tokenize(prompt, add_special=True, parse_special=False)
-        return self.vocabulary.tokenize_parts([replace(part, special=False) for part in parts])
+            return self.vocabulary.tokenize(prompt, add_special=add_special, parse_special=False)
+        plain = [replace(part, special=False) for part in parts]
+        return self.vocabulary.tokenize_parts(plain, add_special=add_special)
 
     async def chat_tokens(
         self,
@@ -96,7 +97,7 @@ class Words:
         """Returns: a conversation as its tokens, and how the answer to it will be written. Arguments and `Raises:` as `ChatTemplate.render`."""
         if self.template is None:
             raise UsageError(self.template_error, param="messages")
-        answers = await asyncio.to_thread(self.template.answers, tools=bool(tools))
+        answers = await self.template.answers(tools=bool(tools), timeout_s=timeout_s)
         if tools and answers.calls is None and not answers.harmony:
             messages, tools, answers = with_tools_told(messages, tools), None, replace(answers, calls=SPOKEN)
         parts = await self.template.render(

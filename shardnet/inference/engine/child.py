@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Self, cast
 
 from shardnet.errors import Busy, EngineCrashed, EngineError, RemoteProtocolError, ShardnetError
-from shardnet.inference.engine.interface import OnLink, OnRow, OnStep
+from shardnet.inference.engine.interface import OnLink, OnProgress, OnRow, OnStep
 from shardnet.inference.engine.protocol import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -52,7 +52,7 @@ class Child(asyncio.BufferedProtocol):
         self._decoder: FrameDecoder[FromEngine] = FrameDecoder(FROM_ENGINE)
         self._transport: asyncio.Transport | None = None
         self._answers: dict[str, asyncio.Future[Frame[FromEngine]]] = {}
-        self._listeners: dict[str, Callable[[float], None]] = {}
+        self._listeners: dict[str, OnProgress] = {}
         self._steps: dict[str, _Asked] = {}
         self._runs: dict[tuple[str, int], _Run] = {}  # by command and stage
         self._disconnected = asyncio.Event()
@@ -109,7 +109,7 @@ class Child(asyncio.BufferedProtocol):
                 self._transport.write(data)
 
     def request(
-        self, message: Load | Unload | Query, on_progress: Callable[[float], None] | None = None
+        self, message: Load | Unload | Query, on_progress: OnProgress | None = None
     ) -> asyncio.Future[Frame[FromEngine]]:
         """Send a command. Returns: its answer; the future raises what the engine answers, or EngineCrashed if the process dies first."""
         if self._death is not None:
@@ -229,7 +229,7 @@ class Child(asyncio.BufferedProtocol):
         if isinstance(message, Loading):
             listener = self._listeners.get(message.command_id)
             if listener is not None:
-                listener(message.progress)
+                listener(message)
             return
         if isinstance(message, Ready):
             if not self._ready.done():

@@ -28,6 +28,7 @@ from shardnet.inference.engine.protocol import (
     Forget,
     Load,
     Loaded,
+    Loading,
     Membership,
     Query,
     Ready,
@@ -269,9 +270,9 @@ class EngineProcess:
             del self._loading[key]
 
     async def _load_or_give_up(self, key: ShardKey, request: Load, listeners: list[OnProgress]) -> LoadedShard:
-        def tell(share: float) -> None:
+        def tell(seen: Loading) -> None:
             for listener in listeners:
-                listener(share)
+                listener(seen)
 
         for attempt in range(1, LOAD_ATTEMPTS + 1):
             child = await self._engine()

@@ -14,6 +14,7 @@ from shardnet.inference.engine.protocol import (
     DialRows,
     Load,
     Loaded,
+    Loading,
     Ready,
     Report,
     RowsLost,
@@ -24,7 +25,7 @@ from shardnet.inference.engine.steps import RowDone, Step, StepDone
 from shardnet.steps import NextStep
 from shardnet.wire import Buffer, Frame
 
-OnProgress = Callable[[float], None]
+OnProgress = Callable[[Loading], None]
 OnStep = Callable[[Frame[StepDone] | ShardnetError], None]
 OnRow = Callable[[RowDone], None]
 OnLink = Callable[[RowsMet | RowsLost], None]

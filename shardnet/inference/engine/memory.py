@@ -1,9 +1,8 @@
-"""How much memory a shard takes, and how many of its layers a GPU has room for. Pure arithmetic; a test holds it against llama.cpp's own account."""
+"""How much memory a shard takes. Pure arithmetic; a test holds it against llama.cpp's own account."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from shardnet.errors import NoRoomError
 from shardnet.limits.memory import Room
@@ -31,6 +30,8 @@ class ShardCost:
         kv_bytes_per_token: f16 KV cache of all its layers.
         state_bytes_per_sequence: recurrent state of all its layers.
         n_vocab: rows of the head, 0 without one.
+        head_bytes: of `other_bytes`, what goes where the head goes.
+        expert_bytes: of `layer_bytes`, experts; empty without any.
     """
 
     layer_bytes: tuple[int, ...]
@@ -40,6 +41,8 @@ class ShardCost:
     n_ff: int
     n_vocab: int
     state_bytes_per_sequence: int = 0
+    head_bytes: int = 0
+    expert_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,55 +72,6 @@ def need_of(cost: ShardCost, options: ShardOptions) -> Need:
         kv=cells * options.n_seq * cost.kv_bytes_per_token + options.n_seq * cost.state_bytes_per_sequence,
         compute=options.n_batch * per_row + 4 * cost.n_vocab * options.n_seq,
     )
-
-
-def gpu_layers(
-    cost: ShardCost,
-    options: ShardOptions,
-    *,
-    wanted: int | Literal["auto"],
-    gpu_free_bytes: int,
-    gpu_used_bytes: int = 0,
-    cap_bytes: int | None = None,
-) -> int:
-    """How many layers to offload, as llama.cpp counts: from the last one backwards, and one more for the head.
-
-    Args:
-        wanted: the user's number (-1: all), or "auto".
-        gpu_free_bytes: free memory of all GPUs together; 0 without any.
-        gpu_used_bytes: what our other shards have there already; counts towards the cap.
-        cap_bytes: the user's cap; None: what is free, less headroom.
-    """
-    n_layers = len(cost.layer_bytes)
-    everything = n_layers + 1
-    if gpu_free_bytes <= 0:
-        return 0
-    if wanted != "auto":
-        return everything if wanted < 0 else min(wanted, everything)
-    room = gpu_free_bytes - GPU_HEADROOM_BYTES
-    if cap_bytes is not None:
-        room = min(room, cap_bytes - gpu_used_bytes)
-    need = need_of(cost, options)
-    room -= need.compute
-    kv_each = -(-need.kv // n_layers)
-    fitting = 0
-    for size in reversed(cost.layer_bytes):
-        room -= size + kv_each
-        if room < 0:
-            return fitting
-        fitting += 1
-    return everything if room >= cost.other_bytes else fitting
-
-
-def gpu_bytes(cost: ShardCost, options: ShardOptions, layers: int) -> int:
-    """Returns: what `layers` offloaded layers take on the GPU."""
-    if layers <= 0:
-        return 0
-    need = need_of(cost, options)
-    n_layers = len(cost.layer_bytes)
-    whole = min(layers, n_layers)
-    head = cost.other_bytes if layers > n_layers else 0
-    return sum(cost.layer_bytes[n_layers - whole :]) + head + need.kv * whole // n_layers + need.compute
 
 
 def refuse_if_too_large(what: str, needed_bytes: int, room: Room, *, used_bytes: int, limit_bytes: int) -> None:

@@ -61,7 +61,11 @@ class Loading(Message):
 
     type: Literal["LOADING"] = "LOADING"
     command_id: CommandId
-    progress: float = Field(ge=0, le=1)
+    done_bytes: int = Field(ge=0)
+    total_bytes: int = Field(ge=0, description="weights")
+    bytes_per_s: float = Field(default=0, ge=0)
+    memory_bytes: int = Field(default=0, ge=0, description="resident in the whole engine")
+    cpu_cores: float = Field(default=0, ge=0, description="processors that the whole engine keeps busy")
 
 
 class Loaded(Message):

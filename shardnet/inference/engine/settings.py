@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from shardnet.inference.engine.device_map import MODES, Wish, caps_of, check_map
 from shardnet.settings import Section
 
 
@@ -19,10 +20,27 @@ class InferenceSettings(Section):
         description="CPU threads for arithmetic; 0: this engine's share of the physical cores, or of what affinity and CPU quota allow",
     )
     n_gpu_layers: int | Literal["auto"] = Field(
-        default="auto", description='layers of each shard to keep on the GPU; "auto": as many as fit, -1: all'
+        default="auto",
+        description='layers of each shard to keep on GPUs, the head counted as one; "auto": as many as fit, -1: all',
+    )
+    device_map: str = Field(
+        default="auto",
+        max_length=1000,
+        description='which device gets which layers: "auto": as few GPUs as will do; "balanced": each GPU by its free memory; "round-robin": GPUs in '
+        'turn; or layers in order, as in "CPU=4,CUDA0=10,CUDA1=10"',
+    )
+    device_memory_bytes: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description='most memory of single GPUs, each "NAME=BYTES"; empty: what is free, less some headroom',
+    )
+    experts: Literal["auto", "ram", "gpu"] = Field(
+        default="auto",
+        description='experts of a mixture: "ram": in main memory, the rest of each layer on a GPU; "gpu": with their layer; "auto": in main memory '
+        "as far as not everything fits on GPUs",
     )
     gpu_memory_bytes: int | None = Field(
-        default=None, ge=0, description="most GPU memory to use; not set: what is free, less some headroom"
+        default=None, ge=0, description="most memory of all GPUs together; not set: what is free, less some headroom"
     )
     memory_limit_bytes: int = Field(
         default=0,
@@ -36,3 +54,23 @@ class InferenceSettings(Section):
     )
     start_timeout_s: float = Field(default=60.0, gt=0, description="seconds the engine process may take to start")
     stop_timeout_s: float = Field(default=5.0, gt=0, description="seconds the engine process may take to end by itself")
+
+    @field_validator("device_map")
+    @classmethod
+    def _is_map(cls, text: str) -> str:
+        if text not in MODES:
+            check_map(text)
+        return text
+
+    @field_validator("device_memory_bytes")
+    @classmethod
+    def _are_caps(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        caps_of(texts)
+        return texts
+
+    @property
+    def wish(self) -> Wish:
+        """Returns: where layers are to go."""
+        return Wish(
+            self.device_map, self.n_gpu_layers, caps_of(self.device_memory_bytes), self.gpu_memory_bytes, self.experts
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from shardnet.inference.engine.device_map import EXPERTS
 from shardnet.inference.engine.memory import ShardCost
 from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
-from shardnet.inference.gguf.layout import layout_of
+from shardnet.inference.gguf.layout import layer_of, layout_of
 
 STATE_ELEMENT_BYTES = 4
 HEADS = ("output.weight", "token_embd.weight")
@@ -19,7 +21,11 @@ def cost_of(path: Path) -> ShardCost:
 
     Raises: GgufError if it is no whole GGUF; UsageError if it cannot be read.
     """
-    header = read_gguf_header(path)
+    return cost_of_header(read_gguf_header(path))
+
+
+def cost_of_header(header: GgufHeader) -> ShardCost:
+    """Returns: what the model or shard with this header takes when it is loaded. Raises: GgufError if it holds no layers."""
     layout = layout_of(header)
     return ShardCost(
         layer_bytes=layout.layer_bytes,
@@ -33,7 +39,24 @@ def cost_of(path: Path) -> ShardCost:
         ),
         n_vocab=max((tensor.shape[1] for tensor in header.tensors if tensor.name in HEADS), default=0),
         state_bytes_per_sequence=_state_bytes(header),
+        head_bytes=_head_bytes(header),
+        expert_bytes=_expert_bytes(header),
     )
+
+
+def _head_bytes(header: GgufHeader) -> int:
+    sizes = {tensor.name: tensor.nbytes for tensor in header.tensors}
+    return next((sizes[name] for name in HEADS if name in sizes), 0)
+
+
+def _expert_bytes(header: GgufHeader) -> tuple[int, ...]:
+    """Returns: bytes of the experts of each layer; nothing where no layer has any."""
+    found = [0] * header.n_layers
+    for tensor in header.tensors:
+        layer = layer_of(tensor.name)
+        if layer is not None and layer < len(found) and re.search(EXPERTS, tensor.name):
+            found[layer] += tensor.nbytes
+    return tuple(found) if any(found) else ()
 
 
 def _largest(value: Any) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ OUTPUT_NODES = {
 
 NEVER = b"\n"
 """A name that no node has."""
+
+OnLayer = Callable[[int], None]
+"""Called with the index of a layer, within its file, when it was computed; in the middle of a graph, so it must be quick."""
 
 
 class CaptureState(ctypes.Structure):
@@ -108,6 +112,23 @@ def output_node(architecture: str, layer: int) -> bytes:
     return f"{OUTPUT_NODES.get(architecture, 'l_out')}-{layer}".encode()
 
 
+class LayerWatch:
+    """Sees each layer of a graph end. The graph is computed in as many pieces for it, which changes no number."""
+
+    def __init__(self, n_layers: int, on_layer: OnLayer, architecture: str = "") -> None:
+        self._layers = {output_node(architecture, layer): layer for layer in range(n_layers)}
+        self._on_layer = on_layer
+
+    def wants(self, name: bytes) -> bool:
+        """True for the node that ends a layer."""
+        return name in self._layers
+
+    def see(self, name: bytes) -> None:
+        """A node was computed."""
+        if (layer := self._layers.get(name)) is not None:
+            self._on_layer(layer)
+
+
 class OutputCapture:
     """Collects the rows of one named graph node and ends the graph there; puts rows in place of another.
 
@@ -118,6 +139,7 @@ class OutputCapture:
         native: use the compiled callback if there is one.
         architecture: `general.architecture`, since the names of nodes differ.
         takes_input: there will be rows for `replace_input`.
+        watch: told of every layer that was computed; only the callback in Python does that.
     """
 
     def __init__(
@@ -129,6 +151,7 @@ class OutputCapture:
         native: bool = True,
         architecture: str = "",
         takes_input: bool = False,
+        watch: LayerWatch | None = None,
     ) -> None:
         self._rows: NDArray[np.float32] = np.empty((max_rows if layer is not None else 0, n_embd), dtype=np.float32)
         self._input: NDArray[np.float32] | None = None
@@ -143,7 +166,8 @@ class OutputCapture:
             input_node=INPUT_NODES[architecture].encode() if takes_input else NEVER,
         )
         self.takes_input = takes_input
-        self.is_native = native and NATIVE_CALLBACK is not None
+        self._watch = watch or LayerWatch(0, lambda _layer: None)
+        self.is_native = native and watch is None and NATIVE_CALLBACK is not None
         self.callback = (
             NATIVE_CALLBACK if self.is_native else llama_cpp.ggml_backend_sched_eval_callback(self._in_python)
         )
@@ -154,13 +178,16 @@ class OutputCapture:
         name = _tensor_name(tensor)
         replaced = state.input_bytes > 0 and name == state.input_node
         if ask:
-            return replaced or bool(name == state.wanted)
+            return replaced or name == state.wanted or self._watch.wants(name)
         count = _tensor_bytes(tensor)
         if replaced:
             if count > state.input_bytes - state.input_used:
                 return False
             _tensor_write(tensor, state.input + state.input_used, 0, count)
             state.input_used += count
+            return True
+        self._watch.see(name)
+        if name != state.wanted:
             return True
         if count > state.capacity - state.used:
             state.overflow = 1
@@ -212,18 +239,28 @@ class OutputCapture:
 
 
 class LayerProbe:
-    """Collects the outputs of several layers and lets the graph go on: for comparing a full model with its shards."""
+    """Collects the outputs of several layers and lets the graph go on: for comparing a full model with its shards.
 
-    def __init__(self, layers: set[int], architecture: str = "") -> None:
+    Args:
+        layers: whose outputs are collected.
+        watch: told of every layer that was computed.
+    """
+
+    def __init__(self, layers: set[int], architecture: str = "", watch: LayerWatch | None = None) -> None:
         self._wanted = {output_node(architecture, layer): layer for layer in layers}
+        self._watch = watch or LayerWatch(0, lambda _layer: None)
         self.outputs: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in layers}
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
         self.user_data = None
 
     def _on_node(self, tensor: int, ask: bool, _user_data: int | None) -> bool:
-        layer = self._wanted.get(_tensor_name(tensor))
-        if ask or layer is None:
-            return layer is not None
+        name = _tensor_name(tensor)
+        layer = self._wanted.get(name)
+        if ask:
+            return layer is not None or self._watch.wants(name)
+        self._watch.see(name)
+        if layer is None:
+            return True
         data: NDArray[np.float32] = np.empty(_tensor_bytes(tensor) // 4, dtype=np.float32)
         _tensor_read(tensor, data.ctypes.data, 0, data.nbytes)
         self.outputs[layer].append(data)

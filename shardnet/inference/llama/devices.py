@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -36,8 +35,7 @@ def main_memory(mapped_bytes: int = 0) -> Room:
     Args:
         mapped_bytes: weights that it reads from mapped files. To the kernel they are page cache, which it would drop, and read again for each token.
     """
-    room = room_here(reserved_bytes=ARENA_BYTES + STACK_BYTES * usable_threads())
-    return replace(room, free_bytes=max(0, room.free_bytes - mapped_bytes))
+    return room_here(reserved_bytes=ARENA_BYTES + STACK_BYTES * usable_threads(), mapped_bytes=mapped_bytes)
 
 
 def cpu_device(mapped_bytes: int = 0) -> DeviceInfo:

@@ -21,14 +21,22 @@ from numpy.typing import NDArray
 from shardnet.errors import ContextExceeded, EngineError
 from shardnet.inference.llama import native_log
 from shardnet.inference.llama.batch import MROPE_SECTIONS, Batch, Rows
-from shardnet.inference.llama.capture import FED_AS_TOKENS, INPUT_NODES, LayerProbe, OutputCapture
+from shardnet.inference.llama.capture import (
+    FED_AS_TOKENS,
+    INPUT_NODES,
+    LayerProbe,
+    LayerWatch,
+    OutputCapture,
+)
 from shardnet.inference.llama.devices import usable_threads
+from shardnet.inference.llama.placing import Placing
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
     {llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE, llama_cpp.LLAMA_ROPE_TYPE_VISION}
 )
 MAX_VALUE_BYTES = 256
+ON_CPU = Placing()
 
 
 def start_backend() -> None:
@@ -41,7 +49,9 @@ class LlamaModel:
     """One GGUF in memory. Use as a context manager, or call `close`.
 
     Args:
-        n_gpu_layers: layers to keep on the GPU; 0 for none, -1 for all.
+        placing: what goes to which device; nothing said: all to the processor.
+        repack: let llama.cpp keep weights in memory once more, laid out for its quicker kernels. Without it they are computed with as they lie in
+            the mapped file, by other kernels, whose numbers differ.
         on_progress: called with 0..1 while loading.
 
     Raises: EngineError with llama.cpp's own reason if it does not open the file.
@@ -51,15 +61,17 @@ class LlamaModel:
         self,
         path: Path,
         *,
-        n_gpu_layers: int = 0,
+        placing: Placing = ON_CPU,
         vocab_only: bool = False,
         use_mmap: bool = True,
+        repack: bool = True,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         start_backend()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        arrays = placing.put_into(params)
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
 
         def progress(share: float, _user_data: Any) -> bool:
@@ -71,8 +83,9 @@ class LlamaModel:
         params.progress_callback = self._progress
         native_log.forget()
         self.path = path
-        self.uses_gpu = n_gpu_layers != 0
+        self.uses_gpu = placing.n_gpu_layers != 0
         self.pointer = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        del arrays
         if not self.pointer:
             raise EngineError(f"llama.cpp cannot load {path}: {native_log.why('no reason given')}")
         self.buffers = native_log.take_buffers()
@@ -82,6 +95,9 @@ class LlamaModel:
         self.vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
         self.architecture = self.text_of("general.architecture") or ""
+        self.is_recurrent = bool(
+            llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
+        )
         self.layer_first = int(self.text_of("shardnet.layer_first") or 0)
         self.uses_mrope = int(llama_cpp.llama_model_rope_type(self.pointer)) in MROPE_TYPES
 
@@ -113,6 +129,8 @@ class LlamaContext:
         n_batch: most rows in one batch; also the physical batch, so that a prompt chunk is computed in one piece.
         capture: take out the raw output of the last layer instead of logits.
         probe: collect the outputs of some layers on the way to the logits.
+        watch: told of each layer that was computed; a probe brings its own.
+        unified: one KV cache for all sequences, so that a batch of sequences of different lengths is computed in one piece.
 
     Raises: EngineError if llama.cpp cannot create the context.
     """
@@ -127,6 +145,8 @@ class LlamaContext:
         threads: int = 0,
         capture: bool = False,
         probe: LayerProbe | None = None,
+        watch: LayerWatch | None = None,
+        unified: bool = False,
         native_capture: bool = True,
     ) -> None:
         self.model = model
@@ -140,7 +160,7 @@ class LlamaContext:
         if not model.uses_gpu:
             # On the CPU its result depends on the number of threads, and it adds up in float16 (docs/decisions/0002-flash-attention.md).
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.kv_unified = False
+        params.kv_unified = unified
         params.swa_full = True  # a windowed cache could not be rewound further than its window
         self._captures = capture
         # Only a later shard's file tells that it is fed hidden states; the whole model and its first shard read tokens as they are.
@@ -154,7 +174,10 @@ class LlamaContext:
                 native=native_capture,
                 architecture=model.architecture,
                 takes_input=takes_input,
+                watch=watch,
             )
+        elif probe is None and watch is not None:
+            probe = LayerProbe(set(), model.architecture, watch)
         hook = self._capture or probe
         if hook is not None:
             params.cb_eval = hook.callback

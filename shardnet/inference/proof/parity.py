@@ -1,50 +1,45 @@
 """Running shards against the unsplit model: the arithmetic part of `verify`, in a process of its own, whose end is not ours.
 
-Three passes, with one model in memory at a time: the unsplit model as it is gives logits and greedy tokens; the unsplit model once more, with
-its layers watched, gives the hidden state at each cut; then each shard in turn runs over what its predecessor gave. All passes make the same batches
-(chunks of the prompt, then single tokens), since llama.cpp's own numbers depend on them. Between passes the numbers lie in files: memory stays that
-of the largest model.
+One model is in memory at a time: the unsplit model gives logits, greedy tokens and the hidden state at each cut; then each shard in turn runs over
+what its predecessor gave. All make the same batches (`steps`), since llama.cpp's own numbers depend on them. Between passes the numbers lie in files.
+
+*Full*: the unsplit model runs twice, as it is for the logits, then with its layers watched for the hidden states. *Quick*, and where its weights do
+not fit into memory: once, for both. Such weights are computed with as they lie in the mapped file, by all sides, and read ahead layer by layer.
 """
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from shardnet.errors import EngineError, NoRoomError
-from shardnet.files import FULL
-from shardnet.inference.llama.batch import single_sequence_rows
-from shardnet.inference.llama.capture import LayerProbe
+from shardnet.errors import EngineError
+from shardnet.inference.gguf.layout import read_model
+from shardnet.inference.llama.capture import LayerProbe, LayerWatch
 from shardnet.inference.llama.model import LLAMA_CPP_VERSION, LlamaContext, LlamaModel
-from shardnet.log import human_bytes
+from shardnet.inference.llama.read_ahead import ReadAhead
+from shardnet.inference.proof.numbers import array_in, check_room, max_abs_diff
+from shardnet.inference.proof.steps import (
+    LONG_PROMPT,
+    N_BATCH,
+    Method,
+    Step,
+    all_at_once,
+    equalized,
+    one_by_one,
+    rows_of_steps,
+    tokenized,
+)
+from shardnet.inference.proof.weights import stages_of
 from shardnet.manifest import BoundaryReport, ParityCertificate
 
-N_BATCH = 512
-"""Rows of a prompt chunk, as the engine uses by default."""
-DIFFERENT_BEYOND_MEASURE = float(np.finfo(np.float32).max)
-"""Stands for NaN and infinity, which JSON cannot carry."""
-
-_STORY = (
-    "The lighthouse keeper counted the waves every evening, for he believed that the seventh one after sunset brought news from the far shore. "
-    "On the night of the great storm he counted six, and then the sea fell silent; nothing moved but the beam above his head. "
-)
-PROMPTS = (
-    "The capital of France is",
-    "def quicksort(values):\n    if len(values) < 2:\n        return values\n    pivot = values[0]\n",
-    "Übersetze ins Englische: „Der Fluss fließt schneller, als man denkt.“ — 日本語も少し。 1 + 2 × 3 = ?",
-    _STORY * 10,
-)
-"""Short and long, words, code and other scripts. The last is cut to `LONG_PROMPT` tokens: more than one chunk, and more than most sliding windows."""
-LONG_PROMPT = N_BATCH + 48
+ROWS_PER_STEP = 16
+"""Rows whose arithmetic takes as long as what a batch costs whatever its size: for progress only."""
 
 OnProgress = Callable[[float], None]
 OnPhase = Callable[[str], None]
@@ -59,17 +54,33 @@ class StageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One batch of one sequence. `row` is its first row in the files of hidden states; tokens are int32 (n,)."""
+class HowToRun:
+    """What all sides of a comparison have in common.
 
-    sequence: int
-    position: int
-    row: int
-    tokens: NDArray[np.int32]
+    Attributes:
+        method: how the batches are made.
+        decode_tokens: greedy tokens after each prompt; all stages are fed the unsplit model's.
+        weights_budget: bytes of weights that may be in memory; None if the unsplit model fits, as llama.cpp lays it out.
+        threads: to compute with; 0 for all.
+        longest_prompt: tokens that the built-in prompts are cut to.
+        rows_per_step: as `ROWS_PER_STEP`, more where weights are read for each step.
+    """
+
+    method: Method = "full"
+    decode_tokens: int = 32
+    weights_budget: int | None = None
+    threads: int = 0
+    longest_prompt: int = LONG_PROMPT
+    rows_per_step: int = ROWS_PER_STEP
+
+    @property
+    def watches(self) -> bool:
+        """True if each layer is watched while it computes, on all sides."""
+        return self.method == "quick" or self.weights_budget is not None
 
 
 class _Progress:
-    """Counts layers times steps over all passes."""
+    """Counts layers times rows over all passes."""
 
     def __init__(self, total: int, report: OnProgress) -> None:
         self._total, self._report, self._done = max(total, 1), report, 0
@@ -83,10 +94,9 @@ def run_parity(
     source: Path,
     stages: Sequence[StageFile],
     scratch: Path,
+    how: HowToRun,
     *,
     prompts: Sequence[Sequence[int]] | None = None,
-    decode_tokens: int = 32,
-    threads: int = 0,
     on_progress: OnProgress = lambda _share: None,
     on_phase: OnPhase = lambda _phase: None,
 ) -> ParityCertificate:
@@ -96,64 +106,55 @@ def run_parity(
         stages: the shards in order.
         scratch: an empty folder for hidden states and logits.
         prompts: token ids; the built-in ones, in the model's own vocabulary, if None.
-        decode_tokens: greedy tokens after each prompt; all stages are fed the unsplit model's.
 
     Raises: NoRoomError if `scratch` is too small; EngineError if llama.cpp refuses a model or a step.
     """
     on_phase("source")
-    with LlamaModel(source) as model:
-        texts = _tokenized(model) if prompts is None else [list(prompt) for prompt in prompts]
-        n_steps = sum(-(-len(prompt) // N_BATCH) + decode_tokens for prompt in texts)
-        progress = _Progress(n_steps * model.n_layer * (3 if len(stages) > 1 else 2), on_progress)
-        n_rows = sum(len(prompt) + decode_tokens for prompt in texts)
-        n_ctx = max(len(prompt) for prompt in texts) + decode_tokens + 1
-        _check_room(scratch, 4 * (n_steps * model.n_vocab + 2 * (len(stages) - 1) * n_rows * model.n_embd))
-        logits = _array(scratch / "logits", n_steps, model.n_vocab)
-        with LlamaContext(model, n_ctx=n_ctx, n_batch=N_BATCH, threads=threads) as context:
-            steps = _reference(context, texts, decode_tokens, logits, partial(progress.add, model.n_layer))
-        wanted: dict[int, NDArray[np.float32]] = {}
-        if len(stages) > 1:
+    cuts = [stage.end - 1 for stage in stages[:-1]]
+    with _opened(source, how) as model:
+        texts = tokenized(model, how.longest_prompt) if prompts is None else [list(prompt) for prompt in prompts]
+        if how.method == "quick" and model.is_recurrent:
+            texts = equalized(texts)
+        rows = rows_of_steps(how.method, [len(text) for text in texts], how.decode_tokens)
+        n_outputs = len(rows) if how.method == "full" else len(rows) * len(texts)
+        check_room(scratch, 4 * (n_outputs * model.n_vocab + 2 * len(cuts) * sum(rows) * model.n_embd))
+        logits = array_in(scratch / "logits", n_outputs, model.n_vocab)
+        wanted = {layer: array_in(scratch / f"layer-{layer}", sum(rows), model.n_embd) for layer in cuts}
+        is_twice = bool(cuts) and not how.watches
+        cost = model.n_layer * sum(count + how.rows_per_step for count in rows)
+        runner = _Runner(how, texts, rows, _Progress(cost * (3 if is_twice else 2), on_progress))
+        with runner.context(model, cuts=[] if is_twice else cuts, has_head=True) as context:
+            steps = list(_reference(runner, context, logits, {} if is_twice else wanted))
+        if is_twice:
             on_phase("watched source")
-            cuts = [stage.end - 1 for stage in stages[:-1]]
-            wanted = {layer: _array(scratch / f"layer-{layer}", n_rows, model.n_embd) for layer in cuts}
-            probe = LayerProbe(set(cuts), model.architecture)
-            with LlamaContext(model, n_ctx=n_ctx, n_batch=N_BATCH, threads=threads, probe=probe) as context:
-                _watch(context, probe, steps, wanted, partial(progress.add, model.n_layer))
+            with runner.context(model, cuts=cuts, has_head=True) as context:
+                for step in steps:
+                    runner.decode(context, step)
+                    runner.keep(step, wanted)
     boundaries: list[BoundaryReport] = []
     hidden: NDArray[np.float32] | None = None
     logit_diff, tokens_equal = 0.0, True
     for index, stage in enumerate(stages):
         on_phase(f"shard {index}")
         is_last = index == len(stages) - 1
-        with (
-            LlamaModel(stage.path) as model,
-            LlamaContext(model, n_ctx=n_ctx, n_batch=N_BATCH, threads=threads, capture=not is_last) as context,
-        ):
-            on_step = partial(progress.add, model.n_layer)
+        with _opened(stage.path, how) as model, runner.context(model, capture=not is_last, has_head=is_last) as context:
             if is_last:
-                logit_diff, tokens_equal = _last_stage(context, steps, hidden, logits, on_step)
+                logit_diff, tokens_equal = _last_stage(runner, context, steps, hidden, logits)
                 break
-            given = _array(scratch / f"shard-{index}", n_rows, model.n_embd)
-            worst = _stage(context, steps, hidden, given, wanted[stage.end - 1], on_step)
+            given = array_in(scratch / f"shard-{index}", sum(rows), model.n_embd)
+            worst = _stage(runner, context, steps, hidden, given, wanted[stage.end - 1])
             boundaries.append(BoundaryReport(shard_id=index, layer_end=stage.end, max_abs_diff=worst))
             hidden = given
     on_progress(1.0)
     return ParityCertificate(
         llama_cpp=LLAMA_CPP_VERSION,
         cpu=processor_name(),
-        prompt_tokens=sum(len(prompt) for prompt in texts),
-        decode_tokens=decode_tokens * len(texts),
+        prompt_tokens=sum(len(text) for text in texts),
+        decode_tokens=how.decode_tokens * len(texts),
         boundaries=tuple(boundaries),
         max_abs_logit_diff=logit_diff,
         tokens_equal=tokens_equal,
     )
-
-
-def max_abs_diff(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
-    """Returns: the largest absolute difference; `DIFFERENT_BEYOND_MEASURE` if either side holds a NaN or an infinity."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        worst = float(np.abs(ours - theirs).max(initial=0.0))
-    return worst if np.isfinite(worst) else DIFFERENT_BEYOND_MEASURE
 
 
 def processor_name() -> str:
@@ -166,153 +167,133 @@ def processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _check_room(scratch: Path, needed: int) -> None:
-    free = shutil.disk_usage(scratch).free
-    if needed > free:
-        raise _no_room(scratch, needed, free)
+def _opened(path: Path, how: HowToRun) -> LlamaModel:
+    return LlamaModel(path, repack=how.weights_budget is None)
 
 
-def _no_room(scratch: Path, needed: int, free: int) -> NoRoomError:
-    return NoRoomError(
-        f"comparing this model takes {human_bytes(needed)} in {scratch.parent}, which has {human_bytes(free)}; "
-        "set TMPDIR to a larger disk",
-        needed_bytes=needed,
-        free_bytes=free,
-    )
+class _Runner:
+    """Runs the steps of a proof on one model after another, tells how far it is, and reads weights ahead where they do not fit."""
 
+    def __init__(self, how: HowToRun, prompts: Sequence[list[int]], rows: Sequence[int], progress: _Progress) -> None:
+        self.how, self.prompts = how, prompts
+        self._n_steps, self._most_rows = len(rows), max(rows)
+        self._progress = progress
+        self._probe: LayerProbe | None = None
+        self._ahead: ReadAhead | None = None
+        self._layers_done, self._step_cost = 0, 0
 
-def _array(path: Path, rows: int, width: int) -> NDArray[np.float32]:
-    """Raises: NoRoomError if others filled the disk meanwhile: a mapped file without its blocks would be a SIGBUS later."""
-    nbytes = 4 * rows * width
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes)
-    except OSError as error:
-        if error.errno in FULL:
-            raise _no_room(path.parent, nbytes, shutil.disk_usage(path.parent).free) from error
-        raise
-    return np.memmap(path, dtype=np.float32, mode="r+", shape=(rows, width))
+    @contextmanager
+    def context(
+        self, model: LlamaModel, *, has_head: bool, capture: bool = False, cuts: Sequence[int] = ()
+    ) -> Iterator[LlamaContext]:
+        """Yield a context for the steps.
 
+        Args:
+            has_head: it gives logits.
+            capture: it gives the output of its last layer, as a shard with a successor does.
+            cuts: layers whose output `keep` takes.
+        """
+        is_quick = self.how.method == "quick"
+        longest = max(len(prompt) for prompt in self.prompts) + self.how.decode_tokens + 1
+        watch = LayerWatch(model.n_layer, self._on_layer, model.architecture) if self.how.watches else None
+        self._probe = LayerProbe(set(cuts), model.architecture, watch) if cuts else None
+        with ExitStack() as stack:
+            context = stack.enter_context(
+                LlamaContext(
+                    model,
+                    n_ctx=longest,
+                    n_seq=len(self.prompts) if is_quick else 1,
+                    n_batch=self._most_rows if is_quick else N_BATCH,
+                    threads=self.how.threads,
+                    capture=capture,
+                    probe=self._probe,
+                    watch=watch,
+                    unified=is_quick,
+                )
+            )
+            self._ahead = None
+            if self.how.weights_budget is not None:
+                places = stages_of(read_model(model.path), has_head=has_head)
+                if sum(place.nbytes for stage in places for place in stage) > self.how.weights_budget:
+                    self._ahead = stack.enter_context(ReadAhead(places, self.how.weights_budget, self._n_steps))
+            yield context
 
-def _tokenized(model: LlamaModel) -> list[list[int]]:
-    """Returns: the built-in prompts in the model's vocabulary; random tokens where it cannot encode text."""
-    room = min(LONG_PROMPT, max(model.n_ctx_train - 64, 16))
-    if llama_cpp.llama_vocab_type(model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
-        generator = np.random.default_rng(1)
-        return [generator.integers(0, model.n_vocab, min(size, room)).tolist() for size in (7, 40, LONG_PROMPT)]
-    prompts = []
-    for text in PROMPTS:
-        data = text.encode()
-        buffer = (llama_cpp.llama_token * (len(data) + 16))()
-        count = llama_cpp.llama_tokenize(model.vocab, data, len(data), buffer, len(buffer), True, False)
-        if count < 0:
-            raise EngineError(f"the tokenizer of {model.path} made {-count} tokens of {len(data)} bytes")
-        prompts.append(list(buffer[: min(count, room)]))
-    return [prompt for prompt in prompts if prompt]
+    def decode(self, context: LlamaContext, step: Step, hidden: NDArray[np.float32] | None = None) -> None:
+        """Run one step, on tokens or on the rows that a predecessor gave."""
+        if step.starts:
+            for slot in range(context.n_seq):
+                context.truncate(slot, 0)
+        self._layers_done, self._step_cost = 0, step.n_rows + self.how.rows_per_step
+        context.decode(step.rows(hidden))
+        if self._ahead is not None:
+            self._ahead.pass_done()
+        self._progress.add((context.model.n_layer - self._layers_done) * self._step_cost)
 
-
-def _reference(
-    context: LlamaContext,
-    prompts: Sequence[list[int]],
-    decode_tokens: int,
-    logits: NDArray[np.float32],
-    on_step: Callable[[], None],
-) -> list[_Step]:
-    """Run the unsplit model; fill `logits` float32 (steps, n_vocab). Returns: every batch that was made."""
-    steps: list[_Step] = []
-    row = 0
-    for sequence, prompt in enumerate(prompts):
-        context.truncate(0, 0)
-        batches = [prompt[at : at + N_BATCH] for at in range(0, len(prompt), N_BATCH)]
-        position = 0
-        for number in range(len(batches) + decode_tokens):
-            tokens = batches[number] if number < len(batches) else [int(logits[len(steps) - 1].argmax())]
-            step = _Step(sequence, position, row, np.asarray(tokens, dtype=np.int32))
-            count = len(tokens)
-            context.decode(single_sequence_rows(position, count, tokens=step.tokens, outputs=[count - 1]))
-            logits[len(steps)] = context.logits(count - 1)
-            steps.append(step)
-            position, row = position + count, row + count
-            on_step()
-    return steps
-
-
-def _watch(
-    context: LlamaContext,
-    probe: LayerProbe,
-    steps: Sequence[_Step],
-    wanted: dict[int, NDArray[np.float32]],
-    on_step: Callable[[], None],
-) -> None:
-    """Run the unsplit model over the same batches and keep the outputs of the layers before each cut."""
-    for step in steps:
-        _begin(context, step)
-        count = len(step.tokens)
-        context.decode(single_sequence_rows(step.position, count, tokens=step.tokens, outputs=[count - 1]))
+    def keep(self, step: Step, wanted: dict[int, NDArray[np.float32]]) -> None:
+        """Take over what the layers before each cut gave for a step."""
+        assert self._probe is not None or not wanted
         for layer, rows in wanted.items():
-            parts = probe.outputs[layer]
+            parts = self._probe.outputs[layer] if self._probe else []
             found = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
             parts.clear()
-            if found.size != count * rows.shape[1]:
+            if found.size != step.n_rows * rows.shape[1]:
                 raise EngineError(
                     f"this family does not offer the output of layer {layer} under the name shardnet knows, so that it cannot be split"
                 )
-            rows[step.row : step.row + count] = found.reshape(count, -1)
-        on_step()
+            rows[step.row : step.row + step.n_rows] = found.reshape(step.n_rows, -1)
+
+    def _on_layer(self, layer: int) -> None:
+        if self._ahead is not None:
+            self._ahead.stage_done(layer)
+        if layer >= self._layers_done:  # llama.cpp may compute a batch in parts: only the first is counted
+            self._progress.add((layer + 1 - self._layers_done) * self._step_cost)
+            self._layers_done = layer + 1
+
+
+def _reference(
+    runner: _Runner, context: LlamaContext, logits: NDArray[np.float32], wanted: dict[int, NDArray[np.float32]]
+) -> Iterator[Step]:
+    """Run the unsplit model; fill `logits` float32 (outputs, n_vocab) and `wanted`. Yields every batch that was made."""
+    make = all_at_once if runner.how.method == "quick" else one_by_one
+    for step in make(runner.prompts, runner.how.decode_tokens, lambda output: int(logits[output].argmax())):
+        runner.decode(context, step)
+        for number, row in enumerate(np.flatnonzero(step.outputs).tolist()):
+            logits[step.output + number] = context.logits(row)
+        runner.keep(step, wanted)
+        yield step
 
 
 def _stage(
+    runner: _Runner,
     context: LlamaContext,
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     hidden: NDArray[np.float32] | None,
     given: NDArray[np.float32],
     wanted: NDArray[np.float32],
-    on_step: Callable[[], None],
 ) -> float:
     """Run one shard that has a successor; fill `given`. Returns: its largest difference from `wanted`."""
     worst = 0.0
     for step in steps:
-        _begin(context, step)
-        rows = slice(step.row, step.row + len(step.tokens))
-        _decode(context, step, hidden)
-        given[rows] = context.hidden(len(step.tokens))
+        rows = slice(step.row, step.row + step.n_rows)
+        runner.decode(context, step, hidden)
+        given[rows] = context.hidden(step.n_rows)
         worst = max(worst, max_abs_diff(given[rows], wanted[rows]))
-        on_step()
     return worst
 
 
 def _last_stage(
+    runner: _Runner,
     context: LlamaContext,
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     hidden: NDArray[np.float32] | None,
     logits: NDArray[np.float32],
-    on_step: Callable[[], None],
 ) -> tuple[float, bool]:
     """Run the shard with the head. Returns: the largest difference of any logit, and whether every greedy token is the same."""
     worst, tokens_equal = 0.0, True
-    for number, step in enumerate(steps):
-        _begin(context, step)
-        _decode(context, step, hidden)
-        found = context.logits(len(step.tokens) - 1)
-        worst = max(worst, max_abs_diff(found, logits[number]))
-        tokens_equal = tokens_equal and int(found.argmax()) == int(logits[number].argmax())
-        on_step()
+    for step in steps:
+        runner.decode(context, step, hidden)
+        for number, row in enumerate(np.flatnonzero(step.outputs).tolist()):
+            found, expected = context.logits(row), logits[step.output + number]
+            worst = max(worst, max_abs_diff(found, expected))
+            tokens_equal = tokens_equal and int(found.argmax()) == int(expected.argmax())
     return worst, tokens_equal
-
-
-def _begin(context: LlamaContext, step: _Step) -> None:
-    if step.position == 0:
-        context.truncate(0, 0)
-
-
-def _decode(context: LlamaContext, step: _Step, hidden: NDArray[np.float32] | None) -> None:
-    count = len(step.tokens)
-    context.decode(
-        single_sequence_rows(
-            step.position,
-            count,
-            tokens=step.tokens if hidden is None else None,
-            hidden=None if hidden is None else hidden[step.row : step.row + count],
-            outputs=[count - 1],
-        )
-    )

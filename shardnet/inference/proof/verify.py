@@ -25,20 +25,27 @@ from shardnet.errors import (
     EngineError,
     FamilyRefused,
     ManifestError,
+    NoRoomError,
     ShardCorrupt,
     ShardnetError,
     UsageError,
     error_from_wire,
 )
+from shardnet.inference.engine.spawning import how_it_ended, was_out_of_memory
 from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.layout import quantisation_of, read_model, vocabulary_size
 from shardnet.inference.gguf.writer import file_sha256
+from shardnet.inference.proof.estimate import plan_for
+from shardnet.inference.proof.planning import ProofPlan
+from shardnet.inference.proof.steps import Method
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest, no_link, save_manifest
+from shardnet.limits.killing import memory_kills
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
 
 OnProgress = Callable[[float], None]
 """Called with the share that is done, 0..1."""
+OnPlan = Callable[[ProofPlan], None]
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
@@ -54,8 +61,10 @@ def verify_split(
     source: Path,
     *,
     on_progress: OnProgress | None = None,
+    on_plan: OnPlan = lambda _plan: None,
+    method: Method | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
-    decode_tokens: int = 32,
+    decode_tokens: int | None = None,
     threads: int = 0,
     save: bool = True,
 ) -> ParityCertificate:
@@ -64,8 +73,10 @@ def verify_split(
     Args:
         folder: holds the manifest and the shards.
         source: the unsplit model (any part of one that llama.cpp split by size).
+        on_plan: told what the proof will read and about how long it takes, before it begins.
+        method: `full` or `quick`; chosen if None: quick where full would read the model's file too often.
         prompts: token ids; built-in texts in the model's vocabulary if None.
-        decode_tokens: greedy tokens after each prompt.
+        decode_tokens: greedy tokens after each prompt; 32, or as many as a quick proof has room for, if None.
         save: write the certificate into the manifest. A signed manifest is left alone: the signature covers the certificate.
 
     Returns: what was found; `is_exact` tells whether not a single bit differed, `fault_of` which shard differs first.
@@ -80,6 +91,9 @@ def verify_split(
     for path in shards:
         if not path.is_file():
             raise UsageError(f"{path} is missing, and a chain needs all its shards")
+    lengths = None if prompts is None else [len(prompt) for prompt in prompts]
+    plan = plan_for(header, shards, lengths, method=method, decode_tokens=decode_tokens, threads=threads)
+    on_plan(plan)
     request = {
         "source": str(header.path.absolute()),
         "stages": [
@@ -87,10 +101,15 @@ def verify_split(
             for path, shard in zip(shards, manifest.content.shards, strict=True)
         ],
         "prompts": None if prompts is None else [list(prompt) for prompt in prompts],
-        "decode_tokens": decode_tokens,
+        "method": plan.method,
+        "decode_tokens": plan.decode_tokens,
+        "weights_budget": plan.weights_budget,
+        "rows_per_step": plan.rows_per_step,
+        "longest_prompt": plan.longest_prompt,
         "threads": threads,
     }
     certificate = _run_child(request, manifest.content, on_progress or (lambda _share: None))
+    certificate = certificate.model_copy(update={"method": plan.method, "why": plan.why})
     if save and manifest.signature is None:
         save_manifest(folder, manifest.model_copy(update={"certificate": certificate}))
     return certificate
@@ -178,6 +197,7 @@ def _in_words(facts: tuple[Any, ...]) -> str:
 
 def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnProgress) -> ParityCertificate:
     phase, result, failure = "start", None, None
+    kills_before = memory_kills()
     with (
         tempfile.TemporaryDirectory(prefix="shardnet-verify-", ignore_cleanup_errors=True) as scratch,
         tempfile.TemporaryFile() as last_words,
@@ -216,6 +236,11 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
         return ParityCertificate.model_validate_json(json.dumps(result))
     if failure is not None:
         raise _refusal(error_from_wire(failure["code"], failure["message"], failure["facts"]), phase, content)
+    if was_out_of_memory(code, kills_before):
+        raise NoRoomError(
+            f"the process that compares the shards with the unsplit model was {how_it_ended(code, out_of_memory=True)}: free some, or prove them "
+            "by the quick method, which needs least"
+        )
     reason = why_it_ended(words, code)
     if code < 0 and phase != "start":
         raise _refusal(EngineError(f"its process ended ({reason})"), phase, content)
@@ -285,17 +310,23 @@ def _child_main() -> int:
 def _prove(request: dict[str, Any]) -> None:
     from shardnet.inference.llama.census import EngineCensus, share_of_cores
     from shardnet.inference.llama.devices import usable_threads
-    from shardnet.inference.proof.parity import StageFile, run_parity
+    from shardnet.inference.proof.parity import HowToRun, StageFile, run_parity
 
-    threads = request["threads"] or share_of_cores(usable_threads(), EngineCensus().count())
+    how = HowToRun(
+        method=request["method"],
+        decode_tokens=request["decode_tokens"],
+        weights_budget=request["weights_budget"],
+        rows_per_step=request["rows_per_step"],
+        longest_prompt=request["longest_prompt"],
+        threads=request["threads"] or share_of_cores(usable_threads(), EngineCensus().count()),
+    )
     try:
         certificate = run_parity(
             Path(request["source"]),
             [StageFile(Path(path), end) for path, end in request["stages"]],
             Path(request["scratch"]),
+            how,
             prompts=request["prompts"],
-            decode_tokens=request["decode_tokens"],
-            threads=threads,
             on_progress=lambda share: _say(progress=round(share, 4)),
             on_phase=lambda phase: _say(phase=phase),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -55,7 +56,7 @@ class Chains:
         self.busy_s = 0.0
         self.memory_bytes = 0
         """Bytes of all shards here, and of what is kept of others; the loader's thread reads it."""
-        self.gpu_bytes = 0
+        self.gpus: Counter[str] = Counter()
         self.mapped_bytes = 0
 
     @property
@@ -78,7 +79,7 @@ class Chains:
         self._chains.clear()
         model.shards[shard.request.shard_id] = shard
         self.memory_bytes += shard.memory_bytes + model.away.bring_back(shard, model.sequences)
-        self.gpu_bytes += shard.gpu_bytes
+        self.gpus = self.gpus + shard.gpus  # another one, since the loader's thread may be reading this
         self.mapped_bytes += shard.mapped_bytes
 
     def remove(self, model_id: str, shard_id: int, *, keep_sequences: bool = False) -> None:
@@ -110,7 +111,7 @@ class Chains:
             model.grammars.drop_all()  # they hold on to its vocabulary
         shard.close()
         self.memory_bytes -= shard.memory_bytes
-        self.gpu_bytes -= shard.gpu_bytes
+        self.gpus = self.gpus - shard.gpus
         self.mapped_bytes -= shard.mapped_bytes
 
     def set_threads(self, threads: int) -> None:

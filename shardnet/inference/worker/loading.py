@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
 from shardnet.errors import EngineError, GgufError, NoRoomError, ShardnetError
-from shardnet.inference.engine.memory import gpu_bytes, gpu_layers, need_of, no_room, refuse_if_too_large
+from shardnet.inference.engine.device_map import DevicePlan, Space, plan_devices
+from shardnet.inference.engine.memory import need_of, no_room, refuse_if_too_large
 from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.llama.placing import Placing
 from shardnet.inference.worker.shard import Shard
+from shardnet.inference.worker.watching import LoadWatch, Progress
 
-PROGRESS_INTERVAL_S = 0.25
 PROCESS_BYTES = 32 << 20
 """What llama.cpp takes beside weights, KV cache and compute buffers. Measured: 16 MB with a vocabulary of 49,000 tokens, 32 MB with 152,000."""
 WANT_OF_MEMORY = (
@@ -34,14 +35,6 @@ WANT_OF_MEMORY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """A load has come this far, 0 to 1."""
-
-    request: Load
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """A load has ended: `result` is the shard, or why there is none."""
 
@@ -50,10 +43,10 @@ class Finished:
 
 
 class Used(NamedTuple):
-    """Bytes of the shards in memory; of these, on GPUs, and weights that are read from mapped files."""
+    """Bytes of the shards in memory; of these, on each GPU, and weights that are read from mapped files."""
 
     memory_bytes: int
-    gpu_bytes: int
+    gpus: Mapping[str, int]
     mapped_bytes: int
 
 
@@ -100,26 +93,29 @@ class Loader:
         path, options, settings = Path(request.path), request.options, self._settings
         cost = cost_of(path)
         used = self._used_bytes()
-        gpus = gpu_devices()
-        layers = gpu_layers(
-            cost,
-            options,
-            wanted=settings.n_gpu_layers,
-            gpu_free_bytes=sum(gpu.free_bytes for gpu in gpus),
-            gpu_used_bytes=used.gpu_bytes,
-            cap_bytes=settings.gpu_memory_bytes,
-        )
-        on_gpu = gpu_bytes(cost, options, layers)
-        need = need_of(cost, options)
-        what, needed = f"shard {request.shard_id}", max(0, need.total - on_gpu) + PROCESS_BYTES
-        used_bytes, limit_bytes = used.memory_bytes - used.gpu_bytes, settings.memory_limit_bytes
+        gpus = [Space(gpu.name, gpu.free_bytes, used.gpus.get(gpu.name, 0)) for gpu in gpu_devices()]
+        plan, need = plan_devices(cost, options, gpus, settings.wish), need_of(cost, options)
+        what = f"shard {request.shard_id}"
+        needed = max(0, need.total - sum(plan.bytes_on.values())) + PROCESS_BYTES
+        used_bytes, limit_bytes = used.memory_bytes - sum(used.gpus.values()), settings.memory_limit_bytes
         room = main_memory(used.mapped_bytes)
         refuse_if_too_large(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
-        model = None
         try:
-            model = LlamaModel(
-                path, n_gpu_layers=layers, use_mmap=settings.use_mmap, on_progress=_Throttle(request, self._report)
-            )
+            with LoadWatch(request, need.weights, self._report) as watch:
+                return self._take_in(request, plan, watch)
+        except (ShardnetError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
+                found = no_room(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+                raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
+            raise
+
+    def _take_in(self, request: Load, plan: DevicePlan, watch: LoadWatch) -> Shard:
+        options = request.options
+        placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, plan.overrides)
+        model = LlamaModel(
+            Path(request.path), placing=placing, use_mmap=self._settings.use_mmap, on_progress=watch.handled
+        )
+        try:
             has_head = _has_head(model)
             context = LlamaContext(
                 model,
@@ -129,12 +125,8 @@ class Loader:
                 threads=self._threads(),
                 capture=not has_head,
             )
-        except (ShardnetError, MemoryError) as error:
-            if model is not None:
-                model.close()
-            if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
-                found = no_room(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
-                raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
+        except BaseException:
+            model.close()
             raise
         buffers = Counter(model.buffers) + Counter(context.buffers)
         # Weights that are laid out anew are not read from the mapped file any more.
@@ -147,14 +139,18 @@ class Loader:
             context=context,
             has_head=has_head,
             memory_bytes=buffers.total() - min(mapped, repacked),
-            gpu_bytes=_on_gpus(buffers),
+            gpus=_on_gpus(buffers),
             mapped_bytes=max(0, mapped - repacked),
         )
 
 
-def _on_gpus(buffers: Counter[str]) -> int:
-    """`CPU_Mapped`, `CPU_REPACK` and the like are main memory, and so are `CUDA_Host` buffers."""
-    return sum(size for name, size in buffers.items() if not name.startswith("CPU") and "_Host" not in name)
+def _on_gpus(buffers: Counter[str]) -> Counter[str]:
+    """Returns: bytes on each GPU. `CPU_Mapped`, `CPU_REPACK` and the like are main memory, and so are `CUDA_Host` buffers."""
+    found: Counter[str] = Counter()
+    for name, size in buffers.items():
+        if not name.startswith("CPU") and "_Host" not in name:
+            found[name.split()[0]] += size
+    return found
 
 
 def _has_head(model: LlamaModel) -> bool:
@@ -165,18 +161,3 @@ def _has_head(model: LlamaModel) -> bool:
     if not (end.isdigit() and total.isdigit() and 0 < int(end) <= int(total)):
         raise GgufError(f"{model.path} says that it ends at layer {end} of {total}: its metadata is damaged")
     return end == total
-
-
-class _Throttle:
-    """Passes on progress now and then, rather than for each tensor."""
-
-    def __init__(self, request: Load, report: Callable[[Progress | Finished], None]) -> None:
-        self._request = request
-        self._report = report
-        self._last_s = time.monotonic()
-
-    def __call__(self, share: float) -> None:
-        now = time.monotonic()
-        if now - self._last_s >= PROGRESS_INTERVAL_S:
-            self._last_s = now
-            self._report(Progress(self._request, min(1.0, max(0.0, share))))

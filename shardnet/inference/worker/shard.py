@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from shardnet.inference.engine.protocol import Load
@@ -10,14 +11,14 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 
 @dataclass(slots=True)
 class Shard:
-    """One shard in memory. `mapped_bytes`: of `memory_bytes`, weights that are read from the mapped file."""
+    """One shard in memory. Of `memory_bytes`, `gpus`: bytes on each GPU; `mapped_bytes`: weights that are read from the mapped file."""
 
     request: Load
     model: LlamaModel
     context: LlamaContext
     has_head: bool
     memory_bytes: int
-    gpu_bytes: int
+    gpus: Counter[str]
     mapped_bytes: int
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ from shardnet.errors import ShardnetError
 from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.worker.chains import Chains
-from shardnet.inference.worker.loading import Finished, Loader, Progress, Used
+from shardnet.inference.worker.loading import Finished, Loader, Used
+from shardnet.inference.worker.watching import Progress
 
 
 class ShardOrders:
@@ -45,7 +46,7 @@ class ShardOrders:
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
-        used = lambda: Used(chains.memory_bytes, chains.gpu_bytes, chains.mapped_bytes)  # noqa: E731
+        used = lambda: Used(chains.memory_bytes, chains.gpus, chains.mapped_bytes)  # noqa: E731
         self._loader = Loader(settings, self._on_loader, used, threads)
 
     def load(self, request: Load) -> None:
@@ -89,7 +90,16 @@ class ShardOrders:
                 return
             request = event.request
             if isinstance(event, Progress):
-                self._tell(Loading(command_id=request.command_id, progress=event.share))
+                self._tell(
+                    Loading(
+                        command_id=request.command_id,
+                        done_bytes=event.done_bytes,
+                        total_bytes=event.total_bytes,
+                        bytes_per_s=event.bytes_per_s,
+                        memory_bytes=event.memory_bytes,
+                        cpu_cores=event.cpu_cores,
+                    )
+                )
                 continue
             self._loads.remove(request)
             if isinstance(event.result, ShardnetError):

@@ -95,6 +95,8 @@ class Commands:
                     total_bytes=event.total_bytes,
                     bytes_per_s=event.bytes_per_s,
                     peers=event.peers,
+                    memory_bytes=event.memory_bytes,
+                    cpu_cores=event.cpu_cores,
                 )
             )
             for want in record.wants

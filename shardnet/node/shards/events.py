@@ -182,6 +182,8 @@ class Progressed:
     total_bytes: int
     bytes_per_s: float = 0.0
     peers: int = 0
+    memory_bytes: int = 0
+    cpu_cores: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,17 @@ def test_a_checkpoint_is_split_like_a_gguf(tmp_path: Path, home: Path) -> None:
     assert shardnet.verify(made.folder) is None
 
 
+def test_weights_are_quantised_on_the_way_and_the_name_says_so(tmp_path: Path, home: Path) -> None:
+    folder = write_model(tmp_path / "checkpoint")
+    plain = shardnet.split_model(folder, out=tmp_path / "cache", verify=False)
+    made = shardnet.split_model(folder, quantize="q8_0", out=tmp_path / "cache", verify=False)
+    assert made.manifest.content.quantisation == "Q8_0"
+    assert made.manifest.name != plain.manifest.name
+    assert made.manifest.total_bytes < plain.manifest.total_bytes
+    with pytest.raises(UsageError, match="q9_9"):
+        shardnet.split_model(folder, quantize="q9_9", out=tmp_path / "cache", verify=False)
+
+
 def test_ways_to_cut_that_exclude_each_other_are_named(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="shards and cuts exclude each other"):
         shardnet.split_model(model, shards=2, cuts=[3], out=tmp_path)

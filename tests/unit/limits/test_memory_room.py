@@ -185,6 +185,19 @@ def test_the_data_segment_is_a_limit_less_what_it_holds(machine: DescribedMachin
     assert source(machine) == "RLIMIT_DATA (ulimit -d)"
 
 
+def test_weights_that_are_read_from_a_mapped_file_are_cache_but_not_free(machine: DescribedMachine) -> None:
+    assert memory_room(TOTAL, FREE, machine.root, mapped_bytes=1000 * MB).free_bytes == FREE - 1000 * MB
+    machine.mount_2("/sys/fs/cgroup", own="/one")
+    machine.memory_2("/sys/fs/cgroup/one", 300 * MB, 250 * MB, 150 * MB)
+    assert memory_room(TOTAL, FREE, machine.root, mapped_bytes=120 * MB).free_bytes == 80 * MB
+
+
+def test_mapped_weights_count_once_against_the_address_space_which_holds_them(machine: DescribedMachine) -> None:
+    machine.replace("proc/self/limits", "Max address space         unlimited ", "Max address space         1000000000")
+    free = memory_room(TOTAL, FREE, machine.root, mapped_bytes=100 * MB, reserved_bytes=50 * MB).free_bytes
+    assert free == 950 * MB - 400_000 * 1024
+
+
 def test_a_long_or_odd_group_name_stays_one_short_phrase(machine: DescribedMachine) -> None:
     machine.mount_2("/sys/fs/cgroup", own="/" + "a" * 90 + "\tb")
     machine.memory_2("/sys/fs/cgroup/" + "a" * 90 + "\tb", 300 * MB)

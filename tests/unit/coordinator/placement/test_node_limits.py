@@ -1,14 +1,15 @@
-"""What allows a node less memory than its machine has, as the coordinator and `shardnet plan` tell it."""
+"""What allows a node less memory than its machine has, and loads on their way, as the coordinator and `shardnet plan` tell it."""
 
 from __future__ import annotations
 
 from shardnet.cli.plan import offers_in
 from shardnet.coordinator.api.views import swarm_json
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.node_view import NodeView
+from shardnet.coordinator.placement.events import ManifestKnown
+from shardnet.coordinator.placement.node_view import Load, NodeView
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
-from shardnet.messages import DeviceInfo
+from shardnet.messages import DeviceInfo, LoadProgress
 from tests.support.coordinator_status import status_lines
 from tests.support.coordinator_world import hello, make_manifest
 
@@ -47,3 +48,25 @@ def test_status_and_plan_say_it() -> None:
     (offer,), _ = offers_in(told, make_manifest())
     assert offer.limit == GROUP
     assert f"  its memory: {GROUP}" in status_lines(standing)
+
+
+def test_status_says_how_far_a_load_is_and_what_the_engine_uses_meanwhile() -> None:
+    manifest = make_manifest()
+    cluster = Cluster()
+    cluster.handle(ManifestKnown(manifest))
+    one = node(limit="")
+    cluster.nodes[one.node_id] = one
+    progress = LoadProgress(
+        command_id="c" * 16,
+        stage="load",
+        done_bytes=40_000_000,
+        total_bytes=100_000_000,
+        bytes_per_s=2e8,
+        memory_bytes=150_000_000,
+        cpu_cores=1.25,
+    )
+    one.loads[manifest.model_id, 1] = Load(0.0, 100_000_000, progress=progress)
+    shown = status_lines(Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings()))
+    assert (
+        "  load shard 1 of tiny: 40 % of 100.0 MB, 200.0 MB/s; the engine has 150.0 MB and keeps 1.2 processors busy"
+    ) in shown

@@ -163,6 +163,11 @@ def test_a_text_written_in_an_unusual_way_still_leaves_its_trace(written: str) -
     assert prompt("{% for m in messages %}" + written + "{% endfor %}", said("user", "some words"))
 
 
+def test_a_turn_of_which_only_thoughts_were_dropped_is_not_left_out() -> None:
+    source = "{% for m in messages %}[{{ m.content.split('<think>')[0] }}]{% endfor %}"
+    assert prompt(source, said("user", "u"), said("assistant", "<think>cut sho"), said("user", "v")) == "[u][][v]"
+
+
 def test_a_conversation_may_be_refused_by_the_template_in_its_own_words() -> None:
     with pytest.raises(UsageError, match="refuses this conversation: roles must alternate"):
         prompt("{{ raise_exception('roles must alternate') }}", said("user", "u"))

@@ -70,6 +70,7 @@ async def test_a_prompt_without_a_template_spells_no_control_token_either(words:
     for given in (words, Words(words.vocabulary, None, "none")):
         tokens = await given.prompt_tokens(text)
         assert written(words.vocabulary, tokens) == text
+        assert await given.prompt_tokens(text, add_special=False) == tokens, "this vocabulary adds nothing"
         assert not {token(words.vocabulary, one) for one in (CHANNEL, "<|im_end|>")} & set(tokens)
 
 

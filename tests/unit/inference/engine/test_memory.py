@@ -1,4 +1,4 @@
-"""The arithmetic of memory: what a shard needs, and how many layers fit on a GPU. No GPU is needed to check it."""
+"""The arithmetic of memory: what a shard needs, and what is free for it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import pytest
 
 from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import (
-    GPU_HEADROOM_BYTES,
     ShardCost,
-    gpu_bytes,
-    gpu_layers,
     need_of,
     refuse_if_too_large,
 )
@@ -22,44 +19,10 @@ OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
 COST = ShardCost((GB,) * 8, 2 * GB, kv_bytes_per_token=8 * 1024, n_embd=4096, n_ff=11008, n_vocab=32000)
 
 
-def fitting(free: int, cap: int | None = None, used: int = 0) -> int:
-    return gpu_layers(COST, OPTIONS, wanted="auto", gpu_free_bytes=free, cap_bytes=cap, gpu_used_bytes=used)
-
-
 def test_kv_is_counted_for_every_sequence_in_whole_blocks() -> None:
     assert need_of(COST, OPTIONS).kv == 1024 * 2 * 8 * 1024
     assert need_of(COST, ShardOptions(n_ctx=1000, n_seq=2, n_batch=128)).kv == 1024 * 2 * 8 * 1024
     assert need_of(COST, OPTIONS).weights == 10 * GB
-
-
-def test_without_a_gpu_nothing_is_offloaded() -> None:
-    assert fitting(0) == 0
-    assert gpu_layers(COST, OPTIONS, wanted=-1, gpu_free_bytes=0) == 0
-
-
-def test_a_large_gpu_takes_all_layers_and_the_head() -> None:
-    assert fitting(80 * GB) == 9
-    assert gpu_bytes(COST, OPTIONS, 9) == need_of(COST, OPTIONS).total
-
-
-def test_as_many_layers_as_fit_are_offloaded() -> None:
-    compute = need_of(COST, OPTIONS).compute
-    each = GB + 1024 * 2 * 1024
-    free = GPU_HEADROOM_BYTES + compute + 3 * each
-    assert fitting(free) == 3
-    assert fitting(free - 1) == 2
-    assert gpu_bytes(COST, OPTIONS, 3) == 3 * each + compute
-
-
-def test_a_cap_counts_what_other_shards_took() -> None:
-    assert fitting(80 * GB, cap=4 * GB) == 3
-    assert fitting(80 * GB, cap=4 * GB, used=2 * GB) == 1
-    assert fitting(80 * GB, cap=4 * GB, used=5 * GB) == 0
-
-
-@pytest.mark.parametrize(("wanted", "layers"), [(0, 0), (3, 3), (8, 8), (50, 9), (-1, 9)])
-def test_an_explicit_number_is_obeyed(wanted: int, layers: int) -> None:
-    assert gpu_layers(COST, OPTIONS, wanted=wanted, gpu_free_bytes=GB) == layers
 
 
 def test_too_little_memory_is_one_sentence_with_the_numbers() -> None:

@@ -18,7 +18,8 @@ from shardnet.inference.gguf.header import read_gguf_header
 from shardnet.inference.llama.batch import single_sequence_rows
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.proof import verify as verifying
-from shardnet.inference.proof.parity import DIFFERENT_BEYOND_MEASURE, StageFile, max_abs_diff, run_parity
+from shardnet.inference.proof.numbers import DIFFERENT_BEYOND_MEASURE, max_abs_diff
+from shardnet.inference.proof.parity import HowToRun, StageFile, run_parity
 from shardnet.inference.proof.verify import fault_of, verify_split
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
@@ -192,7 +193,7 @@ def test_a_scratch_disk_that_others_fill_meanwhile_is_told_as_such(
     path = tiny_llama(tmp_path / "model.gguf", n_layers=2)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(NoRoomError, match="set TMPDIR to a larger disk"):
-        run_parity(path, [StageFile(path, 2)], tmp_path, prompts=some_prompts(), decode_tokens=2, threads=1)
+        run_parity(path, [StageFile(path, 2)], tmp_path, HowToRun(decode_tokens=2, threads=1), prompts=some_prompts())
 
 
 def test_another_model_is_refused_before_anything_runs(tmp_path: Path) -> None:

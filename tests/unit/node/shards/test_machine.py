@@ -166,6 +166,8 @@ def test_a_missing_shard_is_fetched_where_somebody_can(world: World) -> None:
     assert [(p.done_bytes, p.peers) for p in answers(progress, LoadProgress)] == [(50, 3)]
     (held,) = [held for held in world.state.held({}) if held.shard_id == 1]
     assert held.progress == pytest.approx(50 / 101)
+    load = ev.Progressed(key(1), "load", 50, 101, memory_bytes=700, cpu_cores=1.5)
+    assert [(p.memory_bytes, p.cpu_cores) for p in answers(world.state.handle(load), LoadProgress)] == [(700, 1.5)]
     effects = world.state.handle(ev.ShardFetched(key(1), fetch.target))
     assert of(effects, do.Verify)
     world.state.handle(ev.ShardVerified(key(1)))

@@ -1,0 +1,57 @@
+"""Regular expressions: which of them mean the same to a JSON schema (ECMA-262) and to the engine (Rust's regex-syntax).
+
+Where both take a text and understand something else by it, it is refused. What only the engine knows to be wrong it says itself, when the
+grammar is checked.
+
+Sources: ECMA-262, "Patterns"; the docs of Rust's regex crate, "Syntax"; RFC 9485 (I-Regexp).
+"""
+
+from __future__ import annotations
+
+import re
+
+from shardnet.errors import UsageError
+
+MAX_PATTERN = 4096
+"""Characters of one expression."""
+
+_ESCAPE = re.compile(r"\\(?:[dDwWsSnrtfv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP]\{[\w=]+\}|[^\w\s])")
+_GROUP = re.compile(r"\((?:\?(?::|<[A-Za-z_]\w*>)|(?!\?))")
+
+
+def check_pattern(pattern: str, where: str, param: str) -> None:
+    """Args:
+        where: it stands, for errors.
+        param: the field of the request.
+
+    Raises: UsageError naming the part of a pattern that cannot be honoured.
+    """
+    if len(pattern) > MAX_PATTERN:
+        raise UsageError(
+            f"{where}: a regular expression of {len(pattern)} characters, where {MAX_PATTERN} are allowed", param=param
+        )
+    at, in_class = 0, False
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            found = _ESCAPE.match(pattern, at)
+            if found is None:
+                raise _refused(pattern[at : at + 2], where, param)
+            at = found.end()
+            continue
+        if in_class:
+            if char == "[" or pattern[at : at + 2] in ("&&", "--", "~~"):
+                raise _refused(pattern[at : at + 2], where, param, " within brackets: put a backslash before it")
+            in_class = char != "]"
+        elif char == "[":
+            in_class = True
+            at += pattern.startswith("^", at + 1)
+            if pattern.startswith("]", at + 1):
+                raise _refused("[]", where, param, ": put a backslash before the ']'")
+        elif char == "(" and _GROUP.match(pattern, at) is None:
+            raise _refused(pattern[at : at + 4], where, param, ": groups may be plain, (?: or named")
+        at += 1
+
+
+def _refused(part: str, where: str, param: str, why: str = "") -> UsageError:
+    return UsageError(f"{where}: the regular expression's {part!r} cannot be enforced{why}", param=param)

@@ -1,0 +1,213 @@
+"""Weights in a file that llama.cpp has mapped, read before they are needed and let go afterwards, so that memory holds no more of them than it may.
+
+llama.cpp computes on the mapped file; a page that is missing stops it until the disk has given it. Here a thread of its own goes ahead of the
+computing layer and makes the pages present (`MADV_POPULATE_READ` on llama.cpp's own mapping: advice alone, as `MADV_WILLNEED`, gains nothing once
+memory is short), and drops the pages of stages that do not stay (`residency`). It only ever helps: a stage that it has not reached is read page by
+page, as without it.
+
+Knows extents of files and where this process has them mapped. Refuses to know what is in them.
+Source: madvise(2), proc_pid_maps(5), posix_fadvise(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from shardnet.inference.llama.residency import Extent, stages_to_keep
+
+MADV_POPULATE_READ = 22
+"""Since Linux 5.14; Python has no name for it."""
+PIECE_BYTES = 4 << 20
+"""Read at a time: the thread looks up between two pieces whether the layer is still to come."""
+JOINED_BELOW_BYTES = 64 << 10
+"""Extents with less than this between them are read as one."""
+
+Mapping = tuple[int, int, int]
+"""(first address, address behind the last, offset in the file)."""
+
+
+class ReadAhead:
+    """Reads the stages of a model ahead of what computes, in a cycle, from `__enter__` to `__exit__`.
+
+    The model must be open for as long. `stage_done` is for the computing thread and does not wait.
+
+    Args:
+        stages: where the bytes of each stage lie.
+        budget: bytes of weights that may be in memory.
+        passes: times that the whole row will be run; nothing is read beyond.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Extent]], budget: int, passes: int) -> None:
+        self._stages = [joined(extents) for extents in stages]
+        self._sizes = [sum(extent.nbytes for extent in extents) for extents in self._stages]
+        self._kept = stages_to_keep(self._sizes, budget)
+        self._room = budget - sum(self._sizes[stage] for stage in self._kept)
+        self._last = len(stages) * passes
+        # Both count stages over all passes. What is read and does not stay, from `_computing` up to `_reading`, takes `_room`.
+        self._computing, self._reading = 0, 0
+        self._behind: deque[int] = deque()
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._files = _Files({extent.path for extents in self._stages for extent in extents})
+        self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
+
+    def __enter__(self) -> Self:
+        for stage in range(len(self._stages)):
+            if stage not in self._kept:  # what loading left in memory is not what is needed first
+                self._drop(stage)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+        self._files.close()
+
+    def stage_done(self, stage: int) -> None:
+        """Say that a stage was computed; stages come in order, and 0 follows upon the last. One that is said again is not counted twice."""
+        count = len(self._stages)
+        with self._changed:
+            ahead = (stage - self._computing) % count + 1
+            if ahead == count and self._computing:
+                return
+            for done in range(self._computing, self._computing + ahead):
+                if done % count not in self._kept:
+                    self._behind.append(done % count)
+            self._computing += ahead
+            self._reading = max(self._reading, self._computing)
+            self._changed.notify()
+
+    def pass_done(self) -> None:
+        """Say that the last stage was computed."""
+        self.stage_done(len(self._stages) - 1)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closing or self._behind or self._may_read())
+                if self._is_closing:
+                    return
+                behind, position = list(self._behind), self._reading
+                self._behind.clear()
+                may_read = self._may_read()
+            for stage in behind:
+                self._drop(stage)
+            if may_read:
+                self._read(position)
+
+    def _may_read(self) -> bool:
+        """True if the next stage to be read has a place in memory. Called with the lock held."""
+        if self._reading >= self._last:
+            return False
+        stage = self._reading % len(self._stages)
+        if stage in self._kept or self._reading == self._computing:
+            return True
+        passing = [position % len(self._stages) for position in range(self._computing, self._reading)]
+        taken = sum(self._sizes[one] for one in [*passing, *self._behind] if one not in self._kept)
+        return taken + self._sizes[stage] <= self._room
+
+    def _read(self, position: int) -> None:
+        stage = position % len(self._stages)
+        if stage not in self._kept or position < len(self._stages):
+            for piece in pieces(self._stages[stage]):
+                if self._is_closing or self._computing > position:  # too late to be of use
+                    break
+                self._files.read(piece)
+        with self._changed:
+            self._reading = max(self._reading, position + 1)
+
+    def _drop(self, stage: int) -> None:
+        for extent in self._stages[stage]:
+            self._files.drop(extent)
+
+
+def joined(extents: Sequence[Extent]) -> tuple[Extent, ...]:
+    """Returns: the same bytes in as few extents as can be, by file and offset; small gaps between them count in."""
+    found: list[Extent] = []
+    for extent in sorted(extents, key=lambda one: (one.path, one.offset)):
+        last = found[-1] if found else None
+        if last is not None and last.path == extent.path and extent.offset - last.end < JOINED_BELOW_BYTES:
+            found[-1] = Extent(last.path, last.offset, max(last.end, extent.end) - last.offset)
+        else:
+            found.append(extent)
+    return tuple(found)
+
+
+def pieces(extents: Sequence[Extent]) -> Iterator[Extent]:
+    """Yield the same bytes in order, `PIECE_BYTES` at most at a time."""
+    for extent in extents:
+        for offset in range(extent.offset, extent.end, PIECE_BYTES):
+            yield Extent(extent.path, offset, min(PIECE_BYTES, extent.end - offset))
+
+
+class _Files:
+    """Files with file handles of our own, and where this process has them mapped."""
+
+    def __init__(self, paths: set[Path]) -> None:
+        self._handles = {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
+        self._mappings = {path: mappings_of(path) for path in paths}
+        self._madvise = ctypes.CDLL(None, use_errno=True).madvise
+        self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._scratch = bytearray(PIECE_BYTES)
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def read(self, extent: Extent) -> None:
+        """Bring bytes into memory. An error is not ours to tell: who computes with them will meet it."""
+        places = list(self._places(extent, inwards=False))
+        covered = sum(size for _address, size in places) >= extent.nbytes
+        if covered and all(self._madvise(at, size, MADV_POPULATE_READ) == 0 for at, size in places):
+            return
+        with contextlib.suppress(
+            OSError
+        ):  # an older kernel, or none of Linux: read, which leaves the bytes in the page cache
+            os.preadv(self._handles[extent.path], [memoryview(self._scratch)[: extent.nbytes]], extent.offset)
+
+    def drop(self, extent: Extent) -> None:
+        """Give the memory of bytes back: out of the mapping first, since a mapped page is not dropped from the cache."""
+        for address, size in self._places(extent, inwards=True):
+            self._madvise(address, size, mmap.MADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._handles[extent.path], extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _places(self, extent: Extent, *, inwards: bool) -> Iterator[tuple[int, int]]:
+        """Yield (address, bytes) of whole pages that hold an extent, `inwards`: of pages that hold nothing else."""
+        page = mmap.PAGESIZE
+        for first, end, offset in self._mappings[extent.path]:
+            begin = max(first, first + extent.offset - offset)
+            behind = min(end, first + extent.end - offset)
+            if inwards:
+                begin, behind = -(-begin // page) * page, behind // page * page
+            else:
+                begin, behind = begin // page * page, min(end, -(-behind // page) * page)
+            if begin < behind:
+                yield begin, behind - begin
+
+
+def mappings_of(path: Path) -> list[Mapping]:
+    """Returns: where this process has a file mapped; [] where the operating system does not tell."""
+    wanted = os.path.realpath(path)
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        addresses, _access, offset, _device, _inode, *name = line.split(maxsplit=5)
+        if name and name[0].replace("\\012", "\n") == wanted:
+            first, end = addresses.split("-")
+            found.append((int(first, 16), int(end, 16), int(offset, 16)))
+    return found
