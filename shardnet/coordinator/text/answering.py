@@ -116,7 +116,7 @@ class ChatStream:
     def _let_through(self, events: list[Event]) -> list[Event]:
         made: list[Event] = []
         for event in events:
-            if self.stopped:
+            if self._stops.met:
                 break
             if isinstance(event, Content):
                 made += _content(self._stops.push(event.text))

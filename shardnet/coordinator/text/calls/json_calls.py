@@ -29,6 +29,7 @@ class JsonCalls:
         name_key, arguments_key: as the model writes them.
         as_list: the model writes a list, also of one.
         name_is_key: `{"weather": {...}}` (Apertus).
+        is_bare: the model writes no mark by itself.
     """
 
     marks: dict[str, str]
@@ -37,6 +38,7 @@ class JsonCalls:
     arguments_key: str = "arguments"
     as_list: bool = False
     name_is_key: bool = False
+    is_bare: bool = False
     spelled: tuple[str, str] = ("", "")
     """Around a call between the marks, as the model spaces it."""
     between: str = ""

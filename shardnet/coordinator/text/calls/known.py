@@ -77,7 +77,7 @@ def _tagged_by_pairs(suffix: str = "", section: tuple[str, str] | None = None, n
 
 
 HERMES = JsonCalls({"<tool_call>": "</tool_call>"}, FENCED, spelled=("\n", "\n"), between="\n")
-LLAMA = JsonCalls({"<|python_tag|>": ""}, FENCED, arguments_key="parameters")
+LLAMA = JsonCalls({"<|python_tag|>": ""}, FENCED, arguments_key="parameters", is_bare=True)
 DSML = "\uff5cDSML\uff5c"
 _DEEPSEEK = {"<\uff5ctool\u2581calls\u2581begin\uff5c>": "<\uff5ctool\u2581calls\u2581end\uff5c>"}
 _DEEPSEEK_CALL, _DEEPSEEK_END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
