@@ -26,6 +26,9 @@ EXIT_WITH_PARENT = "SHARDNET_EXIT_WITH_PARENT"
 PR_SET_PDEATHSIG = 1
 """Source: prctl(2)."""
 
+NATIVE_STACK_BYTES = 64 << 20
+"""For a process that shows a client's grammar to llama.cpp, which parses it by recursion."""
+
 T = TypeVar("T")
 
 log = get("lifecycle")
@@ -160,3 +163,20 @@ async def peer_guard(peer: str) -> AsyncIterator[None]:
         log.info("peer_ended", peer=peer, reason=str(error) or type(error).__name__)
     except Exception:
         log.exception("peer_handler_failed", peer=peer)
+
+
+def become_a_child(stack_bytes: int) -> None:
+    """Make this process, at its start, one that a daemon of ours keeps for native code.
+
+    The terminal's Ctrl-C is the daemon's to answer: it drains and then closes us. Should it die itself, so do we.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(os.getppid())
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not spend seconds on writing weights to disk
+        _, most = resource.getrlimit(resource.RLIMIT_STACK)
+        if most == resource.RLIM_INFINITY or most > stack_bytes:
+            resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes, most))

@@ -312,6 +312,12 @@ class CommandFailed(Message):
     error: ErrorInfo
 
 
+MAX_GRAMMAR = 65_536
+"""Characters: it travels with the steps of an answer."""
+LARK = "%llguidance"
+"""How a grammar in Lark's syntax (llguidance's dialect) begins, as in llama.cpp; every other grammar is GBNF."""
+
+
 class Sampling(Frozen):
     """How the last stage picks tokens. Randomness is a function of (seed, position) alone, so a rebuilt sequence goes on with the same tokens.
 
@@ -330,7 +336,7 @@ class Sampling(Frozen):
     )
     logit_bias: dict[int, float] = Field(default_factory=dict, max_length=1024)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    grammar: str | None = Field(default=None, max_length=65_536, description="GBNF")
+    grammar: str | None = Field(default=None, max_length=MAX_GRAMMAR, description="GBNF, or Lark behind `LARK`")
     prompt_tokens: int = Field(
         default=0, ge=0, le=MAX_POSITION, description="length of the prompt: the grammar begins after it"
     )

@@ -37,6 +37,7 @@ from shardnet.coordinator.placement.standing import Standing
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.stages import Stages
 from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.lifecycle import first_of
@@ -69,6 +70,7 @@ class Coordinator:
         self._standing = Standing(self._cluster, settings.models, settings.placement, settings.sequences)
         self._peers = Peers()
         self._keys = KeyRing(settings.api.key)
+        self._grammars = GrammarChecks()
         self._requests = Requests(
             Stages(self._standing, self._peers, self._apply),
             max_queued=settings.requests.max_queued,
@@ -127,6 +129,7 @@ class Coordinator:
                 lambda model_id, offset: fetch_piece(self._cluster, self._peers, model_id, offset),
             )
             resources.push_async_callback(self._catalogue.close)
+            resources.push_async_callback(self._grammars.close)
             manifests = await asyncio.to_thread(self._catalogue.scan)
             try:
                 async with asyncio.TaskGroup() as self._tasks:
@@ -305,6 +308,7 @@ class Coordinator:
             health=lambda: views.health(self._standing),
             why_not_served=self._standing.why_not_served,
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
+            check_grammar=self._grammars.check,
         )
 
     def _status(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from shardnet.inference.engine.host import EngineProcess
 from shardnet.inference.engine.settings import InferenceSettings
-from tests.support.engine_world import SplitModel, Stage, split
+from tests.support.engine_world import NewRoute, Route, SplitModel, Stage, split
 from tests.support.random_models import tiny_llama
 
 
@@ -28,3 +28,17 @@ async def engine(tiny: SplitModel) -> AsyncIterator[EngineProcess]:
         yield engine
     finally:
         await engine.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def new_route(engine: EngineProcess, tiny: SplitModel) -> AsyncIterator[NewRoute]:
+    """Makes sequences of the three shards in one engine, and forgets them afterwards."""
+    made: list[Route] = []
+
+    def make() -> Route:
+        made.append(Route([Stage(engine, tiny, (0, 3))]))
+        return made[-1]
+
+    yield make
+    for route in made:
+        route.forget()

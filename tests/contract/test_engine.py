@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from tests.conftest import SplitSmolLM2
 from tests.support.engine_world import (
     OPTIONS,
     PROMPT,
+    NewRoute,
     Route,
     SplitModel,
     Stage,
@@ -54,23 +55,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ONE_THREAD = InferenceSettings(threads=1)
 SAMPLED = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, repeat_penalty=1.1, seed=7)
-
-
-NewRoute = Callable[[], Route]
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def new_route(engine: EngineProcess, tiny: SplitModel) -> AsyncIterator[NewRoute]:
-    """Makes sequences of the three shards in one engine, and forgets them afterwards."""
-    made: list[Route] = []
-
-    def make() -> Route:
-        made.append(Route([Stage(engine, tiny, (0, 3))]))
-        return made[-1]
-
-    yield make
-    for route in made:
-        route.forget()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -247,6 +247,10 @@ class Route:
             stage.engine.forget(self.sequence_id)
 
 
+NewRoute = Callable[[], Route]
+"""Makes a sequence of its own."""
+
+
 def plain_logits(
     whole: Path, prompt: Sequence[int], n_tokens: int, options: ShardOptions = OPTIONS, *, threads: int = 1
 ) -> tuple[list[int], list[NDArray[np.float32]]]:

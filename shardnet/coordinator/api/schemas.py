@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
@@ -19,17 +20,6 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopText = Annotated[str, Field(max_length=256)]
 AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
 """-1, as null: until the context is full."""
-
-JSON_GRAMMAR = r"""
-root   ::= object
-value  ::= object | array | string | number | ("true" | "false" | "null") ws
-object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
-array  ::= "[" ws ( value ("," ws value)* )? "]" ws
-string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt/] | "u" [0-9a-fA-F]{4}) )* "\"" ws
-number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,3})? ws
-ws ::= | " " | "\n" [ \t]{0,20}
-"""
-"""Any JSON object. Source: llama.cpp's grammars/json.gbnf."""
 
 
 class Lenient(BaseModel):
@@ -44,13 +34,7 @@ class StreamOptions(Lenient):
     include_usage: bool | None = None
 
 
-class ResponseFormat(Lenient):
-    """Shape of the answer."""
-
-    type: str | None = Field(default=None, max_length=64)
-
-
-class CommonRequest(Lenient):
+class CommonRequest(StructureFields, Lenient):
     """What completions and chats share."""
 
     model: str | None = Field(default=None, max_length=256)
@@ -68,8 +52,6 @@ class CommonRequest(Lenient):
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     repeat_last_n: int | None = Field(default=None, ge=-1, le=1 << 24)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
-    grammar: str | None = Field(default=None, max_length=65_536)
-    response_format: ResponseFormat | None = None
     n: int | None = Field(default=None, ge=1, le=128)
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
@@ -88,26 +70,11 @@ class CommonRequest(Lenient):
         """Returns: how many log-probabilities to return for each token; None for none at all."""
         return None
 
-    def check_supported(self) -> None:
-        """Raises: UsageError naming a field that cannot be honoured."""
-        if self.response_format is not None and self.response_format.type not in (
-            None,
-            "text",
-            "json_object",
-        ):
-            raise UsageError(
-                f"response_format: {self.response_format.type!r} is not supported; "
-                "use json_object, or a GBNF grammar in the field 'grammar'",
-                param="response_format",
-            )
-        if self.grammar and self.response_format is not None and self.response_format.type == "json_object":
-            raise UsageError("grammar and response_format exclude each other", param="grammar")
-
     def sampling(self) -> Sampling:
-        """Returns: the same in our own words. Raises: UsageError for a logit_bias key that is no token id."""
-        grammar = self.grammar
-        if self.response_format is not None and self.response_format.type == "json_object":
-            grammar = JSON_GRAMMAR
+        """Returns: the same in our own words; takes some milliseconds where a large schema is asked for.
+
+        Raises: UsageError for a logit_bias key that is no token id, and as `structure`.
+        """
         seed = secrets.randbits(63) if self.seed is None or self.seed == -1 else self.seed & ((1 << 63) - 1)
         return Sampling(
             temperature=1.0 if self.temperature is None else float(self.temperature),
@@ -120,7 +87,7 @@ class CommonRequest(Lenient):
             penalty_last_n=64 if self.repeat_last_n is None else self.repeat_last_n,
             logit_bias=_token_bias(self.logit_bias or {}),
             seed=seed,
-            grammar=grammar or None,
+            grammar=self.structure(),
             top_logprobs=self.top_logprobs_wanted(),
         )
 
@@ -239,11 +206,6 @@ class ChatRequest(CommonRequest):
         """Returns: what is asked of tools; None where there are none. Raises: UsageError."""
         return tools_asked(self.tools, self.tool_choice, self.parallel_tool_calls)
 
-    @property
-    def wants_structure(self) -> bool:
-        """True if the answer itself is to have a form."""
-        return self.response_format is not None and self.response_format.type not in (None, "text")
-
     def template_variables(self) -> dict[str, Any]:
         """Returns: further names for the chat template."""
         effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
@@ -266,9 +228,10 @@ class ChatRequest(CommonRequest):
         if self.audio or set(self.modalities or ()) - {"text"}:
             raise UsageError("modalities: only texts are answered here", param="modalities")
         asked = self.tools_asked()
-        if asked is not None and asked.is_enforced and (self.grammar or self.wants_structure):
+        if asked is not None and asked.is_enforced and self.structure() is not None:
             raise UsageError(
-                "tools: a call that is required or strict, and a form of the answer, exclude each other", param="tools"
+                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                param=self.structure_field,
             )
         for field in ("functions", "function_call"):
             if getattr(self, field):

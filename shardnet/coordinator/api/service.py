@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from shardnet.coordinator.api.chats import answer_grammar, chat_prompt_of, chat_stream
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -19,12 +22,11 @@ from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
-from shardnet.coordinator.text.answering import AnswerStream, ChatStream, PlainStream
-from shardnet.coordinator.text.calls.answer import AnswerParser
-from shardnet.coordinator.text.words import ChatPrompt, Words
+from shardnet.coordinator.text.answering import AnswerStream, PlainStream
+from shardnet.coordinator.text.words import Words
 from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
-from shardnet.messages import ShardOptions
+from shardnet.messages import Sampling, ShardOptions
 
 MAX_ANSWERS = 128
 MAX_SEED = (1 << 63) - 1
@@ -50,6 +52,7 @@ class Service:
         health: short, for load balancers: `ready` and the models.
         why_not_served: of a model by name or id, where the swarm has it and it is not served.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.
+        check_grammar: raises UsageError for one that engines would not take; given it, the vocabulary's file, and the field that it came in.
     """
 
     requests: Requests
@@ -62,6 +65,7 @@ class Service:
     health: Callable[[], dict[str, Any]]
     why_not_served: Callable[[str], str | None]
     describe_stage: Callable[[Route, int], dict[str, Any]]
+    check_grammar: Callable[[str, Path, str], Awaitable[None]]
 
     async def complete(self, request: CompletionRequest) -> list[Answering]:
         """Begin plain completions: `n` of each prompt, in the order of the prompts.
@@ -71,29 +75,31 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
+        sampling = await self._sampling(request, words)
         prompts = await prompts_of(request, words, self.settings.template_timeout_s)
 
         def stream() -> AnswerStream:
             return PlainStream(words.vocabulary.piece, request.stops())
 
-        return await self._begin(request, manifest, words, prompts, stream)
+        return await self._begin(request, manifest, words, prompts, sampling, stream)
 
     async def chat(self, request: ChatRequest) -> list[Answering]:
         """Begin `n` answers to a chat with the model's own template. Raises: as `complete`."""
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
+        sampling = await self._sampling(request, words)
         chat = await chat_prompt_of(request, words, self.settings.template_timeout_s)
-        asked = request.tools_asked()
-        may_call = asked is not None and asked.choice != "none"
+        if (grammar := await asyncio.to_thread(answer_grammar, request, words, chat)) is not None:
+            await self.check_grammar(
+                grammar, words.vocabulary.path, "tools" if request.tools else request.structure_field
+            )
+            sampling = sampling.model_copy(update={"grammar": grammar})
 
         def stream() -> AnswerStream:
-            vocabulary = words.vocabulary
-            parser = AnswerParser(chat.answers, asked.schemas if asked and may_call else None, thinks=chat.thinks)
-            one_call = asked is not None and not asked.parallel
-            return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
+            return chat_stream(request, words, chat)
 
-        return await self._begin(request, manifest, words, [chat.tokens], stream)
+        return await self._begin(request, manifest, words, [chat.tokens], sampling, stream)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         try:
@@ -112,14 +118,13 @@ class Service:
         manifest: Manifest,
         words: Words,
         prompts: list[list[int]],
+        sampling: Sampling,
         stream: Callable[[], AnswerStream],
     ) -> list[Answering]:
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         if len(prompts) * n > MAX_ANSWERS:
             raise UsageError(f"n: {len(prompts)} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
         limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
-        sampling = request.sampling()
-        words.check_tokens(sampling.logit_bias, "logit_bias")
         answers: list[Answering] = []
         try:
             for index in range(len(prompts) * n):
@@ -143,6 +148,14 @@ class Service:
                 one.running.close()
             raise
         return answers
+
+    async def _sampling(self, request: CommonRequest, words: Words) -> Sampling:
+        """Returns: how the answer is sampled, all of it looked over before any work on the prompt. Raises: UsageError."""
+        sampling = await asyncio.to_thread(request.sampling)
+        words.check_tokens(sampling.logit_bias, "logit_bias")
+        if sampling.grammar is not None:
+            await self.check_grammar(sampling.grammar, words.vocabulary.path, request.structure_field)
+        return sampling
 
     async def tokenize(self, request: TokenizeRequest) -> tuple[list[int], Words]:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
@@ -170,19 +183,3 @@ async def prompts_of(
     if isinstance(request, CompletionRequest):
         return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
     return [(await chat_prompt_of(request, words, template_timeout_s)).tokens]
-
-
-async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s: float) -> ChatPrompt:
-    """Returns: a chat as its template words it. Raises: UsageError, DeadlineExceeded."""
-    asked = request.tools_asked()
-    # Without a choice to call them tools are not shown, except where the conversation has calls: some templates know these only beside tools.
-    shown = asked is not None and (asked.choice != "none" or any(message.is_of_tools for message in request.messages))
-    return await words.chat_prompt(
-        [message.for_template() for message in request.messages],
-        request.template_variables(),
-        template_timeout_s,
-        tools=asked.offered if asked is not None and shown else None,
-        documents=request.documents,
-        continues=bool(request.continue_final_message),
-        begins_answer=request.add_generation_prompt is not False,
-    )

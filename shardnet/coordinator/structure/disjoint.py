@@ -9,52 +9,68 @@ from collections.abc import Iterator, Mapping
 
 from shardnet.coordinator.structure.values import ALL_TYPES, Schema, same_value, types_of_value, values_of
 
-MAX_STEPS = 12
+MAX_DEPTH = 12
 """References and properties that are followed; deeper ones may be endless."""
+MAX_COMPARED = 20_000
+"""Pairs of schemas that are looked at, some 100 ms; what is not certain by then counts as possible."""
 
 
-def are_disjoint(one: Schema | bool, other: Schema | bool, defs: Mapping[str, Schema | bool], steps: int = 0) -> bool:
-    """Returns: True if no document fits both.
+def all_disjoint(options: list[Schema | bool], defs: Mapping[str, Schema | bool]) -> bool:
+    """Returns: True if no document fits two of the options.
 
     Args: defs: what `#/$defs/NAME` is.
     """
-    if one is False or other is False:
-        return True
-    if one is True or other is True or steps > MAX_STEPS:
-        return False
-    for choice, rest in ((one, other), (other, one)):
-        options = choice.get("anyOf")
-        if options and all(are_disjoint(option, rest, defs, steps + 1) for option in options):
+    search = _Search(defs)
+    pairs = ((one, other) for index, one in enumerate(options) for other in options[index + 1 :])
+    return all(search.are_disjoint(one, other, 0) for one, other in pairs)
+
+
+class _Search:
+    def __init__(self, defs: Mapping[str, Schema | bool]) -> None:
+        self._defs = defs
+        self._left = MAX_COMPARED
+
+    def are_disjoint(self, one: Schema | bool, other: Schema | bool, depth: int) -> bool:
+        self._left -= 1
+        if one is False or other is False:
             return True
-    ours, theirs = list(_parts(one, defs, steps)), list(_parts(other, defs, steps))
-    return any(_part_excludes(a, b, defs, steps) for a in ours for b in theirs)
+        if one is True or other is True or depth > MAX_DEPTH or self._left < 0:
+            return False
+        for choice, rest in ((one, other), (other, one)):
+            options = choice.get("anyOf")
+            if options and all(self.are_disjoint(option, rest, depth + 1) for option in options):
+                return True
+        ours, theirs = list(self._parts(one, depth)), list(self._parts(other, depth))
+        return any(self._part_excludes(a, b, depth) for a in ours for b in theirs)
 
+    def _parts(self, schema: Schema, depth: int) -> Iterator[Schema]:
+        """Returns: schemas that a document has to fit all."""
+        self._left -= 1
+        yield schema
+        if depth > MAX_DEPTH or self._left < 0:
+            return
+        found = [self._defs.get(schema["$ref"].removeprefix("#/$defs/"), True)] if "$ref" in schema else []
+        for one in (*found, *schema.get("allOf", ())):
+            if isinstance(one, dict):
+                yield from self._parts(one, depth + 1)
 
-def _parts(schema: Schema, defs: Mapping[str, Schema | bool], steps: int) -> Iterator[Schema]:
-    """Returns: schemas that a document has to fit all."""
-    yield schema
-    if steps > MAX_STEPS:
-        return
-    found = [defs.get(schema["$ref"].removeprefix("#/$defs/"), True)] if "$ref" in schema else []
-    for one in (*found, *schema.get("allOf", ())):
-        if isinstance(one, dict):
-            yield from _parts(one, defs, steps + 1)
-
-
-def _part_excludes(one: Schema, other: Schema, defs: Mapping[str, Schema | bool], steps: int) -> bool:
-    common = _types(one) & _types(other)
-    if not common:
-        return True
-    values, others = values_of(one), values_of(other)
-    if values is not None and others is not None and not any(same_value(a, b) for a in values for b in others):
-        return True
-    if common != {"object"}:
-        return False
-    mine, theirs = one.get("properties", {}), other.get("properties", {})
-    for name in {*one.get("required", ()), *other.get("required", ())} & mine.keys() & theirs.keys():
-        if are_disjoint(mine[name], theirs[name], defs, steps + 1):
+    def _part_excludes(self, one: Schema, other: Schema, depth: int) -> bool:
+        self._left -= 1
+        common = _types(one) & _types(other)
+        if not common:
             return True
-    return False
+        values, others = values_of(one), values_of(other)
+        if values is not None and others is not None:
+            self._left -= len(values) * len(others) // 8
+            if self._left >= 0 and not any(same_value(a, b) for a in values for b in others):
+                return True
+        if common != {"object"}:
+            return False
+        mine, theirs = one.get("properties", {}), other.get("properties", {})
+        for name in {*one.get("required", ()), *other.get("required", ())} & mine.keys() & theirs.keys():
+            if self.are_disjoint(mine[name], theirs[name], depth + 1):
+                return True
+        return False
 
 
 def _types(schema: Schema) -> set[str]:

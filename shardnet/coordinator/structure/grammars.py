@@ -1,6 +1,6 @@
 """What a client asks for as a grammar in Lark's syntax (llguidance's dialect), or GBNF as it came. Pure: text to text.
 
-A Lark grammar begins with `LARK`, as in llama.cpp; everything else is GBNF. White space in JSON is bounded: one space, or a line break and up to
+White space in JSON is bounded: one space, or a line break and up to
 20 spaces or tabs, wherever JSON permits any; so no model can spend its answer on it.
 
 Source: llguidance's docs/syntax.md and docs/json_schema.md.
@@ -15,11 +15,10 @@ from typing import Any
 from shardnet.coordinator.structure.patterns import check_pattern
 from shardnet.coordinator.structure.schemas import read_schema
 from shardnet.errors import UsageError
+from shardnet.messages import LARK, MAX_GRAMMAR
 
-LARK = "%llguidance {}\n"
-"""How a grammar in Lark's syntax begins."""
-MAX_GRAMMAR = 65_536
-"""Characters: it travels with the steps of an answer."""
+HEAD = f"{LARK} {{}}\n"
+"""The first line of a grammar in Lark's syntax."""
 
 _IN_SLASHES = re.compile(r"\\.|/|\n|\r", re.DOTALL)
 _QUOTED = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
@@ -43,7 +42,7 @@ def json_rule(schema: Any, where: str) -> str:
 
 def schema_grammar(schema: Any, where: str) -> str:
     """Returns: the grammar of the documents that fit a JSON schema. Arguments and `Raises:` as `json_rule`, and UsageError if it is too long."""
-    return checked_length(f"{LARK}start: {json_rule(schema, where)}\n", where)
+    return checked_length(f"{HEAD}start: {json_rule(schema, where)}\n", where)
 
 
 def regex_grammar(pattern: str, where: str) -> str:
@@ -52,7 +51,7 @@ def regex_grammar(pattern: str, where: str) -> str:
     if not pattern:
         raise UsageError(f"{where}: an empty regular expression matches an empty answer only", param=where)
     quoted = _IN_SLASHES.sub(lambda found: _QUOTED.get(found[0], found[0]), pattern)
-    return checked_length(f"{LARK}start: /{quoted}/\n", where)
+    return checked_length(f"{HEAD}start: /{quoted}/\n", where)
 
 
 def checked_length(grammar: str, where: str) -> str:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from shardnet.coordinator.structure.disjoint import are_disjoint
+from shardnet.coordinator.structure.disjoint import all_disjoint
 from shardnet.coordinator.structure.finite import without_end
 from shardnet.coordinator.structure.patterns import check_pattern
 from shardnet.coordinator.structure.pointers import escaped, find, pointer_of
@@ -270,8 +270,7 @@ class _Reader:
 
 def _make_any_of(choice: Schema, defs: dict[str, Schema | bool]) -> None:
     options = choice["oneOf"]
-    pairs = ((one, other) for index, one in enumerate(options) for other in options[index + 1 :])
-    if all(are_disjoint(one, other, defs) for one, other in pairs):
+    if all_disjoint(options, defs):
         del choice["oneOf"]
         if "anyOf" in choice:
             choice["allOf"] = [*choice.get("allOf", ()), {"anyOf": options}]

@@ -34,6 +34,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._model = LlamaModel(path, vocab_only=True)
         self._vocab = self._model.vocab
         self.n_vocab = self._model.n_vocab

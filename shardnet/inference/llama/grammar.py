@@ -1,4 +1,6 @@
-"""GBNF grammars by llama.cpp's own sampler. Its `accept` is for tokens that the grammar permits, so each token is asked about first.
+"""The grammars of sequences; GBNF by llama.cpp's own sampler (for Lark's syntax see `lark.py`).
+
+Its `accept` is for tokens that the grammar permits, so each token is asked about first.
 
 Source: llama.cpp's llama-grammar.cpp and grammars/README.md.
 """
@@ -7,13 +9,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, UsageError
+from shardnet.inference.llama.lark import LarkGrammar, TokenTable, table_of
+from shardnet.messages import LARK
 
 CANDIDATE: Any = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 MAX_NESTING = 256
@@ -105,19 +109,41 @@ class Grammar:
         llama_cpp.llama_sampler_apply(self._state, ctypes.byref(array))
 
 
+class GrammarState(Protocol):
+    """A grammar, and how far one sequence has come in it."""
+
+    text: str
+
+    def close(self) -> None: ...
+
+    def follow(self, tokens: Sequence[int]) -> None: ...
+
+    def permits(self, token: int) -> bool: ...
+
+    def mask(self, scores: NDArray[np.float32]) -> None: ...
+
+
 class Grammars:
-    """The grammars of a model's sequences."""
+    """The grammars of a model's sequences, of either kind."""
 
     def __init__(self) -> None:
-        self._grammars: dict[str, Grammar] = {}
+        self._grammars: dict[str, GrammarState] = {}
+        self._table: TokenTable | None = None
 
-    def of(self, sequence_id: str, vocab: Any, n_vocab: int, text: str) -> Grammar:
-        """Returns: a sequence's grammar, as it stands; a new one if it had none of this text. Raises: UsageError as `Grammar` does."""
+    def of(self, sequence_id: str, vocab: Any, n_vocab: int, text: str) -> GrammarState:
+        """Returns: a sequence's grammar, as it stands; a new one if it had none of this text. Raises: UsageError as the two kinds do."""
         grammar = self._grammars.get(sequence_id)
         if grammar is None or grammar.text != text:
             self.drop(sequence_id)
-            grammar = self._grammars[sequence_id] = Grammar(vocab, n_vocab, text)
+            grammar = self._grammars[sequence_id] = self._make(vocab, n_vocab, text)
         return grammar
+
+    def _make(self, vocab: Any, n_vocab: int, text: str) -> GrammarState:
+        if not text.startswith(LARK):
+            return Grammar(vocab, n_vocab, text)
+        if self._table is None:
+            self._table = table_of(vocab, n_vocab)
+        return LarkGrammar(self._table, text)
 
     def drop(self, sequence_id: str) -> None:
         """Free a sequence's grammar; nothing happens if it has none."""
@@ -126,6 +152,7 @@ class Grammars:
             grammar.close()
 
     def drop_all(self) -> None:
-        """Free them all."""
+        """Free them all, and what was made of the vocabulary."""
         for sequence_id in list(self._grammars):
             self.drop(sequence_id)
+        self._table = None

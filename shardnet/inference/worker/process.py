@@ -6,11 +6,9 @@ descriptor of the daemon's but this socket, ends when it closes, and is killed b
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import select
-import signal
 import socket
 import struct
 import sys
@@ -52,14 +50,12 @@ from shardnet.inference.worker.runs import Runs
 from shardnet.inference.worker.shard_orders import ShardOrders
 from shardnet.inference.worker.step_queue import StepQueue
 from shardnet.inference.worker.tasks import Task
+from shardnet.lifecycle import NATIVE_STACK_BYTES, become_a_child
 from shardnet.messages import ErrorInfo
 from shardnet.wire import Buffer, Frame, FrameDecoder, encode
 
-PR_SET_PDEATHSIG = 1
 DESCRIPTOR = struct.Struct("i")
 ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTOR.size)
-STACK_BYTES = 64 << 20
-"""llama.cpp parses grammars by recursion."""
 
 
 class Worker:
@@ -271,24 +267,9 @@ def _receive_settings(connection: socket.socket) -> EngineSettings | None:
     return None
 
 
-def _become_a_child() -> None:
-    """The terminal's Ctrl-C is the daemon's to answer: it drains and then closes us. Should it die itself, so do we."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not spend seconds on writing weights to disk
-        _, most = resource.getrlimit(resource.RLIMIT_STACK)
-        if most == resource.RLIM_INFINITY or most > STACK_BYTES:
-            resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, most))
-
-
 def main(descriptor: int, packets_descriptor: int) -> None:
     """Run an engine on the sockets `descriptor` (frames) and `packets_descriptor` (rows of runs) until the first closes."""
-    _become_a_child()
+    become_a_child(NATIVE_STACK_BYTES)
     with socket.socket(fileno=descriptor) as connection, socket.socket(fileno=packets_descriptor) as packets:
         packets.setblocking(True)
         connection.setblocking(True)

@@ -17,6 +17,7 @@ import pytest
 
 from shardnet.coordinator.daemon import Coordinator
 from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.coordinator.structure.grammars import schema_grammar
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
@@ -410,12 +411,40 @@ async def test_an_error_of_the_engine_reaches_the_client_with_its_status(make_wo
         await world.ready()
 
         def refuse(_task: ExecuteTask) -> bool:
-            raise UsageError("llama.cpp does not take the grammar")
+            raise UsageError("the engine does not take it")
 
         node.on_task = refuse
         for stream in (False, True):
-            response = await world.chat(grammar="root ::= (", stream=stream)
-            assert (response.status_code, "grammar" in response.json()["error"]["message"]) == (400, True)
+            response = await world.chat(stream=stream)
+            assert (response.status_code, response.json()["error"]["message"]) == (400, "the engine does not take it")
+
+
+async def test_a_structure_that_cannot_be_honoured_is_400_by_name_before_any_prefill(
+    make_world: Callable[..., Any],
+) -> None:
+    not_null = {"type": "json_schema", "json_schema": {"schema": {"not": {"type": "null"}}}}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"grammar": "rood ::= [a-z]"}, "a rule named root"),
+        ({"grammar": "%llguidance {}\nstart: nothing"}, "nothing"),
+        ({"regex": "(a"}, "unclosed group"),
+        ({"response_format": not_null}, "'not'"),
+        ({"json_schema": {"patternProperties": {"a": {}, "b": {"type": "null"}}}}, "/a/ and /b/"),
+        ({"structured_outputs": {"json": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}, "oneOf"),
+    ]
+    async with make_world() as world, world.node("a", 0, 1, 2) as node:
+        await world.ready()
+        for asked, named in refused:
+            for stream in (False, True):
+                response = await world.chat(**asked, stream=stream)
+                error = response.json()["error"]
+                assert (response.status_code, error["param"]) == (400, next(iter(asked)))
+                assert named in error["message"]
+        assert not node.tasks
+        response = await world.chat(json_schema={"type": "object"}, grammar="", response_format={"type": "text"})
+        assert response.status_code == 200
+        assert {task.sampling.grammar for task in node.tasks if task.sampling} == {
+            schema_grammar({"type": "object"}, "json_schema")
+        }
 
 
 async def test_a_vanished_client_frees_every_stage(make_world: Callable[..., Any]) -> None:

@@ -68,6 +68,13 @@ def calls_grammar(
     return rules.written()
 
 
+def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int]) -> str:
+    """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened."""
+    rules = Rules(control)
+    rules.add("start", f"{_reasoning(rules, format, thinks=True)} structure")
+    return re.sub(r"(?m)^start(?=\W)", "structure", grammar, count=1) + rules.written()
+
+
 def _in_slashes(text: str) -> str:
     return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n").replace("\n", r"\n")
 

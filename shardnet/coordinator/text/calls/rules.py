@@ -1,4 +1,4 @@
-"""Rules of a grammar in Lark's syntax (llguidance's dialect), where marks that are control tokens are written as such (`<[7]>`), all else as text. Pure.
+"""Rules of a grammar in Lark's syntax (llguidance's dialect). Marks that are control tokens are written as such (`<[7]>`), all else as text. Pure.
 
 Source: llguidance's docs/syntax.md.
 """

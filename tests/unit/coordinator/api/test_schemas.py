@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from shardnet.coordinator.api.errors import error_response, status_of
-from shardnet.coordinator.api.schemas import JSON_GRAMMAR, ChatRequest, CompletionRequest, usage_error
+from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, usage_error
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.errors import (
     Busy,
@@ -128,12 +128,6 @@ def test_logprobs_mean_what_each_endpoint_says() -> None:
     assert CompletionRequest().top_logprobs_wanted() is None
 
 
-def test_a_json_object_is_asked_for_by_grammar() -> None:
-    request = chat(response_format={"type": "json_object"})
-    request.check_supported()
-    assert request.sampling().grammar == JSON_GRAMMAR
-
-
 def test_fields_of_other_servers_are_ignored() -> None:
     chat(user="me", store=True, metadata={"a": "b"}, parallel_tool_calls=True).check_supported()
 
@@ -174,7 +168,7 @@ def test_an_answer_cannot_both_go_on_and_begin_anew() -> None:
         ("tool_choice", {"type": "allowed_tools"}),
         ("functions", [{}]),
         ("function_call", "auto"),
-        ("response_format", {"type": "json_schema"}),
+        ("guided_regex", "a"),
         ("modalities", ["text", "audio"]),
         ("modalities", ["audio"]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from shardnet.coordinator.structure.grammars import LARK, MAX_GRAMMAR, json_rule, regex_grammar, schema_grammar
+from shardnet.coordinator.structure.grammars import HEAD, json_rule, regex_grammar, schema_grammar
 from shardnet.errors import UsageError
+from shardnet.messages import MAX_GRAMMAR
 
 
 def test_a_schema_is_a_rule_of_its_own_or_a_whole_grammar_with_bounded_white_space() -> None:
@@ -17,11 +18,11 @@ def test_a_schema_is_a_rule_of_its_own_or_a_whole_grammar_with_bounded_white_spa
     read = json.loads(rule.removeprefix("%json "))
     assert read.pop("x-guidance")["whitespace_pattern"] == r" |\n[ \t]{0,20}"
     assert read == {"type": "string"}
-    assert schema_grammar({"type": "string"}, "response_format") == f"{LARK}start: {rule}\n"
+    assert schema_grammar({"type": "string"}, "response_format") == f"{HEAD}start: {rule}\n"
 
 
 def test_a_regular_expression_is_quoted_as_lark_wants_it() -> None:
-    assert regex_grammar("a/b\\/c\nd\\\\/", "regex") == f"{LARK}start: /a\\/b\\/c\\nd\\\\\\//\n"
+    assert regex_grammar("a/b\\/c\nd\\\\/", "regex") == f"{HEAD}start: /a\\/b\\/c\\nd\\\\\\//\n"
 
 
 @pytest.mark.parametrize("pattern", ["", "(?=a)", "a" * 5000, r"\1"])

@@ -1,0 +1,87 @@
+"""How a chat becomes a prompt, and what its answer may be: the tools that were asked for meet the format that the model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from shardnet.coordinator.api.schemas import ChatRequest
+from shardnet.coordinator.api.tools import ToolsAsked
+from shardnet.coordinator.structure.grammars import HEAD, checked_length, json_rule
+from shardnet.coordinator.text.answering import ChatStream
+from shardnet.coordinator.text.calls.answer import AnswerParser
+from shardnet.coordinator.text.calls.grammars import behind_reasoning, calls_grammar
+from shardnet.coordinator.text.words import ChatPrompt, Words
+from shardnet.errors import UsageError
+
+ANY_ARGUMENTS = {"type": "object"}
+
+
+async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s: float) -> ChatPrompt:
+    """Returns: a chat as its template words it. Raises: UsageError, DeadlineExceeded."""
+    asked = request.tools_asked()
+    # Without a choice to call them tools are not shown, except where the conversation has calls: some templates know these only beside tools.
+    shown = asked is not None and (asked.choice != "none" or any(message.is_of_tools for message in request.messages))
+    return await words.chat_prompt(
+        [message.for_template() for message in request.messages],
+        request.template_variables(),
+        template_timeout_s,
+        tools=asked.offered if asked is not None and shown else None,
+        documents=request.documents,
+        continues=bool(request.continue_final_message),
+        begins_answer=request.add_generation_prompt is not False,
+    )
+
+
+def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt) -> ChatStream:
+    """Returns: what takes one answer apart."""
+    asked, format = request.tools_asked(), chat.answers
+    tools = asked.schemas if asked is not None and asked.choice != "none" else None
+    if request.structure() is not None and not _reasons_first(request, chat):
+        format, tools = replace(format, thinking=replace(format.thinking, pairs=())), None
+    parser = AnswerParser(format, tools, thinks=chat.thinks and bool(format.harmony or format.thinking.pairs))
+    vocabulary, one_call = words.vocabulary, asked is not None and not asked.parallel
+    return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
+
+
+def answer_grammar(request: ChatRequest, words: Words, chat: ChatPrompt) -> str | None:
+    """Returns: the grammar of the answer, where tools or reasoning ask for another than the request's own. Raises: UsageError."""
+    asked = request.tools_asked()
+    if asked is not None and asked.is_enforced:
+        return checked_length(HEAD + _calls_grammar(asked, words, chat), "tools")
+    if _reasons_first(request, chat):
+        structure = request.structure()
+        assert structure is not None
+        return checked_length(
+            behind_reasoning(structure, chat.answers, words.vocabulary.control_ids), request.structure_field
+        )
+    return None
+
+
+def _reasons_first(request: ChatRequest, chat: ChatPrompt) -> bool:
+    """A structure that is asked for begins behind the reasoning that the prompt opened. Not with GBNF, which would have to be read for that."""
+    structure = request.structure()
+    return structure is not None and structure.startswith(HEAD) and chat.thinks and not chat.answers.harmony
+
+
+def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt) -> str:
+    strict = {one.name for one in asked.functions if one.strict}
+
+    def rule(name: str, schema: Mapping[str, Any]) -> str:
+        try:
+            return json_rule(schema, f"tools: function {name}")
+        except UsageError:
+            if name in strict:
+                raise
+            return json_rule(ANY_ARGUMENTS, "tools")
+
+    return calls_grammar(
+        chat.answers,
+        [(one.name, one.schema) for one in asked.functions],
+        rule,
+        words.vocabulary.control_ids,
+        required=asked.choice == "required",
+        parallel=asked.parallel,
+        thinks=chat.thinks,
+    )
