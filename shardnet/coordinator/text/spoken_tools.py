@@ -10,24 +10,33 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_INTRODUCTION = """You may call functions to help with the user's request. They are, one JSON a line:
+_TOOLS = """You may call functions to help with the user's request. They are, one JSON a line:
 <tools>
 {tools}
-</tools>
+</tools>"""
+_HOW = """
 To call one, answer with its name and its arguments as JSON, nothing else, between these tags:
 <tool_call>
-{{"name": "function_name", "arguments": {{"argument": "value"}}}}
+{"name": "function_name", "arguments": {"argument": "value"}}
 </tool_call>
 The result comes between <tool_response> tags."""
 
 
-def with_tools_told(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """Returns: the conversation with its tools told in the first system text, and its calls and results as texts."""
-    told = _INTRODUCTION.format(tools="\n".join(json.dumps(one, ensure_ascii=False) for one in tools))
-    made = [_in_words(message) for message in messages]
+def with_tools_told(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, in_words: bool
+) -> list[Mapping[str, Any]]:
+    """Returns: the conversation with its tools told in the first system text.
+
+    Args:
+        in_words: its calls and results become texts too; else the template writes them.
+    """
+    told = _TOOLS.format(tools="\n".join(json.dumps(one, ensure_ascii=False) for one in tools))
+    made = list(messages)
+    if in_words:
+        told, made = told + _HOW, _joined([_in_words(message) for message in messages])
     if made and made[0].get("role") in ("system", "developer"):
-        return [dict(made[0]) | {"content": f"{made[0].get('content') or ''}\n\n{told}".strip()}, *_joined(made[1:])]
-    return [{"role": "system", "content": told}, *_joined(made)]
+        return [dict(made[0]) | {"content": f"{made[0].get('content') or ''}\n\n{told}".strip()}, *made[1:]]
+    return [{"role": "system", "content": told}, *made]
 
 
 def _in_words(message: Mapping[str, Any]) -> Mapping[str, Any]:

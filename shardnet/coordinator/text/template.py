@@ -90,7 +90,7 @@ class ChatTemplate:
         return (self._with_tools if tools else self._plain).traits
 
     async def answers(self, *, tools: bool = False, timeout_s: float = 2.0) -> AnswerFormat:
-        """Returns: how the model writes its answers; without `calls` where the template shows no tools. Arguments and `Raises:` as `render`."""
+        """Returns: how the model writes its answers. Arguments and `Raises:` as `render`."""
         return await self._limited(lambda: (self._with_tools if tools else self._plain).answers, timeout_s)
 
     async def render(
@@ -226,7 +226,7 @@ class _Compiled:
     def answers(self) -> AnswerFormat:
         """How the model writes its answers."""
         found = format_of(self.words, self.traits.call_example, EXAMPLE_CALL)
-        return found if self._for_tools or self.traits.tools else replace(found, calls=None)
+        return replace(found, shows_tools=self._for_tools or self.traits.tools)
 
     def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str:
         return self._rendered(messages, {}, Chat((), {}, tools), as_none)

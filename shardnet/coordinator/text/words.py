@@ -98,8 +98,9 @@ class Words:
         if self.template is None:
             raise UsageError(self.template_error, param="messages")
         answers = await self.template.answers(tools=bool(tools), timeout_s=timeout_s)
-        if tools and answers.calls is None and not answers.harmony:
-            messages, tools, answers = with_tools_told(messages, tools), None, replace(answers, calls=SPOKEN)
+        if tools and not answers.shows_tools:
+            messages, tools = with_tools_told(messages, tools, in_words=not answers.writes_calls), None
+            answers = answers if answers.writes_calls else replace(answers, calls=SPOKEN)
         parts = await self.template.render(
             messages,
             variables=variables,

@@ -44,7 +44,9 @@ class AnswerFormat:
 
     Attributes:
         name: for people.
-        calls: none where the template shows no tools.
+        calls: how it writes calls.
+        writes_calls: the template does too.
+        shows_tools: the template shows tools; else they have to be told.
         harmony: answers are messages with channels, whatever stands in the rest.
         make_id: of calls whose id the model does not write.
         wraps: marks that part answers and are never shown (gemma's channel names, final-answer marks).
@@ -56,6 +58,8 @@ class AnswerFormat:
     harmony: bool = False
     make_id: Callable[[], str] = openai_id
     wraps: tuple[str, ...] = ()
+    writes_calls: bool = True
+    shows_tools: bool = True
 
     def thinks_already(self, prompt: str) -> bool:
         """Returns: whether the prompt ends within reasoning that it opened itself."""

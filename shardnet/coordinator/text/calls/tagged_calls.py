@@ -17,6 +17,8 @@ from shardnet.coordinator.text.calls.sink import Calls
 from shardnet.coordinator.text.calls.source import Broken, Source, Steps
 
 _NAME = re.compile(r"\s*[\w./:-]{0,256}\s*")
+_RAW = ("<![CDATA[", "]]>")
+"""MiniCPM puts it around texts with signs of XML."""
 _KEY = re.compile(r"[^<>\n]{0,256}\s*")
 
 
@@ -91,6 +93,8 @@ class TaggedCalls:
             yield from source.expect(self.value_begin)
         text, _ = yield from source.until(self.value_end)
         is_text, key = self.key_ends[mark], key.strip()
+        if text.startswith(_RAW[0]) and text.endswith(_RAW[1]):
+            text = text[len(_RAW[0]) : -len(_RAW[1])]
         if self.written[0] and text.startswith(self.written[0]):
             text = text.removeprefix(self.written[0])
             text = text.removesuffix(self.written[1])
