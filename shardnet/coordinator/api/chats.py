@@ -1,15 +1,16 @@
-"""How a chat becomes a prompt, and what its answer may be: the tools that were asked for meet the format that the model writes."""
+"""How a request becomes prompts, and what its answer may be: the tools that were asked for meet the format that the model writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shardnet.coordinator.api.schemas import ChatRequest
+from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
 from shardnet.coordinator.api.tools import ToolsAsked
 from shardnet.coordinator.structure.grammars import HEAD, checked_length, json_rule
-from shardnet.coordinator.text.answering import ChatStream
+from shardnet.coordinator.text.answering import AnswerStream, ChatStream, PlainStream
 from shardnet.coordinator.text.calls.answer import AnswerParser
 from shardnet.coordinator.text.calls.grammars import behind_reasoning, calls_grammar
 from shardnet.coordinator.text.calls.json_calls import JsonCalls
@@ -17,6 +18,31 @@ from shardnet.coordinator.text.words import ChatPrompt, Words
 from shardnet.errors import UsageError
 
 ANY_ARGUMENTS = {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request in the model's words.
+
+    Attributes:
+        prompts: tokens of each.
+        grammar: that the answer follows in the place of the request's own; None where that one holds.
+        stream: makes what takes one answer apart.
+    """
+
+    prompts: list[list[int]]
+    grammar: str | None
+    stream: Callable[[], AnswerStream]
+
+
+async def prepare(request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float) -> Prepared:
+    """Returns: what a request is to a model. Raises: UsageError, DeadlineExceeded."""
+    if isinstance(request, CompletionRequest):
+        prompts = [await words.prompt_tokens(prompt) for prompt in request.prompts()]
+        return Prepared(prompts, None, lambda: PlainStream(words.vocabulary.piece, request.stops()))
+    chat = await chat_prompt_of(request, words, template_timeout_s)
+    grammar = await asyncio.to_thread(answer_grammar, request, words, chat)
+    return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat))
 
 
 async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s: float) -> ChatPrompt:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardnet.coordinator.api.chats import answer_grammar, chat_prompt_of, chat_stream
+from shardnet.coordinator.api.chats import prepare
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -22,7 +22,6 @@ from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
-from shardnet.coordinator.text.answering import AnswerStream, PlainStream
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
@@ -75,31 +74,14 @@ class Service:
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        sampling = await self._sampling(request, words)
-        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
-
-        def stream() -> AnswerStream:
-            return PlainStream(words.vocabulary.piece, request.stops())
-
-        return await self._begin(request, manifest, words, prompts, sampling, stream)
+        return await self._begin(request, manifest, words)
 
     async def chat(self, request: ChatRequest) -> list[Answering]:
         """Begin `n` answers to a chat with the model's own template. Raises: as `complete`."""
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
-        sampling = await self._sampling(request, words)
-        chat = await chat_prompt_of(request, words, self.settings.template_timeout_s)
-        if (grammar := await asyncio.to_thread(answer_grammar, request, words, chat)) is not None:
-            await self.check_grammar(
-                grammar, words.vocabulary.path, "tools" if request.tools else request.structure_field
-            )
-            sampling = sampling.model_copy(update={"grammar": grammar})
-
-        def stream() -> AnswerStream:
-            return chat_stream(request, words, chat)
-
-        return await self._begin(request, manifest, words, [chat.tokens], sampling, stream)
+        return await self._begin(request, manifest, words)
 
     def _ready_model(self, request: CommonRequest) -> Manifest:
         try:
@@ -113,14 +95,15 @@ class Service:
         return manifest
 
     async def _begin(
-        self,
-        request: CommonRequest,
-        manifest: Manifest,
-        words: Words,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        stream: Callable[[], AnswerStream],
+        self, request: ChatRequest | CompletionRequest, manifest: Manifest, words: Words
     ) -> list[Answering]:
+        sampling = await self._sampling(request, words)
+        prepared = await prepare(request, words, self.settings.template_timeout_s)
+        if prepared.grammar is not None:
+            field = "tools" if isinstance(request, ChatRequest) and request.tools else request.structure_field
+            await self.check_grammar(prepared.grammar, words.vocabulary.path, field)
+            sampling = sampling.model_copy(update={"grammar": prepared.grammar})
+        prompts = prepared.prompts
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         if len(prompts) * n > MAX_ANSWERS:
             raise UsageError(f"n: {len(prompts)} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
@@ -141,7 +124,7 @@ class Service:
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
                 )
-                running = await self.requests.open(spec, stream())
+                running = await self.requests.open(spec, prepared.stream())
                 answers.append(Answering(running, manifest, words, prompt))
         except BaseException:
             for one in answers:
@@ -174,12 +157,3 @@ class Service:
         words = await self.words(resolve(self.manifests(), request.model))
         words.check_tokens(request.tokens, "tokens")
         return words.vocabulary.text(request.tokens)
-
-
-async def prompts_of(
-    request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float
-) -> list[list[int]]:
-    """Returns: the tokens of each prompt of a request, or of its chat. Raises: UsageError, DeadlineExceeded."""
-    if isinstance(request, CompletionRequest):
-        return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
-    return [(await chat_prompt_of(request, words, template_timeout_s)).tokens]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from shardnet.coordinator.text.spoken_tools import with_tools_told
 
 TOOL = {"type": "function", "function": {"name": "weather"}}
@@ -18,7 +20,7 @@ def test_tools_are_told_in_the_system_text() -> None:
 
 
 def test_calls_and_results_are_texts_and_results_of_one_turn_are_one() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         ASKED,
         {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
         {"role": "tool", "content": "7 C"},
