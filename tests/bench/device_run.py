@@ -47,6 +47,32 @@ CMAKE = (
     *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TOOLS", "TESTS", "EXAMPLES", "SERVER")),
 )
 
+OLD_HEADERS = """
+// Vulkan's C++ headers before 1.3.272, as Debian 12 has them, lack VK_EXT_layer_settings, which ggml names for debugging.
+// Source: the Vulkan registry.
+#pragma once
+#include_next <vulkan/vulkan.hpp>
+#if VK_HEADER_VERSION < 272
+#include <vector>
+namespace vk {
+enum class LayerSettingTypeEXT : int { eBool32 = 0 };
+struct LayerSettingEXT {
+    const char *pLayerName, *pSettingName;
+    LayerSettingTypeEXT type;
+    uint32_t valueCount;
+    const void *pValues;
+};
+struct LayerSettingsCreateInfoEXT {
+    VkStructureType sType = static_cast<VkStructureType>(1000496000);
+    const void *pNext = nullptr;
+    uint32_t settingCount;
+    const LayerSettingEXT *pSettings;
+    LayerSettingsCreateInfoEXT(const std::vector<LayerSettingEXT> &all) : settingCount(all.size()), pSettings(all.data()) {}
+};
+}
+#endif
+"""
+
 
 def tell(**facts: object) -> None:
     """One line of the result."""
@@ -78,7 +104,19 @@ def build_vulkan(folder: Path) -> Path:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
         (folder / archive.name.removesuffix(".tar.gz") / "vendor/llama.cpp").rename(sources)
-    subprocess.run(["cmake", "-S", str(sources), "-B", str(folder / "build"), *CMAKE], check=True)
+    overlay = folder / "headers"
+    (overlay / "vulkan").mkdir(parents=True, exist_ok=True)
+    (overlay / "vulkan" / "vulkan.hpp").write_text(OLD_HEADERS)
+    configure = [
+        "cmake",
+        "-S",
+        str(sources),
+        "-B",
+        str(folder / "build"),
+        *CMAKE,
+        f"-DCMAKE_CXX_FLAGS=-I{overlay.absolute()}",
+    ]
+    subprocess.run(configure, check=True)
     subprocess.run(["cmake", "--build", str(folder / "build"), "--target", "ggml-vulkan"], check=True)
     return module
 

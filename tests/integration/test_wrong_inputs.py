@@ -272,7 +272,8 @@ def test_ctrl_c_while_shards_are_proved_is_130_and_leaves_nothing(large: Path, t
         _, errors = running.popen.communicate(timeout=30)
         assert running.popen.returncode == 130
         told = [line for line in errors.splitlines() if " s left" not in line]  # progress of a slow machine
-        assert told == ["shardnet: interrupted"]
+        assert told[-1] == "shardnet: interrupted"
+        assert len(told) <= 2, "nothing but what the proof will read, and that it was ended"
         running.check_nothing_is_left()
     assert list(running.scratch.glob("shardnet-demo-*")) == []
     for manifest in cache.glob("shards/*/manifest.json"):

@@ -33,9 +33,7 @@ def _may_end(schema: Any, ends: set[str]) -> bool:
         properties, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
         return all(_may_end(properties.get(name, rest), ends) for name in schema.get("required", ()))
     if schema.get("type") == "array":
-        before = schema.get("prefixItems", [])
-        needed = [
-            before[at] if at < len(before) else schema.get("items", True) for at in range(schema.get("minItems", 0))
-        ]
+        before, least = schema.get("prefixItems", []), schema.get("minItems", 0)
+        needed = [*before[:least], *([schema.get("items", True)] if least > len(before) else [])]
         return all(_may_end(one, ends) for one in needed)
     return True

@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from shardnet.coordinator.structure.patterns import check_pattern
+from shardnet.coordinator.structure.patterns import read_pattern
 from shardnet.coordinator.structure.schemas import read_schema
 from shardnet.errors import UsageError
 from shardnet.messages import LARK, MAX_GRAMMAR
@@ -47,7 +47,7 @@ def schema_grammar(schema: Any, where: str) -> str:
 
 def regex_grammar(pattern: str, where: str) -> str:
     """Returns: the grammar of the texts that a regular expression matches as a whole. Raises: UsageError."""
-    check_pattern(pattern, where, where)
+    pattern = read_pattern(pattern, where, where)
     if not pattern:
         raise UsageError(f"{where}: an empty regular expression matches an empty answer only", param=where)
     quoted = _IN_SLASHES.sub(lambda found: _QUOTED.get(found[0], found[0]), pattern)

@@ -16,11 +16,16 @@ MAX_PATTERN = 4096
 """Characters of one expression."""
 
 _ESCAPE = re.compile(r"\\(?:[dDwWsSnrtfv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP]\{[\w=]+\}|[^\w\s])")
+_WHITE = r"\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_SPACES = {r"\s": f"[{_WHITE}]", r"\S": f"[^{_WHITE}]"}
+"""White space as ECMA-262 has it: Unicode's own list has U+0085 and not U+FEFF. A class may stand within another in Rust."""
 _GROUP = re.compile(r"\((?:\?(?::|<[A-Za-z_]\w*>)|(?!\?))")
 
 
-def check_pattern(pattern: str, where: str, param: str) -> None:
-    """Args:
+def read_pattern(pattern: str, where: str, param: str) -> str:
+    """Returns: a pattern in the engine's words.
+
+    Args:
         where: it stands, for errors.
         param: the field of the request.
 
@@ -30,6 +35,7 @@ def check_pattern(pattern: str, where: str, param: str) -> None:
         raise UsageError(
             f"{where}: a regular expression of {len(pattern)} characters, where {MAX_PATTERN} are allowed", param=param
         )
+    made: list[str] = []
     at, in_class = 0, False
     while at < len(pattern):
         char = pattern[at]
@@ -37,6 +43,7 @@ def check_pattern(pattern: str, where: str, param: str) -> None:
             found = _ESCAPE.match(pattern, at)
             if found is None:
                 raise _refused(pattern[at : at + 2], where, param)
+            made.append(_SPACES.get(found[0], found[0]))
             at = found.end()
             continue
         if in_class:
@@ -45,12 +52,16 @@ def check_pattern(pattern: str, where: str, param: str) -> None:
             in_class = char != "]"
         elif char == "[":
             in_class = True
-            at += pattern.startswith("^", at + 1)
+            if pattern.startswith("^", at + 1):
+                made.append(char)
+                at, char = at + 1, "^"
             if pattern.startswith("]", at + 1):
                 raise _refused("[]", where, param, ": put a backslash before the ']'")
         elif char == "(" and _GROUP.match(pattern, at) is None:
             raise _refused(pattern[at : at + 4], where, param, ": groups may be plain, (?: or named")
+        made.append(char)
         at += 1
+    return "".join(made)
 
 
 def _refused(part: str, where: str, param: str, why: str = "") -> UsageError:

@@ -17,9 +17,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from shardnet.coordinator.structure.dates import DATES
 from shardnet.coordinator.structure.disjoint import all_disjoint
 from shardnet.coordinator.structure.finite import without_end
-from shardnet.coordinator.structure.patterns import check_pattern
+from shardnet.coordinator.structure.patterns import read_pattern
 from shardnet.coordinator.structure.pointers import escaped, find, pointer_of
 from shardnet.coordinator.structure.values import ALL_TYPES, Schema, unspeakable, values_of
 from shardnet.errors import UsageError
@@ -166,8 +167,7 @@ class _Reader:
     def _pattern(self, made: Schema, value: Any, at: str, _depth: int) -> None:
         if not isinstance(value, str):
             raise self._error(at, "pattern is a regular expression in a text")
-        check_pattern(value, f"{self._where} at {at}", self._where)
-        made["pattern"] = value
+        made["pattern"] = read_pattern(value, f"{self._where} at {at}", self._where)
 
     def _format(self, made: Schema, value: Any, at: str, _depth: int) -> None:
         if value not in FORMATS:
@@ -222,10 +222,11 @@ class _Reader:
         if not isinstance(value, dict):
             raise self._error(at, f"{keyword} is an object of schemas")
         self._value(list(value), at)
+        named = {name: self._schema(one, f"{at}/{escaped(name)}", depth + 1) for name, one in value.items()}
         if keyword == "patternProperties":
-            for pattern in value:
-                check_pattern(pattern, f"{self._where} at {at}", self._where)
-        made[keyword] = {name: self._schema(one, f"{at}/{escaped(name)}", depth + 1) for name, one in value.items()}
+            place = f"{self._where} at {at}"
+            named = {read_pattern(name, place, self._where): one for name, one in named.items()}
+        made[keyword] = named
 
     def _later(self, _made: Schema, _value: Any, _at: str, _depth: int) -> None:
         """Read together with its neighbours."""
@@ -243,6 +244,12 @@ class _Reader:
                     f"{at}/{keyword}", f"{keyword} cannot be enforced beside {', '.join(sorted(IN_PLACE))}"
                 )
             made.setdefault(plain, self._schema(given[keyword], f"{at}/{keyword}", depth + 1))
+        if (exact := DATES.get(made.get("format", ""))) is not None:
+            del made["format"]
+            if "pattern" in made:
+                made["allOf"] = [*made.get("allOf", ()), {"pattern": exact}]
+            else:
+                made["pattern"] = exact
         if "propertyNames" in given and given["propertyNames"] is not True:
             self._property_names(made, given["propertyNames"], f"{at}/propertyNames", depth)
         least = made.get("minProperties", 0)
