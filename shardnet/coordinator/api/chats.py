@@ -13,7 +13,6 @@ from shardnet.coordinator.structure.grammars import HEAD, checked_length, json_r
 from shardnet.coordinator.text.answering import AnswerStream, ChatStream, PlainStream
 from shardnet.coordinator.text.calls.answer import AnswerParser
 from shardnet.coordinator.text.calls.grammars import behind_reasoning, calls_grammar
-from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.words import ChatPrompt, Words
 from shardnet.errors import UsageError
 
@@ -67,8 +66,6 @@ def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt) -> ChatStr
     tools = asked.schemas if asked is not None and asked.choice != "none" else None
     if request.structure() is not None and not _reasons_first(request, chat):
         format, tools = replace(format, thinking=replace(format.thinking, pairs=())), None
-    if asked is not None and asked.is_enforced and isinstance(format.calls, JsonCalls) and not format.calls.is_bare:
-        format = replace(format, calls=replace(format.calls, bare={}))  # the grammar has every call between marks
     parser = AnswerParser(format, tools, thinks=chat.thinks and bool(format.harmony or format.thinking.pairs))
     vocabulary, one_call = words.vocabulary, asked is not None and not asked.parallel
     return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)

@@ -22,6 +22,8 @@ from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls
 from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules
 
 NUMBER, ID = "/[0-9]{1,3}/", "/[A-Za-z0-9]{9}/"
+_FENCE, _BEGINS_BARE = r"/```(json)?\n/", r"/\s*(\{|```(json)?\n)(?s:.*)/"
+"""What `JsonCalls` takes for a call with no mark."""
 _SLOTS = re.compile("(NAME|NUMBER|ID)")
 
 
@@ -53,19 +55,32 @@ def calls_grammar(
     assert format.calls is not None
     reasoning = _reasoning(rules, format, thinks)
     opened, calls = _calls(rules, format.calls, functions, arguments, parallel)
+    rules.add("calls", calls)
     if required:
         rules.add("start", f"{reasoning} {rules.text(opened)} calls")
-    elif not opened:  # no mark: an answer that begins like a call is one
-        rules.add("start", f"{reasoning} (calls | other)")
-        rules.add("other", r"/(?s:[^{`\s].*)?/")
-    elif rules.is_control(opened):
-        rules.add("start", f"{reasoning} {ANYTHING} ({rules.text(opened)} calls {ANYTHING}){'*' if parallel else '?'}")
     else:
-        rules.up_to("opening", opened)
-        rules.add("start", f"{reasoning} (opening calls){'*' if parallel else '?'} OTHER")
-        rules.add("OTHER", f"{ANYTHING} & ~/(?s:.*){_in_slashes(opened)}(?s:.*)/")
-    rules.add("calls", calls)
+        rules.add("start", f"{reasoning} ({_free(rules, format.calls, opened, parallel)})")
     return rules.written()
+
+
+def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
+    """Returns: text, in which whatever its reader would take for a call is one."""
+    spelled = "".join(f" & ~/(?s:.*){_in_slashes(mark)}(?s:.*)/" for mark in calls.marks)
+    bare, plain = "", ""
+    if isinstance(calls, JsonCalls) and calls.bare:
+        rules.add("bare", f'one | {_FENCE} one "\\n```"')
+        bare, plain = "bare | ", f" & ~{_BEGINS_BARE}"
+    rules.add("OTHER", f"{ANYTHING}{spelled}{plain}")
+    if not opened:
+        return f"{bare}OTHER"
+    times = "*" if parallel else "?"
+    if rules.is_control(opened):
+        rules.add("BETWEEN", f"{ANYTHING}{spelled}")
+        return f"{bare}OTHER ({rules.text(opened)} calls BETWEEN){times}"
+    mark = _in_slashes(opened)
+    others = "".join(f" & ~/(?s:.*){_in_slashes(one)}(?s:.*)/" for one in calls.marks if one != opened)
+    rules.add("OPENING", f"/(?s:.*){mark}/ & ~/(?s:.*){mark}(?s:.+)/{others}{plain}")
+    return f"{bare}(OPENING calls){times} OTHER"
 
 
 def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int]) -> str:
@@ -120,7 +135,7 @@ def _calls(
             return opened, f"{line} {begin} {one} {more} {line} {rules.text(close)}"
     written = calls if isinstance(calls, JsonCalls) else JsonCalls(dict(calls.marks))
     bodies = [_object(rules, written, name, arguments.json(name, schema)) for name, schema in functions]
-    one = f"({' | '.join(bodies)})"
+    one = rules.add("one", " | ".join(bodies))
     if written.is_bare:
         return "", one
     before, behind = written.spelled

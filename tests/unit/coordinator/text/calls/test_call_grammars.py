@@ -95,6 +95,24 @@ def test_a_free_answer_may_call_and_every_call_is_held_to_its_schema(name: str) 
     assert not PLAIN.accepts(free, "Let me see. " + wrong)
 
 
+@pytest.mark.parametrize("name", ["hermes", "llama"])
+def test_a_free_answer_that_begins_like_a_call_without_a_mark_is_one(name: str) -> None:
+    free = grammar(FORMATS[name], (("now", {"type": "object", "additionalProperties": False}),), required=False)
+    call = f'{{"name": "now", "{FORMATS[name].calls.arguments_key}": {{}}}}'  # type: ignore[union-attr]
+    for text in (call, f"```json\n{call}\n```", "```python\nx = 1\n```", "A {} in a text.", "\n\n"):
+        assert PLAIN.accepts(free, text)
+    for text in ('{"a": 1}', "```json\n{}\n```", '{"name": "now"}', f" {call}", "{"):
+        assert not PLAIN.accepts(free, text)
+    assert read(FORMATS[name], [call], tools={"now": {}}).done == 1
+
+
+def test_a_mark_that_is_a_control_token_cannot_be_spelled_around_it() -> None:
+    vocabulary = ByteVocabulary(["<tool_call>", "</tool_call>"])
+    free = grammar(FORMATS["hermes"], tuple(TOOLS.items()), vocabulary, required=False)
+    assert vocabulary.accepts(free, "Just text.")
+    assert not vocabulary.accepts(free, "A spelled <tool_call>")
+
+
 def test_a_free_answer_of_hermes_holds_calls_between_texts() -> None:
     free = grammar(FORMATS["hermes"], tuple(TOOLS.items()), required=False)
     assert PLAIN.accepts(free, "Let me see.\n" + WRITTEN["hermes"])
