@@ -40,8 +40,9 @@ async def prepare(request: CompletionRequest | ChatRequest, words: Words, templa
         prompts = [await words.prompt_tokens(prompt) for prompt in request.prompts()]
         return Prepared(prompts, None, lambda: PlainStream(words.vocabulary.piece, request.stops()))
     chat = await chat_prompt_of(request, words, template_timeout_s)
-    grammar = await asyncio.to_thread(answer_grammar, request, words, chat)
-    return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat))
+    structure = await asyncio.to_thread(request.structure)
+    grammar = await asyncio.to_thread(answer_grammar, request, words, chat, structure)
+    return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat, structure))
 
 
 async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s: float) -> ChatPrompt:
@@ -60,35 +61,31 @@ async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s:
     )
 
 
-def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt) -> ChatStream:
-    """Returns: what takes one answer apart."""
+def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt, structure: str | None) -> ChatStream:
+    """Returns: what takes one answer apart. Args: structure: the grammar that the request asks for."""
     asked, format = request.tools_asked(), chat.answers
     tools = asked.schemas if asked is not None and asked.choice != "none" else None
-    if request.structure() is not None and not _reasons_first(request, chat):
+    if structure is not None and not _reasons_first(structure, chat):
         format, tools = replace(format, thinking=replace(format.thinking, pairs=())), None
     parser = AnswerParser(format, tools, thinks=chat.thinks and bool(format.harmony or format.thinking.pairs))
     vocabulary, one_call = words.vocabulary, asked is not None and not asked.parallel
     return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
 
 
-def answer_grammar(request: ChatRequest, words: Words, chat: ChatPrompt) -> str | None:
+def answer_grammar(request: ChatRequest, words: Words, chat: ChatPrompt, structure: str | None) -> str | None:
     """Returns: the grammar of the answer, where tools or reasoning ask for another than the request's own. Raises: UsageError."""
     asked = request.tools_asked()
     if asked is not None and asked.is_enforced:
         return checked_length(HEAD + _calls_grammar(asked, words, chat), "tools")
-    if _reasons_first(request, chat):
-        structure = request.structure()
-        assert structure is not None
-        return checked_length(
-            behind_reasoning(structure, chat.answers, words.vocabulary.control_ids), request.structure_field
-        )
+    if structure is not None and _reasons_first(structure, chat):
+        grammar = behind_reasoning(structure, chat.answers, words.vocabulary.control_ids)
+        return checked_length(grammar, request.structure_field)
     return None
 
 
-def _reasons_first(request: ChatRequest, chat: ChatPrompt) -> bool:
+def _reasons_first(structure: str, chat: ChatPrompt) -> bool:
     """A structure that is asked for begins behind the reasoning that the prompt opened. Not with GBNF, which would have to be read for that."""
-    structure = request.structure()
-    return structure is not None and structure.startswith(HEAD) and chat.thinks and not chat.answers.harmony
+    return structure.startswith(HEAD) and chat.thinks and not chat.answers.harmony
 
 
 def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt) -> str:
@@ -110,4 +107,5 @@ def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt) -> str:
         required=asked.choice == "required",
         parallel=asked.parallel,
         thinks=chat.thinks,
+        strict=strict,
     )

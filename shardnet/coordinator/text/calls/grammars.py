@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from shardnet.coordinator.text.calls.answer import AnswerFormat, CallFormat
@@ -36,6 +36,7 @@ def calls_grammar(
     required: bool,
     parallel: bool,
     thinks: bool,
+    strict: Container[str] = (),
 ) -> str:
     """Write the grammar of an answer.
 
@@ -45,11 +46,12 @@ def calls_grammar(
         control: the vocabulary's control tokens by their texts.
         required: the answer is calls; else it is text, in which every call is well-formed.
         thinks: the prompt ended within reasoning.
+        strict: functions whose schema is enforced as a whole, or refused.
 
     Raises: UsageError for a schema that the format cannot be held to.
     """
     rules = Rules(control)
-    arguments = ArgumentRules(rules, json_rule)
+    arguments = ArgumentRules(rules, json_rule, strict)
     if format.harmony:
         return _harmony(rules, functions, arguments, required=required, thinks=thinks)
     assert format.calls is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from shardnet.coordinator.text.calls.rules import Rules
@@ -31,10 +31,14 @@ class ArgumentRules:
     Args:
         rules: where they are added.
         json_rule: a function's name and a schema -> what stands for its documents.
+        strict: functions whose schema is enforced as a whole, or refused; of others what tags can be held to is.
     """
 
-    def __init__(self, rules: Rules, json_rule: Callable[[str, Mapping[str, Any]], str]) -> None:
+    def __init__(
+        self, rules: Rules, json_rule: Callable[[str, Mapping[str, Any]], str], strict: Container[str]
+    ) -> None:
         self._rules = rules
+        self._strict = strict
         self._json_rule = json_rule
         self._count = 0
 
@@ -50,16 +54,17 @@ class ArgumentRules:
         """Returns: the rules of a function's arguments, one behind the other. Raises: UsageError for what tags cannot be held to."""
         for key in _OF_THE_WHOLE:
             if key in schema:
-                raise _cannot(name, key)
+                self._cannot(name, key)
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         required = schema.get("required") or ()
         known = properties_of(schema)
         if missing := [key for key in required if key not in known]:
-            raise _cannot(name, f"required: {missing[0]}")
+            self._cannot(name, f"required: {missing[0]}")
         made = []
         for key, one in known.items():
             if not isinstance(one, Mapping):
-                raise _cannot(name, f"properties/{key}")
+                self._cannot(name, f"properties/{key}")
+                continue
             argument = self._argument(calls, name, key, one, shared)
             made.append(argument if key in required else f"{argument}?")
         return " ".join(made)
@@ -83,7 +88,7 @@ class ArgumentRules:
 
     def _text(self, name: str, key: str, schema: Mapping[str, Any], end: str) -> str:
         if unknown := sorted(set(schema) - _OF_TEXTS):
-            raise _cannot(name, f"properties/{key}/{unknown[0]}")
+            self._cannot(name, f"properties/{key}/{unknown[0]}")
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
             options = " | ".join(self._rules.text(str(one)) or '""' for one in values)
@@ -92,9 +97,9 @@ class ArgumentRules:
         body = "/(?s:.*)/" if (least, most) == (0, "") else f"/(?s:.{{{least},{most}}})/"
         return self._rules.up_to(self._name(), end, body)
 
-
-def _cannot(name: str, what: str) -> UsageError:
-    return UsageError(
-        f"tools: function {name}: {what} of its parameters cannot be enforced in the way in which this model writes calls",
-        param="tools",
-    )
+    def _cannot(self, name: str, what: str) -> None:
+        if name in self._strict:
+            raise UsageError(
+                f"tools: function {name}: {what} of its parameters cannot be enforced in the way in which this model writes calls",
+                param="tools",
+            )

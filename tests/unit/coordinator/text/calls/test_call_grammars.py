@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -43,9 +43,10 @@ def grammar(
     required: bool = True,
     parallel: bool = True,
     thinks: bool = False,
+    strict: Container[str] = (),
 ) -> str:
     return HEAD + calls_grammar(
-        format, functions, rule, vocabulary.control, required=required, parallel=parallel, thinks=thinks
+        format, functions, rule, vocabulary.control, required=required, parallel=parallel, thinks=thinks, strict=strict
     )
 
 
@@ -171,4 +172,5 @@ def test_texts_between_tags_are_as_long_as_the_schema_says() -> None:
 )
 def test_what_tags_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        grammar(FORMATS["qwen3 coder"], (("f", schema),))
+        grammar(FORMATS["qwen3 coder"], (("f", schema),), strict={"f"})
+    assert PLAIN.walk(grammar(FORMATS["qwen3 coder"], (("f", {**schema, "properties": {}}),), parallel=False), 0)
