@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.coordinator.api.structure_fields import StructureFields
+from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 from shardnet.messages import Sampling
@@ -178,6 +179,11 @@ class ChatMessage(BaseModel):
             if part.text is None:
                 raise UsageError(f"{where}.{at}: a part of type {part.type!r} needs its text", param=where)
 
+    @property
+    def is_of_tools(self) -> bool:
+        """True for calls, and for what tools answered."""
+        return self.role in ("tool", "function") or bool((self.model_extra or {}).get("tool_calls"))
+
     def for_template(self) -> dict[str, Any]:
         """Returns: what templates expect: the content as one text, none where it is null."""
         message = {"role": self.role, **(self.model_extra or {})}
@@ -196,7 +202,10 @@ class ChatRequest(CommonRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Any] | None = Field(default=None, max_length=1024)
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = Field(default=None, max_length=1024)
+    function_call: Any = None
     documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
     reasoning_effort: str | None = Field(default=None, max_length=64)
     continue_final_message: bool | None = None
@@ -204,6 +213,10 @@ class ChatRequest(CommonRequest):
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
     modalities: list[str] | None = Field(default=None, max_length=16)
     audio: dict[str, Any] | None = None
+
+    def tools_asked(self) -> ToolsAsked | None:
+        """Returns: what is asked of tools; None where there are none. Raises: UsageError."""
+        return tools_asked(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def template_variables(self) -> dict[str, Any]:
         """Returns: further names for the chat template."""
@@ -226,10 +239,15 @@ class ChatRequest(CommonRequest):
             message.check_supported(f"messages.{at}.content")
         if self.audio or set(self.modalities or ()) - {"text"}:
             raise UsageError("modalities: only texts are answered here", param="modalities")
-        if self.tools:
-            raise UsageError("tools: calling tools is not supported", param="tools")
-        if self.functions:
-            raise UsageError("functions: calling functions is not supported", param="functions")
+        asked = self.tools_asked()
+        if asked is not None and asked.is_enforced and self.structure() is not None:
+            raise UsageError(
+                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                param=self.structure_field,
+            )
+        for field in ("functions", "function_call"):
+            if getattr(self, field):
+                raise UsageError(f"{field}: the old form is not taken: use tools and tool_choice", param=field)
         if self.top_logprobs is not None and not self.logprobs:
             raise UsageError("top_logprobs needs logprobs to be true", param="top_logprobs")
         if self.continue_final_message and self.add_generation_prompt:

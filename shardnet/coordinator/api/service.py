@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardnet.coordinator.api.chats import prepare
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -21,7 +22,6 @@ from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
-from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
@@ -101,7 +101,12 @@ class Service:
         self, request: ChatRequest | CompletionRequest, manifest: Manifest, words: Words
     ) -> list[Answering]:
         sampling = await self._sampling(request, words)
-        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
+        prepared = await prepare(request, words, self.settings.template_timeout_s)
+        if prepared.grammar is not None:
+            field = "tools" if isinstance(request, ChatRequest) and request.tools else request.structure_field
+            await self.check_grammar(prepared.grammar, words.vocabulary.path, field)
+            sampling = sampling.model_copy(update={"grammar": prepared.grammar})
+        prompts = prepared.prompts
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
         answers: list[Answering] = []
@@ -120,7 +125,7 @@ class Service:
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
                 )
-                running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
+                running = await self.requests.open(spec, prepared.stream())
                 answers.append(Answering(running, manifest, words, prompt))
         except BaseException:
             for one in answers:
@@ -154,20 +159,3 @@ class Service:
         words = await self.words(self.named(request.model))
         words.check_tokens(request.tokens, "tokens")
         return await asyncio.to_thread(words.vocabulary.text, request.tokens)
-
-
-async def prompts_of(
-    request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float
-) -> list[list[int]]:
-    """Returns: the tokens of each prompt of a request, or of its chat. Raises: UsageError, DeadlineExceeded."""
-    if isinstance(request, CompletionRequest):
-        return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
-    tokens = await words.chat_tokens(
-        [message.for_template() for message in request.messages],
-        request.template_variables(),
-        template_timeout_s,
-        documents=request.documents,
-        continues=bool(request.continue_final_message),
-        begins_answer=request.add_generation_prompt is not False,
-    )
-    return [tokens]
