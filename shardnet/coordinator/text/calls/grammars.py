@@ -24,6 +24,9 @@ from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules
 NUMBER, ID = "/[0-9]{1,3}/", "/[A-Za-z0-9]{9}/"
 _FENCE, _BEGINS_BARE = r"/```(json)?\n/", r"/\s*(\{|```(json)?\n)(?s:.*)/"
 """What `JsonCalls` takes for a call with no mark."""
+MOST_CALLS = 8
+"""In an answer that must call: small models that may call once more often do, over and over."""
+_MORE = f"{{0,{MOST_CALLS - 1}}}"
 _SLOTS = re.compile("(NAME|NUMBER|ID)")
 
 
@@ -123,17 +126,17 @@ def _calls(
             bodies = [_named(rules, calls, name, arguments.json(name, schema)) for name, schema in functions]
             one = f"({' | '.join(bodies)})"
             if not calls.begin:
-                return opened, f"{one} ({rules.text(opened)} {one})*" if parallel else one
+                return opened, f"{one} ({rules.text(opened)} {one}){_MORE}" if parallel else one
             begin = rules.text(calls.begin)
-            return opened, f"{begin} {one} {f'({begin} {one})*' if parallel else ''} {rules.text(close)}"
+            return opened, f"{begin} {one} {f'({begin} {one}){_MORE}' if parallel else ''} {rules.text(close)}"
         case TaggedCalls():
             bodies = [_tagged(rules, calls, name, arguments.tagged(calls, name, schema)) for name, schema in functions]
             one = f"({' | '.join(bodies)})"
             line = rules.add("line", r"/\n?/")
             if not calls.begin:
-                return opened, f"{one} ({line} {rules.text(opened)} {one})*" if parallel else one
+                return opened, f"{one} ({line} {rules.text(opened)} {one}){_MORE}" if parallel else one
             begin = rules.text(calls.begin)
-            more = f"({line} {begin} {one})*" if parallel else ""
+            more = f"({line} {begin} {one}){_MORE}" if parallel else ""
             return opened, f"{line} {begin} {one} {more} {line} {rules.text(close)}"
     written = calls if isinstance(calls, JsonCalls) else JsonCalls(dict(calls.marks))
     bodies = [_object(rules, written, name, arguments.json(name, schema)) for name, schema in functions]
@@ -142,10 +145,10 @@ def _calls(
         return "", one
     before, behind = written.spelled
     if written.as_list:
-        more = f'(", " {one})*' if parallel else ""
+        more = f'(", " {one}){_MORE}' if parallel else ""
         return opened, _line(rules.text("["), one, more, rules.text("]" + close))
     body = _line(rules.text(before), one, rules.text(behind + close))
-    more = f"({_line(rules.text(written.between + opened), body)})*" if parallel and close else ""
+    more = f"({_line(rules.text(written.between + opened), body)}){_MORE}" if parallel and close else ""
     return opened, _line(body, more)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shardnet.coordinator.structure.grammars import HEAD, json_rule
 from shardnet.coordinator.text.calls.answer import AnswerFormat, Thinking
-from shardnet.coordinator.text.calls.grammars import behind_reasoning, calls_grammar
+from shardnet.coordinator.text.calls.grammars import MOST_CALLS, behind_reasoning, calls_grammar
 from shardnet.coordinator.text.calls.known import KNOWN, SPOKEN, THINKING
 from shardnet.errors import UsageError
 from tests.support.byte_grammars import ByteVocabulary
@@ -174,3 +174,10 @@ def test_what_tags_cannot_be_held_to_is_refused_by_name(schema: dict[str, Any], 
     with pytest.raises(UsageError, match=named):
         grammar(FORMATS["qwen3 coder"], (("f", schema),), strict={"f"})
     assert PLAIN.walk(grammar(FORMATS["qwen3 coder"], (("f", {**schema, "properties": {}}),), parallel=False), 0)
+
+
+def test_an_answer_that_must_call_has_an_end() -> None:
+    text = grammar(FORMATS["hermes"], (("now", {"type": "object", "additionalProperties": False}),))
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    assert PLAIN.accepts(text, "\n".join([call] * MOST_CALLS))
+    assert not PLAIN.accepts(text, "\n".join([call] * (MOST_CALLS + 1)))
