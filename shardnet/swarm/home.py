@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from shardnet.errors import SettingsError
 from shardnet.faults import sentence
 from shardnet.files import unwritable, write_whole
-from shardnet.settings import default_home
+from shardnet.settings import default_home, expand_user
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Home:
     """`$SHARDNET_HOME`, else `~/.shardnet`."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = (path or default_home()).expanduser().absolute()
+        self.path = (default_home() if path is None else expand_user(path)).absolute()
         self.swarm = self.path / "swarm"
         self.nodes = self.path / "nodes"
         self.ca_certificate = self.swarm / "ca.pem"
