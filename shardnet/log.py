@@ -26,6 +26,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "SHARD",
         "  Node will join the network and download shard when LOAD_SHARD command is received.",
     ),
+    "shard_there_is_none": ("SHARD", "⚠️  {reason}"),
     "shard_found": ("SHARD", "Found shard {shard_id} of {model} (layers {layers}, {size})"),
     "shard_refused": ("SHARD", "⚠️  {path} refused: {reason}"),
     "shard_loading": (

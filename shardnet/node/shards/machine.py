@@ -19,7 +19,7 @@ from shardnet.ids import ShardKey
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions
-from shardnet.node.shards.assignment import Assignment, Binding
+from shardnet.node.shards.assignment import Assignment, Binding, means_none
 from shardnet.node.shards.catalogue import Catalogue
 from shardnet.node.shards.commands import Commands
 from shardnet.node.shards.effects import Effect, FailTask, Note, PreloadDone
@@ -220,10 +220,15 @@ class NodeState:
 
     def _preload(self, event: PreloadAsked) -> list[Effect]:
         keys, open_bindings = self._resolve()
-        effects: list[Effect] = []
+        manifests = [model.manifest for model in self.catalogue.models.values()]
+        nothing = {binding: why for binding in open_bindings if (why := means_none(binding, manifests))}
+        effects: list[Effect] = [
+            Note("shard_there_is_none", "warning", {"shard_id": binding.shard_id, "reason": why})
+            for binding, why in nothing.items()
+        ]
         for shard_id in [
             *(key[1] for key in keys if key not in self._records),
-            *(binding.shard_id for binding in open_bindings),
+            *(binding.shard_id for binding in open_bindings if binding not in nothing),
         ]:
             effects.append(Note("shard_not_found_locally", "warning", {"shard_id": shard_id}))
             effects.append(Note("shard_will_download", "warning", {"shard_id": shard_id}))

@@ -578,6 +578,17 @@ def test_a_node_with_no_assignment_joins_at_once_and_loads_all_only_when_told(wo
     assert of(effects, do.PreloadDone), "a damaged shard does not keep the node from joining"
 
 
+def test_a_node_bound_to_a_shard_that_there_is_not_says_so_at_its_start(world: World) -> None:
+    world.start(0, shards=("9", "m:9", "other:9"))
+    effects = world.state.handle(ev.PreloadAsked(True, SMALL, 0.0))
+    reasons = [str(note.facts["reason"]) for note in of(effects, do.Note) if note.fact == "shard_there_is_none"]
+    assert [
+        f"--shard {text} names ({MANIFEST.name} has {MANIFEST.n_shards}, 0 to" in reasons[i]
+        for i, text in enumerate(("9", "m:9"))
+    ] == [True, True]
+    assert facts(effects).count("shard_will_download") == 1, "a model that is not known here may have it"
+
+
 def test_a_bound_node_takes_no_other_shard(world: World) -> None:
     world.start(0, 1, shards=("m:0",))
     (failed,) = answers(world.load(1), CommandFailed)
