@@ -31,6 +31,7 @@ from shardnet.node.shards.events import (
     Event,
     FetchFailed,
     FileGivenUp,
+    FileGone,
     FileRotted,
     LoadAsked,
     LoadFailed,
@@ -91,6 +92,10 @@ class NodeState:
         """True if something is being done with the shard, or it is in memory: its file may not go."""
         record = self._records.get(key)
         return record is not None and (record.memory is not None or record.phase is not Phase.IDLE)
+
+    def files(self) -> tuple[tuple[ShardKey, Path], ...]:
+        """Returns: every file that this node takes for a shard's."""
+        return tuple((key, path) for key, record in self._records.items() for path in record.paths)
 
     def held_manifests(self) -> tuple[Manifest, ...]:
         """Returns: manifests of models of which at least one shard is here."""
@@ -160,6 +165,9 @@ class NodeState:
             case FileRotted():
                 rotten = self._records.get(event.key)
                 return [] if rotten is None else self._rule.rotted(rotten, event.path)
+            case FileGone():
+                left = self._records.get(event.key)
+                return [] if left is None else self._rule.gone(left, event.path)
             case LoadAsked():
                 return self._commands.load_asked(event)
             case UnloadAsked():
