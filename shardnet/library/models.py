@@ -131,6 +131,7 @@ def examine(
     """Do what `verify` does, and leave it to the caller what a difference means. Raises: as `verify`, but ParityError."""
     manifest, base, bar = load_manifest(folder), Path(folder), bar or _bar_of(None)
     base = base if base.is_dir() else base.parent
+    home = default_home() if home is None and source is not None else home  # known before the work, not after it
     with bar("Hashing") as progress:
         damaged = damaged_files(base, manifest, progress)
     if damaged:
@@ -153,7 +154,7 @@ def examine(
                 save=False,
             )
         proved = manifest.model_copy(update={"certificate": certificate, "signature": None})
-        proved = sign_if_owner(proved, default_home() if home is None else Path(home))
+        proved = sign_if_owner(proved, None if home is None else Path(home))
         is_saved = manifest.signature is None or proved.signature is not None
         if is_saved:
             manifest_file.save_manifest(base, proved)

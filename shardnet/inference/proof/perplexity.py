@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import exp, sqrt
@@ -23,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardnet.children import python_module
 from shardnet.errors import EngineError, ShardnetError, UsageError, error_from_wire
 from shardnet.inference.llama.batch import single_sequence_rows
 from shardnet.inference.proof.verify import CHILD_ENVIRONMENT, OnProgress, read_last_words, why_it_ended
+from shardnet.scratch import words_file
 
 if TYPE_CHECKING:
     from shardnet.inference.llama.model import LlamaContext
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 CHUNK = 512
 LEAST_BYTES, MOST_BYTES = 128, 1 << 30
 """Of a text. Few vocabularies make more than one token of a byte, and fewer contexts are shorter than this."""
-COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.proof.perplexity")
+COMMAND: Sequence[str] = python_module("shardnet.inference.proof.perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def measure_perplexity(model: Path, text: Path, on_progress: OnProgress = lambda
     """
     result, failure = None, None
     with (
-        tempfile.TemporaryFile() as words,
+        words_file() as words,
         subprocess.Popen(
             [*COMMAND, str(model.absolute()), str(text.absolute())],
             stdin=subprocess.DEVNULL,
