@@ -134,6 +134,11 @@ class Hello(Message):
     node_id: NodeId
     name: str = Field(default="", max_length=64)
     role: Literal["node", "coordinator", "client"]
+    run_id: CommandId | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="drawn at each start of a node: two at once with one node_id are two processes with one key, as where a home was copied",
+    )
     listen: Address | None = Field(default=None, description="where others may dial this daemon")
     capabilities: Capabilities = Capabilities()
     held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)

@@ -242,6 +242,7 @@ class Coordinator:
         if hello.role != "node":
             raise PeerRefused(f"this port takes nodes, not a {hello.role}: programs use the HTTP API")
         node_id = hello.node_id
+        self._check_not_copied(hello)
         before = self._peers.add(node_id, connection)
         if before is not None:
             before.refuse(PeerRefused("this node connected anew"))
@@ -253,6 +254,19 @@ class Coordinator:
         self._apply(NodeJoined(time.monotonic(), hello))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
         return self._welcome()
+
+    def _check_not_copied(self, hello: Hello) -> None:
+        """Raises: PeerRefused if another process is connected with this node's key; one that died is dropped within seconds."""
+        first, connection = self._cluster.nodes.get(hello.node_id), self._peers.connection(hello.node_id)
+        if first is None or connection is None or not connection.is_open or hello.run_id is None:
+            return
+        if first.run_id not in (None, hello.run_id):
+            where = f" at {first.address}" if first.address else ""
+            raise PeerRefused(
+                f"a node with the same key runs already: {first.label}{where}. If this home is a copy of that one's, delete nodes/{hello.name} in it "
+                "and run `shardnet join TOKEN` with a new token (at the owner's: start it again), for a key of its own; a node that has just "
+                "died is forgotten within seconds"
+            )
 
     def _welcome(self) -> Welcome:
         return Welcome(

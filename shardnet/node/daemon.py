@@ -10,7 +10,7 @@ import structlog
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError, UsageError
-from shardnet.ids import ShardKey, short
+from shardnet.ids import ShardKey, new_id, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
@@ -92,6 +92,7 @@ class NodeDaemon:
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
+        self._run_id = new_id()
 
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
@@ -274,6 +275,7 @@ class NodeDaemon:
             node_id=self._identity.node_id,
             name=self._identity.name,
             role="node",
+            run_id=self._run_id,
             listen=self._listening_for(coordinator),
             capabilities=Capabilities(
                 shard_loaded=self._state.loaded_before_join,

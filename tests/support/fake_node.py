@@ -55,6 +55,7 @@ class FakeNode:
         self.name = name
         self.next_token = next_token
         self.on_task: Callable[[ExecuteTask], bool] = lambda _task: True
+        self.run_id: str | None = None
         self.freed: list[str] = []
         self.loads: list[LoadShard] = []
         self.tasks: list[ExecuteTask] = []
@@ -66,6 +67,10 @@ class FakeNode:
         self._identity: Identity
         self._beating: asyncio.Task[None] | None = None
         self._sequences: dict[str, array[int]] = {}
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
 
     @property
     def node_id(self) -> str:
@@ -88,6 +93,7 @@ class FakeNode:
             node_id=self._identity.node_id,
             name=self.name,
             role="node",
+            run_id=self.run_id,
             capabilities=Capabilities(
                 memory_limit_bytes=10**10, assigned=assigned if self._bound else (), accepts_any=not self._bound
             ),

@@ -53,6 +53,7 @@ class NodeView:
     Invariants: a key of `ready` is loaded in `held`; no key is in both `loads` and `ready`.
 
     Attributes:
+        run_id: which start of the node this is, where it says so.
         ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
         unserved: model_id -> a manifest that the node offered and that may not be served.
         refused: sentences about files of its models cache that are of no use.
@@ -75,6 +76,7 @@ class NodeView:
     sequences: int = 0
     handover_us: float | None = None
     draining: bool = False
+    run_id: str | None = None
 
     @property
     def label(self) -> str:
@@ -107,6 +109,7 @@ class NodeView:
             heard_at_s=at_s,
             held={(shard.model_id, shard.shard_id): shard for shard in hello.held},
             refused=hello.refused,
+            run_id=hello.run_id,
             memory_free_bytes=_free_of(hello),
         )
 

@@ -19,14 +19,15 @@ from shardnet.coordinator.daemon import Coordinator
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.structure.grammars import schema_grammar
 from shardnet.coordinator.text.vocabulary import Vocabulary
-from shardnet.errors import EngineCrashed, SettingsError, UsageError
+from shardnet.errors import EngineCrashed, PeerRefused, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import FileContent, Manifest
-from shardnet.messages import Address, ExecuteTask, ManifestOffer
+from shardnet.messages import PROTOCOL_VERSION, Address, ExecuteTask, Hello, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.api_keys import make_key, remove_key
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
+from shardnet.transport import Connection, dial
 from tests.support.coordinator_world import held, make_manifest
 from tests.support.fake_node import FakeNode
 from tests.support.random_models import tiny_llama
@@ -752,6 +753,27 @@ async def test_a_stop_lets_a_running_request_finish(make_world: Callable[..., An
         await entered.wait()
         world.coordinator.stop()
         assert (await asking).status_code == 200
+
+
+async def test_a_node_of_a_copied_home_is_refused_while_the_first_lives(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2) as first:
+        first.run_id = "1" * 16
+        await first.leave()
+        await first.join()
+        await world.ready()
+
+        async def join(run_id: str) -> Connection:
+            hello = Hello(protocol=PROTOCOL_VERSION, node_id=first.node_id, name="a", role="node", run_id=run_id)
+            return await dial(first.identity, world.addresses["nodes"], hello)
+
+        with pytest.raises(PeerRefused, match=r"a node with the same key runs already: a\b.*nodes/a.*shardnet join"):
+            await join("2" * 16)
+        assert first.connection.is_open
+        assert (await world.chat()).status_code == 200, "the first is not disturbed"
+        again = await join("1" * 16)  # the same process, by another connection
+        await again.close()
+        await world.until(lambda status: not status["nodes"])
+        await (await join("2" * 16)).close()
 
 
 # -- tools and reasoning ---------------------------------------------------------------------------------------------------------
