@@ -295,7 +295,7 @@ class Chains:
         hidden: NDArray[np.float32] | None = None
         for shard_id, shard in enumerate(chain.shards, first_shard):
             try:
-                shard.context.decode(rows)
+                shard.decode(rows)
                 if not shard.has_head:
                     hidden = shard.context.hidden(len(rows.positions))
                     rows = Rows(rows.positions, rows.slots, rows.outputs, hidden=hidden)
