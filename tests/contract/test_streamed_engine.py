@@ -31,10 +31,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
     return split(quantise(whole, folder / "small.gguf", "Q4_K_M"), 2, folder / "cache")
 
 
-def limit_of(model: SplitModel) -> int:
-    """Returns: bytes for both shards with half of their weights."""
-    needs = [need_of(cost_of(path), OPTIONS) for path in model.shards]
-    return PROCESS_BYTES + sum(need.total - need.weights // 2 for need in needs)
+def half_of(path: Path) -> int:
+    """Returns: bytes for a shard with half of its weights."""
+    need = need_of(cost_of(path), OPTIONS)
+    return PROCESS_BYTES + need.total - need.weights // 2
 
 
 @asynccontextmanager
@@ -49,11 +49,14 @@ async def engine_with(mode: Literal["resident", "streamed", "auto"], limit_bytes
 
 async def test_streamed_shards_give_the_unsplit_models_numbers_bit_by_bit(model: SplitModel) -> None:
     expected = plain_logits(model.whole, PROMPT, N_TOKENS, repack=False)
-    async with engine_with("streamed", limit_of(model)) as engine:
-        stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
+    async with (
+        engine_with("streamed", half_of(model.shards[0])) as first,
+        engine_with("streamed", half_of(model.shards[1])) as last,
+    ):
+        stages = [Stage(first, model, (0, 1)), Stage(last, model, (1, 2))]
         for stage in stages:
             await stage.load()
-        answers = [shard.answer for shard in engine.shards]
+        answers = [shard.answer for engine in (first, last) for shard in engine.shards]
         assert [answer.memory_mode for answer in answers] == ["streamed", "streamed"]
         assert all(" are read for each token" in answer.why and " 0 B are read" not in answer.why for answer in answers)
         for _ in range(2):  # the second sequence meets what the first one left in memory
@@ -62,7 +65,7 @@ async def test_streamed_shards_give_the_unsplit_models_numbers_bit_by_bit(model:
             assert tokens == expected[0]
             assert np.array_equal(logits, expected[1])
             route.forget()
-        await engine.unload(model.model_id, 0)
+        await first.unload(model.model_id, 0)
         await stages[0].load()
         assert (await Route(stages).generate(PROMPT, N_TOKENS))[0] == expected[0]
 
@@ -70,7 +73,7 @@ async def test_streamed_shards_give_the_unsplit_models_numbers_bit_by_bit(model:
 async def test_auto_streams_what_resident_refuses_and_says_why(model: SplitModel) -> None:
     whole = SplitModel(model.model_id, model.whole, (model.whole,))
     need = need_of(cost_of(model.whole), OPTIONS)
-    enough, less = need.total + PROCESS_BYTES, need.total - need.weights // 2 + PROCESS_BYTES
+    enough, less = need.total + PROCESS_BYTES, half_of(model.whole)
     async with engine_with("resident", less) as engine:
         with pytest.raises(NoRoomError):
             await engine.load(load_request(whole, 0))
