@@ -118,7 +118,7 @@ class Chains:
         """Use so many CPU threads from the next batch on, for every shard here."""
         for model in self._models.values():
             for shard in model.shards.values():
-                shard.context.set_threads(threads)
+                shard.set_threads(threads)
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence in every model."""

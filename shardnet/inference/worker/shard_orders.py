@@ -107,7 +107,7 @@ class ShardOrders:
                 self._fail(request.command_id, event.result)
             else:
                 shard = event.result
-                shard.context.set_threads(self._threads())  # the share may have changed while it was loaded
+                shard.set_threads(self._threads())  # the share may have changed while it was loaded
                 self._chains_change(request.model_id)
                 self._chains.add(shard)
                 self._tell(_loaded(request, shard))
