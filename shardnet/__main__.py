@@ -7,6 +7,7 @@ import sys
 from shardnet.errors import ShardnetError
 
 EXIT_INTERRUPTED = 130
+LONGEST_SENTENCE = 10_000  # characters; paths have up to 4,096
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
 
         app()
     except ShardnetError as error:
-        print(f"shardnet: {error}", file=sys.stderr)
+        print(f"shardnet: {_for_a_terminal(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("shardnet: interrupted", file=sys.stderr)
@@ -28,6 +29,14 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+
+
+def _for_a_terminal(sentence: str) -> str:
+    """Returns: what may hold names out of somebody's file: short enough to read, and nothing in it steers a terminal."""
+    if len(sentence) > LONGEST_SENTENCE:
+        half = LONGEST_SENTENCE // 2
+        sentence = f"{sentence[:half]} [...] {sentence[-half:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in sentence)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from shardnet.errors import NoRoomError, ShardnetError, UsageError
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The disk, a quota, or the largest file that the file system or the process's limit allows."""
 
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+"""A folder that is somebody else's, of a disk that is read only, or a file: another one has to be named."""
+
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Make `data` the content of `path`: a reader sees the old file or the new one, and a crash leaves one of them.

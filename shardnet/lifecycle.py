@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 from shardnet.errors import ShardnetError
 from shardnet.log import get
 
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code that a shell gives to what SIGTERM ended."""
 EXIT_WITH_PARENT = "SHARDNET_EXIT_WITH_PARENT"
 """Environment variable: pid of the parent whose death ends this process too."""
 
@@ -40,6 +42,11 @@ class Component(Protocol):
     async def run(self) -> None: ...
 
     def stop(self) -> None: ...
+
+
+def leave_tidily_on_sigterm() -> None:
+    """For a command that is no daemon: SIGTERM ends it as Ctrl-C does, through every `finally`, so that nothing half-written stays."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(TERMINATED))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

@@ -26,6 +26,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "SHARD",
         "  Node will join the network and download shard when LOAD_SHARD command is received.",
     ),
+    "shard_there_is_none": ("SHARD", "⚠️  {reason}"),
     "shard_found": ("SHARD", "Found shard {shard_id} of {model} (layers {layers}, {size})"),
     "shard_refused": ("SHARD", "⚠️  {path} refused: {reason}"),
     "shard_loading": (
@@ -98,6 +99,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "shard_evicted": ("SHARD", "Deleted {path} to make room: {holders} others have it"),
     "exchange_ended": ("TORRENT", "{sent_bytes} bytes given, {taken_bytes} bytes taken"),
     "shard_has_no_holder_yet": ("TORRENT", "Nobody gives shard {shard_id} of {model} yet: {reason}"),
+    "shard_file_gone": ("SHARD", "⚠️  {path} is gone: {advice}"),
     "shard_rotten": ("SHARD", "⚠️  {path} is damaged: {advice}"),
     "torrent_stalled": ("TORRENT", "⚠️  Shard {shard_id}: no progress for {seconds:.0f} s ({reason})"),
 }

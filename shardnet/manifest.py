@@ -31,6 +31,8 @@ PLANNED_FORMAT = 2
 BLANK_MODEL_ID = "0" * 64
 """What stands in place of `shardnet.model_id` while `content_sha256` is computed."""
 
+LONGEST_NAME = 96
+"""Characters of a model's name."""
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
@@ -180,7 +182,10 @@ class Manifest(Frozen):
 
     model_id: ModelId
     name: str = Field(
-        min_length=1, max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", description="what people call it"
+        min_length=1,
+        max_length=LONGEST_NAME,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+        description="what people call it",
     )
     content: ModelContent
     files: tuple[ShardFile, ...] = Field(strict=False, description="one for each shard, in order")

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from shardnet.children import python_module
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.lifecycle import die_with_parent
 from shardnet.messages import Address
@@ -217,7 +218,7 @@ class Relays:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "shardnet.bench.netem", json.dumps(self._shapes)],
+            [*python_module("shardnet.bench.netem"), json.dumps(self._shapes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

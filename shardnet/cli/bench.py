@@ -66,7 +66,6 @@ def bench(
     """
     import json
     import sys
-    import tempfile
 
     from shardnet.bench.netem import parse_nets
     from shardnet.bench.rows import describe
@@ -87,6 +86,7 @@ def bench(
         from shardnet.bench.terms import Terms
         from shardnet.lifecycle import run_loop
         from shardnet.local.model import find_demo_model
+        from shardnet.scratch import scratch_folder
 
         in_words = sys.stdout.isatty() and not as_json
 
@@ -103,9 +103,9 @@ def bench(
         together = _numbers(streams, "streams", most=64) if streams is not None else []
         if together and prefill is not None:
             raise UsageError("--streams and --prefill are two benchmarks: run one after the other")
-        with tempfile.TemporaryDirectory(prefix="shardnet-bench-", ignore_cleanup_errors=True) as scratch:
+        with scratch_folder("bench") as scratch:
             source = model or find_demo_model()
-            terms = Terms(source, Path(scratch), nets, counts, rounds, threads, seed, pin, on_row)
+            terms = Terms(source, scratch, nets, counts, rounds, threads, seed, pin, on_row)
             if together:
                 run_loop(many_streams(terms, together, tokens))
             elif prefill is not None:

@@ -24,24 +24,22 @@ def demo(
     """
     import dataclasses
     import json
-    import signal
     import sys
-    import tempfile
+    from contextlib import nullcontext
 
     from shardnet.cli.progress import byte_bar
     from shardnet.demo.run import run_demo
     from shardnet.errors import ParityError, UsageError
+    from shardnet.lifecycle import leave_tidily_on_sigterm
     from shardnet.local.model import find_demo_model
+    from shardnet.scratch import scratch_folder
 
     source = model or find_demo_model()
     if not source.is_file():
         raise UsageError(f"{source} is not a file")
-    signal.signal(
-        signal.SIGTERM, lambda _number, _frame: sys.exit(143)
-    )  # so that the processes are stopped on the way out
+    leave_tidily_on_sigterm()  # so that the processes are stopped on the way out
     out = sys.stderr if json_output else sys.stdout
-    with tempfile.TemporaryDirectory(prefix="shardnet-demo-", ignore_cleanup_errors=True) as scratch:
-        folder = keep or Path(scratch)
+    with nullcontext(keep) if keep is not None else scratch_folder("demo") as folder:
         folder.mkdir(parents=True, exist_ok=True)
         result = run_demo(
             source, folder, n_nodes=nodes, question=question, max_tokens=max_tokens, out=out, bar=byte_bar

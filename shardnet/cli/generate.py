@@ -21,7 +21,9 @@ def generate(
     repeat_penalty: Annotated[float | None, typer.Option(min=0)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
-    grammar: Annotated[typer.FileText | None, typer.Option(help="A GBNF file that the answer must follow.")] = None,
+    grammar: Annotated[
+        typer.FileText | None, typer.Option(help="A GBNF or Lark file that the answer must follow.")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,

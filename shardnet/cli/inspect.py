@@ -43,11 +43,13 @@ def inspect(
     import json
 
     from shardnet.inference.checkpoints.files import is_checkpoint
-    from shardnet.inference.opening import opened
+    from shardnet.inference.opening import opened, refuse_no_model
     from shardnet.inference.remote.address import is_url
     from shardnet.inference.splitting.inspection import inspect_header, inspect_path, is_cache
 
     path = Path(model)
+    if not is_url(model):
+        refuse_no_model(model)
     if is_url(model):
         with opened(model) as header:
             facts = inspect_header(header)

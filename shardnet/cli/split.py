@@ -92,46 +92,38 @@ def split(
     from shardnet.cli.losses import loss_lines
     from shardnet.cli.progress import byte_bar, say
     from shardnet.errors import ParityError, UsageError
-    from shardnet.inference.opening import opened, traffic_of
-    from shardnet.inference.quantising.model import quantised_name
-    from shardnet.inference.splitting.cuts import parse_ids, parse_size
     from shardnet.inference.splitting.manifest_file import models_named
-    from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
+    from shardnet.library.cutting import Quantising, cut_model, cut_request
+    from shardnet.lifecycle import leave_tidily_on_sigterm
     from shardnet.log import human_bytes
     from shardnet.manifest import NoProof, by_claim, claim
-    from shardnet.preparing import prepare
     from shardnet.settings import default_home
 
-    given = [
-        flag
-        for flag, value in (("--shards", shards), ("--max-shard-bytes", max_shard_bytes), ("--cuts", cuts))
-        if value
-    ]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
-    request = CutRequest(
-        shards, parse_size(max_shard_bytes) if max_shard_bytes else None, _parse_cuts(cuts) if cuts else None
+    leave_tidily_on_sigterm()
+    request = cut_request(
+        shards,
+        max_shard_bytes,
+        None if cuts is None else _parse_cuts(cuts),
+        spelled=lambda key: f"--{key.replace('_', '-')}",
     )
     if no_verify and verify not in (None, Verify.NONE):
         raise UsageError(f"--no-verify and --verify {verify} exclude each other: give one of them")
     measured = None if perplexity is None else _Perplexities(perplexity, model, out, quantize)
-    with opened(model, quantize=quantize, imatrix=imatrix, allow_requantize=allow_requantize) as header:
-        if quantize is not None and name is None:
-            name = quantised_name(model_name(header, None), quantize)
-        plan = plan_model(header, request, name)
-        wanted = parse_ids(only, len(plan.shards)) if only else None
-        prepared = prepare(
-            plan,
-            out,
-            default_home(),
-            prove=not no_verify and verify is not Verify.NONE,
-            bar=byte_bar,
-            method="quick" if verify is Verify.QUICK else "full" if verify is Verify.FULL else None,
-            on_plan=lambda proof: say(f"Proving the shards: {proof}"),
-            only=wanted,
-            on_whole=None if measured is None else measured.after_quantising,
-        )
-        traffic = traffic_of(header)
+    done = cut_model(
+        model,
+        request,
+        out,
+        default_home(),
+        quantising=Quantising(quantize, imatrix, allow_requantize),
+        name=name,
+        only=only or None,
+        prove=not no_verify and verify is not Verify.NONE,
+        method="quick" if verify is Verify.QUICK else "full" if verify is Verify.FULL else None,
+        bar=byte_bar,
+        on_plan=lambda proof: say(f"Proving the shards: {proof}"),
+        on_whole=None if measured is None else measured.after_quantising,
+    )
+    prepared, traffic = done.prepared, done.traffic
     folder, manifest, was_there = prepared.folder, prepared.manifest, prepared.was_there
     certificate = manifest.certificate
     namesakes = models_named(out, manifest.name)
@@ -177,12 +169,8 @@ def split(
                 f"  {len(namesakes)} models here are called {manifest.name}: the name means {which}, {claim(meant)}; "
                 "ask for another by its id"
             )
-    if certificate is not None and not isinstance(certificate, NoProof) and not certificate.is_exact:
-        from shardnet.inference.proof.verify import fault_of
-
-        raise ParityError(
-            f"the shards in {folder} do not give the unsplit model's numbers: {fault_of(manifest.content, certificate)}"
-        )
+    if done.fault:
+        raise ParityError(f"the shards in {folder} do not give the unsplit model's numbers: {done.fault}")
 
 
 class _Perplexities:

@@ -103,6 +103,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
         ]
         for load in node["loading"]:
             shown.append(f"  {_load_line(load)}")
+        shown += [f"  {sentence}" for sentence in node["bound_to_nothing"]]
         shown += [f"  shard {one['shard_id']} failed: {one['reason']}" for one in node["failed"]]
         shown += [
             f"  model {one['model']} ({one['model_id'][:12]}) is not served: {one['reason']}"

@@ -59,8 +59,10 @@ def verify(
     from shardnet.cli.progress import byte_bar, say
     from shardnet.errors import ParityError
     from shardnet.library.models import examine
+    from shardnet.lifecycle import leave_tidily_on_sigterm
     from shardnet.manifest import NoProof
 
+    leave_tidily_on_sigterm()
     found = examine(
         folder,
         source,

@@ -144,7 +144,7 @@ class Coordinator:
                         self._on_hello,
                     )
                     self._spawn(doors.be_found(), "announce this coordinator")
-                    await asyncio.to_thread(doors.write_down, self._home)
+                    await asyncio.to_thread(doors.write_down, self._home, self._identity)
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
                     doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)

@@ -5,6 +5,7 @@ Chooses between the wings that read them, and the one that quantises. Refuses to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,12 @@ def open_model(
 
     kind = checked_kind(quantize)
     importance = None if imatrix is None else read_importance(imatrix)
-    return quantise(_found(source), kind, importance, allow_requantize=allow_requantize)
+    header = _found(source)
+    try:
+        return quantise(header, kind, importance, allow_requantize=allow_requantize)
+    except BaseException:
+        _close(header)
+        raise
 
 
 def _found(source: str | Path) -> GgufHeader:
@@ -57,6 +63,7 @@ def _found(source: str | Path) -> GgufHeader:
         from shardnet.inference.remote.opening import open_url
 
         return open_url(source)
+    refuse_no_model(source)
     source = Path(source)
     refuse_shards(source)
     if not is_checkpoint(source):
@@ -68,6 +75,14 @@ def _found(source: str | Path) -> GgufHeader:
     return convert(ShardedSafeTensors(source, cache_bytes=0))
 
 
+def refuse_no_model(source: str | Path) -> None:
+    """Raises: UsageError if `source` is no path that anybody could mean: nothing, or an address that is not fetched from."""
+    if source == "":
+        raise UsageError("no model is named: the path or the address is empty")
+    if isinstance(source, str) and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source)):
+        raise UsageError(f"{source} is no address that is fetched from: {scheme[0]} is neither http:// nor https://")
+
+
 @contextmanager
 def opened(
     source: str | Path, *, quantize: str | None = None, imatrix: Path | None = None, allow_requantize: bool = False
@@ -77,10 +92,14 @@ def opened(
     try:
         yield header
     finally:
-        if header.origins:
-            from shardnet.inference.remote.opening import close_url
+        _close(header)
 
-            close_url(header)
+
+def _close(header: GgufHeader) -> None:
+    if header.origins:
+        from shardnet.inference.remote.opening import close_url
+
+        close_url(header)
 
 
 def traffic_of(header: GgufHeader) -> Traffic | None:

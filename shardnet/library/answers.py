@@ -35,6 +35,8 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[str, float] | None
     grammar: str | None
     response_format: Mapping[str, Any] | None
+    json_schema: Mapping[str, Any] | None
+    regex: str | None
     ignore_eos: bool | None
     documents: Sequence[Mapping[str, Any]] | None
     reasoning_effort: str | None

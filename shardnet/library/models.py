@@ -13,13 +13,11 @@ from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.opening import opened
 from shardnet.inference.proof.steps import Method
 from shardnet.inference.proof.verify import OnPlan, check_source, damaged_files, fault_of, verify_split
-from shardnet.inference.quantising.model import quantised_name
 from shardnet.inference.splitting import manifest_file
-from shardnet.inference.splitting.cuts import parse_ids, parse_size
 from shardnet.inference.splitting.cutting import OnProgress
-from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
+from shardnet.library.cutting import Quantising, cut_model, cut_request
 from shardnet.manifest import Manifest, NoProof, ParityCertificate
-from shardnet.preparing import Bar, Prepared, prepare, whole_model
+from shardnet.preparing import Bar, Prepared, whole_model
 from shardnet.settings import default_home
 from shardnet.swarm.signing import sign_if_owner
 
@@ -67,31 +65,20 @@ def split_model(
     Raises: UsageError (no model there, cuts that make no sense), GgufError, CheckpointError, FamilyRefused (a family that cannot be cut
         exactly), NoRoomError, ParityError (the numbers differ; the files stay, with the certificate that says so).
     """
-    chosen = {"shards": shards, "max_shard_bytes": max_shard_bytes, "cuts": cuts}
-    given = [key for key, value in chosen.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
-    size = parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes
-    request = CutRequest(shards, size, None if cuts is None else tuple(cuts))
-    with _opened(source, quantize, imatrix, allow_requantize) as header:
-        if quantize is not None and name is None:
-            name = quantised_name(model_name(header, None), quantize)
-        plan = plan_model(header, request, name)
-        wanted = None if only is None else parse_ids([str(shard) for shard in only], len(plan.shards))
-        home = default_home() if home is None else Path(home)
-        prepared = prepare(
-            plan,
-            Path(out),
-            home,
-            prove=verify is not False,
-            bar=_bar_of(on_progress),
-            method=None if isinstance(verify, bool) else verify,
-            only=wanted,
-        )
-    certificate = prepared.manifest.certificate
-    fault = fault_of(prepared.manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
-    _exact(Examined(prepared.folder, prepared.manifest, certificate, True, fault))
-    return prepared
+    done = cut_model(
+        source if isinstance(source, str) else Path(source),
+        cut_request(shards, max_shard_bytes, cuts),
+        Path(out),
+        default_home() if home is None else Path(home),
+        quantising=Quantising(quantize, None if imatrix is None else Path(imatrix), allow_requantize),
+        name=name,
+        only=None if only is None else [str(shard) for shard in only],
+        prove=verify is not False,
+        method=None if isinstance(verify, bool) else verify,
+        bar=_bar_of(on_progress),
+    )
+    _refuse_fault(done.prepared.folder, done.fault)
+    return done.prepared
 
 
 def load_manifest(path: AnyPath) -> Manifest:
@@ -144,6 +131,7 @@ def examine(
     """Do what `verify` does, and leave it to the caller what a difference means. Raises: as `verify`, but ParityError."""
     manifest, base, bar = load_manifest(folder), Path(folder), bar or _bar_of(None)
     base = base if base.is_dir() else base.parent
+    home = default_home() if home is None and source is not None else home  # known before the work, not after it
     with bar("Hashing") as progress:
         damaged = damaged_files(base, manifest, progress)
     if damaged:
@@ -166,7 +154,7 @@ def examine(
                 save=False,
             )
         proved = manifest.model_copy(update={"certificate": certificate, "signature": None})
-        proved = sign_if_owner(proved, default_home() if home is None else Path(home))
+        proved = sign_if_owner(proved, None if home is None else Path(home))
         is_saved = manifest.signature is None or proved.signature is not None
         if is_saved:
             manifest_file.save_manifest(base, proved)
@@ -231,9 +219,13 @@ def verify(
 
 
 def _exact(examined: Examined) -> Examined:
-    if examined.fault:
-        raise ParityError(f"the shards in {examined.folder} do not give the unsplit model's numbers: {examined.fault}")
+    _refuse_fault(examined.folder, examined.fault)
     return examined
+
+
+def _refuse_fault(folder: Path, fault: str) -> None:
+    if fault:
+        raise ParityError(f"the shards in {folder} do not give the unsplit model's numbers: {fault}")
 
 
 def open_split(folder: AnyPath) -> Examined:

@@ -11,12 +11,12 @@ from typing import Literal, Self, Unpack, get_args
 import structlog
 from pydantic import ValidationError
 
+from shardnet.coordinator.api.chats import prepare
+from shardnet.coordinator.api.messages import text_of
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, usage_error
-from shardnet.coordinator.api.service import prompts_of
 from shardnet.coordinator.placement.settings import SequenceSettings
 from shardnet.coordinator.requests.generation_spec import answer_limit
 from shardnet.coordinator.requests.settings import RequestSettings
-from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import open_words
 from shardnet.errors import UsageError
 from shardnet.inference.engine.settings import InferenceSettings
@@ -147,26 +147,28 @@ class ShardRunner:
         self, asked: Prompt | Messages, body: dict[str, object], answer: Answer
     ) -> AsyncGenerator[Piece, None]:
         request = _parse(asked, body)
-        prompts = await prompts_of(request, self._words, RequestSettings().template_timeout_s)
-        prompt = prompts[0] if prompts else []
+        prepared = await prepare(request, self._words, RequestSettings().template_timeout_s)
+        prompt = prepared.prompts[0] if prepared.prompts else []
         limit = answer_limit(len(prompt), self._chain.options.n_ctx, request.most_tokens())
         sampling = request.sampling()
+        if prepared.grammar is not None:
+            sampling = sampling.model_copy(update={"grammar": prepared.grammar})
         self._words.check_tokens(sampling.logit_bias, "logit_bias")
         answer.model, answer.prompt_token_ids = self.manifest.name, list(prompt)
         vocabulary = self._words.vocabulary
-        text = TextStream(vocabulary.piece, request.stops())
+        stream = prepared.stream()
         async with aclosing(self._chain.generate(prompt, sampling)) as tokens:
             n_tokens = 0
             async for token in tokens:
                 n_tokens += 1
-                shown = text.push(token)
-                if text.stopped or (vocabulary.is_end(token) and not request.ignore_eos):
-                    yield Piece(shown + text.flush(), (token,), "stop")
+                shown = stream.push(token)
+                if stream.stopped or (vocabulary.is_end(token) and not request.ignore_eos):
+                    yield Piece(text_of([*shown, *stream.flush()]), (token,), "stop")
                     return
                 if n_tokens == limit:
-                    yield Piece(shown + text.flush(), (token,), "length")
+                    yield Piece(text_of([*shown, *stream.flush()]), (token,), "length")
                     return
-                yield Piece(shown, (token,))
+                yield Piece(text_of(shown), (token,))
 
 
 def _parse(asked: Prompt | Messages, body: dict[str, object]) -> ChatRequest | CompletionRequest:
@@ -182,6 +184,8 @@ def _parse(asked: Prompt | Messages, body: dict[str, object]) -> ChatRequest | C
     except ValidationError as error:
         raise usage_error(error) from None
     request.check_supported()
+    if isinstance(request, ChatRequest) and request.tools:
+        raise UsageError("tools: a runner gives text alone; a swarm's API calls tools", param="tools")
     return request
 
 

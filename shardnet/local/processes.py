@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Any, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from shardnet.children import python_module
 from shardnet.errors import DeadlineExceeded, ShardnetError
 from shardnet.lifecycle import EXIT_WITH_PARENT
 from shardnet.swarm.addresses import read_coordinator_addresses
@@ -41,7 +41,7 @@ class Process:
         self.tail: deque[str] = deque(maxlen=400)
         self._on_line = on_line
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "shardnet", *arguments],
+            [*python_module("shardnet"), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -67,8 +67,8 @@ class Process:
         """Raises: ShardnetError with the last lines if the process has ended."""
         if self.popen.poll() is not None:
             self._reader.join(1)
-            last = "\n  ".join(list(self.tail)[-5:])
-            raise ShardnetError(f"{self.name} ended with code {self.popen.returncode}:\n  {last}")
+            last = " | ".join(list(self.tail)[-5:])
+            raise ShardnetError(f"{self.name} ended with code {self.popen.returncode}: {last}")
 
     def kill(self) -> None:
         """`kill -9`, and wait until it is gone."""

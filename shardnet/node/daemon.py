@@ -30,6 +30,7 @@ from shardnet.node.shards.events import (
     DrainBegan,
     EngineCameBack,
     FileGivenUp,
+    FileGone,
     FileRotted,
     PreloadAsked,
     ShareAsked,
@@ -58,6 +59,9 @@ from shardnet.swarm.membership import follow_revocations
 from shardnet.transport import Connection, Listener, listen
 
 log = get("node")
+
+LOOK_S = 2.0
+"""Between two looks whether the files of this node's shards are still there."""
 
 
 class NodeDaemon:
@@ -233,6 +237,17 @@ class NodeDaemon:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pulse.run(), name="heartbeat")
             group.create_task(self._coordinator.run(), name="coordinator")
+            group.create_task(self._keep_looking(), name="files")
+
+    async def _keep_looking(self) -> None:
+        """Files that somebody moves or deletes are promised to nobody any more."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        for key, path in await self._store.missing(self._state.files()):
+            self._performer.post(FileGone(key, path))
 
     async def _drain(self) -> None:
         """Nothing new; what runs is finished, in time or not at all."""
@@ -323,6 +338,7 @@ class NodeDaemon:
                 )
             )
         )
+        self._jobs.spawn(self._look(), "files")
         self._pulse.beat()
 
 

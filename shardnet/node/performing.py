@@ -226,7 +226,12 @@ class Performer:
                     cores=seen.cpu_cores,
                 )
 
-        loaded = await self._engine.load(request, on_progress)
+        try:
+            loaded = await self._engine.load(request, on_progress)
+        except ShardnetError:
+            if await asyncio.to_thread(effect.path.exists):
+                raise
+            raise ShardNotFound(f"{effect.path} is gone") from None
         seconds = max(1e-3, now_s() - began_s)
         rate = f"{human_bytes(effect.nbytes / seconds)}/s"
         log.info("shard_in_memory", shard_id=shard_id, size=human_bytes(effect.nbytes), seconds=seconds, rate=rate)

@@ -1,16 +1,21 @@
-"""Host and port: reading them from people, opening the socket, and remembering where this machine's coordinator is."""
+"""Host and port: reading them from people, opening the socket, and remembering where this machine's coordinator is.
+
+Several coordinators may run of one home, and end in any order. So each also writes its addresses beside its identity, whose lock says that it runs.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
+from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shardnet.errors import SettingsError, UnreachableError, UsageError
 from shardnet.messages import Address
 from shardnet.shards import Frozen
-from shardnet.swarm.home import Home, make_folder, read_records, write_records
+from shardnet.swarm.home import Home, is_held, make_folder, read_records, write_records
 
 HostPort = tuple[str, int]
 """An address to listen at; port 0 lets the system choose."""
@@ -35,16 +40,39 @@ def write_coordinator_addresses(
     enrol: Address | None = None,
     api: Address | None = None,
     dht: Address | None = None,
+    identity: Path | None = None,
 ) -> None:
-    """Remember where the coordinator listens, so that nodes and commands in this home need not be told."""
+    """Remember where the coordinator listens, so that nodes and commands in this home need not be told.
+
+    Args:
+        identity: the folder of the coordinator's identity, if it is one of this home.
+    """
+    addresses = CoordinatorAddresses(nodes=nodes, enrol=enrol, api=api, dht=dht)
     with home.locked():
         make_folder(home.swarm)
-        write_records(home.coordinator, _ADDRESSES, CoordinatorAddresses(nodes=nodes, enrol=enrol, api=api, dht=dht))
+        write_records(home.coordinator, _ADDRESSES, addresses)
+        if identity is not None:
+            write_records(identity / home.coordinator.name, _ADDRESSES, addresses)
 
 
 def read_coordinator_addresses(home: Home) -> CoordinatorAddresses:
-    """Returns: what was written last; all None where no coordinator ever ran and no swarm was joined."""
+    """Returns: where the coordinator of this home is that runs, of several the one that began last; without one, what was written last; all None
+    where no coordinator ever ran and no swarm was joined. Not under `Home.locked()`: it takes that lock."""
+    written = sorted(home.nodes.glob(f"*/{home.coordinator.name}"), key=_written_at, reverse=True)
+    if written:
+        with suppress(SettingsError), home.locked():  # a home that cannot be written to has no daemons that run
+            for path in written:
+                if is_held(path.with_name("lock")):
+                    return read_records(path, _ADDRESSES, CoordinatorAddresses())
     return read_records(home.coordinator, _ADDRESSES, CoordinatorAddresses())
+
+
+def _written_at(path: Path) -> int:
+    """Returns: nanoseconds since 1970; 0 if it has gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def parse_host_port(text: str, *, what: str = "address") -> HostPort:

@@ -3,6 +3,7 @@
     swarm/ca.pem  ca.key  swarm.key           the authority; `ca.key` only at the owner
     swarm/members.json invites.json revoked.json coordinator.json api_keys.json
     nodes/<name>/key.pem cert.pem lock        one identity per daemon; the lock says that it is running
+    nodes/<name>/coordinator.json             where the coordinator of this identity listens; in swarm/ is what was written last
 
 Coordinator, nodes and command line may start in the same instant: every change happens under one file lock, and every file appears
 whole or not at all. Knows nothing of certificates: bytes, modes and locks only.
@@ -22,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from shardnet.errors import SettingsError
 from shardnet.faults import sentence
 from shardnet.files import unwritable, write_whole
-from shardnet.settings import default_home
+from shardnet.settings import default_home, expand_user
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class Home:
     """`$SHARDNET_HOME`, else `~/.shardnet`."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = (path or default_home()).expanduser().absolute()
+        self.path = (default_home() if path is None else expand_user(path)).absolute()
         self.swarm = self.path / "swarm"
         self.nodes = self.path / "nodes"
         self.ca_certificate = self.swarm / "ca.pem"
@@ -95,6 +96,18 @@ def hold_lock(path: Path, *, wait: bool) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """True if some process holds the lock on `path`. Call it under `Home.locked()`: who claims the lock must not find it taken by the question.
+
+    Raises: SettingsError if the file cannot be opened.
+    """
+    try:
+        with hold_lock(path, wait=False):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def write_in_home(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:

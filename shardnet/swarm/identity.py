@@ -200,6 +200,7 @@ def claim_identity(home: Home, name: str | None, role: Role) -> Identity:
             locks = ExitStack()
             try:
                 _hold(locks, folder)
+                (folder / home.coordinator.name).unlink(missing_ok=True)  # what a coordinator wrote that is gone
                 key, pem = _key_and_certificate(swarm, candidate)
             except BlockingIOError:
                 if name is None:
@@ -233,7 +234,8 @@ def held_folder(home: Home, name: str) -> Iterator[Path]:
     make_folder(folder)
     with ExitStack() as locks:
         try:
-            _hold(locks, folder)
+            with home.locked():
+                _hold(locks, folder)
         except BlockingIOError:
             raise SettingsError(in_use_sentence(folder)) from None
         yield folder

@@ -40,6 +40,8 @@ class Served:
     content_type: str = "application/octet-stream"
     token: str = ""
     """Without it in `Authorization`: 401."""
+    more_headers: dict[str, str] = field(default_factory=dict)
+    """In place of what it would say itself."""
     wait: threading.Event | None = None
     """Answer nothing until it is set."""
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -121,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, facts: dict[str, str]) -> None:
         self.send_response(status)
-        for key, value in facts.items():
+        for key, value in (facts | self.server.served.more_headers).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()

@@ -106,3 +106,19 @@ def test_a_missing_file_is_an_error_not_a_default(tmp_path: Path) -> None:
 def test_the_home_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHARDNET_HOME", str(tmp_path))
     assert default_home() == tmp_path
+
+
+def test_a_user_without_a_home_folder_is_told_to_set_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SHARDNET_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54_321)  # in no list of users
+    with pytest.raises(SettingsError, match=r"user 54321 has no home folder.*set SHARDNET_HOME"):
+        default_home()
+    monkeypatch.setenv("SHARDNET_HOME", str(tmp_path))
+    assert default_home() == tmp_path
+
+
+def test_a_tilde_in_the_home_folder_that_nobody_can_follow_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDNET_HOME", "~nobody-of-that-name/home")
+    with pytest.raises(SettingsError, match="set SHARDNET_HOME"):
+        default_home()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import socket
+import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from shardnet.errors import ShardnetError, UnreachableError, error_from_wire
+from shardnet.errors import ShardnetError, UnreachableError, UsageError, error_from_wire
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
+from shardnet.web_hosts import has_host
 
 DEFAULT_API = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 600.0
 """Longer than any silence of a healthy coordinator, which sends a comment every 15 s."""
 EVENT, DONE = "data: ", "data: [DONE]"
@@ -23,7 +28,10 @@ EVENT, DONE = "data: ", "data: [DONE]"
 
 
 def find_api(given: str | None, environ: Mapping[str, str] | None = None, home: Path | None = None) -> str:
-    """Returns: the API's base URL: what was given, else `$SHARDNET_API`, else what this machine's coordinator wrote, else the default."""
+    """Returns: the API's base URL: what was given, else `$SHARDNET_API`, else what this machine's coordinator wrote, else the default.
+
+    Raises: UsageError if it is no address of a web server.
+    """
     environ = os.environ if environ is None else environ
     url = given or environ.get("SHARDNET_API")
     if not url:
@@ -31,11 +39,37 @@ def find_api(given: str | None, environ: Mapping[str, str] | None = None, home: 
         url = f"http://{address}" if address else DEFAULT_API
     if "://" not in url:
         url = f"http://{url}"
+    _check_address(url, "--api" if given else "$SHARDNET_API")
     return url.rstrip("/").removesuffix("/v1")
 
 
+def _check_address(url: str, source: str) -> None:
+    example = f"write http://HOST:PORT, as in {DEFAULT_API}"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"{source} {url!r} is no address ({error}): {example}") from None
+    if parsed.scheme not in ("http", "https"):
+        raise UsageError(f"{source} {url!r}: the API is not reached by {parsed.scheme}: {example}")
+    if parsed.port is not None and not 0 < parsed.port <= 65_535:
+        raise UsageError(f"{source} {url!r}: there is no port {parsed.port}: {example}")
+    if not parsed.host:
+        raise UsageError(f"{source} {url!r} names no host: {example}")
+
+
 def _http_options(url: str, key: str | None) -> dict[str, Any]:
+    """Raises: UsageError for an address or a key that could not be sent to."""
+    try:
+        is_usable = url.lower().startswith(("http://", "https://")) and has_host(url)
+    except ValueError as error:
+        raise UsageError(f"{url} is no usable address of the HTTP API: {error}") from error
+    if not is_usable:
+        raise UsageError(f"{url} is no usable address of the HTTP API: write {DEFAULT_API}")
     key = key or os.environ.get("SHARDNET_API__KEY")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "the key of the HTTP API holds characters that no key has: is it what `shardnet key add` printed?"
+        )
     return {
         "base_url": url,
         "timeout": httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
@@ -113,7 +147,7 @@ class AsyncApiClient:
         try:
             answer = await self._http.get(path)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _unreachable(error, self.url) from error
+            raise await asyncio.to_thread(_unreachable, error, self.url) from error
         return _json_of(answer, self.url)
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -128,7 +162,7 @@ class AsyncApiClient:
                     if (event := _event_in(line, self.url)) is not None:
                         yield event
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _unreachable(error, self.url) from error
+            raise await asyncio.to_thread(_unreachable, error, self.url) from error
         raise _went_away(self.url)
 
 
@@ -143,11 +177,42 @@ def _event_in(line: str, url: str) -> dict[str, Any] | None:
 
 
 def _unreachable(error: Exception, url: str) -> UnreachableError:
+    """Returns: what is wrong. Blocks for a moment where the other end may want TLS."""
+    if isinstance(error, httpx.ConnectError) and "SSL" in str(error):
+        return UnreachableError(
+            f"what answers at {url} cannot be reached by TLS ({error}): the coordinator's API speaks HTTP, so write http:// unless something in "
+            "front of it has a certificate that this machine trusts"
+        )
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) and _speaks_tls(url):
+        return UnreachableError(
+            f"what answers at {url} wants TLS and is not the HTTP API: nodes and newcomers have ports of their own; "
+            "the coordinator says at its start which one is the API's (8080 if nothing else was asked for)"
+        )
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.ReadTimeout):
         return _went_away(url, f": {error}")
     return UnreachableError(
         f"no coordinator answers at {url}: start one with `shardnet coordinator`, or name another with --api or $SHARDNET_API"
     )
+
+
+def _speaks_tls(url: str) -> bool:
+    """True if a TLS handshake is answered there, whoever it is and whatever comes of it."""
+    parsed = httpx.URL(url)
+    if parsed.scheme != "http":
+        return False
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((parsed.host, parsed.port or 80), PROBE_TIMEOUT_S) as raw,
+            context.wrap_socket(raw),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in str(error).upper()
+    except OSError:
+        return False
 
 
 def _went_away(url: str, why: str = "") -> UnreachableError:

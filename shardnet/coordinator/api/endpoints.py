@@ -41,6 +41,7 @@ MAX_DISCARDED_BYTES = 16 << 20
 """How much of a body that is too large is read and thrown away: a connection closed under a client that still sends is reset, and the client
 never sees why."""
 
+MAX_NAME = 256
 CLIENT_GONE = 499
 
 R = TypeVar("R", bound=BaseModel)
@@ -165,12 +166,11 @@ class Api:
         return JSONResponse({"object": "list", "data": list(cards.values())})
 
     async def _model(self, request: Request) -> Response:
-        wanted = request.path_params["model"]
+        meant = self._service.named(request.path_params["model"][:MAX_NAME]).model_id
         for one in self._health_models():
-            if wanted in (one["model"], one["model_id"]):
+            if one["model_id"] == meant:
                 return JSONResponse(self._model_card(one))
-        reason = self._service.why_not_served(wanted) or f"model {wanted[:100]!r} is not known here"
-        raise UsageError(reason, unknown_model=wanted[:100])
+        raise UsageError(str(self._service.why_not_served(meant)), unknown_model=meant)
 
     def _health_models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = self._service.health()["models"]
@@ -221,16 +221,22 @@ class Api:
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)
         tokens, words = await self._service.tokenize(asked)
-        body: dict[str, Any] = {"tokens": tokens, "count": len(tokens)}
-        if asked.return_token_strs:
-            body["token_strs"] = [words.vocabulary.text([token]) for token in tokens]
-        if asked.with_pieces:
-            body["tokens"] = [{"id": token, "piece": words.vocabulary.text([token])} for token in tokens]
-        return JSONResponse(body)
+
+        def worded() -> Response:
+            body: dict[str, Any] = {"tokens": tokens, "count": len(tokens)}
+            if asked.return_token_strs or asked.with_pieces:
+                texts = [words.vocabulary.text([token]) for token in tokens]
+                if asked.return_token_strs:
+                    body["token_strs"] = texts
+                if asked.with_pieces:
+                    body["tokens"] = [{"id": token, "piece": text} for token, text in zip(tokens, texts, strict=True)]
+            return JSONResponse(body)
+
+        return await asyncio.to_thread(worded)  # a million tokens take seconds, in which others are answered
 
     async def _detokenize(self, request: Request) -> Response:
         text = await self._service.detokenize(await self._body(request, DetokenizeRequest))
-        return JSONResponse({"content": text, "prompt": text})
+        return await asyncio.to_thread(JSONResponse, {"content": text, "prompt": text})
 
 
 class WithoutTrailingSlash:

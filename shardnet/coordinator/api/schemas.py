@@ -9,12 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.coordinator.api.structure_fields import StructureFields
+from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 from shardnet.messages import Sampling
 from shardnet.steps import MAX_TOKEN_ID
 
+MAX_ANSWERS = 128
 MAX_STOPS = 16
+MAX_DIGITS = 20
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopText = Annotated[str, Field(max_length=256)]
 AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
@@ -24,7 +27,7 @@ AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
 class Lenient(BaseModel):
     """Base of all requests."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class StreamOptions(Lenient):
@@ -51,7 +54,7 @@ class CommonRequest(StructureFields, Lenient):
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     repeat_last_n: int | None = Field(default=None, ge=-1, le=1 << 24)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
-    n: int | None = Field(default=None, ge=1, le=128)
+    n: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
     speculation: bool | None = None
@@ -94,7 +97,7 @@ class CommonRequest(StructureFields, Lenient):
 def _token_bias(given: dict[str, float]) -> dict[int, float]:
     bias = {}
     for key, value in given.items():
-        if not (key.isascii() and key.isdecimal() and int(key) <= MAX_TOKEN_ID):
+        if not (key.isascii() and key.isdecimal() and len(key) <= MAX_DIGITS and int(key) <= MAX_TOKEN_ID):
             raise UsageError(f"logit_bias: {key[:40]!r} is not a token id", param="logit_bias")
         bias[int(key)] = float(value)
     return bias
@@ -103,15 +106,22 @@ def _token_bias(given: dict[str, float]) -> dict[int, float]:
 class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(default="")
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
-    best_of: int | None = Field(default=None, ge=1, le=128)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_ANSWERS)
 
     def top_logprobs_wanted(self) -> int | None:
         """Returns: as `logprobs` says."""
         return self.logprobs
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _of_one_kind(cls, given: Any) -> Any:
+        if isinstance(given, list) and len({type(one) for one in given}) > 1:
+            raise ValueError("must be a text, token ids, or a list of either, and of one kind")
+        return given
 
     @field_validator("logprobs", mode="before")
     @classmethod
@@ -125,6 +135,9 @@ class CompletionRequest(CommonRequest):
             raise UsageError(
                 "echo: the prompt's own logprobs are not computed here; leave one of the two out", param="echo"
             )
+        n_prompts, n = len(self.prompts()), self.n or 1
+        if n_prompts * n > MAX_ANSWERS:  # before the work of tokenizing them
+            raise UsageError(f"n: {n_prompts} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
         if self.suffix:
             raise UsageError("suffix: filling in the middle is not supported", param="suffix")
         if self.best_of not in (None, self.n or 1):
@@ -133,8 +146,8 @@ class CompletionRequest(CommonRequest):
     def prompts(self) -> list[str | list[int]]:
         """Returns: each prompt, as text or tokens."""
         given = self.prompt
-        if isinstance(given, str):
-            return [given]
+        if given is None or isinstance(given, str):
+            return [given or ""]
         if given and isinstance(given[0], int):
             return [[token for token in given if isinstance(token, int)]]
         return [one if isinstance(one, str) else list(one) for one in given if not isinstance(one, int)]
@@ -166,6 +179,11 @@ class ChatMessage(BaseModel):
             if part.text is None:
                 raise UsageError(f"{where}.{at}: a part of type {part.type!r} needs its text", param=where)
 
+    @property
+    def is_of_tools(self) -> bool:
+        """True for calls, and for what tools answered."""
+        return self.role in ("tool", "function") or bool((self.model_extra or {}).get("tool_calls"))
+
     def for_template(self) -> dict[str, Any]:
         """Returns: what templates expect: the content as one text, none where it is null."""
         message = {"role": self.role, **(self.model_extra or {})}
@@ -184,7 +202,10 @@ class ChatRequest(CommonRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Any] | None = Field(default=None, max_length=1024)
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = Field(default=None, max_length=1024)
+    function_call: Any = None
     documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
     reasoning_effort: str | None = Field(default=None, max_length=64)
     continue_final_message: bool | None = None
@@ -192,6 +213,10 @@ class ChatRequest(CommonRequest):
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
     modalities: list[str] | None = Field(default=None, max_length=16)
     audio: dict[str, Any] | None = None
+
+    def tools_asked(self) -> ToolsAsked | None:
+        """Returns: what is asked of tools; None where there are none. Raises: UsageError."""
+        return tools_asked(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def template_variables(self) -> dict[str, Any]:
         """Returns: further names for the chat template."""
@@ -214,10 +239,15 @@ class ChatRequest(CommonRequest):
             message.check_supported(f"messages.{at}.content")
         if self.audio or set(self.modalities or ()) - {"text"}:
             raise UsageError("modalities: only texts are answered here", param="modalities")
-        if self.tools:
-            raise UsageError("tools: calling tools is not supported", param="tools")
-        if self.functions:
-            raise UsageError("functions: calling functions is not supported", param="functions")
+        asked = self.tools_asked()
+        if asked is not None and asked.is_enforced and self.structure() is not None:
+            raise UsageError(
+                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                param=self.structure_field,
+            )
+        for field in ("functions", "function_call"):
+            if getattr(self, field):
+                raise UsageError(f"{field}: the old form is not taken: use tools and tool_choice", param=field)
         if self.top_logprobs is not None and not self.logprobs:
             raise UsageError("top_logprobs needs logprobs to be true", param="top_logprobs")
         if self.continue_final_message and self.add_generation_prompt:
@@ -243,12 +273,16 @@ class TokenizeRequest(Lenient):
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
-    def text(self) -> str:
-        """Returns: the text. Raises: UsageError if there is none, or several."""
-        given = [one for one in (self.content, self.prompt) if one is not None]
-        if len(given) != 1:
+    def check_supported(self) -> None:
+        """Raises: UsageError if not one thing is given, or a part that is no text."""
+        if sum(one is not None for one in (self.content, self.prompt, self.messages)) != 1:
             raise UsageError("give one of prompt, content and messages", param="prompt")
-        return given[0]
+        for at, message in enumerate(self.messages or ()):
+            message.check_supported(f"messages.{at}.content")
+
+    def text(self) -> str:
+        """Returns: the text, where no messages are given."""
+        return self.content or self.prompt or ""
 
     def adds_special(self) -> bool:
         """Returns: whether the vocabulary's own beginning and end are put around the text, as in /v1/completions."""

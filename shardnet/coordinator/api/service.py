@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardnet.coordinator.api.chats import prepare
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -21,13 +22,11 @@ from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
-from shardnet.coordinator.text.stream import TextStream
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import Sampling, ShardOptions
 
-MAX_ANSWERS = 128
 MAX_SEED = (1 << 63) - 1
 
 
@@ -83,14 +82,18 @@ class Service:
         words = await self.words(manifest)
         return await self._begin(request, manifest, words)
 
-    def _ready_model(self, request: CommonRequest) -> Manifest:
+    def named(self, wanted: str | None) -> Manifest:
+        """Returns: the model that a client means, ready or not. Raises: UsageError, as `resolve`, or with why it is not served."""
         try:
-            manifest = resolve(self.manifests(), request.model)
+            return resolve(self.manifests(), wanted)
         except UsageError as error:
-            reason = self.why_not_served(request.model) if request.model else None
+            reason = self.why_not_served(wanted) if wanted else None
             if reason is None:
                 raise
             raise UsageError(reason, **error.facts) from None
+
+    def _ready_model(self, request: CommonRequest) -> Manifest:
+        manifest = self.named(request.model)
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
@@ -98,10 +101,13 @@ class Service:
         self, request: ChatRequest | CompletionRequest, manifest: Manifest, words: Words
     ) -> list[Answering]:
         sampling = await self._sampling(request, words)
-        prompts = await prompts_of(request, words, self.settings.template_timeout_s)
+        prepared = await prepare(request, words, self.settings.template_timeout_s)
+        if prepared.grammar is not None:
+            field = "tools" if isinstance(request, ChatRequest) and request.tools else request.structure_field
+            await self.check_grammar(prepared.grammar, words.vocabulary.path, field)
+            sampling = sampling.model_copy(update={"grammar": prepared.grammar})
+        prompts = prepared.prompts
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
-        if len(prompts) * n > MAX_ANSWERS:
-            raise UsageError(f"n: {len(prompts)} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
         limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
         answers: list[Answering] = []
         try:
@@ -119,7 +125,7 @@ class Service:
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
                 )
-                running = await self.requests.open(spec, TextStream(words.vocabulary.piece, request.stops()))
+                running = await self.requests.open(spec, prepared.stream())
                 answers.append(Answering(running, manifest, words, prompt))
         except BaseException:
             for one in answers:
@@ -137,7 +143,8 @@ class Service:
 
     async def tokenize(self, request: TokenizeRequest) -> tuple[list[int], Words]:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
-        words = await self.words(resolve(self.manifests(), request.model))
+        request.check_supported()
+        words = await self.words(self.named(request.model))
         if request.messages is not None:
             return await words.chat_tokens(
                 [message.for_template() for message in request.messages],
@@ -149,23 +156,6 @@ class Service:
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
-        words = await self.words(resolve(self.manifests(), request.model))
+        words = await self.words(self.named(request.model))
         words.check_tokens(request.tokens, "tokens")
-        return words.vocabulary.text(request.tokens)
-
-
-async def prompts_of(
-    request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float
-) -> list[list[int]]:
-    """Returns: the tokens of each prompt of a request, or of its chat. Raises: UsageError, DeadlineExceeded."""
-    if isinstance(request, CompletionRequest):
-        return [await words.prompt_tokens(prompt) for prompt in request.prompts()]
-    tokens = await words.chat_tokens(
-        [message.for_template() for message in request.messages],
-        request.template_variables(),
-        template_timeout_s,
-        documents=request.documents,
-        continues=bool(request.continue_final_message),
-        begins_answer=request.add_generation_prompt is not False,
-    )
-    return [tokens]
+        return await asyncio.to_thread(words.vocabulary.text, request.tokens)

@@ -52,7 +52,7 @@ async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bo
         except ShardnetError as error:
             yield to_event(error_body(error))
             return
-        if piece.text or (piece.tokens and one.wants_every_token):
+        if piece.events or (piece.tokens and one.wants_every_token):
             yield to_event(one.part(piece))
         else:
             one.add(piece)

@@ -54,6 +54,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "sequences": node.sequences,
         "devices": [device.model_dump(mode="json") for device in node.capabilities.devices],
         "accepts_any": node.capabilities.accepts_any,
+        "bound_to_nothing": node.bound_to_nothing(cluster.manifests.values()),
         "held": held,
         "loading": [_loading(cluster, node, key) for key in sorted(node.loads)],
         "failed": [

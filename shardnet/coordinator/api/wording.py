@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from shardnet.coordinator.api.messages import delta_of, message_of, text_of
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
 from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.running import Piece
+from shardnet.coordinator.text.calls.events import Content, Event
 
 What = Literal["whole", "first", "part", "last"]
 """The whole answer, or which event of a stream."""
@@ -35,7 +38,7 @@ class Wording:
         self._echo = echo
         self._logprobs = logprobs
         self._token_ids = token_ids
-        self._text: list[str] = []
+        self._events: list[Event] = []
         self._tokens: list[Emitted] = []
         self._unsent: list[Emitted] = []
         self._base = base | {"object": self.object_part}
@@ -49,26 +52,25 @@ class Wording:
 
     def add(self, piece: Piece) -> None:
         """Take in what came."""
-        self._text.append(piece.text)
+        self._events += piece.events
         self._tokens += piece.tokens
         self._unsent += piece.tokens
 
     def whole(self, finish_reason: str) -> dict[str, Any]:
         """Returns: the whole choice."""
-        text = self._echo + "".join(self._text)
-        return self._choice("whole", text) | self._extras(self._tokens, finish_reason)
+        return self._choice("whole", [*_content(self._echo), *self._events]) | self._extras(self._tokens, finish_reason)
 
     # -- in parts --------------------------------------------------------------------------------------------------------------
 
     def first(self) -> dict[str, Any]:
         """Returns: the event that opens the stream."""
-        return self._event(self._choice("first", self._echo) | self._no_extras()) | self.prompt_ids()
+        return self._event(self._choice("first", _content(self._echo)) | self._no_extras()) | self.prompt_ids()
 
     def part(self, piece: Piece) -> dict[str, Any]:
         """Returns: the event of one piece."""
         self.add(piece)
         tokens, self._unsent = self._unsent, []
-        return self._event(self._choice("part", piece.text) | self._extras(tokens, None))
+        return self._event(self._choice("part", piece.events) | self._extras(tokens, None))
 
     def last(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns: the event that says why the answer ended."""
@@ -77,7 +79,7 @@ class Wording:
 
     # -- shapes ----------------------------------------------------------------------------------------------------------------
 
-    def _choice(self, what: What, text: str = "") -> dict[str, Any]:
+    def _choice(self, what: What, events: Sequence[Event] = ()) -> dict[str, Any]:
         raise NotImplementedError
 
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
@@ -123,8 +125,8 @@ class CompletionWording(Wording):
     id_prefix = "cmpl-"
     _offset = 0
 
-    def _choice(self, what: What, text: str = "") -> dict[str, Any]:
-        return {"text": text}
+    def _choice(self, what: What, events: Sequence[Event] = ()) -> dict[str, Any]:
+        return {"text": text_of(events)}
 
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
         texts = [self._piece(one.token).decode(errors="replace") for one in tokens]
@@ -150,14 +152,14 @@ class ChatWording(Wording):
     object_part = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def _choice(self, what: What, text: str = "") -> dict[str, Any]:
+    def _choice(self, what: What, events: Sequence[Event] = ()) -> dict[str, Any]:
         match what:
             case "whole":
-                return {"message": {"role": "assistant", "content": text}}
+                return {"message": message_of(events)}
             case "first":
-                return {"delta": {"role": "assistant", "content": text}}
+                return {"delta": {"role": "assistant", "content": text_of(events)}}
             case "part":
-                return {"delta": {"content": text}}
+                return {"delta": delta_of(events)}
             case "last":
                 return {"delta": {}}
 
@@ -236,6 +238,10 @@ def _base(kind: type[Wording], answering: Answering) -> dict[str, Any]:
         "model": answering.manifest.name,
         "system_fingerprint": f"fp_{answering.manifest.model_id[:12]}",
     }
+
+
+def _content(text: str) -> list[Event]:
+    return [Content(text)] if text else []
 
 
 def _text_of(prompt: str | list[int], answering: Answering) -> str:

@@ -61,9 +61,10 @@ class Doors:
         """Returns: `nodes`, `enrol`, `api`, `dht`."""
         return {"nodes": self.nodes, "enrol": self.enrol, "api": self.api, "dht": self.dht}
 
-    def write_down(self, home: Home) -> None:
+    def write_down(self, home: Home, identity: Identity) -> None:
         """Tell the commands of this machine. Blocking. Raises: SettingsError, NoRoomError."""
-        write_coordinator_addresses(home, **{what: _dialable(address) for what, address in self.addresses.items()})
+        where = {what: _dialable(address) for what, address in self.addresses.items()}
+        write_coordinator_addresses(home, **where, identity=identity.key_path.parent)
 
     def log_them(self, *, epoch: int, has_key: bool) -> None:
         """Tell whoever watches."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Self
 
 from shardnet.errors import ShardnetError
 from shardnet.log import human_bytes
+from shardnet.manifest import Manifest
 from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
 
 Key = tuple[str, int]
@@ -115,6 +117,21 @@ class NodeView:
         known = {shard for model, shard in self.capabilities.assigned if model == model_id}
         return frozenset(known.union(*(_meant(text, model_id, name) for text in self.capabilities.bound)))
 
+    def bound_to_nothing(self, manifests: Collection[Manifest]) -> list[str]:
+        """Returns: a sentence for each shard that the node's user bound it to and that no model has, as far as models it could mean are known."""
+        told = []
+        for text in self.capabilities.bound:
+            model = text.rpartition(":")[0]
+            named = [one for one in manifests if _names(model, one.model_id, one.name)]
+            if named and not any(
+                shard < one.n_shards for one in named for shard in _meant(text, one.model_id, one.name)
+            ):
+                known = "; ".join(f"{one.name} has {one.n_shards}, 0 to {one.n_shards - 1}" for one in named)
+                told.append(
+                    f"it is bound to shard {text}, which no known model has ({known}): start it with another --shard, or none"
+                )
+        return told
+
     def check(self) -> None:
         """Raises: AssertionError if an invariant is broken."""
         assert all(self.held[key].loaded for key in self.ready), self
@@ -139,8 +156,11 @@ def _free_of(hello: Hello) -> int:
 def _meant(binding: str, model_id: str, name: str) -> set[int]:
     """Returns: the shard of this model that a node's `--shard MODEL:ID` or `--shard ID` means, if it means one."""
     model, _, number = binding.rpartition(":")
-    if not (number.isascii() and number.isdecimal()) or (
-        model not in ("", name) and not (len(model) >= 6 and model_id.startswith(model))
-    ):
+    if not (number.isascii() and number.isdecimal()) or not _names(model, model_id, name):
         return set()
     return {int(number[:6])}
+
+
+def _names(model: str, model_id: str, name: str) -> bool:
+    """True if a binding's MODEL, "" for any, means this model."""
+    return model in ("", name) or (len(model) >= 6 and model_id.startswith(model))

@@ -21,7 +21,7 @@ from shardnet.coordinator.requests.prefixes import Prefixes
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.requests.totals import Totals
-from shardnet.coordinator.text.stream import TextStream
+from shardnet.coordinator.text.answering import AnswerStream
 from shardnet.errors import Busy, PlacementError, SequenceGap, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.log import get
 from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence
@@ -96,7 +96,7 @@ class Requests:
         if not self._swarm.routes(model_id):
             raise self._swarm.not_ready(model_id)
 
-    async def open(self, spec: GenerationSpec, text: TextStream) -> Running:
+    async def open(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
         """Begin a request, waiting for a free sequence if need be.
 
         Raises: PlacementError, NoRoomError, ... if the model is not ready; Busy if the queue is full or the wait too long.
@@ -112,7 +112,7 @@ class Requests:
         generation = Generation(
             spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id), chunk=self._chunk
         )
-        running = Running(generation, text, self._ended, self._swarm.now_s())
+        running = Running(generation, answer, self._ended, self._swarm.now_s())
         self.running.add(running)
         if model is not None:
             model.streams += 1

@@ -1,4 +1,4 @@
-"""One request in progress as the task sees it that serves its client: what came so far, as text and tokens, and how it ended."""
+"""One request in progress as the task sees it that serves its client: what came so far, as text, calls and tokens, and how it ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.pipeline import Generation
 from shardnet.coordinator.requests.stage_stats import stage_stats
-from shardnet.coordinator.text.stream import TextStream
+from shardnet.coordinator.text.answering import AnswerStream
+from shardnet.coordinator.text.calls.events import Content, Event
 from shardnet.ids import new_id
 
 
@@ -19,9 +20,14 @@ from shardnet.ids import new_id
 class Piece:
     """What came since the last piece."""
 
-    text: str = ""
+    events: tuple[Event, ...] = ()
     tokens: tuple[Emitted, ...] = ()
     finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its content."""
+        return "".join([event.text for event in self.events if isinstance(event, Content)])
 
 
 class Running:
@@ -32,14 +38,16 @@ class Running:
         at_s: now, seconds of the clock that `first_token_at_s` will be of.
     """
 
-    def __init__(self, generation: Generation, text: TextStream, ended: Callable[[Running], None], at_s: float) -> None:
+    def __init__(
+        self, generation: Generation, answer: AnswerStream, ended: Callable[[Running], None], at_s: float
+    ) -> None:
         self.request_id = new_id()
         self.generation = generation
         self.command_ids: set[str] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.started_at_s = at_s
         self.first_token_at_s: float | None = None
-        self._text = text
+        self._answer = answer
         self._tell_ended = ended
         self._news = asyncio.Event()
         self._ended = False
@@ -68,25 +76,29 @@ class Running:
         """Returns: what came since the last call. Raises: the error that ended the request."""
         self._news.clear()
         tokens: list[Emitted] = []
-        text = ""
+        events: list[Event] = []
         for emitted in self.generation.take_emitted():
             tokens.append(emitted)
-            text += self._text.push(emitted.token)
-            if self._text.stopped:
+            events += self._answer.push(emitted.token)
+            if self._answer.stopped:
                 self.generation.stop("stop")
                 if self.generation.finish_reason == "length":  # the tokens behind came in the same step
                     self.generation.finish_reason = "stop"
                 break
         self.n_completion += len(tokens)
         if not self.generation.is_done:
-            return Piece(text, tuple(tokens))
+            return Piece(tuple(events), tuple(tokens))
         if self.generation.error is not None and tokens:
             self._news.set()  # these first, the error at the next call
-            return Piece(text, tuple(tokens))
+            return Piece(tuple(events), tuple(tokens))
         self.close()
         if self.generation.error is not None:
             raise self.generation.error
-        return Piece(text + self._text.flush(), tuple(tokens), self.generation.finish_reason)
+        events += self._answer.flush()
+        reason = self.generation.finish_reason
+        return Piece(
+            tuple(events), tuple(tokens), "tool_calls" if reason == "stop" and self._answer.n_calls else reason
+        )
 
     def close(self) -> None:
         """Nobody wants more: free every stage. Harmless when repeated."""

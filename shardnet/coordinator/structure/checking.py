@@ -6,17 +6,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from shardnet.children import python_module
 from shardnet.errors import EngineError, UsageError
 from shardnet.log import get
 
-COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.coordinator.structure.checker")
+COMMAND: Sequence[str] = python_module("shardnet.coordinator.structure.checker")
 START_TIMEOUT_S = 30.0
 CHECK_TIMEOUT_S = 3.0
 """A grammar that takes longer would hold an engine up, too."""

@@ -17,8 +17,16 @@ MAX_PATTERN = 4096
 
 _ESCAPE = re.compile(r"\\(?:[dDwWsSnrtfv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP]\{[\w=]+\}|[^\w\s])")
 _WHITE = r"\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_SPACES = {r"\s": f"[{_WHITE}]", r"\S": f"[^{_WHITE}]"}
-"""White space as ECMA-262 has it: Unicode's own list has U+0085 and not U+FEFF. A class may stand within another in Rust."""
+_WORD = "0-9A-Za-z_"
+_CLASSES = {
+    r"\d": "[0-9]",
+    r"\D": "[^0-9]",
+    r"\w": f"[{_WORD}]",
+    r"\W": f"[^{_WORD}]",
+    r"\s": f"[{_WHITE}]",
+    r"\S": f"[^{_WHITE}]",
+}
+"""As ECMA-262 has them: Rust's own are Unicode's. A class may stand within another in Rust."""
 _GROUP = re.compile(r"\((?:\?(?::|<[A-Za-z_]\w*>)|(?!\?))")
 
 
@@ -43,7 +51,7 @@ def read_pattern(pattern: str, where: str, param: str) -> str:
             found = _ESCAPE.match(pattern, at)
             if found is None:
                 raise _refused(pattern[at : at + 2], where, param)
-            made.append(_SPACES.get(found[0], found[0]))
+            made.append(_CLASSES.get(found[0], found[0]))
             at = found.end()
             continue
         if in_class:

@@ -35,6 +35,9 @@ MAX_LENGTH = 65_536
 """Largest minLength and maxLength."""
 MAX_BOUND = 1 << 53
 """Bounds beyond it are not exact in a double, which is what the engine computes with."""
+MAX_INTEGER = 10**15 - 1
+"""Of an integer without bounds: models that write digits without end would never finish."""
+FIXES_VALUE = frozenset(["const", "enum", "$ref", "allOf", "anyOf", "oneOf", "multipleOf"])
 MAX_VALUES = 4096
 """Values of an enum."""
 
@@ -250,6 +253,8 @@ class _Reader:
                 made["allOf"] = [*made.get("allOf", ()), {"pattern": exact}]
             else:
                 made["pattern"] = exact
+        if made.get("type") in ("integer", ["integer", "null"]) and not FIXES_VALUE & made.keys():
+            _bound_digits(made)
         if "propertyNames" in given and given["propertyNames"] is not True:
             self._property_names(made, given["propertyNames"], f"{at}/propertyNames", depth)
         least = made.get("minProperties", 0)
@@ -273,6 +278,15 @@ class _Reader:
         properties = {name: one for name, one in made.get("properties", {}).items() if name in listed}
         properties |= {name: rest for name in listed if isinstance(name, str) and name not in properties}
         made["properties"], made["additionalProperties"] = properties, False
+
+
+def _bound_digits(integer: Schema) -> None:
+    bounds = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    if all(abs(integer[one]) < MAX_INTEGER for one in bounds if one in integer):
+        if not integer.keys() & {"minimum", "exclusiveMinimum"}:
+            integer["minimum"] = -MAX_INTEGER
+        if not integer.keys() & {"maximum", "exclusiveMaximum"}:
+            integer["maximum"] = MAX_INTEGER
 
 
 def _make_any_of(choice: Schema, defs: dict[str, Schema | bool]) -> None:

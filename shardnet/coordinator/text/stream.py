@@ -6,6 +6,42 @@ import codecs
 from collections.abc import Callable, Sequence
 
 
+class StopStrings:
+    """Lets text through up to the first stop string.
+
+    Args:
+        stops: the text ends before the first of these.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.met = False
+        """True once a stop string was met; nothing more comes then."""
+
+    def push(self, text: str) -> str:
+        """Returns: what of the text is certain now."""
+        if self.met:
+            return ""
+        if not self._stops or not text:
+            return text
+        self._held += text
+        found = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
+        if found >= 0:
+            self.met = True
+            shown, self._held = self._held[:found], ""
+            return shown
+        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """No more text comes. Returns: what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+
 class TextStream:
     """Turns an answer's tokens into text that may be shown.
 
@@ -16,42 +52,23 @@ class TextStream:
 
     def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str] = ()) -> None:
         self._piece = piece
-        self._stops = tuple(stop for stop in stops if stop)
+        self._stops = StopStrings(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
         """True once a stop string was met; nothing more comes then."""
+        return self._stops.met
 
     def push(self, token: int) -> str:
         """Returns: text that is certain now; often empty."""
-        if self.stopped:
-            return ""
-        text = self._decoder.decode(self._piece(token))
-        return self._release(text) if text else ""
+        return self._stops.push(self._decoder.decode(self._piece(token)))
 
     def flush(self) -> str:
-        """The answer is over. Returns: what was held back."""
-        if self.stopped:
-            return ""
-        text = self._release(self._decoder.decode(b"", final=True))
-        if self.stopped:
-            return text
-        held, self._held = self._held, ""
-        return text + held
-
-    def _release(self, text: str) -> str:
-        if not self._stops:
-            return text
-        self._held += text
-        found = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
-        if found >= 0:
-            self.stopped = True
-            shown, self._held = self._held[:found], ""
-            return shown
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
+        """The text is over, or a control token is in its way. Returns: what was held back."""
+        text = self._stops.push(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
+        return text + self._stops.flush()
 
 
 def _overlap(text: str, stop: str) -> int:

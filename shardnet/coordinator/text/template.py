@@ -7,21 +7,25 @@ Rendering runs in a thread, see `limited_work`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
 
+from shardnet.coordinator.text.calls.answer import AnswerFormat
+from shardnet.coordinator.text.calls.formats import format_of
 from shardnet.coordinator.text.control import ControlTokens, Part
 from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
 from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
 from shardnet.coordinator.text.limited_work import LimitedWork
 from shardnet.coordinator.text.provenance import author_of_message, authors_of, written_by
-from shardnet.coordinator.text.traits import FAULTS, Message, Traits
+from shardnet.coordinator.text.traits import EXAMPLE_CALL, FAULTS, Message, Traits
 from shardnet.errors import DeadlineExceeded, UsageError
 
+T = TypeVar("T")
 _NO_LETTERS = re.compile("[^a-z0-9]+")
 
 
@@ -74,7 +78,9 @@ class ChatTemplate:
         self._model = model
         try:
             self._plain = _Compiled(source, bos, eos)
-            self._with_tools = _Compiled(with_tools, bos, eos) if with_tools is not None else self._plain
+            self._with_tools = (
+                _Compiled(with_tools, bos, eos, for_tools=True) if with_tools is not None else self._plain
+            )
         except jinja2.TemplateError as error:
             raise UsageError(f"the chat template of {model} cannot be used: {error}; use /v1/completions") from error
         self.control = ControlTokens(control, defined, self._plain.words + self._with_tools.words, strips_right)
@@ -82,6 +88,10 @@ class ChatTemplate:
     def traits(self, *, tools: bool = False) -> Traits:
         """Returns: what the template takes. Asking it renders small conversations, some milliseconds."""
         return (self._with_tools if tools else self._plain).traits
+
+    async def answers(self, *, tools: bool = False, timeout_s: float = 2.0) -> AnswerFormat:
+        """Returns: how the model writes its answers. Arguments and `Raises:` as `render`."""
+        return await self._limited(lambda: (self._with_tools if tools else self._plain).answers, timeout_s)
 
     async def render(
         self,
@@ -105,9 +115,11 @@ class ChatTemplate:
         further = dict(variables or {})
         tools, documents = tools or further.pop("tools", None), documents or further.pop("documents", None)
         chat = Chat(messages, further, tools or None, documents or None, continues, begins_answer)
-        work = LimitedWork(lambda: self.control.parts(self._prompt(chat)))
+        return await self._limited(lambda: self.control.parts(self._prompt(chat)), timeout_s)
+
+    async def _limited(self, work: Callable[[], T], timeout_s: float) -> T:
         try:
-            return await work.result(timeout_s)
+            return await LimitedWork(work).result(timeout_s)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the chat template of {self._model} did not finish within {timeout_s:g} s; use /v1/completions"
@@ -200,7 +212,8 @@ def _with_word(message: Mapping[str, Any], word: str, *, alone: bool) -> dict[st
 class _Compiled:
     """One Jinja source."""
 
-    def __init__(self, source: str, bos: str, eos: str) -> None:
+    def __init__(self, source: str, bos: str, eos: str, *, for_tools: bool = False) -> None:
+        self._for_tools = for_tools
         environment = ChatEnvironment(bos=bos, eos=eos)
         tree = environment.parse(source)
         texts = [one.data for one in tree.find_all(nodes.TemplateData)]
@@ -208,6 +221,12 @@ class _Compiled:
         self.words = "\n".join(texts)
         self._template = environment.from_string(tree)
         self.traits = Traits(self._ask, self.words)
+
+    @cached_property
+    def answers(self) -> AnswerFormat:
+        """How the model writes its answers."""
+        found = format_of(self.words, self.traits.call_example, EXAMPLE_CALL)
+        return replace(found, shows_tools=self._for_tools or self.traits.tools)
 
     def _ask(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, as_none: bool) -> str:
         return self._rendered(messages, {}, Chat((), {}, tools), as_none)

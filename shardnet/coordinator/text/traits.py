@@ -27,6 +27,8 @@ FAULTS = (
 """What a template ends with when it does not take a conversation."""
 Message = dict[str, Any]
 _NAME, _KEY, _VALUE, _RESULT, _ID = "needlename", "needlekey", "needlevalue", "needleresult", "call00001"
+EXAMPLE_CALL: tuple[str, dict[str, Any]] = (_NAME, {_KEY: _VALUE})
+"""Name and arguments."""
 _TOOL = {
     "type": "function",
     "function": {
@@ -103,6 +105,12 @@ class Traits:
     def tools(self) -> bool:
         """Tools are shown."""
         return self._shows([self._said("user", "x")], _NAME, tools=[_TOOL])
+
+    @cached_property
+    def call_example(self) -> str | None:
+        """A conversation in which `EXAMPLE_CALL` is called, as the template writes it; None if it does not take one."""
+        arguments: Any = {_KEY: _VALUE} if self.takes_mapping_arguments else f'{{"{_KEY}": "{_VALUE}"}}'
+        return self._with_call(arguments)
 
     @cached_property
     def takes_text_arguments(self) -> bool:

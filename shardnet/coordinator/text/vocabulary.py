@@ -77,6 +77,15 @@ class Vocabulary:
             known = self._pieces[token] = self._make_piece(token)
         return known
 
+    def control_text(self, token: int) -> str:
+        """Returns: how a control token is written; empty for other tokens."""
+        return self.text_of(token) if token in self._special else ""
+
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Returns: the control tokens by their texts."""
+        return {text: token for token in self._special if (text := self.text_of(token))}
+
     def text(self, tokens: Iterable[int]) -> str:
         """Returns: what tokens spell, control tokens as the vocabulary writes them."""
         return b"".join(self.piece(one) or self.text_of(one).encode() for one in tokens).decode(errors="replace")

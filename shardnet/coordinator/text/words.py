@@ -8,9 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shardnet.coordinator.text.calls.answer import AnswerFormat
+from shardnet.coordinator.text.calls.known import SPOKEN
+from shardnet.coordinator.text.spoken_tools import with_tools_told
 from shardnet.coordinator.text.template import ChatTemplate
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import ShardnetError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation, worded for a model.
+
+    Attributes:
+        answers: how the model writes its answers.
+        thinks: the prompt ends within reasoning that it opened itself.
+    """
+
+    tokens: list[int]
+    answers: AnswerFormat
+    thinks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +72,35 @@ class Words:
         begins_answer: bool = True,
     ) -> list[int]:
         """Returns: the tokens of a conversation, up to where the answer begins. Arguments and `Raises:` as `ChatTemplate.render`."""
+        chat = await self.chat_prompt(
+            messages,
+            variables,
+            timeout_s,
+            tools=tools,
+            documents=documents,
+            continues=continues,
+            begins_answer=begins_answer,
+        )
+        return chat.tokens
+
+    async def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None,
+        timeout_s: float,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        continues: bool = False,
+        begins_answer: bool = True,
+    ) -> ChatPrompt:
+        """Returns: a conversation as its tokens, and how the answer to it will be written. Arguments and `Raises:` as `ChatTemplate.render`."""
         if self.template is None:
             raise UsageError(self.template_error, param="messages")
+        answers = await self.template.answers(tools=bool(tools), timeout_s=timeout_s)
+        if tools and not answers.shows_tools:
+            messages, tools = with_tools_told(messages, tools, in_words=not answers.writes_calls), None
+            answers = answers if answers.writes_calls else replace(answers, calls=SPOKEN)
         parts = await self.template.render(
             messages,
             variables=variables,
@@ -66,7 +110,8 @@ class Words:
             begins_answer=begins_answer,
             timeout_s=timeout_s,
         )
-        return await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
+        tokens = await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
+        return ChatPrompt(tokens, answers, answers.thinks_already("".join(part.text for part in parts[-2:])))
 
 
 def open_words(name: str, path: Path) -> Words:

@@ -42,10 +42,16 @@ class CheckpointConfig:
 
     @cached_property
     def text(self) -> dict[str, Any]:
-        """Returns: the language model's keys over those of the whole, since some keys (tied embeddings, dtype) may stand in either."""
+        """Returns: the language model's keys over those of the whole, since some keys (tied embeddings, dtype) may stand in either.
+
+        Raises: CheckpointError if they are in something that has no keys.
+        """
         outer = self.content.get("thinker_config")
         content = self.content | outer if isinstance(outer, dict) else self.content
-        inner: dict[str, Any] = next((content[key] for key in _TEXT_CONFIGS if isinstance(content.get(key), dict)), {})
+        key = next((key for key in _TEXT_CONFIGS if content.get(key)), None)
+        inner = {} if key is None else content[key]
+        if not isinstance(inner, dict):
+            raise CheckpointError(f"{self.path} says {key} = {str(inner)[:40]!r}, which is no object with keys")
         return content | inner
 
     def count(self, *names: str) -> int | None:

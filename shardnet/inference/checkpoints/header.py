@@ -104,7 +104,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
         raise CheckpointError(
-            f"tensor {name!r} in {path} has the dtype {dtype}, which is not taken (taken are {', '.join(NUMPY_DTYPES)}): "
+            f"tensor {name!r} in {path} has the dtype {str(dtype)[:40]}, which is not taken (taken are {', '.join(NUMPY_DTYPES)}): "
             "convert the checkpoint to BF16 first"
         )
     if not isinstance(shape, list) or not all(is_count(length) for length in shape) or len(shape) > MAX_DIMS:

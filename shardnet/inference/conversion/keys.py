@@ -17,6 +17,7 @@ from shardnet.inference.gguf.header import MAX_LAYERS
 
 MAX_COUNT = (1 << 31) - 1  # ggml's numbers of rows and columns
 MAX_HEAD = 1 << 16
+MAX_NUMBER = 3e38  # GGUF keeps these in F32
 FULL, WINDOWED = "full_attention", "sliding_attention"
 
 
@@ -118,10 +119,10 @@ class _Reader:
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Raises: CheckpointError if it is missing, or no number."""
+        """Raises: CheckpointError if it is missing, or no finite number from 0 on."""
         value = self.value(key, default)
-        if type(value) not in (int, float):
-            raise self.refuse(key, value, "no number")
+        if type(value) not in (int, float) or not 0 <= value <= MAX_NUMBER:
+            raise self.refuse(key, value, "no number from 0 on")
         return float(value)
 
     def refuse(self, key: str, value: Any, reason: str) -> CheckpointError:

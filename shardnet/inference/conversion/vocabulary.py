@@ -6,6 +6,7 @@ Which token is which comes from `gguf.SpecialVocab`. Refuses to know how tokeniz
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def put_vocabulary(writer: Any, folder: Path, n_rows: int) -> None:
     if (folder / TOKENIZER_JSON).is_file():
         # A tokenizer.json that puts nothing there means it; llama.cpp's own defaults would put something.
         special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
-    writer.add_name(_name(folder.resolve().name, vocabulary))
+    folder_name = os.fsencode(folder.resolve().name).decode(errors="replace")  # one that is no UTF-8 fits no GGUF
+    writer.add_name(_name(folder_name, vocabulary))
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -134,7 +136,9 @@ def _special(folder: Path, n_rows: int, *, load_merges: bool) -> Any:
     try:
         special = gguf.SpecialVocab(folder, load_merges=load_merges, n_vocab=n_rows)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the tokenizer files in {folder} are damaged ({error!r}): fetch them again") from error
+        raise CheckpointError(
+            f"config.json or the tokenizer files in {folder} are damaged ({error}): fetch them again"
+        ) from error
     if load_merges and not special.merges:
         raise CheckpointError(f"{folder / TOKENIZER_JSON} has no merges: the model could read single bytes only")
     return special

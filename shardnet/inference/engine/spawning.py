@@ -7,21 +7,22 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
 
+from shardnet.children import python_module
 from shardnet.errors import EngineError
 from shardnet.limits.killing import memory_kills
 from shardnet.limits.memory import room_here
+from shardnet.scratch import words_file
 
 SOCKET_BUFFER_BYTES = 4 << 20
 """A prompt chunk's hidden states should pass without waiting for the other side."""
 PACKETS = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 LAST_WORDS_BYTES = 4096
 
-COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.worker.process")
+COMMAND: Sequence[str] = python_module("shardnet.inference.worker.process")
 """The engine process; the descriptors of its two sockets follow."""
 
 CHILD_ENVIRONMENT = {
@@ -49,7 +50,7 @@ async def spawn(environment: Mapping[str, str]) -> Spawned:
     """
     ours, theirs = socket.socketpair()
     packets, their_packets = socket.socketpair(type=PACKETS)
-    last_words = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `last_line`)
+    last_words = words_file()  # closed by `last_line`
     try:
         with theirs, their_packets:
             for end in (ours, theirs, packets, their_packets):

@@ -3,6 +3,7 @@
 OpenMP's threads spin for milliseconds after each graph before they sleep. Two engines with a thread per core each then steal the cores from one
 another: a pipeline of three nodes on two cores was twenty times slower than with one thread each. So each engine takes its share of the cores.
 Every engine holds a lock on a file of its own in a folder that all engines of one user share; a file that nobody locks is that of a dead engine.
+Where there is no such folder, since none can be written to or has room, an engine counts itself alone.
 """
 
 from __future__ import annotations
@@ -27,21 +28,29 @@ class EngineCensus:
     """This engine's entry among the engines of the machine; the kernel ends the entry of a process that dies."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or default_folder()
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._path = self._folder / f"{os.getpid()}.lock"
-        self._own = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._path: Path | None = None
+        try:
+            folder = folder or default_folder()
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path = folder / f"{os.getpid()}.lock"
+            self._own = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        self._path = path
         fcntl.flock(self._own, fcntl.LOCK_EX)
 
     def close(self) -> None:
         """Take this engine off the list."""
-        self._path.unlink(missing_ok=True)
-        os.close(self._own)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._own)
 
     def count(self) -> int:
         """Returns: engines alive on this machine, this one included. Files of dead ones are removed."""
+        if self._path is None:
+            return 1
         alive = 1
-        for path in self._folder.glob("*.lock"):
+        for path in self._path.parent.glob("*.lock"):
             if path != self._path:
                 alive += _is_locked(path)
         return alive

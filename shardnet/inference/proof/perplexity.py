@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import exp, sqrt
@@ -23,16 +22,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardnet.children import python_module
 from shardnet.errors import EngineError, ShardnetError, UsageError, error_from_wire
 from shardnet.inference.llama.batch import single_sequence_rows
 from shardnet.inference.proof.verify import CHILD_ENVIRONMENT, OnProgress, read_last_words, why_it_ended
+from shardnet.scratch import words_file
 
 if TYPE_CHECKING:
     from shardnet.inference.llama.model import LlamaContext
 
 CHUNK = 512
-MOST_BYTES = 1 << 30
-COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.proof.perplexity")
+LEAST_BYTES, MOST_BYTES = 128, 1 << 30
+"""Of a text. Few vocabularies make more than one token of a byte, and fewer contexts are shorter than this."""
+COMMAND: Sequence[str] = python_module("shardnet.inference.proof.perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,18 @@ class Perplexity:
 
 
 def check_text(text: Path) -> None:
-    """Raises: UsageError if there is no such file, or it is no text."""
+    """Raises: UsageError if there is no such file, it is no text, or surely too short a one."""
     try:
-        if text.stat().st_size > MOST_BYTES:
+        nbytes = text.stat().st_size
+        if nbytes > MOST_BYTES:
             raise UsageError(f"{text} has more than {MOST_BYTES >> 30} GiB: take a shorter text")
         text.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the text {text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{text} is no text in UTF-8") from error
+    if nbytes < LEAST_BYTES:  # said before the model is quantised; whether it has tokens enough is known afterwards
+        raise UsageError(f"{text} has {nbytes} bytes, too few to measure perplexity on: take a longer text")
 
 
 def measure_perplexity(model: Path, text: Path, on_progress: OnProgress = lambda _share: None) -> Perplexity:
@@ -72,7 +77,7 @@ def measure_perplexity(model: Path, text: Path, on_progress: OnProgress = lambda
     """
     result, failure = None, None
     with (
-        tempfile.TemporaryFile() as words,
+        words_file() as words,
         subprocess.Popen(
             [*COMMAND, str(model.absolute()), str(text.absolute())],
             stdin=subprocess.DEVNULL,

@@ -14,13 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from shardnet.children import python_module
 from shardnet.errors import (
     EngineError,
     FamilyRefused,
@@ -42,6 +42,7 @@ from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest, no_link, save_manifest
 from shardnet.limits.killing import memory_kills
 from shardnet.manifest import Manifest, ModelContent, ParityCertificate
+from shardnet.scratch import scratch_folder, words_file
 
 OnProgress = Callable[[float], None]
 """Called with the share that is done, 0..1."""
@@ -52,7 +53,7 @@ OnBytes = Callable[[int, int], None]
 LAST_WORDS_BYTES = 8192
 PARENT_GONE_S = 1.0
 LEAVE_S = 5.0
-COMMAND: Sequence[str] = (sys.executable, "-m", "shardnet.inference.proof.verify")
+COMMAND: Sequence[str] = python_module("shardnet.inference.proof.verify")
 CHILD_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}  # no debugger for a backtrace: that would take seconds
 
 
@@ -184,6 +185,7 @@ def check_source(manifest: Manifest, header: GgufHeader) -> None:
     if ours != theirs:
         raise ManifestError(
             f"{header.path} is not the model that {manifest.name} was cut from: it is {_in_words(theirs)}, the manifest says {_in_words(ours)}"
+            + ("; if it was quantised on the way, say how with --quantize" if ours[:-1] == theirs[:-1] else "")
         )
 
 
@@ -199,8 +201,8 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
     phase, result, failure = "start", None, None
     kills_before = memory_kills()
     with (
-        tempfile.TemporaryDirectory(prefix="shardnet-verify-", ignore_cleanup_errors=True) as scratch,
-        tempfile.TemporaryFile() as last_words,
+        scratch_folder("verify") as scratch,
+        words_file() as last_words,
     ):
         child = subprocess.Popen(
             COMMAND,
@@ -214,7 +216,7 @@ def _run_child(request: dict[str, Any], content: ModelContent, on_progress: OnPr
             assert child.stdin is not None
             assert child.stdout is not None
             with contextlib.suppress(BrokenPipeError):  # stays open: its end tells the child that we are gone
-                child.stdin.write(json.dumps(request | {"scratch": scratch}).encode() + b"\n")
+                child.stdin.write(json.dumps(request | {"scratch": str(scratch)}).encode() + b"\n")
                 child.stdin.flush()
             for line in child.stdout:
                 message = json.loads(line)

@@ -19,6 +19,7 @@ from shardnet.inference.quantising.kernels import QUANTISATION_VERSION, to_float
 from shardnet.inference.quantising.losses import LossReport, TensorLoss
 from shardnet.inference.quantising.mixtures import FILE_TYPE, checked_kind, choose_types, in_llama_order
 from shardnet.inference.quantising.rows import QuantisedData
+from shardnet.manifest import LONGEST_NAME
 
 
 def quantise(
@@ -80,7 +81,8 @@ def quantised_name(name: str, kind: str) -> str:
     """Returns: what a model of this name is called once it is of another kind: `Llama-3-8B-BF16` becomes `Llama-3-8B-Q4_K_M`."""
     kinds = "|".join(sorted(FILE_TYPE, key=len, reverse=True))
     stem = re.sub(rf"[-._]({kinds})$", "", name, flags=re.IGNORECASE)
-    return f"{stem}-{checked_kind(kind).upper()}"
+    ending = f"-{checked_kind(kind).upper()}"
+    return f"{stem[: LONGEST_NAME - len(ending)].rstrip('-._')}{ending}"
 
 
 def is_quantised(ggml_type: int) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from shardnet.errors import SettingsError, UnreachableError, UsageError
+from shardnet.web_hosts import has_host
 
 TOKEN_VARIABLE = "SHARDNET_HTTP_TOKEN"
 
@@ -53,8 +54,12 @@ class Address:
 
     def redirected(self, location: str) -> Address:
         """Returns: where an answer sends us. Raises: UnreachableError if that is no place to fetch from."""
-        there = Address(urljoin(self.url, location))
-        if not is_url(there.url) or not urlsplit(there.url).hostname:
+        try:
+            there = Address(urljoin(self.url, location))
+            is_somewhere = is_url(there.url) and has_host(there.url)
+        except ValueError as error:
+            raise UnreachableError(f"{self.shown} leads to no usable address: {error}") from error
+        if not is_somewhere:
             raise UnreachableError(f"{self.shown} leads to {there.shown}, which is no http or https address")
         if self.origin[0] == "https" and there.origin[0] == "http":
             raise UnreachableError(f"{self.shown} leads from https to plain http ({there.shown}): that is not followed")
@@ -64,11 +69,10 @@ class Address:
 def parse_address(url: str) -> Address:
     """Raises: UsageError if a URL names no file, or holds a password."""
     try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname and parts.port != 0)
+        parts, is_somewhere = urlsplit(url), has_host(url)
     except ValueError as error:
         raise UsageError(f"{url} is no usable address: {error}") from error
-    if not is_url(url) or not has_host or not url.isprintable() or " " in url:
+    if not is_url(url) or not is_somewhere or not url.isprintable() or " " in url:
         raise UsageError(f"{url!r} is no usable http or https address")
     if "@" in parts.netloc:
         raise UsageError(f"a password in an address is not taken: leave it out, and put a token into ${TOKEN_VARIABLE}")

@@ -33,7 +33,11 @@ PROBE_BYTES = 64
 
 FOR_NOW = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Answers after which it is worth asking again."""
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
+MOST_DIGITS = 18
+"""Of a number in an answer's head; no file is larger."""
+_CONTENT_RANGE = re.compile(
+    rf"^bytes (\d{{1,{MOST_DIGITS}}})-(\d{{1,{MOST_DIGITS}}})/(\d{{1,{MOST_DIGITS}}})$", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,8 @@ class RemoteFile:
             raise RefusedError(f"{shown} cannot be fetched: its server answered {status}")
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise self._is_a_page()
-        size = int(response.headers["Content-Length"]) if response.headers.get("Content-Length", "").isdigit() else 0
+        length = response.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() and len(length) <= MOST_DIGITS else 0
         if status == 200 and self.version is not None and self.version.condition:
             raise self._changed(self.version.change_to(_version(response, size)) or "its server sent the whole of it")
         if status == 200:
@@ -245,4 +250,4 @@ def _version(response: httpx.Response, size: int) -> Version:
 
 def _seconds(text: str) -> float:
     """Returns: a `Retry-After` in seconds; 0 for a date, which no server was seen to send with these answers."""
-    return float(text) if text.isdigit() else 0.0
+    return float(text) if text.isdecimal() else 0.0

@@ -164,12 +164,14 @@ def parse_size(text: str) -> int:
 
 def parse_ids(texts: Sequence[str], count: int) -> tuple[int, ...]:
     """Returns: the shards that `0`, `0,2` or `all` name, in order, each once. Raises: UsageError if one of them is none of `count` shards."""
+    if not texts:
+        raise UsageError(f"name the shards to cut: 0 to {count - 1}, or all of them")
     ids: set[int] = set()
     for text in (part.strip() for one in texts for part in one.split(",")):
         if text == "all":
             ids |= set(range(count))
-        elif text.isascii() and text.isdigit() and int(text) < count:
+        elif text.isascii() and text.isdigit() and len(text) < 10 and int(text) < count:
             ids.add(int(text))
         else:
-            raise UsageError(f"there is no shard {text!r}: cut like this, the model has shards 0 to {count - 1}")
+            raise UsageError(f"there is no shard {text[:20]!r}: cut like this, the model has shards 0 to {count - 1}")
     return tuple(sorted(ids))

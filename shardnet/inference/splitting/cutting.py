@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.errors import NoRoomError, ShardnetError, UsageError
-from shardnet.files import FULL, sync_folder, write_whole
+from shardnet.files import DENIED, FULL, sync_folder, write_whole
 from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.writer import OnBytes, Written, file_sha256, write_gguf
 from shardnet.inference.splitting.content import content_of_files, shard_file
@@ -118,18 +118,22 @@ def split_model(
 
 def shards_folder(cache: Path) -> Path:
     """Returns: the folder of all models of a cache, made if need be, what dead splits have left tidied up. Raises: UsageError."""
-    base = cache / SHARDS
+    return working_folder(cache / SHARDS)
+
+
+def working_folder(base: Path) -> Path:
+    """Returns: `base`, made if need be, what dead splits have left tidied up. Raises: UsageError."""
     try:
         base.mkdir(parents=True, exist_ok=True)
         remove_stale_partials(base)
     except OSError as error:
-        raise UsageError(f"cannot write to {base}: {error.strerror}") from error
+        raise UsageError(f"cannot write to {base}: {error.strerror}; name another folder") from error
     return base
 
 
 @contextmanager
 def disk_errors(base: Path, files: Sequence[FilePlan], *, is_kept: bool) -> Iterator[None]:
-    """Raises: NoRoomError, ShardnetError for what the disk says while these files are written."""
+    """Raises: NoRoomError, UsageError, ShardnetError for what the disk says while these files are written."""
     left = "what was written is kept, and gone on with" if is_kept else "nothing was left behind"
     try:
         yield
@@ -149,7 +153,8 @@ def disk_errors(base: Path, files: Sequence[FilePlan], *, is_kept: bool) -> Iter
                 needed_bytes=needed,
                 free_bytes=shutil.disk_usage(base).free,
             ) from error
-        raise ShardnetError(f"cannot write the shards to {base}: {error.strerror or error}") from error
+        kind = UsageError if error.errno in DENIED else ShardnetError
+        raise kind(f"cannot write the shards to {base}: {error.strerror or error}; {left}") from error
 
 
 def _write(plan: SplitPlan, folder: Path, on_written: OnBytes, on_hashed: OnBytes) -> Manifest:

@@ -22,7 +22,7 @@ from shardnet.inference.gguf.writer import OutTensor, header_bytes, string_value
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
 from shardnet.inference.splitting.manifest_file import MANIFEST, SHARDS
-from shardnet.manifest import BLANK_MODEL_ID
+from shardnet.manifest import BLANK_MODEL_ID, LONGEST_NAME
 from shardnet.shards import LayerRange
 
 MODEL_ID_KEY = "shardnet.model_id"
@@ -154,13 +154,13 @@ def model_name(header: GgufHeader, wanted: str | None) -> str:
     Raises: UsageError if the user's cannot be used.
     """
     if wanted is not None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}", wanted):
+        if len(wanted) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]*", wanted):
             raise UsageError(
-                f"{wanted!r} cannot be a model name: use letters, digits, dots, dashes and underscores, at most 96"
+                f"{wanted!r} cannot be a model name: use letters, digits, dots, dashes and underscores, at most {LONGEST_NAME}"
             )
         return wanted
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", header.path.name.removesuffix(".gguf"))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:96] or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:LONGEST_NAME] or "model"
 
 
 def _plan_shard(header: GgufHeader, index: int, layers: Sequence[LayerRange], title: str) -> FilePlan:

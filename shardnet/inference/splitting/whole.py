@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from shardnet.errors import GgufError, NoRoomError, ShardnetError
-from shardnet.files import FULL
+from shardnet.errors import GgufError, NoRoomError, ShardnetError, UsageError
+from shardnet.files import DENIED, FULL
 from shardnet.inference.gguf.header import GgufField, GgufHeader, GgufValue, read_gguf_header
 from shardnet.inference.gguf.layout import tensors_by_name
 from shardnet.inference.gguf.writer import OutTensor, header_bytes, total_bytes, write_gguf
@@ -20,8 +20,8 @@ from shardnet.inference.splitting.cutting import (
     DISK_RESERVE_BYTES,
     OnProgress,
     partial_folder,
-    remove_stale_partials,
     source_facts,
+    working_folder,
 )
 from shardnet.inference.splitting.plan import FilePlan, SplitPlan
 from shardnet.log import human_bytes
@@ -56,7 +56,7 @@ def check_whole_fits(header: GgufHeader, base: Path, shard_bytes: int = 0) -> No
 def whole_file(header: GgufHeader, base: Path, on_progress: OnProgress = lambda _done, _all: None) -> Iterator[Path]:
     """A file that llama.cpp can open: the model's own, or for one that is nowhere yet a temporary one in a hidden folder of `base`.
 
-    Raises: NoRoomError before the first byte, or when the disk fills up meanwhile; ShardnetError if `base` cannot be written to.
+    Raises: NoRoomError before the first byte, or when the disk fills up meanwhile; UsageError if `base` cannot be written to.
     """
     if not header.is_made:
         yield header.path
@@ -71,10 +71,9 @@ def whole_file(header: GgufHeader, base: Path, on_progress: OnProgress = lambda 
         done += count
         on_progress(done, total)
 
+    working_folder(base)
     with ExitStack() as stack:
         try:
-            base.mkdir(parents=True, exist_ok=True)
-            remove_stale_partials(base)
             path = stack.enter_context(partial_folder(base)) / WHOLE
             write_gguf(path, fields, tensors, mark="", on_bytes=advance)
         except OSError as error:
@@ -91,7 +90,8 @@ def _not_written(error: OSError, base: Path, needed: int) -> ShardnetError:
             needed_bytes=needed,
             free_bytes=shutil.disk_usage(base).free,
         )
-    return ShardnetError(f"cannot write the whole model to {base}: {error.strerror or error}")
+    kind = UsageError if error.errno in DENIED else ShardnetError
+    return kind(f"cannot write the whole model to {base}: {error.strerror or error}; nothing was left behind")
 
 
 def _content(header: GgufHeader) -> tuple[dict[str, GgufValue | GgufField], list[OutTensor]]:

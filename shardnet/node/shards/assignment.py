@@ -35,6 +35,15 @@ class Binding:
         return str(self.shard_id) if self.model is None else f"{self.model}:{self.shard_id}"
 
 
+def means_none(binding: Binding, manifests: Iterable[Manifest]) -> str:
+    """Returns: why a binding means no shard of any model; "" if it means one, or if no model that it could mean is known."""
+    named = [one for one in manifests if binding.model in (None, one.name) or binding.names(one.model_id)]
+    if not named or any(binding.shard_id < one.n_shards for one in named):
+        return ""
+    known = "; ".join(f"{one.name} has {one.n_shards}, 0 to {one.n_shards - 1}" for one in named)
+    return f"no known model has the shard that --shard {binding} names ({known}): give another, or none, and the coordinator chooses"
+
+
 def parse_binding(text: str) -> Binding:
     """Returns: what `MODEL:ID` or `ID` means.
 

@@ -69,6 +69,14 @@ class FileRotted:
 
 
 @dataclass(frozen=True, slots=True)
+class FileGone:
+    """A shard's file is no longer where it was: somebody moved or deleted it."""
+
+    key: ShardKey
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class LoadAsked:
     """LOAD_SHARD. `manifest_is_signed`: the swarm's owner signed the manifest in the command."""
 
@@ -205,6 +213,7 @@ Event = (
     | ShareAsked
     | FileGivenUp
     | FileRotted
+    | FileGone
     | LoadAsked
     | UnloadAsked
     | TaskWaits

@@ -19,7 +19,7 @@ from shardnet.ids import ShardKey
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions
-from shardnet.node.shards.assignment import Assignment, Binding
+from shardnet.node.shards.assignment import Assignment, Binding, means_none
 from shardnet.node.shards.catalogue import Catalogue
 from shardnet.node.shards.commands import Commands
 from shardnet.node.shards.effects import Effect, FailTask, Note, PreloadDone
@@ -31,6 +31,7 @@ from shardnet.node.shards.events import (
     Event,
     FetchFailed,
     FileGivenUp,
+    FileGone,
     FileRotted,
     LoadAsked,
     LoadFailed,
@@ -91,6 +92,10 @@ class NodeState:
         """True if something is being done with the shard, or it is in memory: its file may not go."""
         record = self._records.get(key)
         return record is not None and (record.memory is not None or record.phase is not Phase.IDLE)
+
+    def files(self) -> tuple[tuple[ShardKey, Path], ...]:
+        """Returns: every file that this node takes for a shard's."""
+        return tuple((key, path) for key, record in self._records.items() for path in record.paths)
 
     def held_manifests(self) -> tuple[Manifest, ...]:
         """Returns: manifests of models of which at least one shard is here."""
@@ -160,6 +165,9 @@ class NodeState:
             case FileRotted():
                 rotten = self._records.get(event.key)
                 return [] if rotten is None else self._rule.rotted(rotten, event.path)
+            case FileGone():
+                left = self._records.get(event.key)
+                return [] if left is None else self._rule.gone(left, event.path)
             case LoadAsked():
                 return self._commands.load_asked(event)
             case UnloadAsked():
@@ -222,10 +230,15 @@ class NodeState:
 
     def _preload(self, event: PreloadAsked) -> list[Effect]:
         keys, open_bindings = self._resolve()
-        effects: list[Effect] = []
+        manifests = [model.manifest for model in self.catalogue.models.values()]
+        nothing = {binding: why for binding in open_bindings if (why := means_none(binding, manifests))}
+        effects: list[Effect] = [
+            Note("shard_there_is_none", "warning", {"shard_id": binding.shard_id, "reason": why})
+            for binding, why in nothing.items()
+        ]
         for shard_id in [
             *(key[1] for key in keys if key not in self._records),
-            *(binding.shard_id for binding in open_bindings),
+            *(binding.shard_id for binding in open_bindings if binding not in nothing),
         ]:
             effects.append(Note("shard_not_found_locally", "warning", {"shard_id": shard_id}))
             effects.append(Note("shard_will_download", "warning", {"shard_id": shard_id}))

@@ -89,6 +89,8 @@ class ShardRecord:
     """Why the last file was given up."""
     is_rotten: bool = False
     """The first file was found damaged after it was proved. It goes as soon as what was loaded from it is out of memory."""
+    is_gone: bool = False
+    """If it is rotten: there is no file any more that could be put aside."""
     is_fetch_stopped: bool = False
     is_fresh: bool = False
     """The first file was just fetched, and is not proved yet."""

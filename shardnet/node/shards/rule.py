@@ -50,8 +50,7 @@ class Rule:
         while record.phase is Phase.IDLE and (record.wants or record.is_rotten):
             if record.is_rotten and record.memory is None:
                 effects += self._put_aside(record)
-                break
-            if not record.wants:
+            if record.phase is not Phase.IDLE or not record.wants:
                 break
             want = record.wants[0]
             if record.satisfies(want):
@@ -74,7 +73,11 @@ class Rule:
         if record.is_rotten and want.kind in (Kind.KEEP, Kind.SHARE):
             record.wants.popleft()
             return self._waiters.fail(
-                record, want, ShardCorrupt(f"{record.paths[0]} is damaged, and in use: unload the shard first")
+                record,
+                want,
+                ShardCorrupt(
+                    f"{record.paths[0]} is {'gone' if record.is_gone else 'damaged'}, and in use: unload the shard first"
+                ),
             )
         if record.is_rotten:  # it has to be loaded again, and not from this file
             return self._unload(record)
@@ -100,12 +103,22 @@ class Rule:
     def _put_aside(self, record: ShardRecord) -> list[Effect]:
         path = record.paths.pop(0)
         record.is_verified = record.is_rotten = False
+        if record.is_gone:
+            return self._lost(record, path)
         record.trouble = ShardCorrupt(
             f"{path} was damaged after it was proved, and was put aside; fetch the shard again"
         )
         record.begin(Phase.CLEARING)
         facts = {"path": str(path), "reason": "it was damaged after it was proved, and is put aside"}
         return [Note("shard_refused", "warning", facts), Withdraw(record.key), Quarantine(record.key, path)]
+
+    def _lost(self, record: ShardRecord, path: Path) -> list[Effect]:
+        """The first file, now off the list, was moved or deleted by somebody: nobody is promised it any more."""
+        reason = "it was moved or deleted while this node ran"
+        record.trouble = ShardNotFound(
+            f"{path} is gone: {reason}; fetch the shard again, or put the file back and start the node again"
+        )
+        return [Note("shard_refused", "warning", {"path": str(path), "reason": reason}), Withdraw(record.key)]
 
     def stop_idle_fetch(self, record: ShardRecord) -> list[Effect]:
         """Somebody left the queue: a download that nobody waits for any more ends."""
@@ -156,12 +169,28 @@ class Rule:
         """The file at `path` was found damaged after it was proved. Nothing is done if it is not the one that is used."""
         if not record.paths or record.paths[0] != path:
             return []
-        record.is_rotten = True
+        record.is_rotten, record.is_gone = True, False
         if record.memory is None and record.phase is not Phase.LOADING:
             return self.advance(record)
         advice = "it stays until the shard is unloaded, as the engine has it open, and is put aside then"
         facts = {"shard_id": record.key[1], "path": str(path), "advice": advice}
         return [Note("shard_rotten", "warning", facts), *self.advance(record)]
+
+    def gone(self, record: ShardRecord, path: Path) -> list[Effect]:
+        """The file at `path` is not there any more. What is in memory stays; while it is being proved or loaded, that tells."""
+        if path not in record.paths or (record.is_rotten and record.is_gone):
+            return []
+        if record.paths[0] != path:
+            record.paths.remove(path)
+            return []
+        if record.phase is not Phase.IDLE:
+            return []
+        record.is_rotten = record.is_gone = True
+        if record.memory is None:
+            return self.advance(record)
+        advice = "what was loaded from it works on; without it the shard is fetched anew once it is out of memory"
+        facts = {"shard_id": record.key[1], "path": str(path), "advice": advice}
+        return [Note("shard_file_gone", "warning", facts), Withdraw(record.key)]
 
     def fetched(self, record: ShardRecord, path: Path) -> list[Effect]:
         """Another holder's copy is at `path`."""
@@ -198,6 +227,9 @@ class Rule:
         """The engine could not take it."""
         options = record.loading
         record.end()
+        if isinstance(error, ShardNotFound):  # moved or deleted after it was proved
+            record.is_verified = record.is_rotten = False
+            return [*self._lost(record, record.paths.pop(0)), *self.advance(record)]
         return [*self._waiters.fail_front(record, error, options), *self.advance(record)]
 
     def unloaded(self, record: ShardRecord) -> list[Effect]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from shardnet.errors import ManifestError, ShardError, ShardnetError, UsageError
@@ -91,6 +92,14 @@ class ModelStore:
                 await asyncio.to_thread(check_shard, path, manifest, shard_id, self._known_hashes(), on_bytes)
             except OSError as error:
                 raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    async def missing(self, files: Iterable[tuple[ShardKey, Path]]) -> list[tuple[ShardKey, Path]]:
+        """Returns: those that are not there any more."""
+
+        def look() -> list[tuple[ShardKey, Path]]:
+            return [(key, path) for key, path in files if not os.path.lexists(path)]
+
+        return await asyncio.to_thread(look)
 
     async def offer_all(self, found: CacheScanned, offer: Callable[[Manifest, int, Path], Awaitable[None]]) -> int:
         """Prove every file of a scan, and `offer` it; those that cannot be are logged and left out. Returns: how many were offered."""

@@ -52,7 +52,7 @@ def words(tokenizer: Path) -> Sequence[int]:
 def manifest(tokenizer: Path) -> Manifest:
     data = tokenizer.read_bytes()
     file = FileContent(file="tokenizer.gguf", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return make_manifest(tokenizer=file)
+    return make_manifest(tokenizer=file, n_ctx_train=2048)
 
 
 @dataclass
@@ -216,7 +216,17 @@ async def test_a_model_is_listed_and_found_by_name_id_and_default(make_world: Ca
         await world.ready()
         [card] = (await world.client.get("/v1/models")).json()["data"]
         assert (card["id"], card["shardnet"]["ready"]) == ("tiny", True)
-        assert (await world.client.get("/v1/models/tiny")).status_code == 200
+        for name in ("tiny", world.manifest.model_id, world.manifest.model_id[:12]):
+            assert (await world.client.get(f"/v1/models/{name}")).json() == card
+        unknown = await world.client.get("/v1/models/nope")
+        assert (unknown.status_code, "known are: tiny" in unknown.text) == (404, True)
+        pieces = await world.client.post(
+            "/tokenize", json={"content": "hi", "with_pieces": True, "return_token_strs": True}
+        )
+        tokens, texts = pieces.json()["tokens"], pieces.json()["token_strs"]
+        assert [one["piece"] for one in tokens] == texts
+        asked = {"tokens": [one["id"] for one in tokens]}
+        assert (await world.client.post("/detokenize", json=asked)).json()["content"] == "".join(texts) == "hi"
         for model in (None, "tiny", world.manifest.model_id, world.manifest.model_id[:12]):
             assert (await world.chat(model=model, max_tokens=1)).status_code == 200
         missing = await world.chat(model="nope")
@@ -742,3 +752,99 @@ async def test_a_stop_lets_a_running_request_finish(make_world: Callable[..., An
         await entered.wait()
         world.coordinator.stop()
         assert (await asking).status_code == 200
+
+
+# -- tools and reasoning ---------------------------------------------------------------------------------------------------------
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALLING = "I look." + "".join(
+    f'\n<tool_call>\n{{"name": "weather", "arguments": {arguments}}}\n</tool_call>'
+    for arguments in ('{"city": "Rom"}', "{}")
+)
+
+
+def says(world: World, text: str) -> int:
+    """The scripted model says this and ends. Returns: how many tokens that is; steps may be asked for beyond."""
+    vocabulary = Vocabulary(world.tokenizer)
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
+    world.words = [*tokens, *[vocabulary.eos] * 64]
+    vocabulary.close()
+    return len(tokens) + 1
+
+
+async def test_calls_are_apart_from_content_whole_and_streamed(make_world: Callable[..., Any]) -> None:
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        n_tokens = says(world, CALLING)
+        more = {"tools": [WEATHER], "max_tokens": 400, "return_token_ids": True}
+        choice = (await world.chat(**more)).json()["choices"][0]
+        message = choice["message"]
+        assert (message["content"], choice["finish_reason"]) == ("I look.", "tool_calls")
+        assert [one["function"] for one in message["tool_calls"]] == [
+            {"name": "weather", "arguments": '{"city": "Rom"}'},
+            {"name": "weather", "arguments": "{}"},
+        ]
+        assert len({one["id"] for one in message["tool_calls"]}) == 2
+        assert choice["token_ids"] == list(world.words[:n_tokens])
+
+        events = events_of(await world.chat(**more, stream=True))
+        choices = [event["choices"][0] for event in events]
+        deltas = [one["delta"] for one in choices]
+        assert "".join(one.get("content", "") for one in deltas) == "I look."
+        calls = [one for delta in deltas for one in delta.get("tool_calls", ())]
+        assert [(one["index"], one["function"]["name"]) for one in calls if "id" in one] == [
+            (0, "weather"),
+            (1, "weather"),
+        ]
+        assert "".join(one["function"]["arguments"] for one in calls if one["index"] == 0) == '{"city": "Rom"}'
+        assert sum(one["index"] == 0 for one in calls) > 3
+        assert choices[-1]["finish_reason"] == "tool_calls"
+        assert [token for one in choices for token in one.get("token_ids", ())] == list(world.words[:n_tokens])
+
+
+async def test_one_call_alone_ends_the_answer(make_world: Callable[..., Any]) -> None:
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        n_tokens = says(world, CALLING)
+        answer = (await world.chat(tools=[WEATHER], parallel_tool_calls=False, max_tokens=400)).json()
+        choice = answer["choices"][0]
+        assert len(choice["message"]["tool_calls"]) == 1
+        assert choice["finish_reason"] == "tool_calls"
+        assert answer["usage"]["completion_tokens"] < n_tokens - 20
+
+
+async def test_without_tools_or_with_none_a_call_is_a_text(make_world: Callable[..., Any]) -> None:
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        says(world, CALLING)
+        for more in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+            choice = (await world.chat(max_tokens=400, **more)).json()["choices"][0]
+            assert (choice["message"], choice["finish_reason"]) == ({"role": "assistant", "content": CALLING}, "stop")
+
+
+async def test_a_call_that_breaks_off_is_content(make_world: Callable[..., Any]) -> None:
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        text = CALLING[CALLING.index("<") : CALLING.index("Rom")]
+        says(world, text)
+        choice = (await world.chat(tools=[WEATHER], max_tokens=400)).json()["choices"][0]
+        assert (choice["message"], choice["finish_reason"]) == ({"role": "assistant", "content": text}, "stop")
+
+
+async def test_a_conversation_with_calls_goes_on(make_world: Callable[..., Any]) -> None:
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        says(world, CALLING)
+        message = (await world.chat(tools=[WEATHER], max_tokens=400)).json()["choices"][0]["message"]
+        results = [{"role": "tool", "tool_call_id": one["id"], "content": "7 C"} for one in message["tool_calls"]]
+        says(world, "It is 7 C.")
+        messages = [{"role": "user", "content": "hi"}, message, *results]
+        for more in ({}, {"tool_choice": "none"}):
+            choice = (await world.chat(messages=messages, tools=[WEATHER], **more)).json()["choices"][0]
+            assert (choice["message"]["content"], choice["finish_reason"]) == ("It is 7 C.", "stop")

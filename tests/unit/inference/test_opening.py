@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_verify_refuses_a_checkpoint_that_the_shards_were_not_cut_from(tmp_path:
     error = CliRunner().invoke(app, ["verify", str(folder), "--source", str(other)]).exception
     assert isinstance(error, ManifestError)
     assert "is not the model that Tiny-1.5B was cut from" in str(error)
+    assert "--quantize" not in str(error)
+
+
+def test_verify_asks_how_a_model_was_quantised_that_differs_in_nothing_else(tmp_path: Path, checkpoint: Path) -> None:
+    plan = plan_model(open_model(checkpoint, quantize="q8_0"), CutRequest(n_shards=2))
+    folder, _ = split_model(plan, tmp_path / "cache")
+    error = CliRunner().invoke(app, ["verify", str(folder), "--source", str(checkpoint)]).exception
+    assert isinstance(error, ManifestError)
+    assert str(error).endswith("if it was quantised on the way, say how with --quantize")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +145,11 @@ def test_verify_refuses_a_checkpoint_that_the_shards_were_not_cut_from(tmp_path:
         ({"num_attention_heads": 0}, "num_attention_heads = 0, which is no whole number from 1 to"),
         ({"num_attention_heads": 8, "head_dim": 8}, r"has the shape \[32, 32\], where config.json asks for \[32, 64\]"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small', which is no number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan, which is no number"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps = -1, which is no number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps = 1000.*, which is no number"),
+        ({"text_config": 3}, "says text_config = '3', which is no object with keys"),
+        ({"eos_token_id": -1}, "config.json or the tokenizer files in .* are damaged .invalid value"),
     ],
 )
 def test_what_is_not_taken_is_one_clear_sentence(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
@@ -143,6 +158,11 @@ def test_what_is_not_taken_is_one_clear_sentence(tmp_path: Path, changes: dict[s
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=sentence):
         open_model(folder)
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_opened(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / os.fsdecode(b"m\xff"))
+    assert open_model(folder).get("general.name") == "m\ufffd"
 
 
 def test_a_checkpoint_without_config_json_is_not_guessed_at(checkpoint: Path) -> None:

@@ -21,6 +21,7 @@ from shardnet.swarm.addresses import (
     write_coordinator_addresses,
 )
 from shardnet.swarm.home import Home
+from shardnet.swarm.identity import Identity, claim_identity
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,26 @@ def test_durations_are_read(text: str, seconds: int) -> None:
 def test_wrong_durations_say_what_is_right(text: str) -> None:
     with pytest.raises(UsageError, match=r"90s, 30m, 24h or 7d|30 days at most"):
         parse_duration_s(text)
+
+
+def test_commands_ask_the_coordinator_that_runs_and_not_one_that_came_and_went(home: Path) -> None:
+    here = Home(home)
+
+    def start(port: int) -> Identity:
+        identity = claim_identity(here, None, "coordinator")
+        api = Address(host="127.0.0.1", port=port)
+        write_coordinator_addresses(here, api=api, identity=identity.key_path.parent)
+        return identity
+
+    def found() -> int:
+        api = read_coordinator_addresses(here).api
+        assert api is not None
+        return api.port
+
+    with start(8001):
+        with start(8002):
+            assert found() == 8002, "of two, the one that began last"
+        assert found() == 8001
+        with claim_identity(here, "coordinator-2", "node"):
+            assert found() == 8001, "a node that took the other's name over is no coordinator"
+    assert found() == 8002, "none runs: what was written last"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 
 from shardnet.cli import app
 from shardnet.cli.status import lines
-from shardnet.coordinator.api.client import ApiClient, find_api
-from shardnet.errors import PlacementError, UnreachableError
+from shardnet.coordinator.api.client import ApiClient, AsyncApiClient, find_api
+from shardnet.errors import PlacementError, UnreachableError, UsageError
 from shardnet.messages import Address
 from shardnet.swarm.addresses import write_coordinator_addresses
 from shardnet.swarm.home import Home
+from shardnet.swarm.identity import claim_identity
+from shardnet.transport import listen
 
 ANSWERS: dict[str, tuple[int, str]] = {}
 
@@ -123,6 +126,52 @@ def test_something_else_at_the_address_is_said_so(api: str) -> None:
         client.get("/status")
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("ftp://x", "not reached by ftp"),
+        ("unix:///run/x", "not reached by unix"),
+        ("http://", "names no host"),
+        ("http://x:99999", "no port 99999"),
+        ("http://x:y", "is no address"),
+    ],
+)
+def test_an_address_that_no_web_server_can_have_is_wrong_usage(address: str, reason: str) -> None:
+    for command in (["status"], ["generate", "hi"]):
+        result = CliRunner().invoke(app, [*command, "--api", address])
+        assert isinstance(result.exception, UsageError), result.exception
+        assert reason in str(result.exception)
+        assert "http://HOST:PORT" in str(result.exception)
+    with pytest.raises(UsageError, match="SHARDNET_API"):
+        find_api(None, {"SHARDNET_API": address})
+
+
+def test_a_port_that_wants_tls_is_told_from_a_coordinator_that_went_away(home: Path) -> None:
+    identity = claim_identity(Home(home), None, "coordinator")
+    found: list[BaseException] = []
+
+    async def main() -> None:
+        async with await listen(identity, ("127.0.0.1", 0), lambda _connection, _hello: pytest.fail("let in")) as door:
+            port = door.address.port
+            for command in (["status"], ["generate", "hi"]):
+                for scheme in ("http", "https"):
+                    arguments = [*command, "--api", f"{scheme}://127.0.0.1:{port}"]
+                    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+                    assert result.exception is not None
+                    found.append(result.exception)
+            async with AsyncApiClient(f"http://127.0.0.1:{port}") as client:
+                with pytest.raises(UnreachableError, match="wants TLS"):
+                    await client.get("/status")
+
+    with identity:
+        asyncio.run(main())
+    assert all(isinstance(error, UnreachableError) for error in found)
+    for plain in found[::2]:
+        assert "wants TLS and is not the HTTP API" in str(plain)
+    for secure in found[1::2]:
+        assert "write http://" in str(secure)
+
+
 def test_status_shows_every_layer_and_who_holds_it() -> None:
     found = {
         "coordinator": {
@@ -188,3 +237,18 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
         "The coordinator's models cache: shard-9.gguf is a link",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "ftp://x", "http://xn--/", "http://a..b", "http://[::1", "http://127.0.0.1:99999", "http://h:0"]
+)
+def test_an_address_that_cannot_be_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match=r"is no usable address of the HTTP API"):
+        ApiClient(url)
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDNET_API__KEY", "sk-ä\n")
+    with pytest.raises(UsageError, match=r"holds characters that no key has") as refusal:
+        ApiClient("http://127.0.0.1:1")
+    assert "ä" not in str(refusal.value)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from shardnet.coordinator.api.errors import error_response, status_of
-from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, usage_error
+from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, TokenizeRequest, usage_error
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.errors import (
     Busy,
@@ -159,7 +159,15 @@ def test_an_answer_cannot_both_go_on_and_begin_anew() -> None:
     ("field", "value"),
     [
         ("tools", [{"type": "function"}]),
+        ("tools", [{"type": "web_search"}]),
+        ("tools", [{"type": "function", "function": {"name": "a b"}}]),
+        ("tools", [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]),
+        ("tools", [{"type": "function", "function": {"name": "f"}}] * 2),
+        ("tool_choice", "required"),
+        ("tool_choice", "any"),
+        ("tool_choice", {"type": "allowed_tools"}),
         ("functions", [{}]),
+        ("function_call", "auto"),
         ("guided_regex", "a"),
         ("modalities", ["text", "audio"]),
         ("modalities", ["audio"]),
@@ -279,3 +287,40 @@ def test_of_two_models_with_one_name_the_name_means_the_newest_and_each_id_its_o
     for wanted in ("two", None, newer.model_id):
         assert resolve([older, newer], wanted) is newer
     assert resolve([older, newer], older.model_id[:12]) is older
+
+
+def test_more_prompts_than_are_answered_are_refused_before_they_are_tokenized() -> None:
+    with pytest.raises(UsageError, match=r"n: 65 prompts with 2 answers each are more than 128"):
+        CompletionRequest.model_validate({"prompt": ["a"] * 65, "n": 2}).check_supported()
+    CompletionRequest.model_validate({"prompt": ["a"] * 64, "n": 2}).check_supported()
+
+
+@pytest.mark.parametrize("prompt", [["a", None], ["a", [1]], [1, "a"], [1, True], [[1], 2]])
+def test_prompts_of_several_kinds_are_told_as_such(prompt: list[Any]) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        CompletionRequest.model_validate({"prompt": prompt})
+    assert str(usage_error(refusal.value)).startswith("prompt: must be a text, token ids, or a list of either")
+
+
+def test_no_prompt_and_null_are_an_empty_text() -> None:
+    assert CompletionRequest().prompts() == CompletionRequest(prompt=None).prompts() == [""]
+
+
+def test_a_number_that_is_none_is_told_as_such() -> None:
+    with pytest.raises(ValidationError) as refusal:
+        ChatRequest.model_validate_json('{"messages": [{"role": "user", "content": "hi"}], "temperature": NaN}')
+    assert str(usage_error(refusal.value)) == "temperature: must be a number"
+
+
+def test_a_token_id_of_thousands_of_digits_is_none() -> None:
+    with pytest.raises(UsageError, match=r"logit_bias: '1{40}' is not a token id"):
+        chat(logit_bias={"1" * 5000: 1}).sampling()
+
+
+@pytest.mark.parametrize("more", [{}, {"content": "a", "prompt": "a"}, {"content": "a", "messages": MESSAGES}])
+def test_one_thing_is_tokenized(more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"give one of prompt, content and messages"):
+        TokenizeRequest.model_validate(more).check_supported()
+    picture = {"role": "user", "content": [{"type": "image_url"}]}
+    with pytest.raises(UsageError, match=r"messages.0.content.0: a part of type 'image_url' cannot be taken"):
+        TokenizeRequest.model_validate({"messages": [picture]}).check_supported()

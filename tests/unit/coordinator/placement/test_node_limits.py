@@ -50,6 +50,22 @@ def test_status_and_plan_say_it() -> None:
     assert f"  its memory: {GROUP}" in status_lines(standing)
 
 
+def test_status_says_which_shard_a_node_is_bound_to_that_there_is_not() -> None:
+    cluster = Cluster()
+    standing = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    greeting = hello(1)
+    bound = greeting.capabilities.model_copy(update={"bound": ("0", "9", "other:9"), "accepts_any": False})
+    cluster.nodes[greeting.node_id] = NodeView.of(greeting.model_copy(update={"capabilities": bound}), 0.0)
+    assert not any("bound to" in line for line in status_lines(standing)), "no model is known yet that could have it"
+    manifest = make_manifest()
+    cluster.handle(ManifestKnown(manifest))
+    told = [line for line in status_lines(standing) if "bound to" in line]
+    assert told == [
+        f"  it is bound to shard 9, which no known model has (tiny has {manifest.n_shards}, 0 to {manifest.n_shards - 1}): "
+        "start it with another --shard, or none"
+    ]
+
+
 def test_status_says_how_far_a_load_is_and_what_the_engine_uses_meanwhile() -> None:
     manifest = make_manifest()
     cluster = Cluster()

@@ -17,7 +17,7 @@ from shardnet.coordinator.requests.pipeline import Generation
 from shardnet.coordinator.requests.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
-from shardnet.coordinator.text.stream import TextStream
+from shardnet.coordinator.text.answering import PlainStream
 from shardnet.errors import EngineCrashed, PlacementError, SequenceGap, ShardnetError
 from shardnet.messages import (
     CancelTask,
@@ -250,7 +250,7 @@ class World:
 
 async def answer(requests: Requests, world: World, prompt: Sequence[int]) -> tuple[ExecuteTask, list[str]]:
     """One request with an answer of two tokens. Returns: its first step, and the sequences freed meanwhile."""
-    running = await requests.open(spec(prompt, 2), TextStream(lambda _token: b"x", ()))
+    running = await requests.open(spec(prompt, 2), PlainStream(lambda _token: b"x", ()))
     return finish(requests, world, running)
 
 
@@ -310,7 +310,7 @@ async def test_a_stage_that_lost_the_sequence_costs_a_cold_start_and_nothing_els
     world = World(route(1, 2, n_batch=64))
     requests = Requests(world, prefixes=Prefixes(4))
     await answer(requests, world, range(10, 20))
-    running = await requests.open(spec(range(10, 22), 2), TextStream(lambda _token: b"x", ()))
+    running = await requests.open(spec(range(10, 22), 2), PlainStream(lambda _token: b"x", ()))
     [warm], _ = world.take()
     assert warm.position == 10
     gap = ErrorInfo.of(SequenceGap("it is not here", have=0, position=10))

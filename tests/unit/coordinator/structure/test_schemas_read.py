@@ -21,13 +21,13 @@ def test_what_is_enforced_stays_and_annotations_go() -> None:
         "type": "object",
         "properties": {"title": {"type": "string", "description": "of address", "minLength": 1, "x-order": 3}},
         "required": ["title"],
-        "additionalProperties": {"type": "integer", "exclusiveMinimum": 0},
+        "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
     }
     assert read(given) == {
         "type": "object",
         "properties": {"title": {"type": "string", "minLength": 1}},
         "required": ["title"],
-        "additionalProperties": {"type": "integer", "exclusiveMinimum": 0},
+        "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
     }
 
 
@@ -128,8 +128,8 @@ def test_one_of_options_that_may_both_fit_stays_what_it_is(options: list[Any]) -
 
 
 def test_rewordings_keep_the_meaning() -> None:
-    listed = {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"enum": ["a", "b"]}}
-    assert read(listed)["properties"] == {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    listed = {"type": "object", "additionalProperties": {"type": "number"}, "propertyNames": {"enum": ["a", "b"]}}
+    assert read(listed)["properties"] == {"a": {"type": "number"}, "b": {"type": "number"}}
     assert read(listed)["additionalProperties"] is False
     assert read({"properties": {}, "unevaluatedProperties": False}) == {"properties": {}, "additionalProperties": False}
     assert read({"items": [{"type": "null"}], "additionalItems": False}) == {
@@ -138,6 +138,15 @@ def test_rewordings_keep_the_meaning() -> None:
     }
     assert read({"required": ["a", "b"], "minProperties": 2.0}) == {"required": ["a", "b"]}
     assert read({"uniqueItems": False}) == {}
+    most = 10**15 - 1
+    assert read({"type": "integer", "minimum": 3}) == {"type": "integer", "minimum": 3, "maximum": most}
+    assert read({"type": "integer", "exclusiveMaximum": 3}) == {
+        "type": "integer",
+        "exclusiveMaximum": 3,
+        "minimum": -most,
+    }
+    assert read({"type": "integer", "minimum": 2**52}) == {"type": "integer", "minimum": 2**52}
+    assert read({"type": "integer", "const": 10**16}) == {"type": "integer", "const": 10**16}
     assert read(True) == {}
 
 

@@ -54,3 +54,5 @@ def test_what_cannot_be_measured_is_one_clear_sentence(tmp_path: Path) -> None:
         check_text(tmp_path / "nothing.txt")
     with pytest.raises(UsageError, match="no text in UTF-8"):
         check_text(model)
+    with pytest.raises(UsageError, match="has 5 bytes, too few to measure perplexity on"):
+        check_text(text)

@@ -25,6 +25,7 @@ from shardnet.inference.quantising.model import quantise, quantised_name
 from shardnet.inference.quantising.rows import QuantisedData
 from shardnet.inference.splitting.cutting import CutRequest, split_model
 from shardnet.inference.splitting.plan import plan_model
+from shardnet.manifest import LONGEST_NAME
 from tests.support.random_models import tiny_llama
 from tests.support.range_server import range_server
 from tests.support.whole_checkpoints import write_model
@@ -163,6 +164,11 @@ def test_the_same_input_and_type_is_the_same_model_and_another_type_another(mode
 )
 def test_a_quantised_model_is_called_by_what_it_is(name: str, kind: str, called: str) -> None:
     assert quantised_name(name, kind) == called
+
+
+def test_the_longest_name_leaves_room_for_what_it_was_quantised_to() -> None:
+    called = quantised_name("m" * LONGEST_NAME, "q4_k_m")
+    assert (len(called), called[-8:]) == (LONGEST_NAME, "m-Q4_K_M")
 
 
 @pytest.fixture

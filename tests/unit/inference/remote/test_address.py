@@ -31,6 +31,10 @@ def test_a_signature_is_sent_but_never_shown() -> None:
         ("https://host:99999/m.gguf", "is no usable address"),
         ("https://me:hush@host/m.gguf", "a password in an address is not taken"),
         ("https://host/m .gguf", "is no usable http or https address"),
+        ("https://xn--/m.gguf", "is no usable address"),
+        ("https://[v1.a]/m.gguf", "is no usable address"),
+        ("https://a..b/m.gguf", "is no usable address"),
+        (f"https://{'a' * 64}.org/m.gguf", "is no usable address"),
     ],
 )
 def test_what_names_no_file_is_refused(url: str, words: str) -> None:
@@ -42,6 +46,12 @@ def test_what_names_no_file_is_refused(url: str, words: str) -> None:
 def test_nobody_is_led_from_https_to_http() -> None:
     with pytest.raises(UnreachableError, match=r"from https to plain http"):
         parse_address("https://host/m.gguf").redirected("http://host/m.gguf")
+
+
+@pytest.mark.parametrize("location", ["http://[::1/m", "http://host:99999/m", "http://xn--/m", "http://a..b/m"])
+def test_nobody_is_led_where_nobody_can_be(location: str) -> None:
+    with pytest.raises(UnreachableError, match=r"http://host/m.gguf leads to "):
+        parse_address("http://host/m.gguf").redirected(location)
 
 
 def test_a_token_does_not_travel_unencrypted() -> None:

@@ -137,6 +137,24 @@ def test_a_file_that_changes_is_never_mixed(change: Callable[[Served], None], wo
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [("Content-Range", f"bytes 0-63/{'9' * 5000}"), ("Content-Range", "bytes 0-63/\xb2"), ("Content-Range", "")],
+)
+def test_a_range_that_is_none_is_refused(key: str, value: str) -> None:
+    with range_server({PATH: DATA}) as (url, served):
+        served.more_headers[key] = value
+        with pytest.raises(RefusedError, match=r"does not say which bytes it sends"):
+            read(url + PATH)
+
+
+def test_a_retry_after_that_is_no_number_is_none() -> None:
+    with range_server({PATH: DATA}) as (url, served):
+        served.statuses.append(503)
+        served.retry_after = "\xb2"
+        assert read(url + PATH)[0] == DATA
+
+
+@pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
         ({"has_ranges": False}, RefusedError, "its server does not answer ranges; download it"),

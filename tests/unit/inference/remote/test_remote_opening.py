@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from shardnet.errors import GgufError, SettingsError, UsageError
 from shardnet.inference.gguf.header import GgufHeader, StreamedData
 from shardnet.inference.gguf.layout import read_model
+from shardnet.inference.opening import open_model
 from shardnet.inference.remote import tensors as tensors_module
 from shardnet.inference.remote.opening import close_url, open_url, traffic_of
 from tests.support.gguf_parts import parts_of
@@ -117,6 +119,13 @@ def test_all_parts_of_a_model_are_found_from_any_of_them(model: Path, tmp_path: 
         del served.files[f"/x/{parts[2].name}"]
         with pytest.raises(UsageError, match=r"there is no file at .*00003-of-00003.gguf"):
             open_url(f"{url}/x/{parts[0].name}")
+
+
+def test_what_cannot_be_quantised_keeps_no_transfer_open(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "tiny.gguf", n_layers=1, quantisation="Q8_0")
+    with range_server({"/a/tiny.gguf": model}) as (url, _), pytest.raises(UsageError, match=r"is quantised already"):
+        open_model(f"{url}/a/tiny.gguf", quantize="q4_0")
+    assert not [thread for thread in threading.enumerate() if thread.name == "transfers"]
 
 
 def test_what_is_no_gguf_is_refused_by_its_name() -> None:

@@ -17,6 +17,7 @@ import pytest
 from shardnet.errors import FamilyRefused, GgufError, NoRoomError, ShardnetError, UsageError
 from shardnet.inference.gguf import writer
 from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.splitting import cutting
 from shardnet.inference.splitting import plan as plan_module
 from shardnet.inference.splitting.cuts import ranges
 from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan_split, split_model
@@ -296,6 +297,20 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_behind(
     monkeypatch.setattr(writer.Sources, "pieces", failing)
     with pytest.raises(NoRoomError, match="filled up"):
         three(model, cache)
+    assert everything(cache) == ["shards"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EROFS, 2), (errno.EIO, 1)])
+def test_a_folder_that_may_not_be_written_to_is_wrong_usage(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(cutting, "write_gguf", refuse)
+    with pytest.raises(ShardnetError, match=r"cannot write the shards to .*: no; nothing was left behind") as refusal:
+        three(model, cache)
+    assert refusal.value.exit_code == code
     assert everything(cache) == ["shards"]
 
 

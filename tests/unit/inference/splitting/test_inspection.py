@@ -169,12 +169,25 @@ def test_wrong_paths_and_files_have_their_exit_codes(tmp_path: Path, model: Path
         (["--cuts", "9"], "outside the model's layers"),
         (["--max-shard-bytes", "lots"], "is no size"),
         (["--shards", "5"], "5 shards are not possible"),
+        (["--cuts", ""], "'' is no list of layers"),
+        (["--max-shard-bytes", ""], "is no size"),
+        (["--only", "9" * 5000], "there is no shard '99999999999999999999'"),
+        (["--out", __file__], r"cannot write to .*: Not a directory; name another folder"),
     ],
 )
 def test_flags_that_make_no_sense_are_wrong_usage(model: Path, tmp_path: Path, flags: list[str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         run("split", model, "--out", tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["split", "inspect"])
+@pytest.mark.parametrize(
+    ("source", "sentence"), [("", "no model is named"), ("ftp://h/m.gguf", "ftp:// is neither http:// nor https://")]
+)
+def test_what_nobody_can_mean_is_no_model(command: str, source: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        run(command, source)
 
 
 def test_a_split_is_told_and_a_repeated_one_says_so(model: Path, tmp_path: Path) -> None:

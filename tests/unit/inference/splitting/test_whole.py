@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.errors import NoRoomError, ShardnetError
+from shardnet.errors import NoRoomError, ShardnetError, UsageError
 from shardnet.inference.gguf.header import GgufHeader, padded
 from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.opening import open_model
@@ -58,7 +58,9 @@ def test_too_little_room_is_said_before_the_first_byte(
     assert not (tmp_path / "base").exists()
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoRoomError), (errno.EROFS, ShardnetError)])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, NoRoomError), (errno.EROFS, UsageError), (errno.EIO, ShardnetError)]
+)
 def test_a_disk_that_takes_no_more_is_an_error_of_ours_and_leaves_nothing(
     header: GgufHeader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[ShardnetError]
 ) -> None:

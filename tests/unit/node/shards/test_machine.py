@@ -578,6 +578,66 @@ def test_a_node_with_no_assignment_joins_at_once_and_loads_all_only_when_told(wo
     assert of(effects, do.PreloadDone), "a damaged shard does not keep the node from joining"
 
 
+def test_a_node_bound_to_a_shard_that_there_is_not_says_so_at_its_start(world: World) -> None:
+    world.start(0, shards=("9", "m:9", "other:9"))
+    effects = world.state.handle(ev.PreloadAsked(True, SMALL, 0.0))
+    reasons = [str(note.facts["reason"]) for note in of(effects, do.Note) if note.fact == "shard_there_is_none"]
+    assert [
+        f"--shard {text} names ({MANIFEST.name} has {MANIFEST.n_shards}, 0 to" in reasons[i]
+        for i, text in enumerate(("9", "m:9"))
+    ] == [True, True]
+    assert facts(effects).count("shard_will_download") == 1, "a model that is not known here may have it"
+
+
+def test_a_file_that_somebody_deletes_is_withdrawn_and_told_to_nobody_any_more(world: World) -> None:
+    world.start(0, can_fetch=True)
+    world.load(0, keep_only=True)
+    world.state.handle(ev.ShardVerified(key(0)))
+    assert world.state.handle(ev.FileGone(key(0), FOLDER / "another")) == []
+    effects = world.state.handle(ev.FileGone(key(0), FILE))
+    assert of(effects, do.Withdraw)
+    assert not of(effects, do.Quarantine), "there is nothing to put aside"
+    assert world.state.held({}) == ()
+    assert of(world.load(0), do.Fetch), "whoever wants it gets it from others"
+
+
+def test_a_deleted_file_s_shard_stays_in_memory_and_is_fetched_once_the_engine_has_ended(world: World) -> None:
+    world.start(0, can_fetch=True)
+    world.into_memory(0)
+    effects = world.state.handle(ev.FileGone(key(0), FILE))
+    assert of(effects, do.Withdraw)
+    assert facts(effects) == ["shard_file_gone"]
+    assert world.state.handle(ev.FileGone(key(0), FILE)) == [], "said once"
+    assert world.state.held({})[0].loaded
+    world.state.check()
+    world.state.handle(ev.EngineCameBack(()))
+    assert world.state.held({}) == ()
+    effects = world.load(0)
+    assert of(effects, do.Fetch)
+    world.state.handle(ev.ShardFetched(key(0), FILE))
+    effects = world.state.handle(ev.ShardVerified(key(0)))
+    assert of(effects, do.Load)
+
+
+def test_a_file_that_went_between_its_proof_and_its_load_is_fetched_for_the_same_command(world: World) -> None:
+    world.start(0, can_fetch=True)
+    world.load(0)
+    world.state.handle(ev.ShardVerified(key(0)))
+    effects = world.state.handle(ev.LoadFailed(key(0), ShardNotFound("gone")))
+    assert of(effects, do.Withdraw)
+    assert of(effects, do.Fetch)
+    assert not answers(effects, CommandFailed)
+
+
+def test_without_anybody_to_fetch_from_a_deleted_file_is_named(world: World) -> None:
+    world.start(0)
+    world.load(0)
+    world.state.handle(ev.ShardVerified(key(0)))
+    effects = world.state.handle(ev.LoadFailed(key(0), ShardNotFound("gone")))
+    (failed,) = answers(effects, CommandFailed)
+    assert f"{FILE} is gone" in failed.error.message
+
+
 def test_a_bound_node_takes_no_other_shard(world: World) -> None:
     world.start(0, 1, shards=("m:0",))
     (failed,) = answers(world.load(1), CommandFailed)

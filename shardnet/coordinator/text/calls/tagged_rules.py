@@ -1,0 +1,105 @@
+"""The arguments of a call as rules of a grammar: a JSON document, or a tag for each argument. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+from shardnet.coordinator.text.calls.rules import Rules
+from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls, kinds_of, properties_of
+from shardnet.errors import UsageError
+
+_OF_THE_WHOLE = (
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "not",
+    "if",
+    "$ref",
+    "patternProperties",
+    "dependentRequired",
+    "dependentSchemas",
+)
+_OF_TEXTS = frozenset(
+    {"type", "title", "description", "default", "examples", "enum", "const", "minLength", "maxLength"}
+)
+
+
+class ArgumentRules:
+    """Writes them.
+
+    Args:
+        rules: where they are added.
+        json_rule: a function's name and a schema -> what stands for its documents.
+        strict: functions whose schema is enforced as a whole, or refused; of others what tags can be held to is.
+    """
+
+    def __init__(
+        self, rules: Rules, json_rule: Callable[[str, Mapping[str, Any]], str], strict: Container[str]
+    ) -> None:
+        self._rules = rules
+        self._strict = strict
+        self._json_rule = json_rule
+        self._count = 0
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"argument_{self._count}"
+
+    def json(self, name: str, schema: Mapping[str, Any]) -> str:
+        """Returns: the rule of a function's arguments as one JSON document."""
+        return self._rules.add(self._name(), self._json_rule(name, schema))
+
+    def tagged(self, calls: TaggedCalls, name: str, schema: Mapping[str, Any]) -> str:
+        """Returns: the rules of a function's arguments, one behind the other. Raises: UsageError for what tags cannot be held to."""
+        for key in _OF_THE_WHOLE:
+            if key in schema:
+                self._cannot(name, key)
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        required = schema.get("required") or ()
+        known = properties_of(schema)
+        if missing := [key for key in required if key not in known]:
+            self._cannot(name, f"required: {missing[0]}")
+        made = []
+        for key, one in known.items():
+            if not isinstance(one, Mapping):
+                self._cannot(name, f"properties/{key}")
+                continue
+            argument = self._argument(calls, name, key, one, shared)
+            made.append(argument if key in required else f"{argument}?")
+        return " ".join(made)
+
+    def _argument(
+        self, calls: TaggedCalls, name: str, key: str, schema: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> str:
+        is_text = kinds_of(schema) == {"string"} and "$ref" not in schema
+        ends = [end for end, told in calls.key_ends.items() if told in (None, is_text)]
+        before, behind = calls.written
+        begun = self._rules.text(f"{calls.key}{key}{ends[0]}")
+        if calls.value_begin:
+            begun += f" /\\n?/ {self._rules.text(calls.value_begin)}"
+        end = behind + calls.value_end
+        if is_text:
+            value = self._text(name, key, schema, end)
+        else:
+            rule = self._rules.add(self._name(), self._json_rule(name, {**schema, **shared}))
+            value = f"{rule} {self._rules.text(end)}"
+        return self._rules.add(self._name(), f"{begun} {self._rules.text(before)} {value} /\\n?/")
+
+    def _text(self, name: str, key: str, schema: Mapping[str, Any], end: str) -> str:
+        if unknown := sorted(set(schema) - _OF_TEXTS):
+            self._cannot(name, f"properties/{key}/{unknown[0]}")
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(values, list):
+            options = " | ".join(self._rules.text(str(one)) or '""' for one in values)
+            return f"({options}) {self._rules.text(end)}"
+        least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+        body = "/(?s:.*)/" if (least, most) == (0, "") else f"/(?s:.{{{least},{most}}})/"
+        return self._rules.up_to(self._name(), end, body)
+
+    def _cannot(self, name: str, what: str) -> None:
+        if name in self._strict:
+            raise UsageError(
+                f"tools: function {name}: {what} of its parameters cannot be enforced in the way in which this model writes calls",
+                param="tools",
+            )

@@ -1,0 +1,116 @@
+"""What a chat's answer may be: where tools, structure and reasoning meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardnet.coordinator.api.chats import Prepared, prepare
+from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
+from shardnet.coordinator.text.template import ChatTemplate
+from shardnet.coordinator.text.vocabulary import Vocabulary
+from shardnet.coordinator.text.words import Words
+from shardnet.errors import UsageError
+from tests.support.call_templates import TEMPLATES
+from tests.support.random_models import tiny_llama
+from tests.support.written_calls import Found, put_together
+
+THINKS = "{{ messages[-1].content.split('</think>')[-1] }}{{ tools | tojson if tools }}<think>\n"
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocabulary]:
+    opened = Vocabulary(tiny_llama(Path(tmp_path_factory.mktemp("words")) / "tokenizer.gguf", n_layers=1))
+    yield opened
+    opened.close()
+
+
+async def prepared(vocabulary: Vocabulary, template: str, **more: Any) -> Prepared:
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]} | more)
+    request.check_supported()
+    return await prepare(request, Words(vocabulary, ChatTemplate(template, model="m")), 20)
+
+
+def read(vocabulary: Vocabulary, one: Prepared, text: str) -> Found:
+    stream = one.stream()
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
+    return put_together([event for token in tokens for event in stream.push(token)] + stream.flush())
+
+
+async def test_an_answer_to_a_prompt_that_opened_reasoning_begins_within_it(vocabulary: Vocabulary) -> None:
+    one = await prepared(vocabulary, THINKS)
+    found = read(vocabulary, one, "Well.\n</think>\n\nYes.")
+    assert (found.reasoning, found.content, one.grammar) == ("Well.", "Yes.", None)
+
+
+async def test_a_structure_comes_behind_reasoning_and_with_gbnf_in_its_place(vocabulary: Vocabulary) -> None:
+    behind = await prepared(vocabulary, THINKS, response_format={"type": "json_object"})
+    assert behind.grammar is not None
+    assert "thoughts" in behind.grammar
+    found = read(vocabulary, behind, "Well.\n</think>\n{}")
+    assert (found.reasoning, found.content) == ("Well.", "{}")
+    instead = await prepared(vocabulary, THINKS, grammar='root ::= "{}"')
+    assert instead.grammar is None
+    found = read(vocabulary, instead, "{}")
+    assert (found.reasoning, found.content) == ("", "{}")
+
+
+async def test_an_enforced_call_has_a_grammar_and_a_free_one_has_none(vocabulary: Vocabulary) -> None:
+    for more, enforced in (
+        ({}, False),
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, True),
+        ({"tool_choice": "none"}, False),
+    ):
+        one = await prepared(vocabulary, TEMPLATES["hermes"], tools=[TOOL], **more)
+        assert (one.grammar is not None) is enforced
+        assert read(vocabulary, one, CALL).done == (more.get("tool_choice") != "none")
+
+
+async def test_what_cannot_be_enforced_is_refused_for_a_strict_function_and_left_for_another(
+    vocabulary: Vocabulary,
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "not": {"required": ["a"]}}
+    for strict in (False, True):
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}
+        asked = prepared(vocabulary, TEMPLATES["hermes"], tools=[tool], tool_choice="required")
+        if strict:
+            with pytest.raises(UsageError, match="function f"):
+                await asked
+        else:
+            assert (await asked).grammar is not None
+
+
+async def test_a_structure_and_enforced_calls_exclude_each_other(vocabulary: Vocabulary) -> None:
+    more = {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}
+    with pytest.raises(UsageError, match="response_format"):
+        await prepared(vocabulary, TEMPLATES["hermes"], **more)
+
+
+async def test_tools_that_are_not_to_be_called_are_shown_beside_calls_alone(vocabulary: Vocabulary) -> None:
+    def shown(one: Prepared) -> bool:
+        return '"parameters"' in vocabulary.text(one.prompts[0])
+
+    more: dict[str, Any] = {"tools": [TOOL], "tool_choice": "none"}
+    assert not shown(await prepared(vocabulary, TEMPLATES["hermes"], **more))
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "7"},
+    ]
+    assert shown(await prepared(vocabulary, TEMPLATES["hermes"], messages=messages, **more))
+
+
+async def test_a_completion_is_text(vocabulary: Vocabulary) -> None:
+    one = await prepare(CompletionRequest(prompt=["a", "b"]), Words(vocabulary, None), 20)
+    assert len(one.prompts) == 2
+    assert read(vocabulary, one, "<think>" + CALL).content == "<think>" + CALL

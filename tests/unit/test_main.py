@@ -1,0 +1,44 @@
+"""The console entry point: what people see of an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardnet import __main__ as entry
+from shardnet import cli
+from shardnet.errors import RefusedError
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("tensor '\x1b[2Jhello\n\u202e' is bad", r"shardnet: tensor '\x1b[2Jhello\n\u202e' is bad"),
+        ("ein Modell für 日本 is bad", "shardnet: ein Modell für 日本 is bad"),
+    ],
+)
+def test_nothing_in_a_file_steers_the_terminal(
+    sentence: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_told(sentence, monkeypatch, capsys) == f"{told}\n"
+
+
+def test_a_name_without_end_is_shortened_in_the_middle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = error_told(f"tensor {'a' * 1_000_000}: fetch it again", monkeypatch, capsys)
+    assert len(told) < entry.LONGEST_SENTENCE + 100
+    assert told.startswith("shardnet: tensor aaa")
+    assert told.endswith("a: fetch it again\n")
+
+
+def error_told(sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Returns: what stands on standard error."""
+
+    def fail() -> None:
+        raise RefusedError(sentence)
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as leaving:
+        entry.main()
+    assert leaving.value.code == RefusedError.exit_code
+    return capsys.readouterr().err
