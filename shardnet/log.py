@@ -34,6 +34,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "Loading shard {shard_id}: {percent:.0f} % ({done} of {total}, {rate}); the engine has {memory} and keeps {cores:.1f} processors busy",
     ),
     "shard_in_memory": ("SHARD", "✓ Shard {shard_id} is in memory: {size} in {seconds:.2f} s ({rate})"),
+    "shard_memory_mode": ("SHARD", "Shard {shard_id} is {mode}: {why}"),
     "shard_unloaded": ("SHARD", "Unloaded shard {shard_id} of {model}"),
     "shards_scanned": ("SHARD", "{shards} shards of {models} models in {path} ({seconds:.2f} s)"),
     "load_shard_received": ("LOAD_SHARD", "Shard {shard_id} of {model} requested"),

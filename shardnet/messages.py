@@ -83,6 +83,10 @@ class DeviceInfo(Frozen):
     )
 
 
+MemoryMode = Literal["resident", "streamed"]
+"""How a loaded shard's weights are held: all of them in memory, or partly read from their file for each token."""
+
+
 class HeldShard(Frozen):
     """One shard that a node has, and how ready it is."""
 
@@ -90,6 +94,11 @@ class HeldShard(Frozen):
     shard_id: ShardIndex
     loaded: bool = Field(description="its tensors are in the engine's memory")
     memory_bytes: int = Field(default=0, ge=0, description="weights, KV cache and compute buffers, when loaded")
+    memory_mode: MemoryMode = Field(
+        default="resident",
+        exclude_if=lambda value: value == "resident",
+        description="streamed: not all weights stay, and other kernels compute with them",
+    )
     step_us: float | None = Field(default=None, ge=0, description="usual time of one decode step through this shard")
     rows_us: tuple[tuple[Annotated[int, Field(ge=2, le=MAX_STEP_TOKENS)], Annotated[float, Field(ge=0)]], ...] = Field(
         default=(),

@@ -39,6 +39,13 @@ def node(
         str | None,
         typer.Option(metavar="SIZE", help="Most memory for shards: 8GB, 6GiB; all that is free if not given."),
     ] = None,
+    memory_mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="resident|streamed|auto",
+            help="Shards larger than memory: refused, or read from their file for each token; resident if nothing is said.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=0, max=1024, help="CPU threads for arithmetic; 0: this engine's share of the physical cores."),
@@ -83,6 +90,7 @@ def node(
             "node.models_cache": models_cache,
             "node.shards": tuple(shard) if shard else None,
             "inference.memory_limit_bytes": parse_size(memory_limit) if memory_limit else None,
+            "inference.memory_mode": memory_mode,
             "inference.threads": threads,
             "inference.n_gpu_layers": gpu_layers,
             "log.format": log_format,

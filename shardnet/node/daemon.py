@@ -331,7 +331,11 @@ class NodeDaemon:
         self._performer.post(
             EngineCameBack(
                 tuple(
-                    (ShardKey((shard.request.model_id, shard.request.shard_id)), shard.answer.memory_bytes)
+                    (
+                        ShardKey((shard.request.model_id, shard.request.shard_id)),
+                        shard.answer.memory_bytes,
+                        shard.answer.memory_mode,
+                    )
                     for shard in restored.shards
                 )
             )

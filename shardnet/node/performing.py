@@ -235,7 +235,10 @@ class Performer:
         seconds = max(1e-3, now_s() - began_s)
         rate = f"{human_bytes(effect.nbytes / seconds)}/s"
         log.info("shard_in_memory", shard_id=shard_id, size=human_bytes(effect.nbytes), seconds=seconds, rate=rate)
-        return ShardLoaded(effect.key, effect.options, loaded.answer.memory_bytes)
+        answer = loaded.answer
+        if answer.why:
+            log.info("shard_memory_mode", shard_id=shard_id, mode=answer.memory_mode, why=answer.why)
+        return ShardLoaded(effect.key, effect.options, answer.memory_bytes, answer.memory_mode)
 
     async def _unload(self, effect: Unload) -> None:
         await self._engine.unload(*effect.key)

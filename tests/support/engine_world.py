@@ -252,12 +252,18 @@ NewRoute = Callable[[], Route]
 
 
 def plain_logits(
-    whole: Path, prompt: Sequence[int], n_tokens: int, options: ShardOptions = OPTIONS, *, threads: int = 1
+    whole: Path,
+    prompt: Sequence[int],
+    n_tokens: int,
+    options: ShardOptions = OPTIONS,
+    *,
+    threads: int = 1,
+    repack: bool = True,
 ) -> tuple[list[int], list[NDArray[np.float32]]]:
     """Greedy decoding by stock llama.cpp in this process: what everything is held against."""
     tokens, logits, position, rows = [], [], 0, list(prompt)
     with (
-        LlamaModel(whole) as model,
+        LlamaModel(whole, repack=repack) as model,
         LlamaContext(
             model, n_ctx=options.n_ctx, n_seq=options.n_seq, n_batch=options.n_batch, threads=threads
         ) as context,

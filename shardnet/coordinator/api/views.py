@@ -32,6 +32,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
                 "loaded": shard.loaded,
                 "ready": (model_id, shard_id) in node.ready,
                 "memory_bytes": shard.memory_bytes,
+                "memory_mode": shard.memory_mode,
                 "step_us": shard.step_us,
                 "rows_us": [list(one) for one in shard.rows_us],
                 "progress": shard.progress,

@@ -20,6 +20,7 @@ from shardnet.messages import ShardOptions
 
 CHUNKS_GOOD_S = 2.0
 MAX_CHUNKS = 256
+STREAMED_SHOWN = 3
 
 log = get("coordinator")
 
@@ -162,8 +163,8 @@ class Standing:
         return self._problems.get(model_id)
 
     def notes(self, manifest: Manifest) -> tuple[str, ...]:
-        """Returns: what there is to say of a model: who else has its name, and what the last plan noted."""
-        return *self.namesakes(manifest), *self._notes.get(manifest.model_id, ())
+        """Returns: what there is to say of a model: who else has its name, who streams it, and what the last plan noted."""
+        return *self.namesakes(manifest), *self.streamed(manifest), *self._notes.get(manifest.model_id, ())
 
     def namesakes(self, manifest: Manifest) -> tuple[str, ...]:
         """Returns: a sentence if other models have this one's name and are left out for it."""
@@ -176,6 +177,22 @@ class Standing:
         return (
             f"{manifest.name} means model {short(manifest.model_id)}, {claim(manifest)}; {them} of that name stay out of memory: "
             "name an id in models.serve to have it too",
+        )
+
+    def streamed(self, manifest: Manifest) -> tuple[str, ...]:
+        """Returns: a sentence if some of a model's loaded shards are streamed, since the last digits of their numbers are others."""
+        found = [
+            f"shard {shard_id} on {node.label}"
+            for node in sorted(self.cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
+            for (model_id, shard_id), held in sorted(node.held.items())
+            if model_id == manifest.model_id and held.loaded and held.memory_mode == "streamed"
+        ]
+        if not found:
+            return ()
+        more = f" and {len(found) - STREAMED_SHOWN} more" if len(found) > STREAMED_SHOWN else ""
+        return (
+            f"streamed: {', '.join(found[:STREAMED_SHOWN])}{more}; their weights are not repacked, so that answers may differ "
+            "in their last digits from those of shards that are resident",
         )
 
     def tell(self) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter
 from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.steps import Step, StepDone
-from shardnet.messages import DeviceInfo, ErrorInfo, Message, ShardIndex, ShardOptions
+from shardnet.messages import DeviceInfo, ErrorInfo, MemoryMode, Message, ShardIndex, ShardOptions
 from shardnet.steps import MAX_STEP_TOKENS
 from shardnet.wire import Codec
 
@@ -74,6 +74,8 @@ class Loaded(Message):
     type: Literal["LOADED"] = "LOADED"
     command_id: CommandId
     memory_bytes: int = Field(ge=0, description="weights, KV cache and compute buffers, all devices")
+    memory_mode: MemoryMode = "resident"
+    why: str = Field(default="", max_length=500, description="what led to this mode, for people")
 
 
 class Unload(Message):

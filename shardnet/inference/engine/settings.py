@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shardnet.inference.engine.device_map import MODES, Wish, caps_of, check_map
 from shardnet.settings import Section
@@ -48,6 +48,11 @@ class InferenceSettings(Section):
         description="most memory for all shards together; 0: what this process can have of the machine's, within its control groups "
         "and resource limits",
     )
+    memory_mode: Literal["resident", "streamed", "auto"] = Field(
+        default="resident",
+        description='"resident": a shard is in memory as a whole, or refused; "streamed": what does not fit is read from its file for each token; '
+        '"auto": resident where it fits, else streamed. Streamed weights are computed with by other kernels, with other last digits',
+    )
     use_mmap: bool = Field(
         default=True,
         description="map weights from the file, so that they can be shared and dropped, rather than copy them",
@@ -67,6 +72,14 @@ class InferenceSettings(Section):
     def _are_caps(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         caps_of(texts)
         return texts
+
+    @model_validator(mode="after")
+    def _streams_from_mapped_files(self) -> Self:
+        if self.memory_mode != "resident" and not self.use_mmap:
+            raise ValueError(
+                f'memory_mode "{self.memory_mode}" reads weights from mapped files: leave use_mmap true, or use memory_mode "resident"'
+            )
+        return self
 
     @property
     def wish(self) -> Wish:

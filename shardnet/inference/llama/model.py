@@ -163,6 +163,7 @@ class LlamaContext:
         params.kv_unified = unified
         params.swa_full = True  # a windowed cache could not be rewound further than its window
         self._captures = capture
+        self._is_watched = watch is not None
         # Only a later shard's file tells that it is fed hidden states; the whole model and its first shard read tokens as they are.
         takes_input = model.architecture in INPUT_NODES and model.layer_first > 0
         self._capture: OutputCapture | None = None
@@ -269,9 +270,10 @@ class LlamaContext:
 
     @property
     def takes_plain_rows(self) -> bool:
-        """True if a batch of this context is nothing but tokens or hidden states at positions."""
+        """True if a batch of this context is nothing but tokens or hidden states at positions, and nobody watches its layers."""
         takes_input = self._capture is not None and self._capture.takes_input
-        return not (takes_input or self.model.uses_mrope or self.model.architecture in FED_AS_TOKENS)
+        is_special = takes_input or self.model.uses_mrope or self.model.architecture in FED_AS_TOKENS
+        return not (is_special or self._is_watched)
 
     @property
     def capture_address(self) -> int | None:

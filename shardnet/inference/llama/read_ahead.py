@@ -42,15 +42,15 @@ class ReadAhead:
     Args:
         stages: where the bytes of each stage lie.
         budget: bytes of weights that may be in memory.
-        passes: times that the whole row will be run; nothing is read beyond.
+        passes: times that the whole row will be run; nothing is read beyond. None: nobody knows, and the next pass is always made ready.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Extent]], budget: int, passes: int) -> None:
+    def __init__(self, stages: Sequence[Sequence[Extent]], budget: int, passes: int | None) -> None:
         self._stages = [joined(extents) for extents in stages]
         self._sizes = [sum(extent.nbytes for extent in extents) for extents in self._stages]
         self._kept = stages_to_keep(self._sizes, budget)
         self._room = budget - sum(self._sizes[stage] for stage in self._kept)
-        self._last = len(stages) * passes
+        self._last = None if passes is None else len(stages) * passes
         # Both count stages over all passes. What is read and does not stay, from `_computing` up to `_reading`, takes `_room`.
         self._computing, self._reading = 0, 0
         self._behind: deque[int] = deque()
@@ -67,6 +67,10 @@ class ReadAhead:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading; to be called before the model is closed."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -107,7 +111,9 @@ class ReadAhead:
 
     def _may_read(self) -> bool:
         """True if the next stage to be read has a place in memory. Called with the lock held."""
-        if self._reading >= self._last:
+        if self._reading >= self._computing + len(self._stages):
+            return False  # a whole pass is here already
+        if self._last is not None and self._reading >= self._last:
             return False
         stage = self._reading % len(self._stages)
         if stage in self._kept or self._reading == self._computing:

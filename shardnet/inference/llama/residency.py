@@ -49,6 +49,11 @@ def stages_to_keep(sizes: Sequence[int], budget: int) -> frozenset[int]:
     return max(choices, key=lambda kept: sum(sizes[stage] for stage in kept))
 
 
+def least_budget(sizes: Sequence[int]) -> int:
+    """Returns: the smallest budget that the stages can pass through, one computing while the next is read; all of them where that is less."""
+    return min(sum(sizes), max(map(sum, zip(sizes, [*sizes[1:], *sizes[:1]], strict=True)), default=0))
+
+
 def bytes_read(sizes: Sequence[int], kept: frozenset[int], passes: int) -> int:
     """Returns: bytes that so many passes read: what stays once, all else each time."""
     return sum(size if stage in kept else size * passes for stage, size in enumerate(sizes))

@@ -9,9 +9,10 @@ from shardnet.inference.engine.shard_cost import cost_of_header
 from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
 from shardnet.inference.gguf.layout import step_bytes
 from shardnet.inference.llama.devices import main_memory, usable_threads
+from shardnet.inference.llama.stages import stages_of
 from shardnet.inference.proof.planning import Machine, ProofPlan, Weights, plan_proof
 from shardnet.inference.proof.steps import Method
-from shardnet.inference.proof.weights import disk_rate, stages_of
+from shardnet.inference.proof.weights import disk_rate
 
 
 def plan_for(

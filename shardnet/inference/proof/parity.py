@@ -23,6 +23,7 @@ from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.llama.capture import LayerProbe, LayerWatch
 from shardnet.inference.llama.model import LLAMA_CPP_VERSION, LlamaContext, LlamaModel
 from shardnet.inference.llama.read_ahead import ReadAhead
+from shardnet.inference.llama.stages import stages_of
 from shardnet.inference.proof.numbers import array_in, check_room, max_abs_diff
 from shardnet.inference.proof.steps import (
     LONG_PROMPT,
@@ -35,7 +36,6 @@ from shardnet.inference.proof.steps import (
     rows_of_steps,
     tokenized,
 )
-from shardnet.inference.proof.weights import stages_of
 from shardnet.manifest import BoundaryReport, ParityCertificate
 
 ROWS_PER_STEP = 16

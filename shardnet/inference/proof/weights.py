@@ -1,4 +1,4 @@
-"""Where a model's weights lie in its files, stage by stage, and how quickly the disk gives them."""
+"""How quickly the disk gives a model's weights."""
 
 from __future__ import annotations
 
@@ -7,27 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardnet.inference.gguf.header import GgufHeader
-from shardnet.inference.gguf.layout import LOOKED_UP, layer_of
-from shardnet.inference.llama.residency import Extent
-
 SAMPLES = 8
 SAMPLE_BYTES = 4 << 20
-
-Stage = tuple[Extent, ...]
-
-
-def stages_of(header: GgufHeader, *, has_head: bool) -> tuple[Stage, ...]:
-    """Returns: the extents of each layer, with `has_head` then those of what stands behind them; without tables of which a token reads a row."""
-    layers: list[list[Extent]] = [[] for _ in range(header.n_layers)]
-    head: list[Extent] = []
-    is_tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
-    for tensor in header.tensors:
-        layer = layer_of(tensor.name)
-        if layer is None and tensor.name in LOOKED_UP and not (is_tied and tensor.name == "token_embd.weight"):
-            continue
-        (head if layer is None else layers[layer]).append(Extent(tensor.path, tensor.offset, tensor.nbytes))
-    return tuple(tuple(stage) for stage in ([*layers, head] if has_head else layers) if stage)
 
 
 def disk_rate(path: Path) -> float:

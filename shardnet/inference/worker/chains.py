@@ -118,7 +118,7 @@ class Chains:
         """Use so many CPU threads from the next batch on, for every shard here."""
         for model in self._models.values():
             for shard in model.shards.values():
-                shard.context.set_threads(threads)
+                shard.set_threads(threads)
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence in every model."""
@@ -295,7 +295,7 @@ class Chains:
         hidden: NDArray[np.float32] | None = None
         for shard_id, shard in enumerate(chain.shards, first_shard):
             try:
-                shard.context.decode(rows)
+                shard.decode(rows)
                 if not shard.has_head:
                     hidden = shard.context.hidden(len(rows.positions))
                     rows = Rows(rows.positions, rows.slots, rows.outputs, hidden=hidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -12,13 +13,18 @@ from typing import NamedTuple
 
 from shardnet.errors import EngineError, GgufError, NoRoomError, ShardnetError
 from shardnet.inference.engine.device_map import DevicePlan, Space, plan_devices
-from shardnet.inference.engine.memory import need_of, no_room, refuse_if_too_large
+from shardnet.inference.engine.memory import need_of, no_room
 from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
-from shardnet.inference.engine.shard_cost import cost_of
+from shardnet.inference.engine.shard_cost import cost_of_header
+from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
+from shardnet.inference.llama.capture import LayerWatch
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.llama.placing import Placing
+from shardnet.inference.llama.read_ahead import ReadAhead
+from shardnet.inference.llama.stages import Stage, stages_of
+from shardnet.inference.worker.memory_mode import Asked, Chosen, Free, choose
 from shardnet.inference.worker.shard import Shard
 from shardnet.inference.worker.watching import LoadWatch, Progress
 
@@ -91,40 +97,39 @@ class Loader:
 
     def _load(self, request: Load) -> Shard:
         path, options, settings = Path(request.path), request.options, self._settings
-        cost = cost_of(path)
+        header = read_gguf_header(path)
+        cost, has_head = cost_of_header(header), _has_head(path, header)
         used = self._used_bytes()
         gpus = [Space(gpu.name, gpu.free_bytes, used.gpus.get(gpu.name, 0)) for gpu in gpu_devices()]
         plan, need = plan_devices(cost, options, gpus, settings.wish), need_of(cost, options)
         what = f"shard {request.shard_id}"
-        needed = max(0, need.total - sum(plan.bytes_on.values())) + PROCESS_BYTES
+        stages = stages_of(header, has_head=has_head)
+        sizes = [sum(extent.nbytes for extent in stage) for stage in stages]
         used_bytes, limit_bytes = used.memory_bytes - sum(used.gpus.values()), settings.memory_limit_bytes
         room = main_memory(used.mapped_bytes)
-        refuse_if_too_large(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+        chosen = choose(
+            settings.memory_mode,
+            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES),
+            Free(room, used_bytes, limit_bytes),
+        )
         try:
             with LoadWatch(request, need.weights, self._report) as watch:
-                return self._take_in(request, plan, watch)
+                if chosen.mode == "streamed":
+                    return self._stream_in(request, chosen, stages, has_head, watch)
+                return self._take_in(request, plan, chosen, has_head, watch)
         except (ShardnetError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
-                found = no_room(what, needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
+                found = no_room(what, chosen.needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
                 raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
             raise
 
-    def _take_in(self, request: Load, plan: DevicePlan, watch: LoadWatch) -> Shard:
-        options = request.options
+    def _take_in(self, request: Load, plan: DevicePlan, chosen: Chosen, has_head: bool, watch: LoadWatch) -> Shard:
         placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, plan.overrides)
         model = LlamaModel(
             Path(request.path), placing=placing, use_mmap=self._settings.use_mmap, on_progress=watch.handled
         )
         try:
-            has_head = _has_head(model)
-            context = LlamaContext(
-                model,
-                n_ctx=options.n_ctx,
-                n_seq=options.n_seq,
-                n_batch=options.n_batch,
-                threads=self._threads(),
-                capture=not has_head,
-            )
+            context = self._context(model, request, has_head)
         except BaseException:
             model.close()
             raise
@@ -141,6 +146,45 @@ class Loader:
             memory_bytes=buffers.total() - min(mapped, repacked),
             gpus=_on_gpus(buffers),
             mapped_bytes=max(0, mapped - repacked),
+            why=chosen.why,
+        )
+
+    def _stream_in(
+        self, request: Load, chosen: Chosen, stages: tuple[Stage, ...], has_head: bool, watch: LoadWatch
+    ) -> Shard:
+        """Open a shard whose weights are read ahead of what computes, and let go behind it. llama.cpp reads the file once when it opens it."""
+        with ExitStack() as stack:
+            model = stack.enter_context(LlamaModel(Path(request.path), repack=False, on_progress=watch.handled))
+            ahead = stack.enter_context(ReadAhead(stages, chosen.budget, passes=None))
+            layers = LayerWatch(model.n_layer, ahead.stage_done, model.architecture)
+            context = self._context(model, request, has_head, layers)
+            stack.pop_all()  # the shard closes them
+        buffers = Counter(model.buffers) + Counter(context.buffers)
+        mapped = sum(size for name, size in buffers.items() if "_Mapped" in name)
+        return Shard(
+            request=request,
+            model=model,
+            context=context,
+            has_head=has_head,
+            memory_bytes=buffers.total() - mapped + chosen.budget,
+            gpus=Counter(),
+            mapped_bytes=chosen.budget,
+            ahead=ahead,
+            why=chosen.why,
+        )
+
+    def _context(
+        self, model: LlamaModel, request: Load, has_head: bool, layers: LayerWatch | None = None
+    ) -> LlamaContext:
+        options = request.options
+        return LlamaContext(
+            model,
+            n_ctx=options.n_ctx,
+            n_seq=options.n_seq,
+            n_batch=options.n_batch,
+            threads=self._threads(),
+            capture=not has_head,
+            watch=layers,
         )
 
 
@@ -153,11 +197,11 @@ def _on_gpus(buffers: Counter[str]) -> Counter[str]:
     return found
 
 
-def _has_head(model: LlamaModel) -> bool:
+def _has_head(path: Path, header: GgufHeader) -> bool:
     """True for the shard that ends with the model's last layer. A GGUF without our metadata is a whole model."""
-    end, total = model.text_of("shardnet.layer_end"), model.text_of("shardnet.n_layers")
+    end, total = header.get("shardnet.layer_end"), header.get("shardnet.n_layers")
     if end is None or total is None:
         return True
-    if not (end.isdigit() and total.isdigit() and 0 < int(end) <= int(total)):
-        raise GgufError(f"{model.path} says that it ends at layer {end} of {total}: its metadata is damaged")
+    if not (isinstance(end, int) and isinstance(total, int) and 0 < end <= total):
+        raise GgufError(f"{path} says that it ends at layer {end} of {total}: its metadata is damaged")
     return end == total

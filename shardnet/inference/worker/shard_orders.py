@@ -11,6 +11,7 @@ from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.loading import Finished, Loader, Used
+from shardnet.inference.worker.shard import Shard
 from shardnet.inference.worker.watching import Progress
 
 
@@ -54,7 +55,7 @@ class ShardOrders:
         shard = self._chains.get(request.model_id, request.shard_id)
         if shard is not None:
             if (shard.request.path, shard.request.options) == (request.path, request.options):
-                self._tell(Loaded(command_id=request.command_id, memory_bytes=shard.memory_bytes))
+                self._tell(_loaded(request, shard))
                 return
             self._remove(request.model_id, request.shard_id)  # its memory may be needed for the new one
         self._loads.append(request)
@@ -106,10 +107,19 @@ class ShardOrders:
                 self._fail(request.command_id, event.result)
             else:
                 shard = event.result
-                shard.context.set_threads(self._threads())  # the share may have changed while it was loaded
+                shard.set_threads(self._threads())  # the share may have changed while it was loaded
                 self._chains_change(request.model_id)
                 self._chains.add(shard)
-                self._tell(Loaded(command_id=request.command_id, memory_bytes=shard.memory_bytes))
+                self._tell(_loaded(request, shard))
             due, self._unloads = self._unloads, []
             for unload in due:
                 self.unload(unload)
+
+
+def _loaded(request: Load, shard: Shard) -> Loaded:
+    return Loaded(
+        command_id=request.command_id,
+        memory_bytes=shard.memory_bytes,
+        memory_mode=shard.memory_mode,
+        why=shard.why,
+    )

@@ -9,7 +9,7 @@ from typing import Literal
 from shardnet.errors import ShardnetError
 from shardnet.ids import ShardKey
 from shardnet.manifest import Manifest
-from shardnet.messages import LoadShard, ShardOptions, UnloadShard
+from shardnet.messages import LoadShard, MemoryMode, ShardOptions, UnloadShard
 from shardnet.shards import LayerRange
 
 
@@ -156,6 +156,7 @@ class ShardLoaded:
     key: ShardKey
     options: ShardOptions
     memory_bytes: int
+    memory_mode: MemoryMode = "resident"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +176,9 @@ class ShardUnloaded:
 
 @dataclass(frozen=True, slots=True)
 class EngineCameBack:
-    """The engine process died and runs again. `loaded`: (shard, memory bytes) of what it has again."""
+    """The engine process died and runs again. `loaded`: (shard, memory bytes, mode) of what it has again."""
 
-    loaded: tuple[tuple[ShardKey, int], ...]
+    loaded: tuple[tuple[ShardKey, int, MemoryMode], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,9 @@ class NodeState:
             case FetchFailed():
                 return self._rule.fetch_failed(self._records[event.key], event.error)
             case ShardLoaded():
-                return self._rule.loaded(self._records[event.key], InMemory(event.options, event.memory_bytes))
+                return self._rule.loaded(
+                    self._records[event.key], InMemory(event.options, event.memory_bytes, event.memory_mode)
+                )
             case LoadFailed():
                 return self._rule.load_failed(self._records[event.key], event.error)
             case ShardUnloaded():
@@ -279,10 +281,10 @@ class NodeState:
         return effects
 
     def _engine_came_back(self, event: EngineCameBack) -> list[Effect]:
-        loaded = dict(event.loaded)
+        loaded = {key: (memory_bytes, mode) for key, memory_bytes, mode in event.loaded}
         for key, record in self._records.items():
             if record.memory is not None:
-                record.memory = InMemory(record.memory.options, loaded[key]) if key in loaded else None
+                record.memory = InMemory(record.memory.options, *loaded[key]) if key in loaded else None
         return [
             effect for record in self._records.values() if record.is_rotten for effect in self._rule.advance(record)
         ]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from shardnet.errors import ShardnetError
 from shardnet.ids import ShardKey
-from shardnet.messages import HeldShard, ShardOptions, ShardSource
+from shardnet.messages import HeldShard, MemoryMode, ShardOptions, ShardSource
 from shardnet.node.tasks.timings import ShardTimes
 
 
@@ -60,6 +60,7 @@ class InMemory:
 
     options: ShardOptions
     memory_bytes: int
+    memory_mode: MemoryMode = "resident"
 
     def covers(self, wanted: ShardOptions) -> bool:
         """True if the loaded shard can do all that `wanted` asks for: context, sequences and batch at least as large."""
@@ -126,6 +127,7 @@ class ShardRecord:
             shard_id=self.key[1],
             loaded=self.memory is not None,
             memory_bytes=self.memory.memory_bytes if self.memory else 0,
+            memory_mode=self.memory.memory_mode if self.memory else "resident",
             step_us=times.step_us if self.memory else None,
             rows_us=times.rows_us if self.memory else (),
             progress=self.progress if self.phase is not Phase.IDLE else None,

@@ -137,6 +137,18 @@ def test_files_that_a_node_refused_stand_below_it() -> None:
     assert "  refused: /cache/shards/m/shard-0.gguf is a link" in status_lines(here)
 
 
+def test_streamed_shards_are_told_where_one_looks_since_their_numbers_are_others() -> None:
+    cluster = ready_cluster(NEW, {1: range(2)})
+    streamed = held(NEW, 2).model_copy(update={"memory_mode": "streamed"})
+    cluster.handle(NodeJoined(0.0, hello(2, [streamed])))
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    told = status_lines(here)
+    label = cluster.nodes[node_id(2)].label
+    assert any(line.startswith(f"  note: streamed: shard 2 on {label}; ") for line in told)
+    assert "  shard 2 of m is streamed: what does not fit is read from its file for each token" in told
+    assert not any("shard 1 of m is streamed" in line for line in told)
+
+
 def test_a_node_that_offers_without_end_takes_no_room_without_end() -> None:
     cluster = Cluster()
     cluster.handle(NodeJoined(0.0, hello(1)))

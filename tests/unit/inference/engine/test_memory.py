@@ -10,6 +10,7 @@ from shardnet.inference.engine.memory import (
     need_of,
     refuse_if_too_large,
 )
+from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.llama.devices import cpu_device, main_memory, usable_threads
 from shardnet.limits.memory import Bound, Room
 from shardnet.messages import ShardOptions
@@ -59,3 +60,10 @@ def test_the_processor_is_a_device() -> None:
     assert device.name == "CPU"
     assert 0 < device.free_bytes <= device.total_bytes
     assert usable_threads() >= 1
+
+
+def test_streaming_wants_mapped_files() -> None:
+    for mode in ("streamed", "auto"):
+        with pytest.raises(ValueError, match="leave use_mmap true"):
+            InferenceSettings.model_validate({"memory_mode": mode, "use_mmap": False})
+    assert not InferenceSettings(memory_mode="resident", use_mmap=False).use_mmap

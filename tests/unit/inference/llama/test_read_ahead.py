@@ -97,6 +97,26 @@ def test_nothing_is_read_after_the_last_pass(mapped: MappedFile) -> None:
         mapped.wait_for(dict.fromkeys(range(N_STAGES), False))
 
 
+def test_without_a_last_pass_the_next_one_is_always_made_ready(mapped: MappedFile) -> None:
+    with ReadAhead(mapped.stages, 2 * STAGE, passes=None) as ahead:
+        for _ in range(3):
+            mapped.wait_for({0: True, 1: True, 2: False, 5: False})
+            for stage in range(N_STAGES):
+                ahead.stage_done(stage)
+            ahead.pass_done()
+
+
+def test_where_everything_stays_nothing_is_dropped_and_the_thread_rests(mapped: MappedFile) -> None:
+    with ReadAhead(mapped.stages, N_STAGES * STAGE, passes=None) as ahead:
+        mapped.wait_for(dict.fromkeys(range(N_STAGES), True))
+        began_s = time.process_time()
+        time.sleep(0.1)
+        assert time.process_time() - began_s < 0.05
+        for stage in range(N_STAGES):
+            ahead.stage_done(stage)
+        mapped.wait_for(dict.fromkeys(range(N_STAGES), True))
+
+
 def test_a_file_that_is_not_mapped_is_read_into_the_page_cache(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(bytes(4 * PAGE))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from shardnet.inference.llama.residency import bytes_read, stages_to_keep
+from shardnet.inference.llama.residency import bytes_read, least_budget, stages_to_keep
 
 
 def test_everything_stays_where_everything_fits() -> None:
@@ -45,3 +45,11 @@ def test_no_budget_is_exceeded_and_more_memory_never_reads_more(budget: int) -> 
     passing = [size for stage, size in enumerate(sizes) if stage not in kept]
     most = max(map(sum, pairwise(passing)), default=0)
     assert not kept or sum(sizes[stage] for stage in kept) + most <= budget
+
+
+def test_the_least_budget_is_the_smallest_that_two_neighbours_pass_through() -> None:
+    sizes = [10, 30, 12, 40]
+    assert least_budget(sizes) == 52
+    assert least_budget([10, 30]) == 40
+    assert least_budget([10]) == 10
+    assert least_budget([]) == 0

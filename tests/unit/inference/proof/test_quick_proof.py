@@ -11,12 +11,13 @@ from typer.testing import CliRunner, Result
 from shardnet.cli import app
 from shardnet.inference.gguf.header import read_gguf_header
 from shardnet.inference.gguf.layout import read_model
+from shardnet.inference.llama.stages import stages_of
 from shardnet.inference.proof import estimate
 from shardnet.inference.proof.parity import HowToRun, StageFile, run_parity
 from shardnet.inference.proof.planning import ProofPlan
 from shardnet.inference.proof.steps import Method
 from shardnet.inference.proof.verify import fault_of, verify_split
-from shardnet.inference.proof.weights import disk_rate, stages_of
+from shardnet.inference.proof.weights import disk_rate
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.limits.memory import Room

@@ -1,0 +1,103 @@
+"""How a shard is held in memory: as a whole, or streamed, with some layers staying and the others read for each pass. Pure arithmetic.
+
+A streamed shard may have what is free, less its KV cache, its buffers and a spare share, since the kernel drops pages that are needed before the
+limit is reached to the byte. Where there is more than it has weights, all of them stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shardnet.errors import NoRoomError
+from shardnet.inference.engine.memory import Need, refuse_if_too_large
+from shardnet.inference.llama.residency import least_budget, stages_to_keep
+from shardnet.limits.memory import Room
+from shardnet.log import human_bytes
+from shardnet.messages import MemoryMode
+
+SPARE_DIVISOR = 16
+"""This part of what is free is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was decided, and why, for people.
+
+    Attributes:
+        budget: of a streamed shard, bytes of weights that may be in memory.
+        needed: bytes that the load takes at least.
+    """
+
+    mode: MemoryMode
+    needed: int
+    why: str = ""
+    budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A shard that is to be loaded.
+
+    Attributes:
+        what: its name, for people.
+        need: what it takes as a whole.
+        on_gpus: of that, what goes to GPUs; a streamed shard is computed by the processor alone.
+        stages: bytes of each of its stages, as `residency` has them.
+        process_bytes: what llama.cpp takes beside.
+    """
+
+    what: str
+    need: Need
+    on_gpus: int
+    stages: Sequence[int]
+    process_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """What there is for it. `used_bytes` and `limit_bytes` as in `refuse_if_too_large`."""
+
+    room: Room
+    used_bytes: int
+    limit_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Returns: what is left of both."""
+        left = self.limit_bytes - self.used_bytes if self.limit_bytes else self.room.free_bytes
+        return max(0, min(self.room.free_bytes, left))
+
+    def refuse_if_too_large(self, what: str, needed_bytes: int) -> None:
+        """Raises: NoRoomError if so much is not free."""
+        refuse_if_too_large(what, needed_bytes, self.room, used_bytes=self.used_bytes, limit_bytes=self.limit_bytes)
+
+
+def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: Free) -> Chosen:
+    """Decide how a shard is held. Raises: NoRoomError if it cannot be as `wanted`."""
+    resident = max(0, asked.need.total - asked.on_gpus) + asked.process_bytes
+    if wanted == "resident":
+        free.refuse_if_too_large(asked.what, resident)
+        return Chosen("resident", resident)
+    sizes = f"{human_bytes(resident)} are needed, {human_bytes(free.nbytes)} are free"
+    if wanted == "auto":
+        try:
+            free.refuse_if_too_large(asked.what, resident)
+        except NoRoomError:
+            pass
+        else:
+            return Chosen("resident", resident, f"it fits: {sizes}")
+    beside = asked.need.kv + asked.need.compute + asked.process_bytes
+    least = least_budget(asked.stages)
+    free.refuse_if_too_large(f"{asked.what}, streamed,", beside + least)
+    weights = sum(asked.stages)
+    budget = min(weights, max(least, free.nbytes - free.nbytes // SPARE_DIVISOR - beside))
+    kept = sum(asked.stages[stage] for stage in stages_to_keep(asked.stages, budget))
+    asked_for = "it is asked for" if wanted == "streamed" else "it does not fit"
+    return Chosen(
+        "streamed",
+        beside + budget,
+        f"{asked_for}: {sizes}; {human_bytes(kept)} of weights stay, {human_bytes(weights - kept)} are read for each token",
+        budget,
+    )
