@@ -27,6 +27,20 @@ def load_of(path: str, n_ctx: int) -> Load:
     return Load(command_id=new_id(), model_id="a" * 64, shard_id=0, path=path, options=options)
 
 
+async def starve(engine: EngineProcess) -> dict[str, object]:
+    """Take memory until the kernel kills the engine. Returns: how it died; nothing if it was back before anybody asked."""
+    pid = engine.pid
+    Path(f"/proc/{pid}/oom_score_adj").write_text("1000")  # noqa: ASYNC240  (a file of the kernel)
+    taken: list[bytearray] = []
+    while engine.pid == pid:  # a new one has not asked to be the first
+        taken.append(bytearray(b"x") * CHUNK)
+        try:
+            await engine.report()
+        except EngineCrashed as crash:
+            return {"died": crash.message, "out_of_memory": crash.facts.get("out_of_memory")}
+    return {}
+
+
 async def main(path: str) -> None:
     engine = EngineProcess(InferenceSettings(threads=1))
     await engine.start()
@@ -37,16 +51,8 @@ async def main(path: str) -> None:
             await engine.load(load_of(path, 1 << 20))
         except NoRoomError as error:
             told["refused"], told["facts"] = error.message, error.facts
-        Path(f"/proc/{engine.pid}/oom_score_adj").write_text("1000")  # noqa: ASYNC240  (a file of the kernel)
-        taken: list[bytearray] = []
-        while True:
-            taken.append(bytearray(b"x") * CHUNK)
-            try:
-                await engine.report()
-            except EngineCrashed as crash:
-                told["died"], told["out_of_memory"] = crash.message, crash.facts.get("out_of_memory")
-                break
-        taken.clear()
+        while "died" not in told:
+            told |= await starve(engine)
     finally:
         await engine.close()
     sys.stdout.write(json.dumps(told))
