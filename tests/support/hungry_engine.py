@@ -1,8 +1,8 @@
-"""`python hungry_engine.py GGUF`: an engine with a loaded model, in a process that then takes memory until the kernel kills the engine.
+"""`python hungry_engine.py GGUF`: an engine with a loaded model, in a group whose memory is then taken until the kernel kills the engine.
 
 Prints as JSON how a load that is too large was refused, and why the engine died.
 
-The process is to be a member of a group with little memory. The engine asks to be the first to be killed.
+The process is to be a member of a group with little memory. Every engine asks to be the first to be killed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from pathlib import Path
+from contextlib import suppress
 
 from shardnet.errors import EngineCrashed, NoRoomError
 from shardnet.ids import new_id
+from shardnet.inference.engine import spawning
 from shardnet.inference.engine.host import EngineProcess
 from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.messages import ShardOptions
 
-CHUNK = 8 << 20
+HOG = """
+open("/proc/self/oom_score_adj", "w").write("500")
+taken = []
+while True:
+    taken.append(bytearray(b"x") * (1 << 20))
+"""
+"""The second to be killed: the kernel may look for one again before the memory of the first is free."""
 
 
 def load_of(path: str, n_ctx: int) -> Load:
@@ -28,20 +35,23 @@ def load_of(path: str, n_ctx: int) -> Load:
 
 
 async def starve(engine: EngineProcess) -> dict[str, object]:
-    """Take memory until the kernel kills the engine. Returns: how it died; nothing if it was back before anybody asked."""
+    """Have somebody take memory until the kernel kills the engine. Returns: how it died; nothing if it was back before anybody asked."""
     pid = engine.pid
-    Path(f"/proc/{pid}/oom_score_adj").write_text("1000")  # noqa: ASYNC240  (a file of the kernel)
-    taken: list[bytearray] = []
-    while engine.pid == pid:  # a new one has not asked to be the first
-        taken.append(bytearray(b"x") * CHUNK)
-        try:
+    hog = await asyncio.create_subprocess_exec(sys.executable, "-c", HOG)
+    try:
+        while engine.pid == pid:
             await engine.report()
-        except EngineCrashed as crash:
-            return {"died": crash.message, "out_of_memory": crash.facts.get("out_of_memory")}
+    except EngineCrashed as crash:
+        return {"died": crash.message, "out_of_memory": crash.facts.get("out_of_memory")}
+    finally:
+        with suppress(ProcessLookupError):
+            hog.kill()
+        await hog.wait()
     return {}
 
 
 async def main(path: str) -> None:
+    spawning.COMMAND = ("sh", "-c", 'echo 1000 > /proc/self/oom_score_adj; exec "$@"', "sh", *spawning.COMMAND)
     engine = EngineProcess(InferenceSettings(threads=1))
     await engine.start()
     told: dict[str, object] = {}
