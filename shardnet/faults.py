@@ -22,7 +22,7 @@ _KINDS = (
     (("dict", "model", "mapping", "dataclass", "model_attributes", "dataclass_exact"), "an object with keys"),
     (("none_required",), "null"),
 )
-"""Beginnings of pydantic's names of errors -> what was wanted."""
+"""pydantic's names of errors without their ends -> what was wanted."""
 _ENDS = ("_type", "_parsing", "_parsing_size", "_attributes_type")
 _LIMITS = {
     "greater_than_equal": "must be at least {ge}",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -98,6 +99,14 @@ class Answer:
         self.token_ids += piece.token_ids
         self.finish_reason = piece.finish_reason or self.finish_reason
         return piece
+
+
+def tell_all(pieces: Generator[Piece, None, None], on_text: OnText | None) -> None:
+    """Take every piece of an answer, and tell of its text. Ends the answer if `on_text` raises."""
+    with closing(pieces):
+        for piece in pieces:
+            if on_text is not None and piece.text:
+                on_text(piece.text)
 
 
 def body_of(options: Options) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from shardnet.inference.proof.verify import OnPlan, fault_of
 from shardnet.inference.quantising.model import quantised_name
 from shardnet.inference.splitting.cuts import parse_ids, parse_size
 from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
-from shardnet.manifest import ParityCertificate
 from shardnet.preparing import Bar, Prepared, prepare
 
 if TYPE_CHECKING:
@@ -108,6 +107,5 @@ def cut_model(
             on_whole=on_whole,
         )
         traffic = traffic_of(header)
-    certificate = prepared.manifest.certificate
-    fault = fault_of(prepared.manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
+    fault = fault_of(prepared.manifest.content, prepared.manifest.certificate)
     return Cut(prepared, traffic, fault)

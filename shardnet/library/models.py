@@ -158,7 +158,7 @@ def examine(
         is_saved = manifest.signature is None or proved.signature is not None
         if is_saved:
             manifest_file.save_manifest(base, proved)
-    fault = fault_of(manifest.content, certificate) if isinstance(certificate, ParityCertificate) else ""
+    fault = fault_of(manifest.content, certificate)
     return Examined(base, manifest, certificate, is_saved, fault)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from typing import Literal, Self, Unpack, get_args
 
 import structlog
@@ -20,7 +20,7 @@ from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.words import open_words
 from shardnet.errors import UsageError
 from shardnet.inference.engine.settings import InferenceSettings
-from shardnet.library.answers import Answer, Messages, OnText, Options, Piece, Prompt, body_of, is_prompt
+from shardnet.library.answers import Answer, Messages, OnText, Options, Piece, Prompt, body_of, is_prompt, tell_all
 from shardnet.library.chain import Chain
 from shardnet.library.devices import CPU, assign_shards, detect_devices
 from shardnet.library.loop_thread import LoopThread
@@ -131,10 +131,7 @@ class ShardRunner:
 
     def _whole(self, asked: Prompt | Messages, on_text: OnText | None, options: Options) -> Answer:
         answer = Answer()
-        with closing(self._pieces(asked, options, answer)) as pieces:
-            for piece in pieces:
-                if on_text is not None and piece.text:
-                    on_text(piece.text)
+        tell_all(self._pieces(asked, options, answer), on_text)
         return answer
 
     def _pieces(self, asked: Prompt | Messages, options: Options, answer: Answer) -> Generator[Piece, None, None]:
@@ -147,10 +144,10 @@ class ShardRunner:
         self, asked: Prompt | Messages, body: dict[str, object], answer: Answer
     ) -> AsyncGenerator[Piece, None]:
         request = _parse(asked, body)
-        prepared = await prepare(request, self._words, RequestSettings().template_timeout_s)
+        sampling = request.sampling()
+        prepared = await prepare(request, self._words, sampling.grammar, RequestSettings().template_timeout_s)
         prompt = prepared.prompts[0] if prepared.prompts else []
         limit = answer_limit(len(prompt), self._chain.options.n_ctx, request.most_tokens())
-        sampling = request.sampling()
         if prepared.grammar is not None:
             sampling = sampling.model_copy(update={"grammar": prepared.grammar})
         self._words.check_tokens(sampling.logit_bias, "logit_bias")

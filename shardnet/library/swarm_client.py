@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
 from shardnet.coordinator.api.client import ApiClient, AsyncApiClient, find_api
-from shardnet.library.answers import Answer, Messages, OnText, Options, Piece, Prompt, body_of, is_prompt
+from shardnet.library.answers import Answer, Messages, OnText, Options, Piece, Prompt, body_of, is_prompt, tell_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,7 @@ class SwarmClient:
 
     def _whole(self, asked: Prompt | Messages, on_text: OnText | None, options: Options) -> Answer:
         answer = Answer()
-        with closing(self._pieces(asked, options, answer)) as pieces:
-            for piece in pieces:
-                if on_text is not None and piece.text:
-                    on_text(piece.text)
+        tell_all(self._pieces(asked, options, answer), on_text)
         return answer
 
     def _pieces(self, asked: Prompt | Messages, options: Options, answer: Answer) -> Generator[Piece, None, None]:

@@ -34,13 +34,14 @@ class Prepared:
     stream: Callable[[], AnswerStream]
 
 
-async def prepare(request: CompletionRequest | ChatRequest, words: Words, template_timeout_s: float) -> Prepared:
-    """Returns: what a request is to a model. Raises: UsageError, DeadlineExceeded."""
+async def prepare(
+    request: CompletionRequest | ChatRequest, words: Words, structure: str | None, template_timeout_s: float
+) -> Prepared:
+    """Returns: what a request is to a model. Args: structure: `request.structure()`. Raises: UsageError, DeadlineExceeded."""
     if isinstance(request, CompletionRequest):
         prompts = [await words.prompt_tokens(prompt) for prompt in request.prompts()]
         return Prepared(prompts, None, lambda: PlainStream(words.vocabulary.piece, request.stops()))
     chat = await chat_prompt_of(request, words, template_timeout_s)
-    structure = await asyncio.to_thread(request.structure)
     grammar = await asyncio.to_thread(answer_grammar, request, words, chat, structure)
     return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat, structure))
 

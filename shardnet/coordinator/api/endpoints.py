@@ -191,12 +191,12 @@ class Api:
 
     async def _completions(self, request: Request) -> Response:
         asked = await self._body(request, CompletionRequest)
-        answers = await until_gone(request, self._service.complete(asked))
+        answers = await until_gone(request, self._service.answer(asked))
         return await self._respond(request, asked, answers, completion_wordings(answers, asked))
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._body(request, ChatRequest)
-        answers = await until_gone(request, self._service.chat(asked))
+        answers = await until_gone(request, self._service.answer(asked))
         return await self._respond(request, asked, answers, chat_wordings(answers, asked))
 
     async def _respond(

@@ -65,23 +65,6 @@ class Service:
     describe_stage: Callable[[Route, int], dict[str, Any]]
     check_grammar: Callable[[str, Path, str], Awaitable[None]]
 
-    async def complete(self, request: CompletionRequest) -> list[Answering]:
-        """Begin plain completions: `n` of each prompt, in the order of the prompts.
-
-        Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
-        """
-        request.check_supported()
-        manifest = self._ready_model(request)
-        words = await self.words(manifest)
-        return await self._begin(request, manifest, words)
-
-    async def chat(self, request: ChatRequest) -> list[Answering]:
-        """Begin `n` answers to a chat with the model's own template. Raises: as `complete`."""
-        request.check_supported()
-        manifest = self._ready_model(request)
-        words = await self.words(manifest)
-        return await self._begin(request, manifest, words)
-
     def named(self, wanted: str | None) -> Manifest:
         """Returns: the model that a client means, ready or not. Raises: UsageError, as `resolve`, or with why it is not served."""
         try:
@@ -97,11 +80,16 @@ class Service:
         self.requests.check_ready(manifest.model_id)  # before the work of tokenizing
         return manifest
 
-    async def _begin(
-        self, request: ChatRequest | CompletionRequest, manifest: Manifest, words: Words
-    ) -> list[Answering]:
+    async def answer(self, request: ChatRequest | CompletionRequest) -> list[Answering]:
+        """Begin `n` answers to a chat, or to each prompt of a completion, in the order of the prompts.
+
+        Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
+        """
+        request.check_supported()
+        manifest = self._ready_model(request)
+        words = await self.words(manifest)
         sampling = await self._sampling(request, words)
-        prepared = await prepare(request, words, self.settings.template_timeout_s)
+        prepared = await prepare(request, words, sampling.grammar, self.settings.template_timeout_s)
         if prepared.grammar is not None:
             field = "tools" if isinstance(request, ChatRequest) and request.tools else request.structure_field
             await self.check_grammar(prepared.grammar, words.vocabulary.path, field)
@@ -146,12 +134,13 @@ class Service:
         request.check_supported()
         words = await self.words(self.named(request.model))
         if request.messages is not None:
-            return await words.chat_tokens(
+            chat = await words.chat_prompt(
                 [message.for_template() for message in request.messages],
                 request.chat_template_kwargs,
                 self.settings.template_timeout_s,
                 begins_answer=request.add_generation_prompt is not False,
-            ), words
+            )
+            return chat.tokens, words
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
     async def detokenize(self, request: DetokenizeRequest) -> str:

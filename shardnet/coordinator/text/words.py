@@ -60,29 +60,6 @@ class Words:
         plain = [replace(part, special=False) for part in parts]
         return self.vocabulary.tokenize_parts(plain, add_special=add_special)
 
-    async def chat_tokens(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        variables: Mapping[str, Any] | None,
-        timeout_s: float,
-        *,
-        tools: Sequence[Any] | None = None,
-        documents: Sequence[Any] | None = None,
-        continues: bool = False,
-        begins_answer: bool = True,
-    ) -> list[int]:
-        """Returns: the tokens of a conversation, up to where the answer begins. Arguments and `Raises:` as `ChatTemplate.render`."""
-        chat = await self.chat_prompt(
-            messages,
-            variables,
-            timeout_s,
-            tools=tools,
-            documents=documents,
-            continues=continues,
-            begins_answer=begins_answer,
-        )
-        return chat.tokens
-
     async def chat_prompt(
         self,
         messages: Sequence[Mapping[str, Any]],

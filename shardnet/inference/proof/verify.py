@@ -41,7 +41,7 @@ from shardnet.inference.proof.steps import Method
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.manifest_file import load_manifest, no_link, save_manifest
 from shardnet.limits.killing import memory_kills
-from shardnet.manifest import Manifest, ModelContent, ParityCertificate
+from shardnet.manifest import Manifest, ModelContent, NoProof, ParityCertificate
 from shardnet.scratch import scratch_folder, words_file
 
 OnProgress = Callable[[float], None]
@@ -116,9 +116,9 @@ def verify_split(
     return certificate
 
 
-def fault_of(content: ModelContent, certificate: ParityCertificate) -> str:
-    """Returns: one sentence that names the shard at fault, '' if nothing differs."""
-    if certificate.is_exact:
+def fault_of(content: ModelContent, certificate: ParityCertificate | NoProof | None) -> str:
+    """Returns: one sentence that names the shard at fault, '' if nothing differs, or nothing was run that could."""
+    if not isinstance(certificate, ParityCertificate) or certificate.is_exact:
         return ""
     for boundary in certificate.boundaries:
         if boundary.max_abs_diff > 0:

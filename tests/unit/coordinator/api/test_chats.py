@@ -36,7 +36,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocabulary]
 async def prepared(vocabulary: Vocabulary, template: str, **more: Any) -> Prepared:
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}]} | more)
     request.check_supported()
-    return await prepare(request, Words(vocabulary, ChatTemplate(template, model="m")), 20)
+    return await prepare(request, Words(vocabulary, ChatTemplate(template, model="m")), request.structure(), 20)
 
 
 def read(vocabulary: Vocabulary, one: Prepared, text: str) -> Found:
@@ -111,6 +111,6 @@ async def test_tools_that_are_not_to_be_called_are_shown_beside_calls_alone(voca
 
 
 async def test_a_completion_is_text(vocabulary: Vocabulary) -> None:
-    one = await prepare(CompletionRequest(prompt=["a", "b"]), Words(vocabulary, None), 20)
+    one = await prepare(CompletionRequest(prompt=["a", "b"]), Words(vocabulary, None), None, 20)
     assert len(one.prompts) == 2
     assert read(vocabulary, one, "<think>" + CALL).content == "<think>" + CALL

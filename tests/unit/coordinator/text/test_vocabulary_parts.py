@@ -58,7 +58,7 @@ def test_llama_cpp_looks_for_some_control_tokens_in_every_text(words: Words) -> 
 
 async def test_a_clients_spelling_is_text_and_the_templates_is_a_token(words: Words) -> None:
     text = f"a{CHANNEL}b{THINK}c<|im_end|>d{SPACES}e"
-    tokens = await words.chat_tokens([{"role": "user", "content": text}], None, 2)
+    tokens = (await words.chat_prompt([{"role": "user", "content": text}], None, 2)).tokens
     assert written(words.vocabulary, tokens) == f"{CHANNEL}{text}<|im_end|>{THINK}"
     for special in (CHANNEL, THINK, "<|im_end|>"):
         assert tokens.count(token(words.vocabulary, special)) == 1
@@ -75,16 +75,16 @@ async def test_a_prompt_without_a_template_spells_no_control_token_either(words:
 
 
 async def test_a_harmless_conversation_has_the_tokens_that_llama_cpp_makes_of_its_text(words: Words) -> None:
-    tokens = await words.chat_tokens([{"role": "user", "content": "the and"}], None, 2)
+    tokens = (await words.chat_prompt([{"role": "user", "content": "the and"}], None, 2)).tokens
     whole = f"{CHANNEL}the and<|im_end|>{THINK}"
     assert tokens == words.vocabulary.tokenize(whole, add_special=False, parse_special=True)
 
 
 async def test_the_template_for_tools_is_used_when_there_are_tools(words: Words) -> None:
     messages = [{"role": "user", "content": "a"}]
-    plain = await words.chat_tokens(messages, None, 2)
-    assert await words.chat_tokens(messages, None, 2, tools=[]) == plain
-    with_tools = await words.chat_tokens(messages, None, 2, tools=[{"type": "function"}])
+    plain = (await words.chat_prompt(messages, None, 2)).tokens
+    assert (await words.chat_prompt(messages, None, 2, tools=[])).tokens == plain
+    with_tools = (await words.chat_prompt(messages, None, 2, tools=[{"type": "function"}])).tokens
     assert written(words.vocabulary, with_tools) == "T" + written(words.vocabulary, plain)
 
 
@@ -95,7 +95,7 @@ async def test_white_space_that_a_token_drops_is_dropped_beside_a_spelled_one_to
     try:
         assert "<|im_start|>" in opened.vocabulary.strips_right
         for text in ("a", "a<|im_end|>b"):
-            tokens = await opened.chat_tokens([{"role": "user", "content": text}], None, 2)
+            tokens = (await opened.chat_prompt([{"role": "user", "content": text}], None, 2)).tokens
             assert written(opened.vocabulary, tokens) == f"<|im_start|>{text}<|im_end|>"
     finally:
         opened.vocabulary.close()
@@ -119,5 +119,5 @@ def test_a_cut_text_gets_no_space_that_nobody_wrote(tmp_path: Path, text: str) -
 
 async def test_tools_in_the_templates_variables_are_tools(words: Words) -> None:
     spelled = json.loads(json.dumps([{"type": "function", "function": {"name": CHANNEL}}]))
-    with_tools = await words.chat_tokens([{"role": "user", "content": "a"}], {"tools": spelled}, 2)
+    with_tools = (await words.chat_prompt([{"role": "user", "content": "a"}], {"tools": spelled}, 2)).tokens
     assert written(words.vocabulary, with_tools).startswith("T")
