@@ -179,7 +179,7 @@ def run(client: str, calls: Iterable[Callable[[], Any]]) -> int:
         begun = time.monotonic()
         try:
             seen = call()
-            seen, is_well = str(asyncio.run(seen) if inspect.isawaitable(seen) else seen), True
+            seen, is_well = str(asyncio.run(seen) if inspect.iscoroutine(seen) else seen), True
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             seen, is_well = f"{type(error).__name__}: {error} (line {where.lineno})"[:900], False

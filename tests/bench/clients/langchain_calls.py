@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import version
 from typing import Any, Literal
 
-from client_calls import BASE, MODEL, MOST, PARSED, TOOL_PROMPTS, expect, fault_of_call, run, tally
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 
-import json
+from tests.bench.clients.client_calls import BASE, MODEL, MOST, PARSED, TOOL_PROMPTS, expect, fault_of_call, run, tally
 
 
 def model(**options: Any) -> Any:
@@ -20,19 +20,17 @@ def model(**options: Any) -> Any:
     return ChatOpenAI(base_url=BASE, api_key="none", model=MODEL, **fields)  # type: ignore[arg-type,unused-ignore]
 
 
-@tool
 def weather(city: str, unit: Literal["celsius", "fahrenheit"]) -> str:
     """The weather of a city now"""
     return f"sunny in {city}, 20 {unit}"
 
 
-@tool
 def multiply(a: int, b: int) -> int:
     """Multiply two whole numbers"""
     return a * b
 
 
-TOOLS: list[Any] = [weather, multiply]
+TOOLS: list[Any] = [tool(weather), tool(multiply)]
 HELLO = "Say hello in one short sentence."
 
 

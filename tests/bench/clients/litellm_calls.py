@@ -9,7 +9,19 @@ from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import asks a public server
 import litellm
-from client_calls import BASE, MODEL, MOST, PARSED, TOOL_PROMPTS, expect, fault_of_call, run, tally, tools
+
+from tests.bench.clients.client_calls import (
+    BASE,
+    MODEL,
+    MOST,
+    PARSED,
+    TOOL_PROMPTS,
+    expect,
+    fault_of_call,
+    run,
+    tally,
+    tools,
+)
 
 ASK: Any = {"model": f"openai/{MODEL}", "api_base": BASE, "api_key": "none", "num_retries": 0, "timeout": 600}
 HELLO = [{"role": "user", "content": "Say hello in one short sentence."}]

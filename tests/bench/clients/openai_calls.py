@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 import openai
-from client_calls import AT_ONCE, BASE, MODEL, expect, run, tally
 from openai import AsyncOpenAI, OpenAI
+
+from tests.bench.clients.client_calls import AT_ONCE, BASE, MODEL, Fault, expect, run, tally
 
 client = OpenAI(base_url=BASE, api_key="none", max_retries=0, timeout=300)
 HELLO = [{"role": "user", "content": "Say hello in one short sentence."}]
@@ -26,7 +27,7 @@ def refusal(call: Any) -> Any:
     except openai.BadRequestError as error:
         expect("Input should" not in str(error) and error.type == "invalid_request_error", error)
         return error
-    return expect(False, "was answered")
+    raise Fault("was answered")
 
 
 def plain() -> str:
@@ -234,8 +235,8 @@ def models() -> str:
     except openai.NotFoundError as error:
         expect(error.code == "model_not_found", error.body)
     else:
-        expect(False, "an unknown model answered")
-    return one.id
+        raise Fault("an unknown model answered")
+    return str(one.id)
 
 
 def raw() -> str:

@@ -8,9 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
-from client_calls import BASE, MODEL, MOST, SCHEMAS, TOOL_PROMPTS, Json, expect, fault_of_call, run, tally, tools
 from openai import OpenAI
 from pydantic import BaseModel
+
+from tests.bench.clients.client_calls import (
+    BASE,
+    MODEL,
+    MOST,
+    SCHEMAS,
+    TOOL_PROMPTS,
+    Json,
+    expect,
+    fault_of_call,
+    run,
+    tally,
+    tools,
+)
 
 client = OpenAI(base_url=BASE, api_key="none", max_retries=0, timeout=600)
 

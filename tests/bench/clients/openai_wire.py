@@ -1,4 +1,4 @@
-"""What no client's method sends, by httpx: other methods, slashes, origins, tokens of spelled control tokens, and the later endpoints where they are."""
+"""What no client's method sends, by httpx: other methods, slashes, origins, spelled control tokens, and the later endpoints where they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 import openai
-from client_calls import BASE, MODEL, expect, run
+
+from tests.bench.clients.client_calls import BASE, MODEL, expect, run
 
 ROOT = BASE.removesuffix("/v1")
 wire = httpx.Client(base_url=ROOT, timeout=120, follow_redirects=False)

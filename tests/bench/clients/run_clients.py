@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shardnet.local.processes import LocalSwarm
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 NAME = "coder"
 SCRIPTS = (
     "openai_calls",
@@ -81,7 +81,11 @@ def run(model: Path, folder: Path, only: str, call: str) -> int:
         for number in range(2):
             swarm.start_node(f"node-{number}", cache, "--shard", str(number), "--threads", "1")
         swarm.wait_ready(120)
-        environment = os.environ | {"SHARDNET_CLIENTS_BASE": f"{swarm.api}/v1", "SHARDNET_CLIENTS_MODEL": NAME}
+        environment = os.environ | {
+            "SHARDNET_CLIENTS_BASE": f"{swarm.api}/v1",
+            "SHARDNET_CLIENTS_MODEL": NAME,
+            "PYTHONPATH": str(HERE.parents[2]),
+        }
         for name, (command, where) in commands.items():
             if only in name:
                 done = subprocess.run([*command, call], cwd=where, env=environment, timeout=TIMEOUT_S, check=False)
