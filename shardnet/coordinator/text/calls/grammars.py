@@ -17,6 +17,7 @@ from shardnet.coordinator.text.calls.answer import AnswerFormat, CallFormat
 from shardnet.coordinator.text.calls.harmony import CHANNEL, CONSTRAIN, MESSAGE, START
 from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.calls.named_calls import NamedCalls
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import ANYTHING, Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls
 from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules
@@ -156,6 +157,15 @@ def _calls(
             begin = rules.text(calls.begin)
             more = f"({line} {begin} {one}){_MORE}" if parallel else ""
             return opened, f"{line} {begin} {one} {more} {line} {rules.text(close)}"
+        case NestedTags():
+            ends = rules.text('">'), rules.text(f"{calls.mark}</invoke>")
+            bodies = [
+                _line(rules.text(name), ends[0], arguments.tagged(calls, name, schema), ends[1])
+                for name, schema in functions
+            ]
+            begin, line = rules.text(calls.begin), rules.add("line", r"/\n?/")
+            one = f"{line} {begin} ({' | '.join(bodies)})"
+            return opened, f"{one} {f'({one}){_MORE}' if parallel else ''} {line} {rules.text(close)}"
     written = calls if isinstance(calls, JsonCalls) else JsonCalls(dict(calls.marks))
     bodies = [_object(rules, written, name, arguments.json(name, schema)) for name, schema in functions]
     one = rules.add("one", " | ".join(bodies))
@@ -198,7 +208,8 @@ def _named(rules: Rules, calls: NamedCalls, name: str, arguments: str) -> str:
 
 def _tagged(rules: Rules, calls: TaggedCalls, name: str, arguments: str) -> str:
     name_end = "" if calls.name_ends[0] == "\n" else calls.name_ends[0]
-    return _line(rules.text(name + name_end), "/\\n?/", arguments, rules.text(calls.end))
+    number = _line(NUMBER, rules.text(calls.head_end)) if calls.head_end else ""
+    return _line(rules.text(name + name_end), number, "/\\n?/", arguments, rules.text(calls.end))
 
 
 def _harmony(
