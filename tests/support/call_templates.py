@@ -107,6 +107,12 @@ _TURNS = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TEMPLATES = {name: _TURNS.replace("CALL", call) for name, call in CALLS.items()} | {
+    "functionary 3.2": (
+        "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.content %}{{ '>>>all\n' if m.role == 'assistant' }}{{ m.content }}{% endif %}"
+        "{% for c in m.tool_calls or [] %}>>>{{ c.function.name }}\n{{ c.function.arguments | tojson }}{% endfor %}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>>>>{% endif %}"
+    ),
     "harmony": (
         "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{% if m.tool_calls %}"
         "{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
@@ -114,5 +120,5 @@ TEMPLATES = {name: _TURNS.replace("CALL", call) for name, call in CALLS.items()}
         "{{ f.arguments | tojson }}<|call|>{% elif m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>"
         "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
-    )
+    ),
 }

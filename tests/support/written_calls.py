@@ -69,6 +69,7 @@ WRITTEN: dict[str, str] = {
     "python": "<|tool_call_start|>[weather(city='Pa\"r\\'is <é>', days=2, tags=['a', 'ö']), now()]<|tool_call_end|>",
     "solar": f"<|tool_calls|><|tool_call:begin|>id1<|tool_call:name|>weather<|tool_call:args|>{_JSON}<|tool_call:end|><|tool_call:begin|>id2<|tool_call:name|>now<|tool_call:args|>{{}}<|tool_call:end|>",
     "functionary": f"<function=weather>{_JSON}</function><function=now>{{}}</function>",
+    "functionary 3.2": f">>>weather\n{_JSON}>>>now\n{{}}",
     "apertus": f'<|tools_prefix|>[{{"weather": {_JSON}}}, {{"now": {{}}}}]<|tools_suffix|>',
     "nemotron": f'<TOOLCALL>[{{"name": "weather", "arguments": {_JSON}}}, {{"name": "now", "arguments": {{}}}}]</TOOLCALL>',
     "command r": f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {_JSON}}},\n    {{"tool_call_id": "1", "tool_name": "now", "parameters": {{}}}}\n]<|END_ACTION|>',

@@ -31,7 +31,15 @@ def format_of(words: str, example: str | None, call: tuple[str, dict[str, object
     writes_calls = known is not None
     known = known or next((one for one in KNOWN if all(mark in words for mark in one.evidence)), GENERIC)
     thinking, wraps = Thinking((*known.thinking, *pairs)), (*known.wraps, *wraps)
-    found = AnswerFormat(known.name, known.calls, thinking, wraps=wraps, writes_calls=writes_calls)
+    found = AnswerFormat(
+        known.name,
+        known.calls,
+        thinking,
+        wraps=wraps,
+        opened=known.opened,
+        text_begins=known.text_begins,
+        writes_calls=writes_calls,
+    )
     return replace(found, make_id=mistral_id) if known.name.startswith("mistral") else found
 
 

@@ -67,13 +67,16 @@ def calls_grammar(
     reasoning = _reasoning(rules, format, thinks)
     opened, calls = _calls(rules, format.calls, functions, arguments, parallel)
     rules.add("calls", calls)
+    first = "calls" if format.opened == opened else _line(rules.text(opened), "calls")
+    text_begins = rules.text(format.text_begins) if format.opened else ""
     if required:
-        rules.add("start", f"{reasoning} {rules.text(opened)} calls")
+        rules.add("start", f"{reasoning} {first}")
     elif structure is None:
-        rules.add("start", f"{reasoning} ({_free(rules, format.calls, opened, parallel)})")
+        free = f"({_free(rules, format.calls, opened, parallel)})"
+        rules.add("start", f"{reasoning} {f'({first} | {text_begins} {free})' if text_begins else free}")
     else:  # a structure begins at once, as without tools, unless the prompt has opened reasoning
         before, within = (reasoning, "") if thinks else ("", reasoning)
-        rules.add("start", _line(before, f"({_line(within, rules.text(opened), 'calls')} | {STRUCTURE})"))
+        rules.add("start", _line(before, f"({_line(within, first)} | {_line(text_begins, STRUCTURE)})"))
     return rules.written() + _as_rule(None if required else structure)
 
 
@@ -99,12 +102,13 @@ def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
 
 def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int], *, thinks: bool = True) -> str:
     """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened; for Harmony, whose
-    answers have channels, in the last one. Args: thinks: the prompt ended within reasoning."""
+    answers have channels, in the last one; behind what else a text begins with. Args: thinks: the prompt ended within reasoning."""
     rules = Rules(control)
     if format.harmony:
         written = _harmony(rules, (), final=STRUCTURE, thinks=thinks)
     else:
-        rules.add("start", f"{_reasoning(rules, format, thinks=True)} {STRUCTURE}")
+        reasoning = _reasoning(rules, format, thinks=True) if thinks else ""
+        rules.add("start", _line(reasoning, rules.text(format.text_begins), STRUCTURE))
         written = rules.written()
     return grammar.partition("\n")[0] + "\n" + _as_rule(grammar) + written
 

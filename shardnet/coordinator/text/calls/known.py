@@ -26,6 +26,7 @@ class Known:
     Attributes:
         evidence: all of it stands in the template's own words.
         thinking, wraps: of a format that puts its marks together, so that a template does not spell them out.
+        opened, text_begins: see `AnswerFormat`.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Known:
     evidence: tuple[str, ...]
     thinking: tuple[tuple[str, str], ...] = ()
     wraps: tuple[str, ...] = ()
+    opened: str = ""
+    text_begins: str = ""
 
 
 def _tagged_like_html(begin: str, end: str, tag: str = "") -> TaggedCalls:
@@ -216,6 +219,14 @@ KNOWN: tuple[Known, ...] = (
             written_end="</function>",
         ),
         ("<function=",),
+    ),
+    Known(
+        "functionary 3.2",
+        NamedCalls(marks={">>>": ""}, begin="", words={"name": {"\n": "arguments"}}, end=(), written="NAME\n"),
+        (">>>all",),
+        wraps=(">>>all\n",),
+        opened=">>>",
+        text_begins="all\n",
     ),
     Known("python", PythonCalls({"<|tool_call_start|>": "<|tool_call_end|>"}), ("<|tool_list_start|>",)),
     Known("apertus", _APERTUS, ("<|tools_prefix|>",)),
