@@ -100,7 +100,7 @@ class Conversation:
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.7})
 
     def body(self) -> dict[str, Any]:
         """Returns: the request for the next answer."""

@@ -60,6 +60,7 @@ class Talk:
             try:
                 line = first if first is not None else lines.read("> ", self._prefill)
             except KeyboardInterrupt:
+                self._prefill = ""
                 self._screen.say("\nCtrl-D or /quit leaves.")
                 continue
             except EOFError:
