@@ -127,7 +127,9 @@ def test_an_answer_is_broken_off_by_ctrl_c_and_the_chat_goes_on(env: dict[str, s
         assert terminal.close() == 0
 
 
-def test_text_in_a_pipe_is_one_message_and_the_answer_is_all_that_is_printed(env: dict[str, str], tmp_path: Path) -> None:
+def test_text_in_a_pipe_is_one_message_and_the_answer_is_all_that_is_printed(
+    env: dict[str, str], tmp_path: Path
+) -> None:
     asked = tmp_path / "asked.json"
     asked.write_text(json.dumps({"messages": [], "options": {"max_tokens": 4, "temperature": 0, "ignore_eos": True}}))
     first, again = (piped(env, "hello", "--load", str(asked)) for _ in range(2))

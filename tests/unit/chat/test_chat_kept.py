@@ -105,7 +105,7 @@ def test_a_plain_list_of_messages_is_a_conversation_too() -> None:
     ],
 )
 def test_a_file_that_is_no_conversation_is_told_by_what_is_wrong(text: str, what: str) -> None:
-    with pytest.raises(UsageError, match="talk.json") as told:
+    with pytest.raises(UsageError, match=r"talk\.json") as told:
         from_json(text, "talk.json")
     assert what in str(told.value)
 
