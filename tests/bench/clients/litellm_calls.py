@@ -15,6 +15,7 @@ from tests.bench.clients.client_calls import (
     MODEL,
     MOST,
     PARSED,
+    SOME_TOOL_PROMPTS,
     TOOL_PROMPTS,
     expect,
     fault_of_call,

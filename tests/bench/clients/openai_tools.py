@@ -16,6 +16,7 @@ from tests.bench.clients.client_calls import (
     MODEL,
     MOST,
     SCHEMAS,
+    SOME_TOOL_PROMPTS,
     TOOL_PROMPTS,
     Json,
     expect,
