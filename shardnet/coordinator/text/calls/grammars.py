@@ -26,6 +26,7 @@ _FENCE, _BEGINS_BARE = r"/```(json)?\n/", r"/\s*(\{|```(json)?\n)(?s:.*)/"
 """What `JsonCalls` takes for a call with no mark."""
 MOST_CALLS = 8
 """In an answer that must call: small models that may call once more often do, over and over."""
+STRUCTURE = "structure"
 _MORE = f"{{0,{MOST_CALLS - 1}}}"
 _SLOTS = re.compile("(NAME|NUMBER|ID)")
 
@@ -40,6 +41,7 @@ def calls_grammar(
     parallel: bool,
     thinks: bool,
     strict: Container[str] = (),
+    structure: str | None = None,
 ) -> str:
     """Write the grammar of an answer.
 
@@ -50,22 +52,28 @@ def calls_grammar(
         required: the answer is calls; else it is text, in which every call is well-formed.
         thinks: the prompt ended within reasoning.
         strict: functions whose schema is enforced as a whole, or refused.
+        structure: what an answer that does not call is, a grammar in Lark's syntax with its first line; None for any text.
 
     Raises: UsageError for a schema that the format cannot be held to.
     """
     rules = Rules(control)
     arguments = ArgumentRules(rules, json_rule, strict)
     if format.harmony:
-        return _harmony(rules, functions, arguments, required=required, thinks=thinks)
+        final = None if required else ANYTHING if structure is None else STRUCTURE
+        bodies = [(name, arguments.json(name, schema)) for name, schema in functions]
+        return _harmony(rules, bodies, final=final, thinks=thinks) + _as_rule(None if required else structure)
     assert format.calls is not None
     reasoning = _reasoning(rules, format, thinks)
     opened, calls = _calls(rules, format.calls, functions, arguments, parallel)
     rules.add("calls", calls)
     if required:
         rules.add("start", f"{reasoning} {rules.text(opened)} calls")
-    else:
+    elif structure is None:
         rules.add("start", f"{reasoning} ({_free(rules, format.calls, opened, parallel)})")
-    return rules.written()
+    else:  # a structure begins at once, as without tools, unless the prompt has opened reasoning
+        before, within = (reasoning, "") if thinks else ("", reasoning)
+        rules.add("start", _line(before, f"({_line(within, rules.text(opened), 'calls')} | {STRUCTURE})"))
+    return rules.written() + _as_rule(None if required else structure)
 
 
 def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
@@ -88,11 +96,21 @@ def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
     return f"{bare}(OPENING calls){times} OTHER"
 
 
-def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int]) -> str:
-    """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened."""
+def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int], *, thinks: bool = True) -> str:
+    """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened; for Harmony, whose
+    answers have channels, in the last one. Args: thinks: the prompt ended within reasoning."""
     rules = Rules(control)
-    rules.add("start", f"{_reasoning(rules, format, thinks=True)} structure")
-    return re.sub(r"(?m)^start(?=\W)", "structure", grammar, count=1) + rules.written()
+    if format.harmony:
+        written = _harmony(rules, (), final=STRUCTURE, thinks=thinks)
+    else:
+        rules.add("start", f"{_reasoning(rules, format, thinks=True)} {STRUCTURE}")
+        written = rules.written()
+    return grammar.partition("\n")[0] + "\n" + _as_rule(grammar) + written
+
+
+def _as_rule(grammar: str | None) -> str:
+    """Returns: a grammar without its first line, its `start` called STRUCTURE; nothing for none."""
+    return re.sub(r"(?m)^start(?=\W)", STRUCTURE, (grammar or "").partition("\n")[2], count=1)
 
 
 def _in_slashes(text: str) -> str:
@@ -185,23 +203,25 @@ def _tagged(rules: Rules, calls: TaggedCalls, name: str, arguments: str) -> str:
 
 def _harmony(
     rules: Rules,
-    functions: Sequence[tuple[str, Mapping[str, Any]]],
-    arguments: ArgumentRules,
+    functions: Sequence[tuple[str, str]],
     *,
-    required: bool,
+    final: str | None,
     thinks: bool,
 ) -> str:
-    """One call at the end of an answer; its `<|call|>` is an end-of-text token, which is permitted behind any whole text."""
+    """One call at the end of an answer; its `<|call|>` is an end-of-text token, which is permitted behind any whole text.
+
+    Args:
+        functions: each with the rule of its arguments.
+        final: what may come in its place; None for nothing.
+    """
     bodies = [
-        _line(
-            rules.text(f"{CHANNEL}commentary to=functions.{name} {CONSTRAIN}json{MESSAGE}"),
-            arguments.json(name, schema),
-        )
-        for name, schema in functions
+        _line(rules.text(f"{CHANNEL}commentary to=functions.{name} {CONSTRAIN}json{MESSAGE}"), arguments)
+        for name, arguments in functions
     ]
     rules.up_to("thoughts", f"<|end|>{START}assistant")
     analysis = rules.text(f"{CHANNEL}analysis{MESSAGE}")
-    final = f" | {rules.text(f'{CHANNEL}final{MESSAGE}')} {ANYTHING}"
-    one = f"({' | '.join(bodies)}{'' if required else final})"
+    if final is not None:
+        bodies.append(_line(rules.text(f"{CHANNEL}final{MESSAGE}"), final))
+    one = f"({' | '.join(bodies)})"
     rules.add("start", f"thoughts {one}" if thinks else f"({analysis} thoughts)? {one}")
     return rules.written()
