@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.responses.request import ResponsesRequest
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -28,12 +29,16 @@ from shardnet.coordinator.api.schemas import (
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.streaming import EventStream, events, until_gone, whole
+from shardnet.coordinator.api.turns import TurnRequest, turn_events, whole_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
-PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/status", "/healthz")
+PATHS = (
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses"),
+    *("/tokenize", "/detokenize", "/status", "/healthz"),
+)
 PEEK_S = 0.3
 """Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 MAX_HEADER_WAIT_S = 30.0
@@ -62,6 +67,7 @@ class Api:
             self._route("GET", "/v1/models/{model:path}", self._model),
             self._route("POST", "/v1/completions", self._completions),
             self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("POST", "/v1/responses", self._responses),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
@@ -192,30 +198,52 @@ class Api:
     async def _completions(self, request: Request) -> Response:
         asked = await self._body(request, CompletionRequest)
         answers = await until_gone(request, self._service.answer(asked))
-        return await self._respond(request, asked, answers, completion_wordings(answers, asked))
+        return await self._respond_with(request, asked, answers, completion_wordings(answers, asked))
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._body(request, ChatRequest)
         answers = await until_gone(request, self._service.answer(asked))
-        return await self._respond(request, asked, answers, chat_wordings(answers, asked))
+        return await self._respond_with(request, asked, answers, chat_wordings(answers, asked))
 
-    async def _respond(
+    async def _responses(self, request: Request) -> Response:
+        return await self._turn(request, await self._body(request, ResponsesRequest))
+
+    async def _turn(self, request: Request, asked: TurnRequest) -> Response:
+        """An API in which a request has one answer: a chat in other words."""
+        meant = asked.translated()
+        with meant.in_client_words():
+            answers = await until_gone(request, self._service.answer(meant.chat))
+        turn = asked.turn(answers[0], meant)
+        if asked.is_streamed:
+            return await self._streamed(request, answers, turn_events(turn))
+        return await self._whole(request, answers, whole_turn(turn))
+
+    async def _respond_with(
         self, request: Request, asked: CommonRequest, answers: list[Answering], wordings: Wordings
     ) -> Response:
-        def close() -> None:
-            for one in answers:
-                one.running.close()
+        describe = self._service.describe_stage
+        if not asked.stream:
+            return await self._whole(request, answers, whole(wordings, describe))
+        wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+        return await self._streamed(request, answers, events(wordings, describe, wants_usage=wants_usage))
 
+    async def _whole(
+        self, request: Request, answers: list[Answering], body: Coroutine[Any, Any, dict[str, Any]]
+    ) -> Response:
         try:
-            if not asked.stream:
-                return JSONResponse(await until_gone(request, whole(wordings, self._service.describe_stage)))
+            return JSONResponse(await until_gone(request, body))
+        except BaseException:
+            _close(answers)
+            raise
+
+    async def _streamed(self, request: Request, answers: list[Answering], told: AsyncIterator[bytes]) -> Response:
+        try:
             first = answers[0].running
             if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
                 raise first.generation.error
-            wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-            return EventStream(events(wordings, self._service.describe_stage, wants_usage=wants_usage), close)
+            return EventStream(told, lambda: _close(answers))
         except BaseException:
-            close()
+            _close(answers)
             raise
 
     async def _tokenize(self, request: Request) -> Response:
@@ -237,6 +265,11 @@ class Api:
     async def _detokenize(self, request: Request) -> Response:
         text = await self._service.detokenize(await self._body(request, DetokenizeRequest))
         return await asyncio.to_thread(JSONResponse, {"content": text, "prompt": text})
+
+
+def _close(answers: list[Answering]) -> None:
+    for one in answers:
+        one.running.close()
 
 
 class WithoutTrailingSlash:

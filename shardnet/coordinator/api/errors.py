@@ -40,7 +40,12 @@ def status_of(error: ShardnetError) -> int:
 
 
 def error_body(error: ShardnetError) -> dict[str, object]:
-    """Returns: the JSON of an error. `shardnet_code` is the error's own code, for `shardnet generate`."""
+    """Returns: the JSON of an error."""
+    return {"error": error_object(error)}
+
+
+def error_object(error: ShardnetError) -> dict[str, object]:
+    """Returns: what went wrong. `shardnet_code` is the error's own code, for `shardnet generate`."""
     status = status_of(error)
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = {"CONTEXT_EXCEEDED": "context_length_exceeded"}.get(error.code, error.code.lower())
@@ -49,13 +54,11 @@ def error_body(error: ShardnetError) -> dict[str, object]:
     if status == 401:
         code = "invalid_api_key"
     return {
-        "error": {
-            "message": str(error),
-            "type": kind,
-            "param": error.facts.get("param"),
-            "code": code,
-            "shardnet_code": error.code,
-        }
+        "message": str(error),
+        "type": kind,
+        "param": error.facts.get("param"),
+        "code": code,
+        "shardnet_code": error.code,
     }
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_body
+from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.api.wording import Wording, Wordings, to_event
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.running import Piece
 from shardnet.errors import ShardnetError
 
 KEEP_ALIVE_S = 15.0
@@ -24,17 +26,26 @@ DescribeStage = Callable[[Route, int], dict[str, Any]]
 
 async def whole(wordings: Wordings, describe: DescribeStage) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended one of them."""
-    reasons = [await _all_of(one) for one in wordings.ones]  # all of them run meanwhile
+    reasons = [await all_of(one) for one in wordings.ones]  # all of them run meanwhile
     return wordings.whole(reasons, [one.answering.running.stages(describe) for one in wordings.ones])
 
 
-async def _all_of(wording: Wording) -> str:
-    """Returns: the finish reason."""
-    running = wording.answering.running
+class Taker(Protocol):
+    """Whoever takes in an answer."""
+
+    @property
+    def answering(self) -> Answering: ...
+
+    def add(self, piece: Piece) -> object: ...
+
+
+async def all_of(taker: Taker) -> str:
+    """Have all of an answer taken in. Returns: the finish reason. Raises: the error that ended it."""
+    running = taker.answering.running
     while True:
         await running.wait()
         piece = running.take()
-        wording.add(piece)
+        taker.add(piece)
         if piece.finish_reason is not None:
             return piece.finish_reason
 
