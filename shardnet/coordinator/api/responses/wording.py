@@ -51,7 +51,8 @@ class ResponseTurn:
         """See `Turn`."""
         self._n_cached = max(self._n_cached, self.answering.running.generation.n_reused)
         if self._logprobs:
-            self._unsent += [token_logprobs(self.answering, one) for one in piece.tokens]
+            says = self.answering.words.vocabulary.piece
+            self._unsent += [token_logprobs(self.answering, one) for one in piece.tokens if says(one.token)]
         told = self._told(self._blocks.take(piece.events), "completed")
         if self._blocks.open_kind not in (None, "text"):
             self._unsent = []  # tokens of reasoning and of calls
