@@ -68,6 +68,7 @@ class Api:
             self._route("POST", "/v1/completions", self._completions),
             self._route("POST", "/v1/chat/completions", self._chat),
             self._route("POST", "/v1/responses", self._responses),
+            self._route("POST", "/v1/responses/input_tokens", self._count_response),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
@@ -207,6 +208,15 @@ class Api:
 
     async def _responses(self, request: Request) -> Response:
         return await self._turn(request, await self._body(request, ResponsesRequest))
+
+    async def _count_response(self, request: Request) -> Response:
+        counted = await self._count(await self._body(request, ResponsesRequest))
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": counted})
+
+    async def _count(self, asked: TurnRequest) -> int:
+        meant = asked.translated()
+        with meant.in_client_words():
+            return await self._service.count(meant.chat)
 
     async def _turn(self, request: Request, asked: TurnRequest) -> Response:
         """An API in which a request has one answer: a chat in other words."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardnet.coordinator.api.chats import prepare
+from shardnet.coordinator.api.chats import chat_prompt_of, prepare
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -142,6 +142,12 @@ class Service:
             )
             return chat.tokens, words
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
+
+    async def count(self, request: ChatRequest) -> int:
+        """Returns: how many tokens the prompt of a chat has. Raises: UsageError, DeadlineExceeded."""
+        request.check_supported()
+        words = await self.words(self.named(request.model))
+        return len((await chat_prompt_of(request, words, self.settings.template_timeout_s)).tokens)
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""

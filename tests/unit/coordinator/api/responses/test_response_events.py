@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from itertools import groupby
 from typing import Any
 
 import httpx
@@ -12,6 +10,7 @@ import pytest
 
 from shardnet.errors import EngineError
 from shardnet.messages import ExecuteTask
+from tests.support.agent_apis import kinds, named_events
 from tests.support.scripted_swarm import CALLING, TEXT, World, says
 
 TOOL = {
@@ -42,22 +41,10 @@ async def respond(world: World, **more: Any) -> httpx.Response:
 
 
 def events_in(response: httpx.Response) -> list[dict[str, Any]]:
-    """Returns: the events, whose names and numbers are right."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    found = []
-    for block in response.text.split("\n\n"):
-        if not block or block.startswith(":"):
-            continue
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        found.append(event)
+    """Returns: the events, whose numbers are right."""
+    found = named_events(response)
     assert [one["sequence_number"] for one in found] == list(range(len(found)))
     return found
-
-
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    return [name for name, _ in groupby(one["type"] for one in events)]
 
 
 def without_ids(response: dict[str, Any]) -> dict[str, Any]:
@@ -229,3 +216,27 @@ async def test_what_a_chat_refuses_is_refused_with_the_items_place(make: Callabl
             error = (await respond(world, **more)).json()["error"]
             assert error["message"].startswith(words)
             assert error["param"] == param or param is None
+
+
+async def test_reasoning_is_an_item_before_the_message(make: Callable[[], Any]) -> None:
+    async with make() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        says(world, "<think>\nHm, hm.\n</think>\n\nYes.")
+        whole = (await respond(world)).json()
+        events = events_in(await respond(world, stream=True))
+        reasoning = [one.replace("output_text", "reasoning_text") for one in TEXT_EVENTS]
+        assert kinds(events) == [*BEGIN, *reasoning, *TEXT_EVENTS, "response.completed"]
+        assert without_ids(events[-1]["response"]) == without_ids(whole)
+        thought, message = whole["output"]
+        assert (thought["content"], thought["summary"]) == ([{"type": "reasoning_text", "text": "Hm, hm."}], [])
+        assert message["content"][0]["text"] == "Yes."
+        assert 0 < whole["usage"]["output_tokens_details"]["reasoning_tokens"] < whole["usage"]["output_tokens"]
+
+
+async def test_a_prompts_tokens_are_counted_as_they_would_be_used(make: Callable[[], Any]) -> None:
+    async with make() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        body = {"model": "tiny", "input": "hi", "instructions": "be terse", "tools": [TOOL]}
+        counted = (await world.client.post("/v1/responses/input_tokens", json=body)).json()
+        used = (await respond(world, **body, max_output_tokens=1)).json()["usage"]["input_tokens"]
+        assert counted == {"object": "response.input_tokens", "input_tokens": used}

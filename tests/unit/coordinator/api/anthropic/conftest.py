@@ -1,0 +1,5 @@
+"""The scripted model reasons here."""
+
+from tests.support.agent_apis import tokenizer
+
+__all__ = ["tokenizer"]
