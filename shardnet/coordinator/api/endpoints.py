@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shardnet.coordinator.api.anthropic.errors import anthropic_error, anthropic_response
+from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
 from shardnet.coordinator.api.errors import error_response
 from shardnet.coordinator.api.responses.request import ResponsesRequest
 from shardnet.coordinator.api.schemas import (
@@ -28,19 +30,17 @@ from shardnet.coordinator.api.schemas import (
 )
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
-from shardnet.coordinator.api.streaming import EventStream, events, until_gone, whole
-from shardnet.coordinator.api.turns import TurnRequest, turn_events, whole_turn
+from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
+from shardnet.coordinator.api.turns import UNEXPECTED, TurnRequest, answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
 PATHS = (
-    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses"),
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
     *("/tokenize", "/detokenize", "/status", "/healthz"),
 )
-PEEK_S = 0.3
-"""Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 MAX_HEADER_WAIT_S = 30.0
 MAX_DISCARDED_BYTES = 16 << 20
 """How much of a body that is too large is read and thrown away: a connection closed under a client that still sends is reset, and the client
@@ -69,6 +69,8 @@ class Api:
             self._route("POST", "/v1/chat/completions", self._chat),
             self._route("POST", "/v1/responses", self._responses),
             self._route("POST", "/v1/responses/input_tokens", self._count_response),
+            self._route("POST", "/v1/messages", self._messages, told=anthropic_response),
+            self._route("POST", "/v1/messages/count_tokens", self._count_message, told=anthropic_response),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
@@ -90,11 +92,19 @@ class Api:
     # -- what is common ------------------------------------------------------------------------------------------------------
 
     def _route(
-        self, method: str, path: str, handler: Callable[[Request], Awaitable[Response]], *, open_to_all: bool = False
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Request], Awaitable[Response]],
+        *,
+        open_to_all: bool = False,
+        told: Callable[[ShardnetError], Response] = error_response,
     ) -> Route:
         """The named edge of every request: who may ask, and what errors become.
 
-        Args: open_to_all: load balancers ask with any Host, and no key.
+        Args:
+            open_to_all: load balancers ask with any Host, and no key.
+            told: words errors.
         """
         allowed = {"Allow": f"{'GET, HEAD' if method == 'GET' else method}, OPTIONS"}
 
@@ -108,12 +118,12 @@ class Api:
                     self._check_key(request)
                 return await handler(request)
             except ShardnetError as error:
-                return error_response(error)
+                return told(error)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
             except Exception:
                 log.exception("api_request_failed", path=request.url.path)
-                return error_response(ShardnetError("an unexpected error in the coordinator; its log says more"))
+                return told(ShardnetError(UNEXPECTED))
 
         return Route(path, endpoint, methods=[method, "OPTIONS"])
 
@@ -126,8 +136,9 @@ class Api:
             raise UsageError(f"host {name[:100]!r} is not answered here: add it to api.allowed_hosts", http_status=403)
 
     def _check_key(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_known = scheme.lower() == "bearer" and self._keys.name_of(given.strip()) is not None
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+        is_known = any(self._keys.name_of(one.strip()) is not None for one in given)
         if self._keys.is_asked_for and not is_known:
             raise UsageError(
                 "this API wants a key (`shardnet key add` makes one): send the header 'Authorization: Bearer KEY'",
@@ -199,62 +210,37 @@ class Api:
     async def _completions(self, request: Request) -> Response:
         asked = await self._body(request, CompletionRequest)
         answers = await until_gone(request, self._service.answer(asked))
-        return await self._respond_with(request, asked, answers, completion_wordings(answers, asked))
+        return await self._respond(request, asked, answers, completion_wordings(answers, asked))
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._body(request, ChatRequest)
         answers = await until_gone(request, self._service.answer(asked))
-        return await self._respond_with(request, asked, answers, chat_wordings(answers, asked))
+        return await self._respond(request, asked, answers, chat_wordings(answers, asked))
 
     async def _responses(self, request: Request) -> Response:
         return await self._turn(request, await self._body(request, ResponsesRequest))
 
     async def _count_response(self, request: Request) -> Response:
-        counted = await self._count(await self._body(request, ResponsesRequest))
+        counted = await count_turn(await self._body(request, ResponsesRequest), self._service)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": counted})
 
-    async def _count(self, asked: TurnRequest) -> int:
-        meant = asked.translated()
-        with meant.in_client_words():
-            return await self._service.count(meant.chat)
+    async def _messages(self, request: Request) -> Response:
+        return await self._turn(request, await self._body(request, MessagesRequest))
+
+    async def _count_message(self, request: Request) -> Response:
+        return JSONResponse({"input_tokens": await count_turn(await self._body(request, CountRequest), self._service)})
 
     async def _turn(self, request: Request, asked: TurnRequest) -> Response:
-        """An API in which a request has one answer: a chat in other words."""
-        meant = asked.translated()
-        with meant.in_client_words():
-            answers = await until_gone(request, self._service.answer(meant.chat))
-        turn = asked.turn(answers[0], meant)
-        if asked.is_streamed:
-            return await self._streamed(request, answers, turn_events(turn))
-        return await self._whole(request, answers, whole_turn(turn))
+        return await answer_turn(request, asked, self._service)
 
-    async def _respond_with(
+    async def _respond(
         self, request: Request, asked: CommonRequest, answers: list[Answering], wordings: Wordings
     ) -> Response:
         describe = self._service.describe_stage
         if not asked.stream:
-            return await self._whole(request, answers, whole(wordings, describe))
+            return await whole_response(request, answers, whole(wordings, describe))
         wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-        return await self._streamed(request, answers, events(wordings, describe, wants_usage=wants_usage))
-
-    async def _whole(
-        self, request: Request, answers: list[Answering], body: Coroutine[Any, Any, dict[str, Any]]
-    ) -> Response:
-        try:
-            return JSONResponse(await until_gone(request, body))
-        except BaseException:
-            _close(answers)
-            raise
-
-    async def _streamed(self, request: Request, answers: list[Answering], told: AsyncIterator[bytes]) -> Response:
-        try:
-            first = answers[0].running
-            if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
-                raise first.generation.error
-            return EventStream(told, lambda: _close(answers))
-        except BaseException:
-            _close(answers)
-            raise
+        return await streamed_response(request, answers, events(wordings, describe, wants_usage=wants_usage))
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)
@@ -277,11 +263,6 @@ class Api:
         return await asyncio.to_thread(JSONResponse, {"content": text, "prompt": text})
 
 
-def _close(answers: list[Answering]) -> None:
-    for one in answers:
-        one.running.close()
-
-
 class WithoutTrailingSlash:
     """`/v1/models/` is `/v1/models`."""
 
@@ -295,9 +276,11 @@ class WithoutTrailingSlash:
         await self._app(scope, receive, send)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: this API has {', '.join(PATHS)}"
+    if request.url.path.startswith("/v1/messages"):
+        return JSONResponse(anthropic_error(error.status_code, message), error.status_code, error.headers)
     kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)

@@ -64,12 +64,16 @@ def error_object(error: ShardnetError) -> dict[str, object]:
 
 def error_response(error: ShardnetError) -> JSONResponse:
     """Returns: the response for an error of ours."""
+    return JSONResponse(error_body(error), status_code=status_of(error), headers=error_headers(error))
+
+
+def error_headers(error: ShardnetError) -> dict[str, str]:
+    """Returns: what a client is told beside the body."""
     status = status_of(error)
-    headers = {}
-    if status == 503:
-        wait = error.facts.get("retry_after_s")
-        wait = math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S)
-        headers["Retry-After"] = str(min(max(wait, 1), MAX_RETRY_AFTER_S))
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_body(error), status_code=status, headers=headers)
+        return {"WWW-Authenticate": "Bearer"}
+    if status != 503:
+        return {}
+    wait = error.facts.get("retry_after_s")
+    wait = math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S)
+    return {"Retry-After": str(min(max(wait, 1), MAX_RETRY_AFTER_S))}

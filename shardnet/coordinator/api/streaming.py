@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_body
@@ -19,6 +19,8 @@ from shardnet.errors import ShardnetError
 
 KEEP_ALIVE_S = 15.0
 """A comment line goes out so often while a long prompt is computed: proxies give up on silent connections."""
+PEEK_S = 0.3
+"""Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 
 T = TypeVar("T")
 DescribeStage = Callable[[Route, int], dict[str, Any]]
@@ -149,3 +151,31 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise ClientDisconnect
     finally:
         await _cancel(working, leaving)
+
+
+async def whole_response(
+    request: Request, answers: list[Answering], body: Coroutine[Any, Any, dict[str, Any]]
+) -> Response:
+    """Returns: the whole answer. Raises: the error that ended it; ClientDisconnect. In any case the answers are closed then."""
+    try:
+        return JSONResponse(await until_gone(request, body))
+    except BaseException:
+        _close(answers)
+        raise
+
+
+async def streamed_response(request: Request, answers: list[Answering], told: AsyncIterator[bytes]) -> Response:
+    """Returns: the answers as events, which close them. Raises: an error that came at once; ClientDisconnect."""
+    try:
+        first = answers[0].running
+        if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
+            raise first.generation.error
+        return EventStream(told, lambda: _close(answers))
+    except BaseException:
+        _close(answers)
+        raise
+
+
+def _close(answers: list[Answering]) -> None:
+    for one in answers:
+        one.running.close()

@@ -1,6 +1,6 @@
 """Answers in the shapes of APIs that have one answer to a request, and events with names: whole, or streamed to their end.
 
-Knows how such a stream goes on and how it ends. Refuses to know what the events say.
+Knows how such a request is taken, how its stream goes on and how it ends. Refuses to know what the events say.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from shardnet.coordinator.api.service import Answering
-from shardnet.coordinator.api.streaming import KEEP_ALIVE_S, all_of
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shardnet.coordinator.api.service import Answering, Service
+from shardnet.coordinator.api.streaming import KEEP_ALIVE_S, all_of, streamed_response, until_gone, whole_response
 from shardnet.coordinator.api.translation import Translated
 from shardnet.coordinator.api.wording import to_event
 from shardnet.coordinator.requests.running import Piece
@@ -72,6 +75,24 @@ class TurnRequest(Protocol):
 def named_event(data: dict[str, Any]) -> bytes:
     """Returns: a server-sent event that is named by its type."""
     return b"event: " + str(data["type"]).encode() + b"\n" + to_event(data)
+
+
+async def answer_turn(request: Request, asked: TurnRequest, service: Service) -> Response:
+    """Returns: the answer, whole or streamed. Raises: what the client can mend, in its own words; what ended the answer before it began."""
+    meant = asked.translated()
+    with meant.in_client_words():
+        answers = await until_gone(request, service.answer(meant.chat))
+    turn = asked.turn(answers[0], meant)
+    if asked.is_streamed:
+        return await streamed_response(request, answers, turn_events(turn))
+    return await whole_response(request, answers, whole_turn(turn))
+
+
+async def count_turn(asked: TurnRequest, service: Service) -> int:
+    """Returns: how many tokens the prompt has. Raises: as `answer_turn`."""
+    meant = asked.translated()
+    with meant.in_client_words():
+        return await service.count(meant.chat)
 
 
 async def whole_turn(turn: Turn) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""Our errors in the shape that Anthropic's clients understand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from shardnet.coordinator.api.errors import error_headers, status_of
+from shardnet.errors import ShardnetError
+
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""HTTP status -> the API's name for it; of others see `kind_of`."""
+
+
+def kind_of(status: int) -> str:
+    """Returns: the API's name for an error of this HTTP status."""
+    return KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+
+
+def anthropic_error(status: int, message: str) -> dict[str, Any]:
+    """Returns: the JSON of an error, alone or as an event."""
+    return {"type": "error", "error": {"type": kind_of(status), "message": message}}
+
+
+def anthropic_response(error: ShardnetError) -> JSONResponse:
+    """Returns: the response for an error of ours."""
+    status = status_of(error)
+    return JSONResponse(anthropic_error(status, str(error)), status_code=status, headers=error_headers(error))
