@@ -280,7 +280,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: this API has {', '.join(PATHS)}"
-    if request.url.path.startswith("/v1/messages"):
+    if f"{request.url.path}/".startswith("/v1/messages/"):
         return JSONResponse(anthropic_error(error.status_code, message), error.status_code, error.headers)
     kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)

@@ -4,9 +4,9 @@ fields that we know and cannot honour are refused by name."""
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
@@ -20,7 +20,15 @@ MAX_STOPS = 16
 MAX_DIGITS = 20
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopText = Annotated[str, Field(max_length=256)]
-AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
+
+
+def _some(tokens: int) -> int:
+    if tokens == 0:
+        raise ValueError("must be at least 1")
+    return tokens
+
+
+AnswerTokens = Annotated[int, Field(ge=-1, le=1 << 24), AfterValidator(_some)]
 """-1, as null: until the context is full."""
 
 

@@ -25,12 +25,14 @@ def kind_of(status: int) -> str:
     return KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
-def anthropic_error(status: int, message: str) -> dict[str, Any]:
-    """Returns: the JSON of an error, alone or as an event."""
-    return {"type": "error", "error": {"type": kind_of(status), "message": message}}
+def anthropic_error(status: int, message: str, error_code: object = None) -> dict[str, Any]:
+    """Returns: the JSON of an error, alone or as an event. Args: error_code: a finer name, which clients act upon."""
+    error: dict[str, Any] = {"type": kind_of(status), "message": message}
+    return {"type": "error", "error": error | ({"details": {"error_code": error_code}} if error_code else {})}
 
 
 def anthropic_response(error: ShardnetError) -> JSONResponse:
     """Returns: the response for an error of ours."""
     status = status_of(error)
-    return JSONResponse(anthropic_error(status, str(error)), status_code=status, headers=error_headers(error))
+    body = anthropic_error(status, str(error), error.facts.get("error_code"))
+    return JSONResponse(body, status_code=status, headers=error_headers(error))

@@ -17,7 +17,7 @@ from shardnet.errors import UsageError
 REFUSED: dict[str, str] = {
     "container": "nothing is run here",
     "mcp_servers": "servers are not asked here: give their tools in the field 'tools'",
-    "fallbacks": "one model answers here",
+    "compaction": "a conversation is not made shorter here: send a shorter one",
 }
 NAMES = {
     "stop": "stop_sequences",
@@ -74,6 +74,12 @@ class CountRequest(Lenient):
         """See `TurnRequest`."""
         further = self.model_extra or {}
         refuse(further, REFUSED)
+        if further.get("thread"):  # the anthropic package acts upon the code: it goes on without a thread
+            raise UsageError(
+                "thread: nothing is kept here: send the whole conversation, and no thread",
+                param="thread",
+                error_code="thread_unsupported_request",
+            )
         conversation = conversation_of(self.messages, self.system)
         output = self.output_config or OutputConfig()
         choice, parallel = _choice(self.tool_choice)
