@@ -9,6 +9,7 @@ from typing import Any
 from shardnet.coordinator.api.blocks import Block, Blocks, Closed, Grew, Opened, Step
 from shardnet.coordinator.api.errors import error_object, status_of
 from shardnet.coordinator.api.service import Answering
+from shardnet.coordinator.api.streaming import COMMENT
 from shardnet.coordinator.api.turns import Told
 from shardnet.coordinator.api.wording import token_logprobs
 from shardnet.coordinator.requests.running import Piece
@@ -81,7 +82,7 @@ class ResponseTurn:
 
     def idle(self) -> bytes:
         """See `Turn`."""
-        return b": computing\n\n"
+        return COMMENT
 
     def whole(self, reason: str) -> dict[str, Any]:
         """See `Turn`."""
