@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from shardnet.manifest import Manifest
 from tests.support.random_models import CHAT_TEMPLATE, tiny_llama
+from tests.support.scripted_swarm import scripted_manifest, scripted_words
 
 REASONS = CHAT_TEMPLATE.replace(
     "{{ message['content'] }}",
@@ -23,6 +26,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small vocabulary, with a chat template that knows reasoning."""
     path = tmp_path_factory.mktemp("reasons") / "tokenizer.gguf"
     return tiny_llama(path, n_layers=1, extra={"tokenizer.chat_template": REASONS})
+
+
+@pytest.fixture(scope="session")
+def words(tokenizer: Path) -> Sequence[int]:
+    """The tokens that the scripted model says."""
+    return scripted_words(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def manifest(tokenizer: Path) -> Manifest:
+    """The scripted model with this tokenizer: what another tokenizer was made into is not taken for it."""
+    return scripted_manifest(tokenizer)
 
 
 def named_events(response: httpx.Response) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from shardnet.coordinator.api.schemas import (
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
-from shardnet.coordinator.api.turns import UNEXPECTED, TurnRequest, answer_turn, count_turn
+from shardnet.coordinator.api.turns import UNEXPECTED, answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
@@ -236,20 +236,17 @@ class Api:
         return await self._respond(request, asked, answers, chat_wordings(answers, asked))
 
     async def _responses(self, request: Request) -> Response:
-        return await self._turn(request, await self._body(request, ResponsesRequest))
+        return await answer_turn(request, await self._body(request, ResponsesRequest), self._service)
 
     async def _count_response(self, request: Request) -> Response:
         counted = await count_turn(await self._body(request, ResponsesRequest), self._service)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": counted})
 
     async def _messages(self, request: Request) -> Response:
-        return await self._turn(request, await self._body(request, MessagesRequest))
+        return await answer_turn(request, await self._body(request, MessagesRequest), self._service)
 
     async def _count_message(self, request: Request) -> Response:
         return JSONResponse({"input_tokens": await count_turn(await self._body(request, CountRequest), self._service)})
-
-    async def _turn(self, request: Request, asked: TurnRequest) -> Response:
-        return await answer_turn(request, asked, self._service)
 
     async def _respond(
         self, request: Request, asked: CommonRequest, answers: list[Answering], wordings: Wordings
