@@ -20,6 +20,8 @@ MAX_ANSWERS = 128
 MAX_STOPS = 16
 MAX_DIGITS = 20
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+"""Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
 AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
 """-1, as null: until the context is full."""
@@ -109,7 +111,13 @@ def _token_bias(given: dict[str, float]) -> dict[int, float]:
 class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
+        | None
+    ) = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
@@ -168,7 +176,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_ -]*$")
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
     def check_supported(self, where: str) -> None:
         """Raises: UsageError for a part that is no text."""
@@ -199,7 +207,7 @@ class ChatMessage(BaseModel):
 class ChatRequest(CommonRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000, fail_fast=True)
     max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -208,7 +216,7 @@ class ChatRequest(CommonRequest):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = Field(default=None, max_length=1024)
     function_call: Any = None
-    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024, fail_fast=True)
     reasoning_effort: str | None = Field(default=None, max_length=64)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -276,7 +284,7 @@ class TokenizeRequest(Lenient):
     model: str | None = Field(default=None, max_length=256)
     content: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000, fail_fast=True)
     add_special: bool | None = None
     add_special_tokens: bool | None = None
     tools: list[Any] | None = Field(default=None, max_length=1024)
@@ -318,7 +326,7 @@ class DetokenizeRequest(Lenient):
     """`POST /detokenize`."""
 
     model: str | None = Field(default=None, max_length=256)
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: TokenIds = Field(max_length=1 << 20)
 
 
 def usage_error(error: ValidationError) -> UsageError:
