@@ -87,7 +87,7 @@ def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt, structure:
         if isinstance(format.calls, JsonCalls) and not format.calls.is_bare:
             format = replace(format, calls=replace(format.calls, bare={}))  # JSON without a mark is the structure
     elif structure is not None and not _reasons_first(structure, chat):
-        format, tools = replace(format, thinking=replace(format.thinking, pairs=())), None
+        format, tools = replace(format, thinking=replace(format.thinking, pairs=()), opened=""), None
     parser = AnswerParser(format, tools, thinks=chat.thinks and bool(format.harmony or format.thinking.pairs))
     vocabulary, one_call = words.vocabulary, asked is not None and not asked.parallel
     return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
@@ -111,8 +111,9 @@ def _may_call_beside(structure: str, asked: ToolsAsked | None) -> bool:
 
 
 def _reasons_first(structure: str, chat: ChatPrompt) -> bool:
-    """A structure that is asked for begins behind the reasoning that the prompt opened, or in Harmony's last channel. Not with GBNF, as above."""
-    return structure.startswith(HEAD) and (chat.thinks or chat.answers.harmony)
+    """A structure that is asked for begins behind the reasoning that the prompt opened, in Harmony's last channel, or behind what else a text begins
+    with. Not with GBNF, as above."""
+    return structure.startswith(HEAD) and (chat.thinks or chat.answers.harmony or bool(chat.answers.opened))
 
 
 def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt, structure: str | None) -> str:

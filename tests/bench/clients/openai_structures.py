@@ -49,17 +49,6 @@ def stream() -> str:
     return tally(one, PARSED)
 
 
-def hot() -> str:
-    """.parse at temperature 2."""
-
-    def one(case: Case) -> str:
-        fields = asked(case) | {"temperature": 2, "max_tokens": 1500}
-        message = client.chat.completions.parse(**fields).choices[0].message
-        return "" if isinstance(message.parsed, case[0]) else str(message)
-
-    return tally(one, PARSED)
-
-
 def objects() -> str:
     """response_format json_object."""
 
@@ -121,7 +110,7 @@ def cut() -> str:
     raise Fault("was parsed")
 
 
-CALLS = (parse, stream, hot, objects, others, not_enforced, cut)
+CALLS = (parse, stream, objects, others, not_enforced, cut)
 
 if __name__ == "__main__":
     sys.exit(run(f"openai {openai.__version__}", CALLS))

@@ -17,6 +17,7 @@ from shardnet.coordinator.text.calls.answer import AnswerFormat, CallFormat
 from shardnet.coordinator.text.calls.harmony import CHANNEL, CONSTRAIN, MESSAGE, START
 from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.calls.named_calls import NamedCalls
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import ANYTHING, Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls
 from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules
@@ -66,13 +67,16 @@ def calls_grammar(
     reasoning = _reasoning(rules, format, thinks)
     opened, calls = _calls(rules, format.calls, functions, arguments, parallel)
     rules.add("calls", calls)
+    first = "calls" if format.opened == opened else _line(rules.text(opened), "calls")
+    text_begins = rules.text(format.text_begins) if format.opened else ""
     if required:
-        rules.add("start", f"{reasoning} {rules.text(opened)} calls")
+        rules.add("start", f"{reasoning} {first}")
     elif structure is None:
-        rules.add("start", f"{reasoning} ({_free(rules, format.calls, opened, parallel)})")
+        free = f"({_free(rules, format.calls, opened, parallel)})"
+        rules.add("start", f"{reasoning} {f'({first} | {text_begins} {free})' if text_begins else free}")
     else:  # a structure begins at once, as without tools, unless the prompt has opened reasoning
         before, within = (reasoning, "") if thinks else ("", reasoning)
-        rules.add("start", _line(before, f"({_line(within, rules.text(opened), 'calls')} | {STRUCTURE})"))
+        rules.add("start", _line(before, f"({_line(within, first)} | {_line(text_begins, STRUCTURE)})"))
     return rules.written() + _as_rule(None if required else structure)
 
 
@@ -98,12 +102,13 @@ def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
 
 def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int], *, thinks: bool = True) -> str:
     """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened; for Harmony, whose
-    answers have channels, in the last one. Args: thinks: the prompt ended within reasoning."""
+    answers have channels, in the last one; behind what else a text begins with. Args: thinks: the prompt ended within reasoning."""
     rules = Rules(control)
     if format.harmony:
         written = _harmony(rules, (), final=STRUCTURE, thinks=thinks)
     else:
-        rules.add("start", f"{_reasoning(rules, format, thinks=True)} {STRUCTURE}")
+        reasoning = _reasoning(rules, format, thinks=True) if thinks else ""
+        rules.add("start", _line(reasoning, rules.text(format.text_begins), STRUCTURE))
         written = rules.written()
     return grammar.partition("\n")[0] + "\n" + _as_rule(grammar) + written
 
@@ -156,6 +161,15 @@ def _calls(
             begin = rules.text(calls.begin)
             more = f"({line} {begin} {one}){_MORE}" if parallel else ""
             return opened, f"{line} {begin} {one} {more} {line} {rules.text(close)}"
+        case NestedTags():
+            ends = rules.text('">'), rules.text(f"{calls.mark}</invoke>")
+            bodies = [
+                _line(rules.text(name), ends[0], arguments.tagged(calls, name, schema), ends[1])
+                for name, schema in functions
+            ]
+            begin, line = rules.text(calls.begin), rules.add("line", r"/\n?/")
+            one = f"{line} {begin} ({' | '.join(bodies)})"
+            return opened, f"{one} {f'({one}){_MORE}' if parallel else ''} {line} {rules.text(close)}"
     written = calls if isinstance(calls, JsonCalls) else JsonCalls(dict(calls.marks))
     bodies = [_object(rules, written, name, arguments.json(name, schema)) for name, schema in functions]
     one = rules.add("one", " | ".join(bodies))
@@ -198,7 +212,8 @@ def _named(rules: Rules, calls: NamedCalls, name: str, arguments: str) -> str:
 
 def _tagged(rules: Rules, calls: TaggedCalls, name: str, arguments: str) -> str:
     name_end = "" if calls.name_ends[0] == "\n" else calls.name_ends[0]
-    return _line(rules.text(name + name_end), "/\\n?/", arguments, rules.text(calls.end))
+    number = _line(NUMBER, rules.text(calls.head_end)) if calls.head_end else ""
+    return _line(rules.text(name + name_end), number, "/\\n?/", arguments, rules.text(calls.end))
 
 
 def _harmony(

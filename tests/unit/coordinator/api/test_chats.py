@@ -138,6 +138,30 @@ async def test_a_structure_of_harmony_is_its_last_channel(vocabulary: Vocabulary
         assert (found.reasoning, found.content) == ("Hm.", "{}")
 
 
+async def test_an_answer_whose_first_mark_is_the_prompts_end_begins_with_whom_it_is_for(vocabulary: Vocabulary) -> None:
+    template = TEMPLATES["functionary 3.2"]
+    plain = await prepared(vocabulary, template)
+    assert read(vocabulary, plain, "all\nHello.").content == "Hello."
+    free = await prepared(vocabulary, template, tools=[TOOL])
+    found = read(vocabulary, free, 'all\nLet me see.>>>f\n{"a": 1}>>>f\n{}')
+    assert (found.content, found.calls) == ("Let me see.", [("f", '{"a": 1}'), ("f", "{}")])
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+    texts = ("f\n{}", "all\nHi.", "all\n{}", 'all\nHi.>>>f\n{"a": 1}', "Hi.", "{}", 'f\n{"a": "x"}')
+    for more, permitted in (
+        ({"tools": [TOOL], "tool_choice": "required"}, texts[:1]),
+        ({"tools": [strict]}, texts[:4]),
+        ({"tools": [TOOL], **JSON_OBJECT}, (texts[0], texts[2])),
+        (JSON_OBJECT, (texts[2],)),
+        ({"regex": "[{}]+", "continue_final_message": False}, (texts[2],)),
+    ):
+        one = await prepared(vocabulary, template, **more)
+        assert one.grammar is not None
+        assert tuple(text for text in texts if ByteVocabulary().accepts(one.grammar, text)) == permitted
+    assert read(vocabulary, await prepared(vocabulary, template, **JSON_OBJECT), "all\n{}").content == "{}"
+    gbnf = await prepared(vocabulary, template, grammar='root ::= "{}"')
+    assert (gbnf.grammar, read(vocabulary, gbnf, "{}").content) == (None, "{}")
+
+
 async def test_tools_that_are_not_to_be_called_are_shown_beside_calls_alone(vocabulary: Vocabulary) -> None:
     def shown(one: Prepared) -> bool:
         return '"parameters"' in vocabulary.text(one.prompts[0])
