@@ -4,9 +4,9 @@ fields that we know, or other servers honour (`foreign_fields`), and that cannot
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
@@ -24,7 +24,15 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 """Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
-AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
+
+
+def _some(tokens: int) -> int:
+    if tokens == 0:
+        raise ValueError("must be at least 1")
+    return tokens
+
+
+AnswerTokens = Annotated[int, Field(ge=-1, le=1 << 24), AfterValidator(_some)]
 """-1, as null: until the context is full."""
 
 
