@@ -26,6 +26,8 @@ SCRIPTS = (
     "openai_tools",
     "openai_structures",
     "openai_wire",
+    "responses_calls",
+    "anthropic_calls",
     "litellm_calls",
     "langchain_calls",
     "pydantic_ai_calls",
