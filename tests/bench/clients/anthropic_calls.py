@@ -68,7 +68,7 @@ def with_tools() -> str:
 
 def streamed_tools() -> str:
     """tools, any, streamed; the result sent back."""
-    messages = [{"role": "user", "content": TOOL_PROMPTS[12]}]
+    messages: list[Any] = [{"role": "user", "content": TOOL_PROMPTS[12]}]
     asked: Any = {"model": MODEL, "max_tokens": MOST, "tools": TOOLS}
     with client.messages.stream(**asked, messages=messages, tool_choice={"type": "any"}) as events:
         final = events.get_final_message()
