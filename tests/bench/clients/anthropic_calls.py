@@ -89,7 +89,7 @@ def errors() -> str:
     seen = []
     for wanted, change in (
         (anthropic.NotFoundError, {"model": "another"}),
-        (anthropic.BadRequestError, {"temperature": -1}),
+        (anthropic.BadRequestError, {"max_tokens": 0}),
         (anthropic.BadRequestError, {"messages": []}),
     ):
         try:

@@ -150,7 +150,7 @@ def by_pydantic_ai() -> str:
         return a * b
 
     model: Any = OpenAIResponsesModel(MODEL, provider=OpenAIProvider(base_url=BASE, api_key="none"))
-    asked: Any = Agent(model, tools=[multiply], model_settings={"temperature": 0, "max_tokens": 200})
+    asked: Any = Agent(model, tools=[multiply], retries=3, model_settings={"temperature": 0, "max_tokens": 200})
     found = asked.run_sync(TOOL_PROMPTS[12])
     expect(seen and found.output, found)
     shape, prompt = SOME_PARSED[-1]
