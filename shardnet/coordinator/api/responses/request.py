@@ -133,7 +133,9 @@ def _format_told(format: ResponseFormat | None) -> dict[str, Any]:
 
 def _tool(tool: Any) -> Any:
     """Returns: a function as chats have it, its keys within `function`; what else it is as it is, for them to refuse."""
-    if not isinstance(tool, dict) or tool.get("type", "function") != "function":
+    if not isinstance(tool, dict):
+        raise UsageError("tools: a tool is an object with a type and a name", param="tools")
+    if tool.get("type", "function") != "function":
         return tool
     known = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {key: tool[key] for key in known if tool.get(key) is not None}}
