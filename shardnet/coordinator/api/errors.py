@@ -7,6 +7,7 @@ import math
 from starlette.responses import JSONResponse
 
 from shardnet.errors import (
+    LOADING,
     Busy,
     ContextExceeded,
     DeadlineExceeded,
@@ -45,7 +46,7 @@ def error_body(error: ShardnetError) -> dict[str, object]:
 
 
 def error_object(error: ShardnetError) -> dict[str, object]:
-    """Returns: what went wrong. `shardnet_code` is the error's own code, for `shardnet generate`."""
+    """Returns: what went wrong. `shardnet_code` is its own code, for our commands; `loading`: how far a model on its way is."""
     status = status_of(error)
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = {"CONTEXT_EXCEEDED": "context_length_exceeded"}.get(error.code, error.code.lower())
@@ -53,13 +54,15 @@ def error_object(error: ShardnetError) -> dict[str, object]:
         code = "model_not_found"
     if status == 401:
         code = "invalid_api_key"
-    return {
+    told: dict[str, object] = {
         "message": str(error),
         "type": kind,
         "param": error.facts.get("param"),
         "code": code,
         "shardnet_code": error.code,
     }
+    loading = {name.removeprefix(LOADING): fact for name, fact in error.facts.items() if name.startswith(LOADING)}
+    return told | ({"loading": loading} if loading else {})
 
 
 def error_response(error: ShardnetError) -> JSONResponse:
