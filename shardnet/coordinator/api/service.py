@@ -138,8 +138,9 @@ class Service:
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
     async def count(self, request: ChatRequest) -> int:
-        """Returns: how many tokens the prompt of a chat has. Raises: UsageError, DeadlineExceeded."""
+        """Returns: how many tokens the prompt of a chat has. Raises: UsageError for what cannot be answered, DeadlineExceeded."""
         request.check_supported()
+        await asyncio.to_thread(request.structure)
         words = await self.words(self.named(request.model))
         return len((await chat_prompt_of(request, words, self.settings.template_timeout_s)).tokens)
 

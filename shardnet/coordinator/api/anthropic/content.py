@@ -71,8 +71,8 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self.places: list[Place] = []
         self._calls: set[str] = set()
-        if system:
-            content = system if isinstance(system, str) else texts_of(system, "system")
+        content = system if isinstance(system, str | None) else texts_of(system, "system")
+        if content:
             self._add("system", "system", content)
 
     def take(self, given: Any, where: str) -> None:
@@ -87,11 +87,13 @@ class Conversation:
         match block.get("type"):
             case "text":
                 turn = self._turn(role, where)
-                apart = [BETWEEN] if begins and turn.get("content") else []
-                said = {"type": "text", "text": read(TextBlock, block, place).text}
-                turn["content"] = [*turn.get("content", ()), *apart, said]
+                content = turn.setdefault("content", [])
+                if begins and content:
+                    content.append(BETWEEN)
+                content.append({"type": "text", "text": read(TextBlock, block, place).text})
             case "thinking":
-                self._think(self._turn(role, where), read(ThinkingBlock, block, place).thinking)
+                thought = read(ThinkingBlock, block, place).thinking
+                self._turn(role, where).setdefault("reasoning_content", []).append(thought)
             case "tool_use":
                 self._call(self._turn(role, where), read(CallBlock, block, place))
             case "tool_result":
@@ -104,9 +106,6 @@ class Conversation:
         if not self.messages or self.messages[-1]["role"] != role:
             self._add(where, role)
         return self.messages[-1]
-
-    def _think(self, turn: dict[str, Any], thinking: str) -> None:
-        turn["reasoning_content"] = "\n".join([*filter(None, [turn.get("reasoning_content")]), thinking])
 
     def _call(self, turn: dict[str, Any], block: CallBlock) -> None:
         self._calls.add(block.id)
@@ -135,6 +134,9 @@ def conversation_of(messages: Sequence[Any], system: Any) -> Conversation:
     made = Conversation(system)
     for at, message in enumerate(messages):
         made.take(message, f"messages.{at}")
+    for message in made.messages:
+        if "reasoning_content" in message:
+            message["reasoning_content"] = "\n".join(message["reasoning_content"])
     last, place = made.messages[-1], made.places[-1].of_message
     if last["role"] == "assistant" and "tool_calls" in last:
         raise UsageError(f"{place}: the conversation ends with calls: send what they gave back", param=place)

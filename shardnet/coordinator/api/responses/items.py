@@ -122,7 +122,8 @@ class Conversation:
         elif self._answer is not None and "content" not in self._answer:
             self._answer["content"] = content
         elif self._answer is not None and "tool_calls" in self._answer:  # text, a call, text: one answer
-            self._answer["content"] = [*_as_parts(self._answer["content"]), *_as_parts("\n"), *_as_parts(content)]
+            joined = self._answer["content"] = _as_parts(self._answer["content"])
+            joined += [*_as_parts("\n"), *_as_parts(content)]
         else:
             self._begin_answer(where)["content"] = content
 
