@@ -4,7 +4,7 @@ fields that we know and cannot honour are refused by name."""
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -155,8 +155,8 @@ class CompletionRequest(CommonRequest):
         if given is None or isinstance(given, str):
             return [given or ""]
         if given and isinstance(given[0], int):
-            return [[token for token in given if isinstance(token, int)]]
-        return [one if isinstance(one, str) else list(one) for one in given if not isinstance(one, int)]
+            return [given]
+        return cast("list[str | list[int]]", given)
 
 
 class ContentPart(Lenient):

@@ -134,8 +134,9 @@ class Service:
         request.check_supported()
         words = await self.words(self.named(request.model))
         if request.messages is not None:
+            given = request.messages
             chat = await words.chat_prompt(
-                [message.for_template() for message in request.messages],
+                await asyncio.to_thread(lambda: [message.for_template() for message in given]),
                 request.chat_template_kwargs,
                 self.settings.template_timeout_s,
                 begins_answer=request.add_generation_prompt is not False,
@@ -146,5 +147,5 @@ class Service:
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
         words = await self.words(self.named(request.model))
-        words.check_tokens(request.tokens, "tokens")
+        await asyncio.to_thread(words.check_tokens, request.tokens, "tokens")
         return await asyncio.to_thread(words.vocabulary.text, request.tokens)
