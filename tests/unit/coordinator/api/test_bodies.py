@@ -83,6 +83,9 @@ async def test_depth_and_number_of_parts_are_bounded() -> None:
     [
         (CompletionRequest, {"prompt": [[-1]] * 12_000}, "prompt.0.0: must be at least 0"),
         (CompletionRequest, {"prompt": [-1] * 20_000}, "prompt.0: must be at least 0"),
+        (CompletionRequest, {"prompt": [1] * 20_000 + [-1] * 20}, "prompt.20000: must be at least 0"),
+        (CompletionRequest, {"prompt": [[1], [2] * 20_000 + ["x"]]}, "prompt.1.20000: must be a whole number"),
+        (DetokenizeRequest, {"tokens": [1] * 20_000 + ["x"] * 20}, "tokens.20000: must be a whole number"),
         (ChatRequest, {"messages": [{"role": "", "content": 7}] * 2000}, "messages.0.role: must not be empty"),
         (ChatRequest, {"messages": [{"role": "user", "content": [7] * 20_000}]}, "messages.0.content.0: must be"),
         (DetokenizeRequest, {"tokens": ["x"] * 10_000}, "tokens.0: must be a whole number"),
