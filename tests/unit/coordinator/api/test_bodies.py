@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -92,10 +91,8 @@ async def test_depth_and_number_of_parts_are_bounded() -> None:
     ],
 )
 async def test_a_body_that_is_wrong_everywhere_is_refused_for_its_first_fault(kind: Any, body: Any, words: str) -> None:
-    """All faults of 12,000 lists, each for every kind that a prompt may be, took seconds on the event loop."""
+    """All faults of 12,000 lists, each for every kind that a prompt may be, took seconds on the event loop (tests/bench/bench_loop_hold.py)."""
     written = json.dumps(body, separators=(",", ":")).encode()
     assert len(written) <= AT_ONCE * 1.6
     for space in (b"", SPACE):
-        before_s = time.thread_time()
         assert (await refused(written + space, kind)).startswith(words)
-        assert time.thread_time() - before_s < 0.1
