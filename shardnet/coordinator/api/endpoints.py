@@ -21,6 +21,7 @@ from shardnet.coordinator.api.anthropic.errors import anthropic_error, anthropic
 from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
 from shardnet.coordinator.api.bodies import read_body
 from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
 from shardnet.coordinator.api.openapi.page import PAGE, page_part
 from shardnet.coordinator.api.responses.request import ResponsesRequest
@@ -260,19 +261,18 @@ class Api:
 
         def worded() -> Response:
             body: dict[str, Any] = {"tokens": tokens, "count": len(tokens)}
-            if asked.return_token_strs or asked.with_pieces:
-                texts = [words.vocabulary.text([token]) for token in tokens]
-                if asked.return_token_strs:
-                    body["token_strs"] = texts
-                if asked.with_pieces:
-                    body["tokens"] = [{"id": token, "piece": text} for token, text in zip(tokens, texts, strict=True)]
-            return JSONResponse(body)
+            text = words.vocabulary.text
+            if asked.return_token_strs:
+                body["token_strs"] = (text([token]) for token in tokens)
+            if asked.with_pieces:
+                body["tokens"] = ({"id": token, "piece": text([token])} for token in tokens)
+            return LargeJSONResponse(body)
 
         return await asyncio.to_thread(worded)  # a million tokens take seconds, in which others are answered
 
     async def _detokenize(self, request: Request) -> Response:
         text = await self._service.detokenize(await self._body(request, DetokenizeRequest))
-        return await asyncio.to_thread(JSONResponse, {"content": text, "prompt": text})
+        return await asyncio.to_thread(LargeJSONResponse, {"content": text, "prompt": text})
 
 
 class WithoutTrailingSlash:

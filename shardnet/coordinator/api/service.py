@@ -147,5 +147,5 @@ class Service:
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
         words = await self.words(self.named(request.model))
-        words.check_tokens(request.tokens, "tokens")
+        await asyncio.to_thread(words.check_tokens, request.tokens, "tokens")
         return await asyncio.to_thread(words.vocabulary.text, request.tokens)
