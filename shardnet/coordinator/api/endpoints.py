@@ -44,6 +44,9 @@ never sees why."""
 MAX_NAME = 256
 CLIENT_GONE = 499
 
+MoreRoutes = Callable[[Callable[..., Route]], list[Route]]
+"""Given what makes a route with the API's fences: routes of somebody else beside the API's own."""
+
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 log = get("api")
@@ -52,7 +55,7 @@ log = get("api")
 class Api:
     """The routes."""
 
-    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing) -> None:
+    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing, more: MoreRoutes | None = None) -> None:
         self._service = service
         self._settings = settings
         self._keys = keys
@@ -66,6 +69,7 @@ class Api:
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
             self._route("GET", "/healthz", self._health, open_to_all=True),
+            *(more(self._route) if more is not None else []),
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
         app.router.redirect_slashes = False  # a redirect would name whatever Host was sent
@@ -83,11 +87,19 @@ class Api:
     # -- what is common ------------------------------------------------------------------------------------------------------
 
     def _route(
-        self, method: str, path: str, handler: Callable[[Request], Awaitable[Response]], *, open_to_all: bool = False
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Request], Awaitable[Response]],
+        *,
+        open_to_all: bool = False,
+        needs_key: bool = True,
     ) -> Route:
         """The named edge of every request: who may ask, and what errors become.
 
-        Args: open_to_all: load balancers ask with any Host, and no key.
+        Args:
+            open_to_all: load balancers ask with any Host, and no key.
+            needs_key: False for the web page's own files, by which a key can be given.
         """
         allowed = {"Allow": f"{'GET, HEAD' if method == 'GET' else method}, OPTIONS"}
 
@@ -97,7 +109,7 @@ class Api:
                     self._check_host(request)
                 if request.method == "OPTIONS":
                     return Response(status_code=204, headers=allowed)
-                if not open_to_all:
+                if needs_key and not open_to_all:
                     self._check_key(request)
                 return await handler(request)
             except ShardnetError as error:
