@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from shardnet import log
 from shardnet.coordinator.daemon import Coordinator
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.text.vocabulary import Vocabulary
@@ -94,6 +96,7 @@ async def page_world(folder: Path, template: str = THINKING_TEMPLATE, **sections
         "speculation": {"enabled": False},
         "drain_timeout_s": 0.5,
     }
+    log.configure(form="json", stream=io.StringIO())  # as the command does, so that there are lines to show
     coordinator = Coordinator(CoordinatorSettings.model_validate(defaults | sections), Home())
     running = asyncio.create_task(coordinator.run())
     try:

@@ -88,6 +88,7 @@ export class Chat {
       messages: [...(system ? [{ role: "system", content: system }] : []), ...this.messages],
       stream: true,
       stream_options: { include_usage: true },
+      return_token_ids: true, // then the last event says which nodes it was
       temperature: number("temperature"),
       max_tokens: number("most"),
       tools: this.tools(),

@@ -26,6 +26,10 @@ export class AnswerView {
   add(part) {
     this.requestId ||= (part.id ?? "").replace(/^chatcmpl-/, "");
     if (part.usage) this.usage = part.usage;
+    if (part.shardnet) {
+      this.nodes = part.shardnet.stages.map((stage) => stage.node);
+      this.rebuilt(part.shardnet.attempts);
+    }
     const choice = part.choices?.[0];
     if (!choice) return;
     const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta ?? {};
@@ -84,11 +88,14 @@ export class AnswerView {
     this.nodes = answer.nodes.map(nameOf);
     this.tokens = answer.tokens;
     if (answer.waits) this.note("waits", "A node of this answer was lost. It goes on as soon as somebody else has the layers; what is written stays.");
-    else if (answer.attempts > 1 && answer.attempts !== this.tries) {
-      this.tries = answer.attempts;
-      this.note("rebuilt", `A node was lost in the middle. The answer was rebuilt on ${this.nodes.join(" → ")} and goes on where it was.`);
-    }
+    else this.rebuilt(answer.attempts);
     if (this.element.getAttribute("aria-busy") === "true") this.foot.textContent = this.figures();
+  }
+
+  rebuilt(attempts) {
+    if (attempts <= this.tries) return;
+    this.tries = attempts;
+    this.note("rebuilt", `A node was lost in the middle. The answer was rebuilt on ${this.nodes.join(" → ")} and went on where it was.`);
   }
 
   note(kind, text) {

@@ -61,7 +61,7 @@ function way(from, to, centre, isColumn) {
   }
   const gap = Math.abs(from.y - to.y);
   if (gap < 100) return { d: `M${from.x} ${from.y}L${to.x} ${to.y}`, x: middle.x + 10, y: middle.y + 4, anchor: "start" };
-  const right = from.x + WIDTH / 2, bend = right + Math.min(120, gap / 3);
+  const right = from.x + WIDTH / 2, bend = right + Math.max(140, Math.min(170, gap / 3));
   return { d: `M${right} ${from.y}Q${bend} ${middle.y} ${right} ${to.y}`, x: (right + bend) / 2 + 6, y: middle.y + 4, anchor: "start" };
 }
 
