@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 pytest.importorskip("playwright", reason="Playwright is not installed: pip install playwright")
 
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from shardnet.messages import ExecuteTask, LoadProgress
 from shardnet.swarm.api_keys import make_key
 from shardnet.swarm.enrol import enrol
 from shardnet.swarm.home import Home
 from shardnet.swarm.tokens import parse_token
-from tests.support.chromium import CHROMIUM, WHY_NOT, Seen, browsing
+from tests.support.chromium import CHROMIUM, WHY_NOT, Seen, chromium, window
 from tests.support.page_world import PageWorld, page_world
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 WEATHER = {
     "type": "function",
@@ -38,13 +43,18 @@ REFUSED = "the server responded with a status of"
 """Chromium's own note of an answer that is an error, which is one here."""
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
 @asynccontextmanager
 async def opened(
-    world: PageWorld, *, allowed: tuple[str, ...] = (), **options: Any
+    browser: Browser, world: PageWorld, *, allowed: tuple[str, ...] = (), **options: Any
 ) -> AsyncIterator[tuple[Page, Seen]]:
     """The page in a browser; in the end nothing was asked of anybody else, and nothing complained of."""
-    async with browsing(**options) as (context, seen):
-        page = await context.new_page()
+    async with window(browser, **options) as (page, seen):
         await page.goto(f"{world.url}/")
         yield page, seen
     seen.check(world.url, allowed=allowed)
@@ -61,11 +71,11 @@ async def ask(page: Page, text: str) -> None:
     await page.get_by_role("button", name="Send").click()
 
 
-async def test_a_chat_with_reasoning_and_a_tool_call(home: Path, tmp_path: Path) -> None:
+async def test_a_chat_with_reasoning_and_a_tool_call(browser: Browser, home: Path, tmp_path: Path) -> None:
     async with page_world(tmp_path) as world, world.node("a", 0, 1, 2):
         await world.ready()
         world.says(f"<think>Which city?</think>I **look**, <img src=x> [here](javascript:alert(1)).{CALL}")
-        async with opened(world) as (page, _):
+        async with opened(browser, world) as (page, _):
             await expect(page.locator("#summary-text")).to_have_text("1 node, tiny ready")
             await page.get_by_text("System prompt, sampling, tools").click()
             await page.get_by_label("Tools").fill(json.dumps([WEATHER]))
@@ -91,10 +101,12 @@ async def test_a_chat_with_reasoning_and_a_tool_call(home: Path, tmp_path: Path)
             await expect(page.get_by_label("Answer").last.locator(".foot")).to_contain_text("by a")
 
 
-async def test_a_node_that_dies_while_one_looks_is_missed_and_comes_back(home: Path, tmp_path: Path) -> None:
+async def test_a_node_that_dies_while_one_looks_is_missed_and_comes_back(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
     async with page_world(tmp_path) as world, world.node("left", 0, 1), world.node("right", 2) as right:
         await world.ready()
-        async with opened(world) as (page, _):
+        async with opened(browser, world) as (page, _):
             cells = page.locator(".cell")
             await expect(page.locator("#summary-text")).to_have_text("2 nodes, tiny ready")
             await expect(page.locator(".node")).to_have_count(2)
@@ -114,7 +126,7 @@ async def test_a_node_that_dies_while_one_looks_is_missed_and_comes_back(home: P
             await expect(cells.last).to_have_attribute("data-state", "ready")
 
 
-async def test_an_answer_that_loses_a_node_says_so_and_goes_on(home: Path, tmp_path: Path) -> None:
+async def test_an_answer_that_loses_a_node_says_so_and_goes_on(browser: Browser, home: Path, tmp_path: Path) -> None:
     text = "The quick brown fox jumps over the lazy dog."
     async with page_world(tmp_path) as world, world.node("a", 0, 1), world.node("b", 2) as b:
         await world.ready()
@@ -127,7 +139,7 @@ async def test_an_answer_that_loses_a_node_says_so_and_goes_on(home: Path, tmp_p
             return not stalled.is_set()
 
         b.on_task = stall
-        async with opened(world) as (page, _):
+        async with opened(browser, world) as (page, _):
             await expect(page.locator("#summary-text")).to_have_text("2 nodes, tiny ready")
             await ask(page, "hello")
             await stalled.wait()
@@ -141,10 +153,12 @@ async def test_an_answer_that_loses_a_node_says_so_and_goes_on(home: Path, tmp_p
                 await expect(answer.locator(".note")).to_have_count(1)
 
 
-async def test_errors_are_said_and_asking_again_mends_them_and_stop_frees_the_nodes(home: Path, tmp_path: Path) -> None:
+async def test_errors_are_said_and_asking_again_mends_them_and_stop_frees_the_nodes(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
     async with page_world(tmp_path) as world:
         world.says("Hello.")
-        async with opened(world, allowed=(REFUSED,)) as (page, _):
+        async with opened(browser, world, allowed=(REFUSED,)) as (page, _):
             await expect(page.locator("#summary-text")).to_contain_text("0 nodes, layers 0 to 5 of tiny on no node")
             await ask(page, "hi")
             failed = page.get_by_role("alert").filter(has_text="layers")
@@ -164,8 +178,10 @@ async def test_errors_are_said_and_asking_again_mends_them_and_stop_frees_the_no
                 await until(lambda: not a.live_sequences)
 
 
-async def test_a_join_token_is_made_by_a_button_and_lets_a_machine_in(home: Path, tmp_path: Path) -> None:
-    async with page_world(tmp_path) as world, opened(world) as (page, _):
+async def test_a_join_token_is_made_by_a_button_and_lets_a_machine_in(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
+    async with page_world(tmp_path) as world, opened(browser, world) as (page, _):
         await page.get_by_role("button", name="Make a join token").click()
         line = page.locator('#steps [data-step="machine"] code').last
         await expect(line).to_contain_text("shardnet join SHARD1-")
@@ -179,11 +195,11 @@ async def test_a_join_token_is_made_by_a_button_and_lets_a_machine_in(home: Path
         joined.release()
 
 
-async def test_everything_goes_by_keyboard_and_shows_where_one_is(home: Path, tmp_path: Path) -> None:
+async def test_everything_goes_by_keyboard_and_shows_where_one_is(browser: Browser, home: Path, tmp_path: Path) -> None:
     async with page_world(tmp_path) as world, world.node("a", 0, 1, 2) as a:
         await world.ready()
         world.says("Fine.")
-        async with opened(world) as (page, _):
+        async with opened(browser, world) as (page, _):
             await expect(page.locator("#summary-text")).to_have_text("1 node, tiny ready")
             press = page.keyboard.press
 
@@ -230,10 +246,12 @@ async def test_everything_goes_by_keyboard_and_shows_where_one_is(home: Path, tm
                 assert await page.evaluate("document.documentElement.dataset.theme ?? null") == theme
 
 
-async def test_nothing_comes_from_elsewhere_and_nothing_inline_runs(home: Path, tmp_path: Path) -> None:
+async def test_nothing_comes_from_elsewhere_and_nothing_inline_runs(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
     async with page_world(tmp_path) as world, world.node("a", 0, 1, 2):
         await world.ready()
-        async with opened(world, allowed=("Content Security Policy", "Trusted")) as (page, seen):
+        async with opened(browser, world, allowed=("Content Security Policy", "Trusted")) as (page, seen):
             await expect(page.locator("#summary-text")).to_have_text("1 node, tiny ready")
             assert not seen.complaints
             policy = await page.evaluate("fetch('/').then(a => a.headers.get('content-security-policy'))")
@@ -260,8 +278,8 @@ async def test_nothing_comes_from_elsewhere_and_nothing_inline_runs(home: Path, 
             seen.requests = [one for one in seen.requests if not one.startswith("data:")]
 
 
-async def test_markdown_becomes_elements_and_nothing_else(home: Path, tmp_path: Path) -> None:
-    async with page_world(tmp_path) as world, opened(world) as (page, _):
+async def test_markdown_becomes_elements_and_nothing_else(browser: Browser, home: Path, tmp_path: Path) -> None:
+    async with page_world(tmp_path) as world, opened(browser, world) as (page, _):
 
         async def shown(text: str) -> str:
             script = """async (text) => {
@@ -305,12 +323,12 @@ async def test_markdown_becomes_elements_and_nothing_else(home: Path, tmp_path: 
                 assert found == wanted, text
 
 
-async def test_a_key_is_asked_for_once_and_kept_for_the_tab_alone(home: Path, tmp_path: Path) -> None:
+async def test_a_key_is_asked_for_once_and_kept_for_the_tab_alone(browser: Browser, home: Path, tmp_path: Path) -> None:
     key = make_key(Home(), "anna")
     async with (
         page_world(tmp_path) as world,
         world.node("a", 0, 1, 2),
-        opened(world, allowed=(REFUSED,)) as (page, seen),
+        opened(browser, world, allowed=(REFUSED,)) as (page, seen),
     ):
         door = page.get_by_label("Key")
         await expect(door).to_be_focused()
@@ -331,10 +349,12 @@ async def test_a_key_is_asked_for_once_and_kept_for_the_tab_alone(home: Path, tm
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_narrow_page_has_all_of_it_in_one_column(home: Path, tmp_path: Path, scheme: str) -> None:
+async def test_a_narrow_page_has_all_of_it_in_one_column(
+    browser: Browser, home: Path, tmp_path: Path, scheme: str
+) -> None:
     async with page_world(tmp_path) as world, world.node("a", 0, 1) as a, world.node("b", 2):
         await world.ready()
-        async with opened(world, viewport={"width": 340, "height": 800}, color_scheme=scheme) as (page, _):
+        async with opened(browser, world, viewport={"width": 340, "height": 800}, color_scheme=scheme) as (page, _):
             await expect(page.locator(".node")).to_have_count(2)
             widths = await page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
             assert widths[0] <= widths[1]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.async_api import BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -44,16 +44,25 @@ class Seen:
 
 
 @asynccontextmanager
-async def browsing(**options: Any) -> AsyncIterator[tuple[BrowserContext, Seen]]:
-    """A browser with one window. `options` are those of Playwright's contexts."""
-    seen = Seen()
+async def chromium() -> AsyncIterator[Browser]:
+    """The browser. It takes a second or two to come up, so a file's tests may share one."""
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         try:
-            context = await browser.new_context(**options)
-            context.set_default_timeout(10_000)
-            context.on("page", seen.note)
-            yield context, seen
+            yield browser
         finally:
             await browser.close()
+
+
+@asynccontextmanager
+async def window(browser: Browser, **options: Any) -> AsyncIterator[tuple[Page, Seen]]:
+    """A window that shares nothing with others. `options` are those of Playwright's contexts."""
+    seen = Seen()
+    context = await browser.new_context(**options)
+    try:
+        context.set_default_timeout(10_000)
+        context.on("page", seen.note)
+        yield await context.new_page(), seen
+    finally:
+        await context.close()

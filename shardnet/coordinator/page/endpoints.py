@@ -50,7 +50,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class MakeRoute(Protocol):
     """How the API makes a route: with its fences, and its errors."""
 
-    def __call__(self, method: str, path: str, handler: Handler, *, needs_key: bool = True) -> Route: ...
+    def __call__(
+        self, method: str, path: str, handler: Handler, *, needs_key: bool = True, in_document: bool = True
+    ) -> Route: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,11 @@ class Page:
     def routes(self, route: MakeRoute) -> list[Route]:
         """Returns: what the API is to serve beside its own."""
         return [
-            route("GET", "/", self._index, needs_key=False),
-            route("GET", "/page/state", self._state),
-            route("GET", "/page/events", self._events),
-            route("POST", "/page/join-token", self._join_token),
-            route("GET", "/page/{name}", self._asset, needs_key=False),
+            route("GET", "/", self._index, needs_key=False, in_document=False),
+            route("GET", "/page/state", self._state, in_document=False),
+            route("GET", "/page/events", self._events, in_document=False),
+            route("POST", "/page/join-token", self._join_token, in_document=False),
+            route("GET", "/page/{name}", self._asset, needs_key=False, in_document=False),
         ]
 
     async def _index(self, request: Request) -> Response:
