@@ -55,7 +55,7 @@ FIELDS: dict[str, str] = {
     "ChatRequest.logprobs": "the log-probability of each token",
     "top_logprobs": "0 to 20: so many of the other tokens; needs logprobs",
     "echo": "the prompt stands in front of the answer; not beside logprobs",
-    "suffix": "refused unless empty: filling in the middle is not supported",
+    "suffix": "what comes behind the answer, for models that fill in the middle",
     "best_of": "refused unless it is n: every answer that is made is returned",
     "tools": "functions that the model may call",
     "tool_choice": "none, auto, required, or one function by name",
