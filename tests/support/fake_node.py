@@ -47,6 +47,7 @@ class FakeNode:
         next_token: the model.
         on_task: called with each task before it is handled; may raise a ShardnetError (the answer), or return False (no answer at all).
         freed: sequences that were freed here.
+        holds_loads: LOAD_SHARD is noted in `loads`, and not answered.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class FakeNode:
         self.run_id: str | None = None
         self.freed: list[str] = []
         self.loads: list[LoadShard] = []
+        self.holds_loads = False
         self.tasks: list[ExecuteTask] = []
         self.tokenizer: Path | None = None
         self.connection: Connection
@@ -125,6 +127,8 @@ class FakeNode:
         match message:
             case LoadShard():
                 self.loads.append(message)
+                if self.holds_loads:
+                    return
                 key = (message.model_id, message.shard_id)
                 self._held[key] = self._held[key].model_copy(update={"loaded": True})
                 self.connection.send(ShardReady(command_id=message.command_id, held=self._held[key], source="memory"))

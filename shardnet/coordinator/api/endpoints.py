@@ -53,6 +53,9 @@ never sees why."""
 MAX_NAME = 256
 CLIENT_GONE = 499
 
+MoreRoutes = Callable[[Callable[..., Route]], list[Route]]
+"""Given what makes a route with the API's fences: routes of somebody else beside the API's own."""
+
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 log = get("api")
@@ -61,7 +64,7 @@ log = get("api")
 class Api:
     """The routes."""
 
-    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing) -> None:
+    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing, more: MoreRoutes | None = None) -> None:
         self._service = service
         self._settings = settings
         self._keys = keys
@@ -81,6 +84,7 @@ class Api:
             self._route("GET", "/healthz", self._health, open_to_all=True),
             self._route("GET", "/openapi.json", self._openapi, needs_key=False),
             *(self._route("GET", path, page_part, needs_key=False, in_document=False) for path in PAGE),
+            *(more(self._route) if more is not None else []),
         ]
         self.routes = routes
         app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
