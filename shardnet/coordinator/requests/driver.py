@@ -24,9 +24,9 @@ from shardnet.coordinator.requests.totals import Totals
 from shardnet.coordinator.text.answering import AnswerStream
 from shardnet.errors import Busy, PlacementError, SequenceGap, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.log import get
-from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence
+from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence, RowsRead
 from shardnet.steps import TaskResult
-from shardnet.wire import Buffer
+from shardnet.wire import Buffer, Frame
 
 STOPPING = "the coordinator is stopping"
 
@@ -235,6 +235,15 @@ class Requests:
                 running.first_token_at_s = self._swarm.now_s()
                 self._keeper.note_first_token(generation)
             running.wake()
+
+    def on_read(self, node_id: str, frame: Frame[RowsRead]) -> None:
+        """A last stage told what it read of a prompt's rows; its result follows."""
+        running = self._owners.get(frame.message.command_id)
+        if running is None or not self._is_from_route(running, node_id):
+            self.totals.late_answers += 1
+            return
+        running.generation.on_read(frame.message.command_id, frame)
+        self._go_on(running)
 
     def on_failed(self, node_id: str, failed: CommandFailed) -> None:
         """A stage could not do its step."""
