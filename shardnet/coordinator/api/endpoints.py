@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.errors import error_response
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
@@ -33,7 +34,16 @@ from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
-PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/status", "/healthz")
+PATHS = (
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+    "/status",
+    "/healthz",
+)
 PEEK_S = 0.3
 """Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 MAX_HEADER_WAIT_S = 30.0
@@ -62,6 +72,7 @@ class Api:
             self._route("GET", "/v1/models/{model:path}", self._model),
             self._route("POST", "/v1/completions", self._completions),
             self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("POST", "/v1/embeddings", self._embeddings),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
@@ -217,6 +228,10 @@ class Api:
         except BaseException:
             close()
             raise
+
+    async def _embeddings(self, request: Request) -> Response:
+        asked = await self._body(request, EmbeddingsRequest)
+        return Response(await until_gone(request, self._service.embed(asked)), media_type="application/json")
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)
