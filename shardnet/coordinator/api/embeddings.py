@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,15 +84,11 @@ class Pooled:
 
 def pooling_of(asked: Pooling | None, of_model: ModelPooling | None) -> Pooled:
     """Returns: how to pool. Raises: UsageError for a model that gives a score, not embeddings."""
-    match of_model:
-        case "rank":
-            raise UsageError("this model ranks texts by a score: it gives no embeddings", param="model")
-        case _ if asked is not None:
-            return Pooled(asked, "request")
-        case None:
-            return Pooled(DEFAULT_POOLING, "default")
-        case "mean" | "cls" | "last":
-            return Pooled(of_model, "model")
+    if of_model == "rank":
+        raise UsageError("this model ranks texts by a score: it gives no embeddings", param="model")
+    if asked is not None:
+        return Pooled(asked, "request")
+    return Pooled(DEFAULT_POOLING, "default") if of_model is None else Pooled(cast("Pooling", of_model), "model")
 
 
 def normalised(pooled: NDArray[np.float64], width: int) -> Vector:
