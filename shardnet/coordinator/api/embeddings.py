@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest
 
 MAX_INPUTS = 2048
-DEFAULT_POOLING = "last"
+DEFAULT_POOLING: Literal["last"] = "last"
 """Of models that say nothing: their last token is the only one that has seen all of the text."""
 
 Pooling = Literal["mean", "cls", "last"]
@@ -88,7 +88,7 @@ def pooling_of(asked: Pooling | None, of_model: ModelPooling | None) -> Pooled:
         raise UsageError("this model ranks texts by a score: it gives no embeddings", param="model")
     if asked is not None:
         return Pooled(asked, "request")
-    return Pooled(DEFAULT_POOLING, "default") if of_model is None else Pooled(cast("Pooling", of_model), "model")
+    return Pooled(DEFAULT_POOLING, "default") if of_model is None else Pooled(of_model, "model")
 
 
 def normalised(pooled: NDArray[np.float64], width: int) -> Vector:
