@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,11 @@ async def read(
     return frame
 
 
-def numbers(frame: Frame[StepDone], name: str, dtype: type) -> NDArray[np.float32]:
+def numbers(frame: Frame[StepDone], name: str) -> NDArray[np.float32]:
+    return payload(frame, name, np.float32)
+
+
+def payload(frame: Frame[StepDone], name: str, dtype: type) -> NDArray[Any]:
     data = frame.payload(name)
     assert data is not None
     shape = next(spec.shape for spec in frame.message.tensors if spec.name == name)
@@ -65,15 +70,15 @@ async def test_hidden_states_are_those_of_llama_cpps_embeddings(
 ) -> None:
     stages = [Stage(engine, tiny, (0, 2)), Stage(engine, tiny, (2, 3))]
     for kind, pooling in (("first", "cls"), ("last", "last")):
-        found = numbers(await read(stages, PROMPT[:count], kind), "pooled", np.float32)[0]
+        found = numbers(await read(stages, PROMPT[:count], kind), "pooled")[0]
         assert np.array_equal(found, plain_embedding(tiny.whole, PROMPT[:count], pooling))
-    mean = numbers(await read(stages, PROMPT[:count], "sum"), "pooled", np.float32)[0] / count
+    mean = numbers(await read(stages, PROMPT[:count], "sum"), "pooled")[0] / count
     assert np.abs(mean - plain_embedding(tiny.whole, PROMPT[:count], "mean")).max() < 1e-6  # sums in another order
 
 
 async def test_logprobs_are_those_of_the_logits_of_every_row(engine: EngineProcess, tiny: SplitModel) -> None:
     frame = await read([Stage(engine, tiny, (0, 3))], PROMPT, "logprobs", top=3, following=77, samples=True)
-    tokens, logprobs = numbers(frame, "tokens", np.int32), numbers(frame, "logprobs", np.float32)
+    tokens, logprobs = payload(frame, "tokens", np.int32), numbers(frame, "logprobs")
     logits = plain_row_logits(tiny.whole, PROMPT).astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     assert tokens[:, 0].tolist() == [*PROMPT[1:], 77]
@@ -91,7 +96,10 @@ async def test_what_follows_a_prompt_that_was_read_is_what_follows_one_that_was_
     tokens, logits = await plain.generate(PROMPT, 4)
     stage = plain.stages[0]
     step, payloads = make_step(tiny.model_id, stage.shards, other.sequence_id, 0, PROMPT, samples=True)
-    first = await answer_of(engine, step._replace(reads=READINGS.index("sum")), payloads)
+    with pytest.raises(EngineError, match="samples nothing"):
+        await answer_of(engine, step._replace(reads=READINGS.index("sum")), payloads)
+    await answer_of(engine, step._replace(reads=READINGS.index("sum"), samples=False), payloads)
+    first = await answer_of(engine, step._replace(reads=READINGS.index("logprobs")), payloads)
     assert first.message.tokens == (tokens[0],)
     again, later = await other.generate([tokens[0]], 3, start=len(PROMPT))
     assert again == tokens[1:]
@@ -101,14 +109,14 @@ async def test_what_follows_a_prompt_that_was_read_is_what_follows_one_that_was_
 async def test_rows_are_read_beside_others_that_decode(
     new_route: NewRoute, engine: EngineProcess, tiny: SplitModel
 ) -> None:
-    alone = numbers(await read([Stage(engine, tiny, (0, 3))], [90], "last"), "pooled", np.float32)
+    alone = numbers(await read([Stage(engine, tiny, (0, 3))], [90], "last"), "pooled")
     decoding = new_route()
     frames = await asyncio.gather(
         decoding.step(0, PROMPT[:4]),
         read([Stage(engine, tiny, (0, 3))], [90], "last"),
         read([Stage(engine, tiny, (0, 3))], PROMPT, "logprobs", top=1),
     )
-    assert np.array_equal(numbers(frames[1], "pooled", np.float32), alone)
+    assert np.array_equal(numbers(frames[1], "pooled"), alone)
     assert frames[0].message.tokens
     assert frames[2].message.n_read == len(PROMPT) - 1
 
@@ -138,7 +146,7 @@ async def test_smollm2_over_three_shards_gives_the_embeddings_of_the_unsplit_mod
         stages = [Stage(engine, model, (index, index + 1)) for index in range(3)]
         for stage in stages:
             await stage.load(ShardOptions(n_ctx=64, n_seq=1, n_batch=64))
-        found = numbers(await read(stages, PROMPT[:40], "last"), "pooled", np.float32)[0]
+        found = numbers(await read(stages, PROMPT[:40], "last"), "pooled")[0]
     finally:
         await engine.close()
     assert np.array_equal(found, plain_embedding(smollm2, PROMPT[:40], "last"))

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardnet.errors import ShardnetError
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -27,6 +30,7 @@ from shardnet.messages import (
     LoadShard,
     Ping,
     Pong,
+    RowsRead,
     ShardReady,
 )
 from shardnet.shards import Dtype, TensorSpec
@@ -46,6 +50,7 @@ class FakeNode:
     Attributes:
         next_token: the model.
         on_task: called with each task before it is handled; may raise a ShardnetError (the answer), or return False (no answer at all).
+        pooled: what a step that reads hidden states tells, given all tokens so far: float32 (1, n); None: nothing is told.
         freed: sequences that were freed here.
     """
 
@@ -55,6 +60,7 @@ class FakeNode:
         self.name = name
         self.next_token = next_token
         self.on_task: Callable[[ExecuteTask], bool] = lambda _task: True
+        self.pooled: Callable[[list[int]], NDArray[np.float32]] | None = None
         self.run_id: str | None = None
         self.freed: list[str] = []
         self.loads: list[LoadShard] = []
@@ -158,12 +164,19 @@ class FakeNode:
             on = task.model_copy(update={"stage": task.stage + 1, "timings": (*task.timings, timing)})
             self.connection.send(on, frame.payloads)
             return
+        if task.reading is not None and self.pooled is not None:
+            numbers = self.pooled(tokens.tolist())
+            spec = TensorSpec(name="pooled", dtype=Dtype.FLOAT32, shape=numbers.shape)
+            read = RowsRead(
+                tensors=(spec,), command_id=task.command_id, sequence_id=task.sequence_id, position=task.position
+            )
+            self.connection.send(read, [numbers.tobytes()])
         sampled = (self.next_token(task, tokens),) if task.samples else ()
         self.connection.send(
             TaskResult(
                 command_id=task.command_id,
                 sequence_id=task.sequence_id,
-                position=len(tokens),
+                position=len(tokens) if task.samples else task.position,
                 tokens=sampled,
                 timings=(*task.timings, timing),
             )

@@ -246,7 +246,7 @@ class LlamaContext:
             self._capture.check_input()
 
     def decode_for_embeddings(self, rows: Rows) -> None:
-        """As `decode`, of a context that gives logits; afterwards `embedding` holds the results of all rows, and so does `logits`.
+        """As `decode`, of a context that gives logits; afterwards `embedding` holds the results of all rows, and `logits` perhaps nothing.
 
         Raises: EngineError too if llama.cpp's embeddings are not this model's hidden states.
         """

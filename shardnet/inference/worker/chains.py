@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
-from shardnet.inference.engine.steps import Step, parse_sampling
+from shardnet.inference.engine.steps import READINGS, Step, parse_sampling
 from shardnet.inference.llama.batch import Rows
 from shardnet.inference.llama.grammar import Grammars
 from shardnet.inference.worker.away import Away
@@ -161,6 +161,10 @@ class Chains:
             shape = None if task.hidden is None else task.hidden.shape
             raise EngineError(f"hidden states of shape {shape}, where ({n_tokens}, {model.n_embd}) is needed")
         if step.reads and chain.has_head:
+            if step.samples and READINGS[step.reads] != "logprobs":
+                raise EngineError(
+                    "a step that reads hidden states samples nothing: some models compute no logits beside them"
+                )
             n_vocab = chain.shards[-1].model.n_vocab
             following = (*task.tokens.tolist(), max(0, step.next_token))
             if min(following) < 0 or max(following) >= n_vocab:
