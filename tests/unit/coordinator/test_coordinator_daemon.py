@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -356,6 +357,23 @@ async def test_a_vanished_client_frees_every_stage(make_world: Callable[..., Any
             await world.until(lambda one: one["requests"]["running"] == 0)
             await world.until(lambda _: not (a.live_sequences | b.live_sequences))
         assert (await world.until(lambda _: True))["requests"]["cancelled"] == 2
+
+
+async def test_a_half_closed_client_gets_its_answer_streamed_and_whole(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        api = world.addresses["api"]
+        for stream in (False, True):
+            body = json.dumps({"prompt": "hi", "max_tokens": 5, "temperature": 0, "stream": stream}).encode()
+            head = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            reader, writer = await asyncio.open_connection(api.host, api.port)
+            writer.write(b"POST /v1/completions HTTP/1.1\r\n" + head.encode() + body)
+            writer.write_eof()
+            received = await reader.read()
+            writer.close()
+            assert b'"finish_reason":"length"' in received
+            assert received.count(b"[DONE]") == stream
+        assert (await world.until(lambda one: one["requests"]["finished"] == 2))["requests"]["cancelled"] == 0
 
 
 async def test_requests_queue_when_all_sequences_are_in_use_and_are_refused_past_the_bound(
