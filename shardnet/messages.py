@@ -362,8 +362,8 @@ class Sampling(Frozen):
 class Reading(Frozen):
     """What the last stage tells of a prompt's rows, beside filling KV. A function of the step alone, so a repeated step tells the same.
 
-    `first`, `last`, `sum`: of the rows' final hidden states (behind the final norm) the first, the last, or the sum; the step samples nothing. `logprobs`: of each row the
-    log-probability of the token that follows it in the prompt, and the `top` most likely ones.
+    `first`, `last`, `sum`: of the rows' final hidden states (behind the final norm) the first, the last, or the sum; such a step samples nothing.
+    `logprobs`: of each row the log-probability of the token that follows it in the prompt, and the `top` most likely ones.
     """
 
     kind: Literal["first", "last", "sum", "logprobs"]

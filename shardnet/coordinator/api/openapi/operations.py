@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.openapi import answers
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
@@ -68,6 +69,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answers=answers.Completion,
         events=answers.CompletionEvent,
         example={"prompt": "Once upon a time", "max_tokens": 40},
+        errors=ANSWERING,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        name="embed",
+        summary="Turn texts into vectors of length one",
+        text="By the model's final hidden states, pooled as the model says; `shardnet.pooling` tells how.",
+        tag="Answers",
+        asks=EmbeddingsRequest,
+        answers=answers.Embeddings,
+        example={"input": ["Once upon a time", "Why is the sky blue?"], "dimensions": 8},
         errors=ANSWERING,
     ),
     ("GET", "/v1/models"): Operation(
