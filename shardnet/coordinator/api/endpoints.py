@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shardnet.coordinator.api.bodies import read_body
 from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.errors import error_response
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
@@ -27,7 +28,6 @@ from shardnet.coordinator.api.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    usage_error,
 )
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
@@ -178,10 +178,7 @@ class Api:
             raise UsageError("the body did not arrive in time", http_status=408) from None
         if not fits:
             raise too_large
-        try:
-            return kind.model_validate_json(bytes(body))
-        except ValidationError as error:
-            raise usage_error(error) from None
+        return await read_body(bytes(body), kind)
 
     # -- models and state ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardnet.coordinator.api.chats import prepare
+from shardnet.coordinator.api.chats import chat_prompt_of, prepare
 from shardnet.coordinator.api.embeddings import Embedder, EmbeddingsRequest, pooling_of, token_inputs, worded
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
@@ -163,14 +163,8 @@ class Service:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
         request.check_supported()
         words = await self.words(self.named(request.model))
-        if request.messages is not None:
-            chat = await words.chat_prompt(
-                [message.for_template() for message in request.messages],
-                request.chat_template_kwargs,
-                self.settings.template_timeout_s,
-                begins_answer=request.add_generation_prompt is not False,
-            )
-            return chat.tokens, words
+        if (chat := request.chat()) is not None:
+            return (await chat_prompt_of(chat, words, self.settings.template_timeout_s)).tokens, words
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
     async def detokenize(self, request: DetokenizeRequest) -> str:

@@ -322,4 +322,6 @@ def test_one_thing_is_tokenized(more: dict[str, Any]) -> None:
         TokenizeRequest.model_validate(more).check_supported()
     picture = {"role": "user", "content": [{"type": "image_url"}]}
     with pytest.raises(UsageError, match=r"messages.0.content.0: a part of type 'image_url' cannot be taken"):
-        TokenizeRequest.model_validate({"messages": [picture]}).check_supported()
+        TokenizeRequest.model_validate({"messages": [picture]}).chat()
+    with pytest.raises(UsageError, match=r"tools: belongs to messages, and there are none"):
+        TokenizeRequest.model_validate({"prompt": "a", "tools": [{}]}).check_supported()
