@@ -142,6 +142,7 @@ async def test_a_model_that_is_not_ready_is_503(make_world: Callable[..., Any]) 
 
 async def test_a_stage_that_tells_nothing_ends_the_request_with_an_error(make_world: Callable[..., Any]) -> None:
     async with make_world() as world, world.node("a", 0, 1, 2) as node:
+        node.tells = False
         await world.ready()
         response = await world.client.post("/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
         assert response.status_code == 500
