@@ -54,7 +54,7 @@ def error_object(error: ShardnetError) -> dict[str, object]:
         code = "model_not_found"
     if status == 401:
         code = "invalid_api_key"
-    told: dict[str, object] = {
+    body: dict[str, object] = {
         "message": str(error),
         "type": kind,
         "param": error.facts.get("param"),
@@ -62,7 +62,7 @@ def error_object(error: ShardnetError) -> dict[str, object]:
         "shardnet_code": error.code,
     }
     loading = {name.removeprefix(LOADING): fact for name, fact in error.facts.items() if name.startswith(LOADING)}
-    return told | ({"loading": loading} if loading else {})
+    return body | ({"loading": loading} if loading else {})
 
 
 def error_response(error: ShardnetError) -> JSONResponse:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
+from shardnet.coordinator.structure.grammars import HEAD
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 from shardnet.messages import Sampling
@@ -260,9 +261,14 @@ class ChatRequest(CommonRequest):
             if is_asked:
                 raise UsageError(f"{field}: only texts are answered here", param=field)
         asked = self.tools_asked()
-        if asked is not None and asked.is_enforced and self.structure() is not None:
+        if (
+            asked is not None
+            and asked.choice == "auto"
+            and asked.is_enforced
+            and not (self.structure() or HEAD).startswith(HEAD)
+        ):
             raise UsageError(
-                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                f"{self.structure_field}: GBNF and functions that are strict exclude each other; give a JSON schema, or Lark's syntax",
                 param=self.structure_field,
             )
         for field in ("functions", "function_call"):
