@@ -60,7 +60,7 @@ class CountRequest(Lenient):
     messages: list[Any] = Field(min_length=1, max_length=10_000)
     system: Any = None
     stream: bool | None = None
-    stop_sequences: list[StopText] | None = None
+    stop_sequences: list[StopText] | None = Field(default=None, fail_fast=True)
     tools: list[Any] | None = Field(default=None, max_length=1024)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None

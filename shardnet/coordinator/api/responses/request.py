@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from shardnet.coordinator.api.responses.items import conversation_of
 from shardnet.coordinator.api.responses.wording import ResponseTurn
@@ -37,6 +37,12 @@ LOGPROBS = "message.output_text.logprobs"
 MAX_METADATA = 16
 
 
+def _few(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MAX_METADATA:
+        raise ValueError(f"must have at most {MAX_METADATA} entries")
+    return given
+
+
 class Reasoning(Lenient):
     """How much the model is to reason. A summary is not made: reasoning comes as it is."""
 
@@ -65,10 +71,10 @@ class ResponsesRequest(Lenient):
     tools: list[Any] | None = Field(default=None, max_length=1024)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    include: list[str] | None = Field(default=None, max_length=64)
+    include: list[str] | None = Field(default=None, max_length=64, fail_fast=True)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     truncation: str | None = Field(default=None, max_length=64)
-    metadata: dict[str, str] | None = Field(default=None, max_length=MAX_METADATA)
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
 
     @property
     def is_streamed(self) -> bool:
