@@ -151,6 +151,16 @@ async def test_an_answer_that_loses_a_node_says_so_and_goes_on(browser: Browser,
                 await expect(answer).to_have_attribute("aria-busy", "false")
                 await expect(answer.locator(".text")).to_have_text(text)
                 await expect(answer.locator(".note")).to_have_count(1)
+                told = await page.evaluate("""async () => {
+                  const { AnswerView } = await import('/page/message.js');
+                  const view = new AnswerView(), name = (id) => id, notes = [];
+                  for (const [attempts, waits] of [[1, false], [2, false], [2, true], [3, false], [3, false]]) {
+                    view.look({ nodes: ['n' + attempts], tokens: 1, attempts, waits }, name);
+                    notes.push([...view.notes.children].map((one) => one.dataset.kind + one.textContent.includes('n3')));
+                  }
+                  return notes;
+                }""")
+                assert told == [[], ["rebuiltfalse"], ["waitsfalse"], ["rebuilttrue"], ["rebuilttrue"]]
 
 
 async def test_errors_are_said_and_asking_again_mends_them_and_stop_frees_the_nodes(

@@ -69,9 +69,9 @@ export class Charts {
       const most = Math.max(0, ...known);
       const now = view.keeps ? known.at(-1) : values.at(-1);
       view.value.textContent = now === undefined || now === null ? "–" : view.show(now);
-      view.top.textContent = known.length ? `most ${view.show(most)}` : "";
+      view.top.textContent = most > 0 ? `most ${view.show(most)}` : "";
       view.line.setAttribute("d", path(values, most, view));
-      view.drawing.setAttribute("aria-label", `${view.title}: ${view.value.textContent} now, ${view.top.textContent}`);
+      view.drawing.setAttribute("aria-label", [`${view.title}: ${view.value.textContent} now`, view.top.textContent].filter(Boolean).join(", "));
     }
     this.drawBusy();
   }

@@ -21,7 +21,7 @@ function model(one) {
     h("h3", {}, one.model, " ", h("span", { class: "tag", "data-ready": String(one.ready) }, one.ready ? "ready" : "not ready")),
     h("p", { class: "hint" }, `${one.architecture}, ${one.quantisation}, ${one.n_layers} layers, ${bytes(one.total_bytes)}`),
     h("ol", { class: "strip", "aria-label": `Layers of ${one.model}` }, one.coverage.map(cell)),
-    one.reason ? h("p", { class: "error" }, one.reason) : null,
+    one.reason ? h("p", { class: one.coverage.some((run) => run.state === "coming") ? "soon" : "error" }, one.reason) : null,
     way ? h("p", { class: "hint" }, `${one.pipelines.length > 1 ? `${one.pipelines.length} pipelines, the first: ` : "Pipeline: "}${way}`) : null,
     one.unproved_reason ? h("p", { class: "hint" }, `Not proved: ${one.unproved_reason}`) : null,
     one.notes.map((note) => h("p", { class: "hint" }, note)));

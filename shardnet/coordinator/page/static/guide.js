@@ -50,7 +50,7 @@ function stepItem(step) {
   let commands = step.commands;
   if (token && step.takes_token) commands = commands.some((one) => one.includes("TOKEN")) ? commands.map((one) => one.replace("TOKEN", token.token)) : [...commands, `shardnet join ${token.token}`];
   return h("li", { "data-done": String(step.done), "data-step": step.step },
-    h("details", { open: !step.done, "data-key": `step-${step.step}` },
+    h("details", { open: !step.done, "data-key": `step-${step.step}-${step.done}` },
       h("summary", {}, step.title, step.done ? h("span", { class: "tag", "data-ready": "true" }, "done") : null),
       step.says.map((text) => h("p", {}, text)),
       commands.map((text) => command(text)),

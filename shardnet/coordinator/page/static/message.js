@@ -100,9 +100,8 @@ export class AnswerView {
 
   note(kind, text) {
     const there = this.notes.querySelector(`[data-kind="${kind}"]`);
-    if (kind === "rebuilt") this.notes.querySelector('[data-kind="waits"]')?.remove();
     if (there) there.textContent = text;
-    else this.notes.append(h("p", { class: "note", role: "status", "data-kind": kind }, text));
+    else this.notes.replaceChildren(h("p", { class: "note", role: "status", "data-kind": kind }, text)); // the last that happened is what holds
   }
 
   figures() {

@@ -3,7 +3,7 @@
 import { replace, s } from "./dom.js";
 import { bytes, digits, duration, span } from "./format.js";
 
-const WIDTH = 152, HEIGHT = 58, NARROW = 480;
+const WIDTH = 152, HEIGHT = 58, NARROW = 480, NEAR = 50, AROUND = 34;
 
 /** Places on an ellipse that grows with the number of boxes, the first one at the left. */
 export function around(count) {
@@ -31,13 +31,18 @@ export function ordered(picture) {
   return [...[...picture.nodes].sort((a, b) => rank(a) - rank(b)), ...picture.gone.map((one) => ({ ...one, state: "gone" }))];
 }
 
+const ofRun = (run) => (run.end - run.first === 1 ? `${run.first}` : `${run.first}–${run.end - 1}`);
+
 function layersOf(picture, node) {
   if (node.state === "gone") return node.layers ? `had layers ${node.layers}` : "had no layers ready";
   const stages = picture.models.flatMap((model) => model.pipelines.flat()).filter((stage) => stage.node_id === node.node_id);
   if (stages.length) return `layers ${[...new Set(stages.map((stage) => span(stage.layers)))].join(", ")}`;
-  const ready = picture.models.flatMap((model) => model.coverage).filter((run) => run.holders.some((one) => one.node_id === node.node_id && one.state === "ready"));
-  if (ready.length) return `holds ${ready.map((run) => (run.end - run.first === 1 ? run.first : `${run.first}–${run.end - 1}`)).join(", ")}`;
-  return `${node.shards_held} shards on disk`;
+  const coverage = picture.models.flatMap((model) => model.coverage);
+  const ready = coverage.filter((run) => run.holders.some((one) => one.node_id === node.node_id && one.state === "ready"));
+  if (ready.length) return `holds ${ready.map(ofRun).join(", ")}`;
+  const coming = coverage.filter((run) => run.holders.some((one) => one.node_id === node.node_id && !["on disk", "loaded"].includes(one.state)));
+  if (coming.length) return `gets ${coming.map(ofRun).join(", ")}`;
+  return node.shards_held ? `${node.shards_held} ${node.shards_held === 1 ? "shard" : "shards"} on disk` : "has nothing yet";
 }
 
 const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
@@ -55,6 +60,12 @@ function way(from, to, centre, isColumn) {
   const middle = { x: (from.x + to.x) / 2, y: (from.y + to.y) / 2 };
   if (!isColumn) {
     const dx = middle.x - centre.x, dy = middle.y - centre.y, far = Math.hypot(dx, dy);
+    const length = Math.hypot(to.x - from.x, to.y - from.y);
+    if (far < NEAR && from !== centre && to !== centre) { // it goes around the coordinator, below it
+      const side = Math.sign(to.x - from.x) || 1, down = { x: (-side * (to.y - from.y)) / length, y: (side * (to.x - from.x)) / length };
+      const bend = { x: middle.x + 2 * AROUND * down.x, y: middle.y + 2 * AROUND * down.y };
+      return { d: `M${from.x} ${from.y}Q${bend.x} ${bend.y} ${to.x} ${to.y}`, x: (middle.x + bend.x) / 2, y: (middle.y + bend.y) / 2 + 14, anchor: "middle" };
+    }
     const anchor = far < 1 || Math.abs(dx) < 0.4 * far ? "middle" : dx > 0 ? "start" : "end";
     const out = far < 1 ? { x: 0, y: -8 } : { x: (10 * dx) / far, y: (14 * dy) / far };
     return { d: `M${from.x} ${from.y}L${to.x} ${to.y}`, x: middle.x + out.x, y: middle.y + out.y + 4, anchor };
@@ -101,7 +112,12 @@ export class SwarmPicture {
   show(picture) {
     this.picture = picture;
     this.wasNarrow = this.isNarrow();
-    const nodes = ordered(picture), layout = (this.wasNarrow ? below : around)(nodes.length);
+    const nodes = ordered(picture);
+    if (!nodes.length) {
+      replace(this.container);
+      return;
+    }
+    const layout = (this.wasNarrow ? below : around)(nodes.length);
     const { centre, spots, width, height } = layout;
     const at = new Map(nodes.map((node, index) => [node.node_id, spots[index]]));
     at.set("", centre);
