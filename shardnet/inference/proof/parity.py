@@ -224,6 +224,8 @@ class _Runner:
             for slot in range(context.n_seq):
                 context.truncate(slot, 0)
         self._layers_done, self._step_cost = 0, step.n_rows + self.how.rows_per_step
+        if self._ahead is not None:
+            self._ahead.begin_pass()
         context.decode(step.rows(hidden))
         if self._ahead is not None:
             self._ahead.pass_done()

@@ -12,7 +12,7 @@ from typing import Literal
 
 from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import Need, refuse_if_too_large
-from shardnet.inference.llama.residency import least_budget, stages_to_keep
+from shardnet.inference.llama.residency import bytes_to_keep, least_budget
 from shardnet.limits.memory import Room
 from shardnet.log import human_bytes
 from shardnet.messages import MemoryMode
@@ -93,7 +93,7 @@ def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: 
     free.refuse_if_too_large(f"{asked.what}, streamed,", beside + least)
     weights = sum(asked.stages)
     budget = min(weights, max(least, free.nbytes - free.nbytes // SPARE_DIVISOR - beside))
-    kept = sum(asked.stages[stage] for stage in stages_to_keep(asked.stages, budget))
+    kept = sum(bytes_to_keep(asked.stages, budget))
     asked_for = "it is asked for" if wanted == "streamed" else "it does not fit"
     return Chosen(
         "streamed",

@@ -43,6 +43,8 @@ class Shard:
 
     def decode(self, rows: Rows) -> None:
         """Run one batch, as `LlamaContext.decode`."""
+        if self.ahead is not None:
+            self.ahead.begin_pass()
         self.context.decode(rows)
         if self.ahead is not None:
             self.ahead.pass_done()
