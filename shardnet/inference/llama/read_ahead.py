@@ -16,6 +16,7 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ class ReadAhead:
 
     def __init__(self, stages: Sequence[Sequence[Extent]], budget: int, passes: int | None) -> None:
         self._stages = [joined(extents) for extents in stages]
+        self.stage_bytes = tuple(sum(extent.nbytes for extent in extents) for extents in self._stages)
+        self._read_bytes, self._read_s = 0, 0.0
         self._last = None if passes is None else len(stages) * passes
         # Both count stages over all passes. What is read and does not stay, from `_computing` up to `_reading`, takes `_room`.
         self._computing, self._reading = 0, 0
@@ -63,13 +66,17 @@ class ReadAhead:
     def _divide(self, budget: int) -> None:
         """Settle what stays and what passes through. What stays is read along with the rest on the next pass."""
         self.budget = budget
-        sizes = [sum(extent.nbytes for extent in extents) for extents in self._stages]
-        kept = bytes_to_keep(sizes, budget)
+        kept = bytes_to_keep(self.stage_bytes, budget)
         self._passing = [passing_part(extents, stays) for extents, stays in zip(self._stages, kept, strict=True)]
-        self._sizes = [size - stays for size, stays in zip(sizes, kept, strict=True)]
+        self._sizes = [size - stays for size, stays in zip(self.stage_bytes, kept, strict=True)]
         self.stays_bytes = sum(kept)
         self._room = budget - self.stays_bytes
         self._kept_from = self._reading + len(self._stages)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Returns: how quick reading is, over all that was read so far; 0 if nothing was."""
+        return self._read_bytes / self._read_s if self._read_s else 0.0
 
     @property
     def pass_bytes(self) -> int:
@@ -150,8 +157,12 @@ class ReadAhead:
                     continue
                 position, budget = self._reading, self.budget
                 extents = self._to_read(position)
+            began_s = time.perf_counter()
             was_read = self._read(position, extents)
             with self._changed:
+                if was_read:
+                    self._read_bytes += sum(extent.nbytes for extent in extents)
+                    self._read_s += time.perf_counter() - began_s
                 if budget == self.budget:  # else it is divided in another way by now
                     self._reading = max(self._reading, position + 1) if was_read else self._reading
                     self._changed.notify_all()
