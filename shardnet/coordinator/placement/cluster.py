@@ -66,7 +66,9 @@ class Cluster:
             case NodeDrains():
                 return self._drains(event)
             case LoadSent():
-                self.nodes[event.node_id].loads[event.key] = Load(event.at_s, event.reserved_bytes, event.keep_only)
+                self.nodes[event.node_id].loads[event.key] = Load(
+                    event.at_s, event.reserved_bytes, event.keep_only, event.repack
+                )
                 if not event.keep_only:
                     self.nodes[event.node_id].ready.pop(event.key, None)
                 return []
@@ -242,5 +244,5 @@ class Cluster:
         return joined(shard.layers for shard in shards if shard.shard_id not in ready)
 
 
-def _states(held: dict[Key, HeldShard]) -> dict[Key, tuple[bool, bool]]:
-    return {key: (shard.loaded, is_whole(shard)) for key, shard in held.items()}
+def _states(held: dict[Key, HeldShard]) -> dict[Key, tuple[bool, bool, bool]]:
+    return {key: (shard.loaded, is_whole(shard), shard.repacked) for key, shard in held.items()}

@@ -24,6 +24,7 @@ class Load:
     since_s: float
     reserved_bytes: int
     keep_only: bool = False
+    repack: bool = True
     progress: LoadProgress | None = None
 
 

@@ -116,7 +116,7 @@ class Standing:
         found = plan(self.cluster, models, self._policy, replicas=self._placement.replicas)
         self._problems, self._notes = found.problems, found.notes
         orders = [*found.orders, *spread(self.cluster, served, self._placement.copies)]
-        return [(order, models[order.model_id]) for order in orders]
+        return [(order, models[order.model_id].model_copy(update={"repack": order.repack})) for order in orders]
 
     def routes(self, model_id: str) -> list[Route]:
         """Returns: pipelines that are ready now."""
