@@ -24,7 +24,7 @@ from shardnet.coordinator.placement.chain import find_chain
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.law import Law, Pace, RowCosts, law_of, step_bytes
 from shardnet.coordinator.placement.node_view import NodeView, is_whole
-from shardnet.coordinator.placement.streaming import Streaming
+from shardnet.coordinator.placement.streaming import Streaming, computing_s
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions, StageRef
@@ -240,13 +240,12 @@ def streaming_of(node: NodeView, model_id: str) -> Streaming:
 
 def streaming_by(told: Iterable[tuple[int | None, HeldShard]]) -> Streaming:
     """Returns: what streaming costs on a node; `told`: shards that it streams, with their numbers where they are of the model that is meant."""
-    found = [(shard, held, held.streamed) for shard, held in told if held.streamed is not None]
-    rates = [weights.bytes_per_s for _, _, weights in found if weights.bytes_per_s]
+    found = [(shard, held.streamed) for shard, held in told if held.streamed is not None]
+    rates = [weights.bytes_per_s for _, weights in found if weights.bytes_per_s]
     return Streaming(
         bytes_per_s=median(rates) if rates else 0.0,
-        yielding_bytes=sum(max(0, weights.budget_bytes - weights.least_bytes) for _, _, weights in found),
-        held={shard: weights for shard, _, weights in found if shard is not None},
-        timed=frozenset(shard for shard, held, _ in found if shard is not None and held.step_us),
+        yielding_bytes=sum(max(0, weights.budget_bytes - weights.least_bytes) for _, weights in found),
+        held={shard: weights for shard, weights in found if shard is not None},
     )
 
 
@@ -278,7 +277,7 @@ def measured_pace(cluster: Cluster, node: NodeView, model_id: str) -> Pace:
 
 
 def pace_of(told: Iterable[tuple[int, HeldShard]], handover_us: float | None) -> Pace:
-    """Returns: how quick a node is.
+    """Returns: how quick a node is, reading of streamed weights left out.
 
     Args:
         told: (bytes of weights that a step reads, what the node said of the shard); those that are not loaded or were not run do not count.
@@ -289,7 +288,7 @@ def pace_of(told: Iterable[tuple[int, HeldShard]], handover_us: float | None) ->
         if not held.loaded or not held.step_us:
             continue
         nbytes += read
-        seconds += held.step_us * 1e-6
+        seconds += computing_s(held.step_us * 1e-6, held.streamed)
         for rows, rows_us in held.rows_us:
             times_longer.setdefault(rows, []).append(rows_us / held.step_us)
     costs: RowCosts = tuple((rows, median(found)) for rows, found in sorted(times_longer.items()))

@@ -27,25 +27,26 @@ class Streaming:
         bytes_per_s: of reading weights, as measured; 0: not known.
         yielding_bytes: memory that its streamed shards have beyond the least they need, and would share.
         held: shard -> its weights as they are now, of this model's streamed shards.
-        timed: those of which the node's measured pace speaks already, so that reading is not to be counted again.
     """
 
     bytes_per_s: float = 0.0
     yielding_bytes: int = 0
     held: Mapping[int, StreamedWeights] = field(default_factory=dict)
-    timed: frozenset[int] = frozenset()
 
     def read_s(self, nbytes: int) -> float:
         """Returns: seconds that so many bytes take."""
         return nbytes / (self.bytes_per_s or GUESSED_READ_BYTES_PER_S)
 
     def held_read_s(self, shards: range) -> float:
-        """Returns: seconds for each step in which loaded shards read what does not stay, where no measured time says it."""
-        return sum(
-            weights.read_bytes / (weights.bytes_per_s or self.bytes_per_s or GUESSED_READ_BYTES_PER_S)
-            for shard, weights in self.held.items()
-            if shard in shards and shard not in self.timed
-        )
+        """Returns: seconds for each step in which loaded shards read what does not stay."""
+        return sum(self.read_s(weights.read_bytes) for shard, weights in self.held.items() if shard in shards)
+
+
+def computing_s(step_s: float, weights: StreamedWeights | None) -> float:
+    """Returns: of a step's usual time through a shard what is left without reading; a tenth of it at least, since both go on at once."""
+    if weights is None or not weights.bytes_per_s:
+        return step_s
+    return max(step_s / 10, step_s - weights.read_bytes / weights.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)

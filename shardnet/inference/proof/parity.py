@@ -154,6 +154,7 @@ def run_parity(
         boundaries=tuple(boundaries),
         max_abs_logit_diff=logit_diff,
         tokens_equal=tokens_equal,
+        repacked=how.weights_budget is None,
     )
 
 
