@@ -172,12 +172,12 @@ class Cluster:
         node = self.nodes.get(event.node_id)
         if node is None:
             return []
-        node.loads.pop(event.key, None)
+        load = node.loads.pop(event.key, None)
         if node.ready.pop(event.key, None) is not None:
             self.version += 1
         before = node.refusals.get(event.key)
         delay = min(MOST_RETRY_S, before.delay_s * 2) if before else FIRST_RETRY_S
-        node.refusals[event.key] = Refusal(event.error, event.at_s + delay, delay)
+        node.refusals[event.key] = Refusal(event.error, event.at_s + delay, delay, repack=load is None or load.repack)
         return [PlanNeeded("a shard could not be loaded")]
 
     def _lost(self, event: ShardsLost) -> list[Effect]:

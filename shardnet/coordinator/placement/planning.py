@@ -104,7 +104,9 @@ def _plan_model(
     for node in usable:
         for (model, shard_id), held in node.held.items():
             key = (model, shard_id)
-            asked = key in node.ready or (key in node.loads and not node.loads[key].keep_only) or _waits(node, key)
+            asked = key in node.ready or (key in node.loads and not node.loads[key].keep_only)
+            refusal = node.refusals.get(key)
+            asked = asked or (refusal is not None and refusal.keeps_from(repack=repack))
             if model == model_id and held.loaded and held.repacked == repack and not asked:
                 order(node, shard_id, 0, repack=repack)
     taken: set[str] = set()
@@ -190,15 +192,18 @@ def _with_refusals(cluster: Cluster, manifest: Manifest, error: ShardnetError) -
     return error
 
 
-def _waits(node: NodeView, key: tuple[str, int]) -> bool:
-    refusal = node.refusals.get(key)
-    return refusal is not None and refusal.waits
-
-
 def _offer(cluster: Cluster, node: NodeView, manifest: Manifest, result: Plan, *, repack: bool) -> NodeOffer:
     """What a node offers for shards of one model and kind, after the orders that this plan has made so far. One of the other kind would go for it."""
     model_id = manifest.model_id
-    waiting = {shard for model, shard in node.refusals if model == model_id and _waits(node, (model, shard))}
+    waiting = {
+        shard
+        for (model, shard), refusal in node.refusals.items()
+        if model == model_id and refusal.keeps_from(repack=repack)
+    }
+    if repack:  # a node that may stream found no room for these as a whole
+        waiting |= {
+            shard for (model, shard), held in node.held.items() if model == model_id and held.memory_mode == "streamed"
+        }
     here = {shard for model, shard in node.held if model == model_id}
     in_memory = {shard for shard in here if node.held[model_id, shard].loaded}
     loaded = {shard for shard in in_memory if node.held[model_id, shard].repacked == repack}

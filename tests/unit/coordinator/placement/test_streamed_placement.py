@@ -6,12 +6,19 @@ import pytest
 
 from shardnet.coordinator.placement.assign import NodeOffer, Policy, memory_needed, place
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.events import HeartbeatCame, ManifestKnown, NodeJoined, ShardIsReady
+from shardnet.coordinator.placement.events import (
+    HeartbeatCame,
+    LoadFailed,
+    LoadSent,
+    ManifestKnown,
+    NodeJoined,
+    ShardIsReady,
+)
 from shardnet.coordinator.placement.planning import plan, routes
 from shardnet.coordinator.placement.prospects import prospects
 from shardnet.coordinator.placement.readiness import mixed
 from shardnet.coordinator.placement.streaming import Streaming, share_of, stays_sentence
-from shardnet.errors import NoRoomError
+from shardnet.errors import NoRoomError, ShardNotFound
 from shardnet.manifest import Manifest
 from shardnet.messages import Heartbeat, HeldShard, ShardOptions, StreamedWeights
 from tests.support.coordinator_world import held, hello, make_manifest, node_id
@@ -139,3 +146,23 @@ def test_a_shard_that_came_back_in_the_other_kind_is_planned_for_anew() -> None:
     cluster = cluster_with((1, [held(MODEL, 0)], "auto", 0))
     beat = Heartbeat(memory_free_bytes=0, load=0.0, held=(streamed(0),), sequences=0)
     assert cluster.handle(HeartbeatCame(1.0, node_id(1), beat))
+
+
+def test_a_shard_that_a_node_streams_is_not_asked_for_as_a_whole() -> None:
+    """The node's engine knows better than the coordinator's estimate."""
+    cluster = cluster_with((1, [held(MODEL, 0)], "resident", 5 * NEED), (2, [streamed(1)], "auto", 5 * NEED))
+    assert orders(cluster) == {(1, 0, False), (2, 1, False)}
+
+
+def test_a_refusal_for_want_of_room_is_followed_by_an_order_for_the_other_kind() -> None:
+    cluster = cluster_with((1, on_disk(MODEL), "auto", 3 * NEED))
+    for shard in (0, 1):
+        key = (MODEL.model_id, shard)
+        cluster.handle(LoadSent(1.0, node_id(1), key, 0, repack=True))
+        cluster.handle(LoadFailed(1.0, node_id(1), key, NoRoomError("shard needs more")))
+    assert orders(cluster) == {(1, 0, False), (1, 1, False)}
+    for shard in (0, 1):
+        key = (MODEL.model_id, shard)
+        cluster.handle(LoadSent(2.0, node_id(1), key, 0, repack=False))
+        cluster.handle(LoadFailed(2.0, node_id(1), key, ShardNotFound("the file is gone")))
+    assert orders(cluster) == set()
