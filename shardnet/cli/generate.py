@@ -32,13 +32,18 @@ def generate(
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
     ] = None,
 ) -> None:
-    """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node."""
+    """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node.
+
+    While the model is being loaded it waits, and shows how far that is.
+    """
     import json
     import sys
 
+    from shardnet.cli.progress import byte_bar
     from shardnet.errors import UsageError
-    from shardnet.library.answers import Options
+    from shardnet.library.answers import Answer, Options
     from shardnet.library.swarm_client import SwarmClient
+    from shardnet.library.waiting import once_loaded
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if raw and system is not None:
@@ -57,15 +62,23 @@ def generate(
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
 
+    has_begun = False
+
     def write(piece: str) -> None:
+        nonlocal has_begun
+        has_begun = True
         if not as_json:
             sys.stdout.write(piece)
             sys.stdout.flush()
 
     with SwarmClient(api, model=model) as client:
-        answer = (
-            client.complete(text, on_text=write, **options) if raw else client.chat(messages, on_text=write, **options)
-        )
+
+        def ask() -> Answer:
+            if raw:
+                return client.complete(text, on_text=write, **options)
+            return client.chat(messages, on_text=write, **options)
+
+        answer = once_loaded(ask, byte_bar, has_begun=lambda: has_begun)
     if not as_json:
         typer.echo()
         return

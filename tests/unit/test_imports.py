@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preparing": GROUND | {"inference", "node", "swarm"},
     "local": GROUND | {"swarm"},
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
+    "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from shardnet.errors import ShardnetError, UnreachableError, UsageError, error_from_wire
+from shardnet.errors import LOADING, ShardnetError, UnreachableError, UsageError, error_from_wire
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
 from shardnet.web_hosts import has_host
@@ -240,4 +240,5 @@ def _error_of(content: bytes, status: int, url: str) -> ShardnetError:
 
 
 def _error_in(error: Any) -> ShardnetError:
-    return error_from_wire(str(error.get("shardnet_code", "INTERNAL")), str(error["message"]))
+    facts = {f"{LOADING}{name}": fact for name, fact in (error.get("loading") or {}).items()}
+    return error_from_wire(str(error.get("shardnet_code", "INTERNAL")), str(error["message"]), facts)

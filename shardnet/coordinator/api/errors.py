@@ -7,6 +7,7 @@ import math
 from starlette.responses import JSONResponse
 
 from shardnet.errors import (
+    LOADING,
     Busy,
     ContextExceeded,
     DeadlineExceeded,
@@ -40,7 +41,7 @@ def status_of(error: ShardnetError) -> int:
 
 
 def error_body(error: ShardnetError) -> dict[str, object]:
-    """Returns: the JSON of an error. `shardnet_code` is the error's own code, for `shardnet generate`."""
+    """Returns: the JSON of an error. `shardnet_code` is its own code, for our commands; `loading`: how far a model on its way is."""
     status = status_of(error)
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = {"CONTEXT_EXCEEDED": "context_length_exceeded"}.get(error.code, error.code.lower())
@@ -48,15 +49,15 @@ def error_body(error: ShardnetError) -> dict[str, object]:
         code = "model_not_found"
     if status == 401:
         code = "invalid_api_key"
-    return {
-        "error": {
-            "message": str(error),
-            "type": kind,
-            "param": error.facts.get("param"),
-            "code": code,
-            "shardnet_code": error.code,
-        }
+    body = {
+        "message": str(error),
+        "type": kind,
+        "param": error.facts.get("param"),
+        "code": code,
+        "shardnet_code": error.code,
     }
+    loading = {name.removeprefix(LOADING): fact for name, fact in error.facts.items() if name.startswith(LOADING)}
+    return {"error": body | ({"loading": loading} if loading else {})}
 
 
 def error_response(error: ShardnetError) -> JSONResponse:

@@ -1,5 +1,5 @@
 """What clients may ask for: the OpenAI shapes, every number with a range. Fields that we do not know are ignored, as clients send many;
-fields that we know and cannot honour are refused by name."""
+fields that we know, or other servers honour (`foreign_fields`), and that cannot be honoured here, are refused by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
 from shardnet.errors import UsageError
@@ -19,6 +20,8 @@ MAX_ANSWERS = 128
 MAX_STOPS = 16
 MAX_DIGITS = 20
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+"""Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
 AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
 """-1, as null: until the context is full."""
@@ -37,7 +40,9 @@ class StreamOptions(Lenient):
 
 
 class CommonRequest(StructureFields, Lenient):
-    """What completions and chats share."""
+    """What completions and chats share. What they do not know is kept, to be looked over by `check_foreign`."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(default=None, max_length=256)
     stream: bool | None = None
@@ -106,7 +111,13 @@ def _token_bias(given: dict[str, float]) -> dict[int, float]:
 class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
+        | None
+    ) = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
@@ -131,6 +142,7 @@ class CompletionRequest(CommonRequest):
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
+        check_foreign(self.model_extra or {}, {"/v1/chat/completions": ChatRequest.model_fields})
         if self.echo and self.logprobs is not None:
             raise UsageError(
                 "echo: the prompt's own logprobs are not computed here; leave one of the two out", param="echo"
@@ -138,8 +150,6 @@ class CompletionRequest(CommonRequest):
         n_prompts, n = len(self.prompts()), self.n or 1
         if n_prompts * n > MAX_ANSWERS:  # before the work of tokenizing them
             raise UsageError(f"n: {n_prompts} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
-        if self.suffix:
-            raise UsageError("suffix: filling in the middle is not supported", param="suffix")
         if self.best_of not in (None, self.n or 1):
             raise UsageError("best_of: every answer that is made is returned here; ask for n answers", param="best_of")
 
@@ -166,7 +176,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_ -]*$")
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
     def check_supported(self, where: str) -> None:
         """Raises: UsageError for a part that is no text."""
@@ -197,7 +207,7 @@ class ChatMessage(BaseModel):
 class ChatRequest(CommonRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000, fail_fast=True)
     max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -206,7 +216,7 @@ class ChatRequest(CommonRequest):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = Field(default=None, max_length=1024)
     function_call: Any = None
-    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024, fail_fast=True)
     reasoning_effort: str | None = Field(default=None, max_length=64)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -235,10 +245,12 @@ class ChatRequest(CommonRequest):
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
+        check_foreign(self.model_extra or {}, {"/v1/completions": CompletionRequest.model_fields})
         for at, message in enumerate(self.messages):
             message.check_supported(f"messages.{at}.content")
-        if self.audio or set(self.modalities or ()) - {"text"}:
-            raise UsageError("modalities: only texts are answered here", param="modalities")
+        for field, is_asked in (("audio", self.audio), ("modalities", set(self.modalities or ()) - {"text"})):
+            if is_asked:
+                raise UsageError(f"{field}: only texts are answered here", param=field)
         asked = self.tools_asked()
         if asked is not None and asked.is_enforced and self.structure() is not None:
             raise UsageError(
@@ -259,26 +271,47 @@ class ChatRequest(CommonRequest):
             raise UsageError(f"chat_template_kwargs: {sorted(reserved)} cannot be set", param="chat_template_kwargs")
 
 
+CHAT_FIELDS = (
+    *("tools", "tool_choice", "documents", "reasoning_effort"),
+    *("continue_final_message", "add_generation_prompt", "chat_template_kwargs"),
+)
+"""What a chat's prompt is made of, beside its messages."""
+
+
 class TokenizeRequest(Lenient):
-    """`POST /tokenize`: llama.cpp's `content`, vLLM's `prompt`, or the messages of a chat."""
+    """`POST /tokenize`: llama.cpp's `content`, vLLM's `prompt`, or a chat: its messages and all that its prompt is made of."""
 
     model: str | None = Field(default=None, max_length=256)
     content: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000, fail_fast=True)
     add_special: bool | None = None
     add_special_tokens: bool | None = None
+    tools: list[Any] | None = Field(default=None, max_length=1024)
+    tool_choice: Any = None
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+    reasoning_effort: str | None = Field(default=None, max_length=64)
+    continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
     def check_supported(self) -> None:
-        """Raises: UsageError if not one thing is given, or a part that is no text."""
+        """Raises: UsageError if not one thing is given, or what belongs to a chat beside a text."""
         if sum(one is not None for one in (self.content, self.prompt, self.messages)) != 1:
             raise UsageError("give one of prompt, content and messages", param="prompt")
-        for at, message in enumerate(self.messages or ()):
-            message.check_supported(f"messages.{at}.content")
+        if self.messages is None and (name := next((one for one in CHAT_FIELDS if getattr(self, one)), None)):
+            raise UsageError(f"{name}: belongs to messages, and there are none", param=name)
+
+    def chat(self) -> ChatRequest | None:
+        """Returns: the chat whose prompt is meant; None for a text. Raises: UsageError naming a field that cannot be honoured."""
+        if self.messages is None:
+            return None
+        given = {name: getattr(self, name) for name in ("messages", *CHAT_FIELDS)}
+        chat = ChatRequest.model_validate(given)
+        chat.check_supported()
+        return chat
 
     def text(self) -> str:
         """Returns: the text, where no messages are given."""
@@ -293,7 +326,7 @@ class DetokenizeRequest(Lenient):
     """`POST /detokenize`."""
 
     model: str | None = Field(default=None, max_length=256)
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: TokenIds = Field(max_length=1 << 20)
 
 
 def usage_error(error: ValidationError) -> UsageError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardnet.coordinator.api.chats import prepare
+from shardnet.coordinator.api.chats import chat_prompt_of, prepare
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -106,7 +106,7 @@ class Service:
                     prompt=prompt,
                     sampling=sampling.model_copy(update={"seed": (sampling.seed + index % n) & MAX_SEED}),
                     max_tokens=limits[index // n],
-                    is_end=words.vocabulary.is_end,
+                    is_end=prepared.ends.__contains__,
                     ignore_eos=bool(request.ignore_eos),
                     step_deadline_s=self.settings.step_deadline_s,
                     recovery_timeout_s=self.settings.recovery_timeout_s,
@@ -133,14 +133,8 @@ class Service:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
         request.check_supported()
         words = await self.words(self.named(request.model))
-        if request.messages is not None:
-            chat = await words.chat_prompt(
-                [message.for_template() for message in request.messages],
-                request.chat_template_kwargs,
-                self.settings.template_timeout_s,
-                begins_answer=request.add_generation_prompt is not False,
-            )
-            return chat.tokens, words
+        if (chat := request.chat()) is not None:
+            return (await chat_prompt_of(chat, words, self.settings.template_timeout_s)).tokens, words
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
     async def detokenize(self, request: DetokenizeRequest) -> str:

@@ -158,7 +158,8 @@ class ChatTemplate:
         text, last = text_of(messages[-1]), author_of_message(len(chat.messages))
         if messages[-1].get("role") != "assistant" or not text.strip():
             raise UsageError(
-                "continue_final_message: the last message must be the assistant's, with a text", param="messages"
+                "continue_final_message: the last message must be the assistant's, with a text",
+                param="continue_final_message",
             )
         own = written_by(last, text)
         content = [{"type": "text", "text": own}] if isinstance(messages[-1]["content"], list) else own

@@ -30,6 +30,7 @@ def test_every_command_is_there_and_says_in_a_line_what_it_does() -> None:
     told = CliRunner().invoke(app, ["--help"]).stdout.partition("Commands:")[2].splitlines()[1:]
     lines = dict(line.split(maxsplit=1) for line in told if line.strip())
     assert set(lines) == {
-        "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "status", "plan",
+        "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "chat", "status",
+        "plan",
         "join", "demo", "bench", "swarm", "key",
     }  # fmt: skip
