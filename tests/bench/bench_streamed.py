@@ -38,7 +38,7 @@ OPTIONS = ShardOptions(n_ctx=512, n_seq=1, n_batch=64)
 LIMITED = ("streamed", "mapped-1", "mapped-2")
 UNLIMITED = ("resident", "unrepacked")
 PEAKS = ("memory.max_usage_in_bytes", "memory.peak")
-CHILD_TIMEOUT_S = 400
+CHILD_TIMEOUT_S = 240
 
 
 def tell(**facts: Any) -> None:
@@ -76,9 +76,11 @@ async def by_engine(path: Path, kind: str, n_tokens: int) -> dict[str, Any]:
         for position in range(len(PROMPT), len(PROMPT) + n_tokens):
             tokens += (await route.step(position, tokens[-1:])).message.tokens
         took_s, read = time.perf_counter() - began_s, read_bytes(pid) - before
+        told = (await engine.report()).streamed
     finally:
         await engine.close()
-    return {
+    facts = told[0].weights.model_dump() if told else {}
+    return facts | {
         "tokens": tokens,
         "tokens_per_s": n_tokens / took_s,
         "read_per_token": read / n_tokens,
@@ -194,17 +196,28 @@ def compare(path: Path, options: argparse.Namespace) -> None:
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for turn in range(options.rounds):
         for kind in kinds:
-            facts = run_side(path, kind, limit, options.tokens)
+            try:
+                facts = run_side(path, kind, limit, options.tokens)
+            except subprocess.TimeoutExpired:
+                tell(side=kind, turn=turn, load=round(os.getloadavg()[0], 1), gave_up_after_s=CHILD_TIMEOUT_S)
+                continue
             found[kind].append(facts)
             shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in facts.items()}
             shown.pop("tokens")
             tell(side=kind, turn=turn, load=round(os.getloadavg()[0], 1), **shown)
+    found = {kind: runs for kind, runs in found.items() if runs}
     rate = {kind: median(one["tokens_per_s"] for one in runs) for kind, runs in found.items()}
     read = {kind: median(one["read_per_token"] for one in runs) for kind, runs in found.items()}
     tell(model_bytes=nbytes, limit_bytes=limit, tokens_per_s={kind: round(one, 3) for kind, one in rate.items()})
     if "streamed" in found:
         peak = max(one["peak_bytes"] for one in found["streamed"])
         ratios: dict[str, Any] = {
+            "read_over_weights_less_budget": round(
+                median(
+                    one["read_per_token"] / (one["weights_bytes"] - one["budget_bytes"]) for one in found["streamed"]
+                ),
+                3,
+            ),
             "read_over_model_less_limit": round(read["streamed"] / (nbytes - limit), 3),
             "peak_over_limit": round(peak / limit, 3),
         }
