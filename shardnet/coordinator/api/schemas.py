@@ -4,6 +4,7 @@ fields that we know, or other servers honour (`foreign_fields`), and that cannot
 from __future__ import annotations
 
 import secrets
+<<<<<<< HEAD
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -16,10 +17,16 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import InitErrorDetails
+=======
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+>>>>>>> main
 
 from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
+from shardnet.coordinator.structure.grammars import HEAD
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 from shardnet.messages import Sampling
@@ -51,7 +58,15 @@ def _in_slices(given: Any, validated: ValidatorFunctionWrapHandler) -> list[int]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(_in_slices)]
 """Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
-AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
+
+
+def _some(tokens: int) -> int:
+    if tokens == 0:
+        raise ValueError("must be at least 1")
+    return tokens
+
+
+AnswerTokens = Annotated[int, Field(ge=-1, le=1 << 24), AfterValidator(_some)]
 """-1, as null: until the context is full."""
 
 
@@ -280,9 +295,14 @@ class ChatRequest(CommonRequest):
             if is_asked:
                 raise UsageError(f"{field}: only texts are answered here", param=field)
         asked = self.tools_asked()
-        if asked is not None and asked.is_enforced and self.structure() is not None:
+        if (
+            asked is not None
+            and asked.choice == "auto"
+            and asked.is_enforced
+            and not (self.structure() or HEAD).startswith(HEAD)
+        ):
             raise UsageError(
-                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                f"{self.structure_field}: GBNF and functions that are strict exclude each other; give a JSON schema, or Lark's syntax",
                 param=self.structure_field,
             )
         for field in ("functions", "function_call"):
