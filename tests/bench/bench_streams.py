@@ -114,6 +114,10 @@ def serve(halves: Halves, swarm: LocalSwarm, clients: int, source: Path | None) 
         swarm.wait_ready(120)
 
 
+def tell(facts: dict[str, float], **of: object) -> None:
+    print(json.dumps({"bench": "streams", **of, **{key: round(value, 3) for key, value in facts.items()}}), flush=True)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,22 +141,12 @@ def main() -> None:
             for (source, count), one in figures.items():
                 asyncio.run(together(served[source], count, arguments.tokens, one))
     told = {key: one.told() for key, one in figures.items()}
-    for (source, count), one in told.items():
-        print(
-            json.dumps(
-                {"bench": "streams", "source": source, "clients": count}
-                | {key: round(value, 3) for key, value in one.items()}
-            )
-        )
+    for (source, count), facts in told.items():
+        tell(facts, source=source, clients=count)
     if arguments.before:
         for count in (1, arguments.clients):
             now, before = told["now", count], told["before", count]
-            print(
-                json.dumps(
-                    {"bench": "streams", "now/before": True, "clients": count}
-                    | {key: round(now[key] / before[key], 3) for key in now}
-                )
-            )
+            tell({key: now[key] / before[key] for key in now}, source="now/before", clients=count)
 
 
 if __name__ == "__main__":

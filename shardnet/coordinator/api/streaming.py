@@ -66,12 +66,15 @@ async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bo
         except ShardnetError as error:
             yield to_event(error_body(error))
             return
+        told = b""
         if piece.events or (piece.tokens and one.wants_every_token):
-            yield to_event(one.part(piece))
+            told = one.part_event(piece)
         else:
             one.add(piece)
         if piece.finish_reason is not None:
-            yield to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+            told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+        if told:
+            yield told
     if wants_usage:
         yield to_event(wordings.usage_event())
     yield b"data: [DONE]\n\n"
