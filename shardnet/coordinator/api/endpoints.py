@@ -32,7 +32,7 @@ from shardnet.coordinator.api.schemas import (
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.streaming import EventStream, events, until_gone, whole
-from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
+from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings, encoded
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
@@ -240,7 +240,10 @@ class Api:
 
         try:
             if not asked.stream:
-                return JSONResponse(await until_gone(request, whole(wordings, self._service.describe_stage)))
+                body = await until_gone(request, whole(wordings, self._service.describe_stage))
+                if asked.reading() is None:
+                    return JSONResponse(body)
+                return Response(await asyncio.to_thread(encoded, body), media_type="application/json")
             first = answers[0].running
             if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
                 raise first.generation.error

@@ -26,7 +26,10 @@ DescribeStage = Callable[[Route, int], dict[str, Any]]
 async def whole(wordings: Wordings, describe: DescribeStage) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended one of them."""
     reasons = [await _all_of(one) for one in wordings.ones]  # all of them run meanwhile
-    return wordings.whole(reasons, [one.answering.running.stages(describe) for one in wordings.ones])
+    stages = [one.answering.running.stages(describe) for one in wordings.ones]
+    if any(one.answering.running.generation.read is not None for one in wordings.ones):
+        return await asyncio.to_thread(wordings.whole, reasons, stages)  # numbers of every token of the prompts
+    return wordings.whole(reasons, stages)
 
 
 async def _all_of(wording: Wording) -> str:
