@@ -121,7 +121,8 @@ class Service:
                     speculate=request.speculation is not False,
                     reading=reading,
                 )
-                running = await self.requests.open(spec, prepared.stream())
+                begin = self.requests.open_another if answers else self.requests.open
+                running = await begin(spec, prepared.stream())
                 answers.append(Answering(running, manifest, words, prompt))
         except BaseException:
             for one in answers:
