@@ -32,6 +32,34 @@ class Error(Shape):
     error: Fault
 
 
+class MessageFault(Shape):
+    """What went wrong, as Anthropic's clients read it."""
+
+    type: str = Field(description="the kind of error, as Anthropic names it")
+    message: str = Field(description="one sentence: what is wrong, and what to do")
+    details: dict[str, str] | None = Field(default=None, description="`error_code`, a finer name, for some errors")
+
+
+class MessageError(Shape):
+    """Every error at `/v1/messages` has this shape, also as the last event of a stream."""
+
+    type: Literal["error"]
+    error: MessageFault
+
+
+class ResponseTokens(Shape):
+    """How many tokens the prompt has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class MessageTokens(Shape):
+    """How many tokens the prompt has."""
+
+    input_tokens: int
+
+
 class Usage(Shape):
     """Tokens counted, the end-of-text token among them."""
 
