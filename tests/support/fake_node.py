@@ -56,6 +56,7 @@ class FakeNode:
             id by 256, and the most likely ones are 50 and those that follow it.
         tells: False: nothing is told of what was to be read.
         freed: sequences that were freed here.
+        holds_loads: LOAD_SHARD is noted in `loads`, and not answered.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class FakeNode:
         self.run_id: str | None = None
         self.freed: list[str] = []
         self.loads: list[LoadShard] = []
+        self.holds_loads = False
         self.tasks: list[ExecuteTask] = []
         self.tokenizer: Path | None = None
         self.connection: Connection
@@ -136,6 +138,8 @@ class FakeNode:
         match message:
             case LoadShard():
                 self.loads.append(message)
+                if self.holds_loads:
+                    return
                 key = (message.model_id, message.shard_id)
                 self._held[key] = self._held[key].model_copy(update={"loaded": True})
                 self.connection.send(ShardReady(command_id=message.command_id, held=self._held[key], source="memory"))

@@ -175,15 +175,16 @@ class Service:
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
     async def count(self, request: ChatRequest) -> int:
-        """Returns: how many tokens the prompt of a chat has. Raises: UsageError, DeadlineExceeded."""
+        """Returns: how many tokens the prompt of a chat has. Raises: UsageError for what cannot be answered, DeadlineExceeded."""
         request.check_supported()
+        await asyncio.to_thread(request.structure)
         words = await self.words(self.named(request.model))
         return len((await chat_prompt_of(request, words, self.settings.template_timeout_s)).tokens)
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
         words = await self.words(self.named(request.model))
-        words.check_tokens(request.tokens, "tokens")
+        await asyncio.to_thread(words.check_tokens, request.tokens, "tokens")
         return await asyncio.to_thread(words.vocabulary.text, request.tokens)
 
 

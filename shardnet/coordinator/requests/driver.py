@@ -260,6 +260,7 @@ class Requests:
         if generation.emitted:
             if running.first_token_at_s is None:
                 running.first_token_at_s = self._swarm.now_s()
+                self.totals.began(running, running.first_token_at_s)
                 self._keeper.note_first_token(generation)
             running.wake()
 

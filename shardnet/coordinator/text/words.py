@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from shardnet.coordinator.text.spoken_tools import with_tools_told
 from shardnet.coordinator.text.template import ChatTemplate
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import ShardnetError, UsageError
+
+_END = 1 << 16
+"""Characters at a prompt's end in which reasoning that it opened would stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Words:
         if isinstance(prompt, str):
             # A user's text cannot spell control tokens; whoever wants them sends token ids.
             return await asyncio.to_thread(self._plain_tokens, prompt, add_special)
-        self.check_tokens(prompt, field)
+        await asyncio.to_thread(self.check_tokens, prompt, field)
         return prompt
 
     def _plain_tokens(self, prompt: str, add_special: bool, joined: bool = False) -> list[int]:
@@ -106,7 +110,8 @@ class Words:
             raise UsageError(self.template_error, param="messages")
         answers = await self.template.answers(tools=bool(tools), timeout_s=timeout_s)
         if tools and not answers.shows_tools:
-            messages, tools = with_tools_told(messages, tools, in_words=not answers.writes_calls), None
+            told = partial(with_tools_told, messages, tools, in_words=not answers.writes_calls)
+            messages, tools = await asyncio.to_thread(told), None
             answers = answers if answers.writes_calls else replace(answers, calls=SPOKEN)
         parts = await self.template.render(
             messages,
@@ -118,7 +123,7 @@ class Words:
             timeout_s=timeout_s,
         )
         tokens = await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
-        end = "".join(part.text for part in parts[-2:])
+        end = "".join(part.text[-_END:] for part in parts[-2:])
         if not end.endswith(answers.opened):
             answers = replace(answers, opened="", text_begins="")
         return ChatPrompt(tokens, answers, answers.thinks_already(end))

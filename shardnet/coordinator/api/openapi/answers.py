@@ -95,6 +95,7 @@ class Statistics(Shape):
     """How the swarm worked at an answer."""
 
     stages: list[Stage]
+    attempts: int = Field(description="how often it began: more than once where a node was lost in the middle")
     speculation: Speculation | None = None
 
 

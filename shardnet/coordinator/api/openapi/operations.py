@@ -76,16 +76,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         example={"prompt": "Once upon a time", "max_tokens": 40},
         errors=ANSWERING,
     ),
-    ("POST", "/v1/embeddings"): Operation(
-        name="embed",
-        summary="Turn texts into vectors of length one",
-        text="By the model's final hidden states, pooled as the model says; `shardnet.pooling` tells how.",
-        tag="Answers",
-        asks=EmbeddingsRequest,
-        answers=answers.Embeddings,
-        example={"input": ["Once upon a time", "Why is the sky blue?"], "dimensions": 8},
-        errors=ANSWERING,
-    ),
     ("POST", "/v1/responses"): Operation(
         name="respond",
         summary="Answer a conversation, as OpenAI's Responses API has it",
@@ -124,6 +114,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         example={"messages": [{"role": "user", "content": "Why is the sky blue?"}]},
         errors=(*ASKING, 504),
         refuses=answers.MessageError,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        name="embed",
+        summary="Turn texts into vectors of length one",
+        text="By the model's final hidden states, pooled as the model says; `shardnet.pooling` tells how.",
+        tag="Answers",
+        asks=EmbeddingsRequest,
+        answers=answers.Embeddings,
+        example={"input": ["Once upon a time", "Why is the sky blue?"], "dimensions": 8},
+        errors=ANSWERING,
     ),
     ("GET", "/v1/models"): Operation(
         name="models",
