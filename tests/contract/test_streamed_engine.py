@@ -137,3 +137,6 @@ async def test_a_streamed_mixture_reads_experts_as_they_are_chosen_and_gives_the
             tokens, logits = await route.generate(PROMPT, N_TOKENS)
             assert (tokens, np.array_equal(logits, expected[1])) == (expected[0], True)
             route.forget()
+        (told,) = (await engine.report()).streamed
+        assert told.weights.passing_bytes is not None
+        assert told.weights.read_bytes < told.weights.weights_bytes - told.weights.stays_bytes

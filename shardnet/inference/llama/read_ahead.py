@@ -33,6 +33,7 @@ ADVISED_BYTES = 1 << 20
 """Linux reads no more for one `POSIX_FADV_WILLNEED` than the device takes at a time, which is seldom less than this."""
 ADVISED_PIECES = 4
 """So many pieces the disk is told of at a time, so that it never rests between two of them."""
+PASSES_OF_LATE = 8
 PATIENCE_S = 10.0
 """Longest wait for a stage to be read. After that it is read page by page, as it is computed."""
 Place = tuple[int, int, int]
@@ -69,6 +70,7 @@ class ReadAhead:
         self._experts, self._cache, self._was_chosen = experts or {}, ExpertCache({}, 0), False
         self._stages = self._whole
         self._read_bytes, self._read_s = 0, 0.0
+        self._expert_bytes, self._expert_bytes_now = 0.0, 0
         self._last = None if passes is None else len(stages) * passes
         # Both count stages over all passes. What is read and does not stay, from `_computing` up to `_reading`, takes `_room`.
         self._computing, self._reading = 0, 0
@@ -109,6 +111,11 @@ class ReadAhead:
     def pass_bytes(self) -> int:
         """Returns: bytes that each pass reads, experts aside."""
         return sum(self._sizes)
+
+    @property
+    def measured_pass_bytes(self) -> int | None:
+        """Returns: bytes that passes read of late, experts included; None where experts are not read as they are chosen, or none was yet."""
+        return self.pass_bytes + int(self._expert_bytes) if self._cache.layers and self._was_chosen else None
 
     def __enter__(self) -> Self:
         for stage in range(len(self._stages)):  # what loading left in memory is not what is needed first
@@ -157,8 +164,10 @@ class ReadAhead:
             self._files.advise(part)
         for piece in pieces(parts):
             self._files.read(piece)
-        self._read_bytes += sum(part.nbytes for part in parts)
+        nbytes = sum(part.nbytes for part in parts)
+        self._read_bytes += nbytes
         self._read_s += time.perf_counter() - began_s
+        self._expert_bytes_now += nbytes
 
     def begin_pass(self) -> None:
         """Wait until the stage that comes next is there."""
@@ -187,6 +196,8 @@ class ReadAhead:
     def pass_done(self) -> None:
         """Say that the last stage was computed."""
         self.stage_done(len(self._stages) - 1)
+        self._expert_bytes += (self._expert_bytes_now - self._expert_bytes) / PASSES_OF_LATE
+        self._expert_bytes_now = 0
         if self._experts and not self._was_chosen:
             with self._changed:  # a family whose graph does not tell
                 self._experts = {}

@@ -109,19 +109,20 @@ class Loader:
         plan, need = plan_devices(cost, options, gpus, settings.wish), need_of(cost, options)
         what = f"shard {request.shard_id}"
         stages = stages_of(header, has_head=has_head)
+        experts = experts_of(header)
         sizes = [sum(extent.nbytes for extent in stage) for stage in stages]
         streamed_bytes = self._budgets.used_bytes
         used_bytes = used.memory_bytes + streamed_bytes - sum(used.gpus.values())
         limit_bytes, room = settings.memory_limit_bytes, main_memory(used.mapped_bytes + streamed_bytes)
         chosen = choose(
             settings.memory_mode,
-            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack),
+            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack, bool(experts)),
             Free(room, used_bytes, limit_bytes, self._budgets.shared()),
         )
         try:
             with LoadWatch(request, need.weights, self._report) as watch:
                 if chosen.mode == "streamed":
-                    return self._stream_in(request, chosen, stages, experts_of(header), has_head, watch)
+                    return self._stream_in(request, chosen, stages, experts, has_head, watch)
                 return self._take_in(request, plan, chosen, has_head, watch)
         except (ShardnetError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
