@@ -113,12 +113,14 @@ def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: 
     *others, budget = share_out(total, [*shared.stages, asked.stages])
     weights, kept = sum(asked.stages), sum(bytes_to_keep(asked.stages, budget))
     asked_for = "it is asked for" if wanted == "streamed" else "it does not fit"
-    chosen_ones = ", experts only where they are chosen" if asked.is_mixture else ""
+    read = f"{human_bytes(weights - kept)} are read for each token"
+    if asked.is_mixture:
+        read += ", experts only where they are chosen"
     beside_others = f", beside {len(others)} more that are streamed" if others else ""
     return Chosen(
         "streamed",
         beside + budget,
-        f"{asked_for}: {sizes}{beside_others}; {human_bytes(kept)} of weights stay, {human_bytes(weights - kept)} are read for each token{chosen_ones}",
+        f"{asked_for}: {sizes}{beside_others}; {human_bytes(kept)} of weights stay, {read}",
         budget,
         repack=False,
         others=tuple(others),
