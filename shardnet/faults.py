@@ -40,8 +40,31 @@ _LIMITS = {
     "enum": "must be one of {expected}",
     "missing": "is missing",
     "extra_forbidden": "is not known",
-    "json_invalid": "is not JSON: {error}",
 }
+_PLACE = re.compile(r"line (\d+),? column (\d+)")
+_NO_JSON = (
+    (r"EOF", "it ends too early"),
+    (r"Unterminated", "a text in it does not end"),
+    (r"trailing comma", "a comma stands in front of a closing bracket"),
+    (r"trailing characters|Extra data", "more follows behind its end"),
+    (r"recursion", "it is nested too deeply"),
+    (r"surrogate|unicode|hex|uXXXX", "a character in it is none"),
+    (r"escape", "a text in it has an escape that JSON does not know"),
+    (r"ontrol character", "a line break or another control character stands in a text"),
+    (r"number", "a number in it is not written as JSON writes it"),
+    (r"key must be|property name", "a name in double quotes is missing"),
+    (r"expected `:`|Expecting ':'", "a colon is missing"),
+    (r"expected `,`|Expecting ','", "a comma or a closing bracket is missing"),
+    (r"", "a value is missing, or is none that JSON has"),
+)
+"""What pydantic's parser or Python's own says -> our words."""
+
+
+def no_json(told: str) -> str:
+    """Returns: why a text is not JSON, and where. Args: told: what pydantic's parser or Python's own says of it."""
+    words = next(words for pattern, words in _NO_JSON if re.search(pattern, told))
+    place = _PLACE.search(told)
+    return f"{words} (line {place[1]}, column {place[2]})" if place else words
 
 
 def in_words(fault: Any) -> str:
@@ -49,6 +72,8 @@ def in_words(fault: Any) -> str:
     if (kind := _kind(fault)) is not None:
         return f"must be {kind}"
     name, facts = str(fault["type"]), fault.get("ctx", {})
+    if name == "json_invalid":
+        return f"is not JSON: {no_json(str(facts.get('error', '')))}"
     if facts.get("min_length") == 1:
         return "must not be empty"
     if name in _LIMITS:
