@@ -53,6 +53,10 @@ MILESTONES: dict[str, tuple[str, str]] = {
     ),
     "request_failed": ("TASK", "{request_id} ✗ {reason}"),
     "node_joined": ("NODE", "✓ Joined coordinator {coordinator} as {name} ({node_id})"),
+    "node_waits": (
+        "NODE",
+        "No shard is held here yet: the coordinator says which one is to be fetched; `shardnet status` shows what it knows",
+    ),
     "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
     "node_listening": ("NODE", "Listening on {address}"),
@@ -60,6 +64,14 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "node_stopped": ("NODE", "Stopped"),
     "coordinator_listening": ("COORDINATOR", "Nodes join at {address}"),
     "api_listening": ("COORDINATOR", "OpenAI API at http://{address}/v1"),
+    "next_machine": (
+        "COORDINATOR",
+        "The next machine: `shardnet swarm invite` here prints a token; there `shardnet join TOKEN`, then `shardnet node`",
+    ),
+    "next_node": (
+        "COORDINATOR",
+        "On this machine: `shardnet node`. Other machines cannot reach {address}: for them start with --listen 0.0.0.0:7700 --enrol 0.0.0.0:7701",
+    ),
     "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards} shards"),
     "peer_lost": ("COORDINATOR", "⚠️  {name} ({node_id}) left: {reason}"),
     "peer_refused": ("COORDINATOR", "✗ Peer {peer} refused: {reason}"),

@@ -14,7 +14,7 @@ from shardnet.chat.conversation import Conversation, Reply, check_tools, from_js
 from shardnet.chat.terminal import Lines, Screen
 from shardnet.coordinator.api.client import ApiClient
 from shardnet.errors import ShardnetError, UsageError
-from shardnet.files import unwritable, write_whole
+from shardnet.files import text_of, unwritable, write_whole
 from shardnet.library.waiting import Bar, once_loaded
 
 PATH = "/v1/chat/completions"
@@ -165,7 +165,7 @@ class Talk:
             case "system":
                 self._screen.say(talk.system or "there is no system message")
             case "tools" if wanted:
-                talk.tools = [] if wanted == "-" else read_tools(Path(wanted).expanduser())
+                talk.tools = [] if wanted == "-" else read_tools(Path(wanted).expanduser(), "/tools")
             case "tools":
                 self._show([one["function"]["name"] for one in talk.tools] or ["there are no tools"])
             case "set" if wanted:
@@ -197,7 +197,7 @@ class Talk:
 
     def _load(self, path: Path) -> None:
         model = self.conversation.model
-        self.conversation = from_json(read_text(path), str(path))
+        self.conversation = from_json(text_of(path, "/load"), str(path))
         self.conversation.model = model
         self._screen.say(f"{len(self.conversation.messages)} messages loaded")
 
@@ -205,19 +205,9 @@ class Talk:
         self._screen.say("\n".join(lines))
 
 
-def read_tools(path: Path) -> list[dict[str, Any]]:
+def read_tools(path: str | Path, flag: str) -> list[dict[str, Any]]:
     """Returns: the tools in a JSON file. Raises: UsageError for one that cannot be read, or holds no tools."""
     try:
-        return check_tools(json.loads(read_text(path)), str(path))
+        return check_tools(json.loads(text_of(path, flag)), str(path))
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
-
-
-def read_text(path: Path) -> str:
-    """Returns: a file's text. Raises: UsageError for one that cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no text in UTF-8") from None

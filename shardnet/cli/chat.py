@@ -29,20 +29,22 @@ def chat(
     import sys
 
     from shardnet.chat.conversation import Conversation, from_json
-    from shardnet.chat.talking import Talk, read_text, read_tools
+    from shardnet.chat.talking import Talk, read_tools
     from shardnet.chat.terminal import Lines, Screen
     from shardnet.cli.progress import byte_bar
+    from shardnet.cli.reading import standard_input
     from shardnet.cli.status import lines as status_lines
     from shardnet.coordinator.api.client import ApiClient, find_api
     from shardnet.errors import UsageError
+    from shardnet.files import text_of
     from shardnet.settings import default_home
 
-    conversation = from_json(read_text(load), str(load)) if load is not None else Conversation()
+    conversation = from_json(text_of(load, "--load"), str(load)) if load is not None else Conversation()
     conversation.model = model
     if system is not None:
         conversation.system = system
     if tools is not None:
-        conversation.tools = read_tools(tools)
+        conversation.tools = read_tools(tools, "--tools")
     is_talk = sys.stdin.isatty()
     if conversation.tools and not is_talk:
         raise UsageError("tools need a terminal: what comes of a call is asked of you there")
@@ -52,7 +54,7 @@ def chat(
             with Lines(default_home() / "chat_history") as lines:
                 talk.run(lines, message)
             return
-        asked = "\n\n".join(part for part in (message, sys.stdin.read().strip()) if part)
+        asked = "\n\n".join(part for part in (message, standard_input().strip()) if part)
         if not asked:
             raise UsageError('there is nothing to say: echo "hello" | shardnet chat')
         reply = talk.ask(asked, tells=False)

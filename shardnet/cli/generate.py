@@ -45,8 +45,9 @@ def generate(
     import sys
 
     from shardnet.cli.progress import byte_bar
-    from shardnet.cli.reading import check_text, json_of, standard_input, text_of
+    from shardnet.cli.reading import check_text, json_of, standard_input
     from shardnet.errors import UsageError
+    from shardnet.files import text_of
     from shardnet.library.answers import Answer, Options
     from shardnet.library.swarm_client import SwarmClient
     from shardnet.library.waiting import once_loaded

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from shardnet.errors import UsageError
 from shardnet.faults import no_json
-
-
-def text_of(path: str, flag: str) -> str:
-    """Returns: the text of a file. Raises: UsageError if it cannot be read, or is no text."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{flag} {path} is no text in UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{flag} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+from shardnet.files import text_of
 
 
 def json_of(given: str, flag: str) -> Any:

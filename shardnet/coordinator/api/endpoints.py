@@ -17,10 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shardnet.coordinator.api.anthropic.errors import anthropic_response
+from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
 from shardnet.coordinator.api.bodies import read_body
 from shardnet.coordinator.api.errors import error_response
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
 from shardnet.coordinator.api.openapi.page import PAGE, page_part
+from shardnet.coordinator.api.responses.request import ResponsesRequest
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -30,15 +33,13 @@ from shardnet.coordinator.api.schemas import (
 )
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
-from shardnet.coordinator.api.streaming import EventStream, events, until_gone, whole
+from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
+from shardnet.coordinator.api.turns import UNEXPECTED, answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
-PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/status", "/healthz")
-PEEK_S = 0.3
-"""Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 MAX_HEADER_WAIT_S = 30.0
 MAX_DISCARDED_BYTES = 16 << 20
 """How much of a body that is too large is read and thrown away: a connection closed under a client that still sends is reset, and the client
@@ -65,6 +66,10 @@ class Api:
             self._route("GET", "/v1/models/{model:path}", self._model),
             self._route("POST", "/v1/completions", self._completions),
             self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("POST", "/v1/responses", self._responses),
+            self._route("POST", "/v1/responses/input_tokens", self._count_response),
+            self._route("POST", "/v1/messages", self._messages, told=anthropic_response),
+            self._route("POST", "/v1/messages/count_tokens", self._count_message, told=anthropic_response),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
@@ -95,6 +100,7 @@ class Api:
         handler: Callable[[Request], Awaitable[Response]],
         *,
         open_to_all: bool = False,
+        told: Callable[[ShardnetError], Response] = error_response,
         needs_key: bool = True,
         in_document: bool = True,
     ) -> Route:
@@ -102,6 +108,7 @@ class Api:
 
         Args:
             open_to_all: load balancers ask with any Host, and no key.
+            told: words errors.
             needs_key: false for what says nothing of this swarm: a browser that opens a page sends no key.
             in_document: false for pages and their parts, which `/openapi.json` leaves out.
         """
@@ -117,12 +124,12 @@ class Api:
                     self._check_key(request)
                 return await handler(request)
             except ShardnetError as error:
-                return error_response(error)
+                return told(error)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
             except Exception:
                 log.exception("api_request_failed", path=request.url.path)
-                return error_response(ShardnetError("an unexpected error in the coordinator; its log says more"))
+                return told(ShardnetError(UNEXPECTED))
 
         return Route(path, endpoint, methods=[method, "OPTIONS"], include_in_schema=in_document)
 
@@ -135,8 +142,9 @@ class Api:
             raise UsageError(f"host {name[:100]!r} is not answered here: add it to api.allowed_hosts", http_status=403)
 
     def _check_key(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_known = scheme.lower() == "bearer" and self._keys.name_of(given.strip()) is not None
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+        is_known = any(self._keys.name_of(one.strip()) is not None for one in given)
         if self._keys.is_asked_for and not is_known:
             raise UsageError(
                 "this API wants a key (`shardnet key add` makes one): send the header 'Authorization: Bearer KEY'",
@@ -151,6 +159,8 @@ class Api:
         too_large = UsageError(f"the body is larger than {most} bytes", http_status=413)
         declared = request.headers.get("content-length", "0")
         fits = not (declared.isdecimal() and int(declared) > most)
+        if not fits and int(declared) > most + MAX_DISCARDED_BYTES:
+            raise too_large
         body, received = bytearray(), 0
         try:
             async with asyncio.timeout(MAX_HEADER_WAIT_S):
@@ -220,24 +230,27 @@ class Api:
         answers = await until_gone(request, self._service.answer(asked))
         return await self._respond(request, asked, answers, chat_wordings(answers, asked))
 
+    async def _responses(self, request: Request) -> Response:
+        return await answer_turn(request, await self._body(request, ResponsesRequest), self._service)
+
+    async def _count_response(self, request: Request) -> Response:
+        counted = await count_turn(await self._body(request, ResponsesRequest), self._service)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": counted})
+
+    async def _messages(self, request: Request) -> Response:
+        return await answer_turn(request, await self._body(request, MessagesRequest), self._service)
+
+    async def _count_message(self, request: Request) -> Response:
+        return JSONResponse({"input_tokens": await count_turn(await self._body(request, CountRequest), self._service)})
+
     async def _respond(
         self, request: Request, asked: CommonRequest, answers: list[Answering], wordings: Wordings
     ) -> Response:
-        def close() -> None:
-            for one in answers:
-                one.running.close()
-
-        try:
-            if not asked.stream:
-                return JSONResponse(await until_gone(request, whole(wordings, self._service.describe_stage)))
-            first = answers[0].running
-            if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
-                raise first.generation.error
-            wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-            return EventStream(events(wordings, self._service.describe_stage, wants_usage=wants_usage), close)
-        except BaseException:
-            close()
-            raise
+        describe = self._service.describe_stage
+        if not asked.stream:
+            return await whole_response(request, answers, whole(wordings, describe))
+        wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+        return await streamed_response(request, answers, events(wordings, describe, wants_usage=wants_usage))
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)
@@ -273,9 +286,17 @@ class WithoutTrailingSlash:
         await self._app(scope, receive, send)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
-    message = f"{error.detail}: this API has {', '.join(PATHS)}"
-    kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)
+    path, headers = request.scope["path"][:MAX_NAME], error.headers or {}
+    if error.status_code == 405:
+        told = f"{path} does not take {request.method[:MAX_NAME]}: it takes {headers.get('Allow', 'nothing')}"
+    else:
+        paths = dict.fromkeys(path for _, path in endpoints_of(request.app.routes))
+        told = f"there is nothing at {path}: this API has {', '.join(paths)}, and a page to try it at /docs"
+    is_anthropics = f"{path}/".startswith("/v1/messages/")
+    refused = UsageError(told, http_status=error.status_code)
+    answer = anthropic_response(refused) if is_anthropics else error_response(refused)
+    answer.headers.update(headers)
+    return answer

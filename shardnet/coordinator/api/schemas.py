@@ -4,13 +4,14 @@ fields that we know, or other servers honour (`foreign_fields`), and that cannot
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
+from shardnet.coordinator.structure.grammars import HEAD
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 from shardnet.messages import Sampling
@@ -23,7 +24,15 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 """Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
-AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
+
+
+def _some(tokens: int) -> int:
+    if tokens == 0:
+        raise ValueError("must be at least 1")
+    return tokens
+
+
+AnswerTokens = Annotated[int, Field(ge=-1, le=1 << 24), AfterValidator(_some)]
 """-1, as null: until the context is full."""
 
 
@@ -252,9 +261,14 @@ class ChatRequest(CommonRequest):
             if is_asked:
                 raise UsageError(f"{field}: only texts are answered here", param=field)
         asked = self.tools_asked()
-        if asked is not None and asked.is_enforced and self.structure() is not None:
+        if (
+            asked is not None
+            and asked.choice == "auto"
+            and asked.is_enforced
+            and not (self.structure() or HEAD).startswith(HEAD)
+        ):
             raise UsageError(
-                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                f"{self.structure_field}: GBNF and functions that are strict exclude each other; give a JSON schema, or Lark's syntax",
                 param=self.structure_field,
             )
         for field in ("functions", "function_call"):

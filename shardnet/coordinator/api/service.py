@@ -137,6 +137,12 @@ class Service:
             return (await chat_prompt_of(chat, words, self.settings.template_timeout_s)).tokens, words
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
 
+    async def count(self, request: ChatRequest) -> int:
+        """Returns: how many tokens the prompt of a chat has. Raises: UsageError, DeadlineExceeded."""
+        request.check_supported()
+        words = await self.words(self.named(request.model))
+        return len((await chat_prompt_of(request, words, self.settings.template_timeout_s)).tokens)
+
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
         words = await self.words(self.named(request.model))

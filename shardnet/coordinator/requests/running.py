@@ -59,6 +59,11 @@ class Running:
         """True once all of it was taken, or it was closed."""
         return self._ended
 
+    @property
+    def stop_met(self) -> str:
+        """The stop string that ended the answer; empty where none did."""
+        return self._answer.stop_met
+
     def wake(self) -> None:
         """There is something to take."""
         self._news.set()

@@ -113,7 +113,10 @@ class Words:
             timeout_s=timeout_s,
         )
         tokens = await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
-        return ChatPrompt(tokens, answers, answers.thinks_already("".join(part.text for part in parts[-2:])))
+        end = "".join(part.text for part in parts[-2:])
+        if not end.endswith(answers.opened):
+            answers = replace(answers, opened="", text_begins="")
+        return ChatPrompt(tokens, answers, answers.thinks_already(end))
 
 
 def open_words(name: str, path: Path) -> Words:

@@ -14,7 +14,6 @@ import pytest
 from shardnet.coordinator.daemon import Coordinator
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.structure.grammars import schema_grammar
-from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, PeerRefused, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
 from shardnet.manifest import Manifest
@@ -25,7 +24,7 @@ from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
 from shardnet.transport import Connection, dial
 from tests.support.coordinator_world import make_manifest
-from tests.support.scripted_swarm import TEXT, World, events_of
+from tests.support.scripted_swarm import CALLING, TEXT, WEATHER, events_of, says
 
 # -- answers ---------------------------------------------------------------------------------------------------------------------
 
@@ -671,27 +670,6 @@ async def test_a_node_of_a_copied_home_is_refused_while_the_first_lives(make_wor
 
 
 # -- tools and reasoning ---------------------------------------------------------------------------------------------------------
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-CALLING = "I look." + "".join(
-    f'\n<tool_call>\n{{"name": "weather", "arguments": {arguments}}}\n</tool_call>'
-    for arguments in ('{"city": "Rom"}', "{}")
-)
-
-
-def says(world: World, text: str) -> int:
-    """The scripted model says this and ends. Returns: how many tokens that is; steps may be asked for beyond."""
-    vocabulary = Vocabulary(world.tokenizer)
-    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
-    world.words = [*tokens, *[vocabulary.eos] * 64]
-    vocabulary.close()
-    return len(tokens) + 1
 
 
 async def test_calls_are_apart_from_content_whole_and_streamed(make_world: Callable[..., Any]) -> None:

@@ -24,12 +24,43 @@ class Fault(Shape):
     param: str | None = Field(description="the field of the request that is wrong, with dots between the keys")
     code: str | None = Field(description="for programs, as OpenAI names it where OpenAI has such an error")
     shardnet_code: str = Field(description="for programs: shardnet's own name of the kind of error")
+    loading: dict[str, Any] | None = Field(
+        default=None, description="of a model that is being loaded: how far that is, in bytes"
+    )
 
 
 class Error(Shape):
     """Every error has this shape, also as the last event of a stream."""
 
     error: Fault
+
+
+class MessageFault(Shape):
+    """What went wrong, as Anthropic's clients read it."""
+
+    type: str = Field(description="the kind of error, as Anthropic names it")
+    message: str = Field(description="one sentence: what is wrong, and what to do")
+    details: dict[str, str] | None = Field(default=None, description="`error_code`, a finer name, for some errors")
+
+
+class MessageError(Shape):
+    """Every error at `/v1/messages` has this shape, also as the last event of a stream."""
+
+    type: Literal["error"]
+    error: MessageFault
+
+
+class ResponseTokens(Shape):
+    """How many tokens the prompt has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class MessageTokens(Shape):
+    """How many tokens the prompt has."""
+
+    input_tokens: int
 
 
 class Usage(Shape):

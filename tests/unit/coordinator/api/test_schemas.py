@@ -100,6 +100,21 @@ def test_null_nothing_and_minus_one_have_a_meaning(given: dict[str, Any], found:
 
 
 @pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        ("many", "must be a whole number"),
+        (0, "must be at least 1"),
+        (-2, "must be at least -1"),
+        (1 << 30, "must be at"),
+    ],
+)
+def test_what_is_no_number_of_tokens_is_said_so(most: Any, words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        chat(max_tokens=most)
+    assert str(usage_error(caught.value)).startswith(f"max_tokens: {words}")
+
+
+@pytest.mark.parametrize(
     ("given", "most"), [({}, None), ({"max_tokens": -1}, None), ({"max_tokens": None}, None), ({"max_tokens": 7}, 7)]
 )
 def test_minus_one_token_is_as_many_as_there_is_room_for(given: dict[str, Any], most: int | None) -> None:
