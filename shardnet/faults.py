@@ -95,10 +95,11 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
         by_place.setdefault(place, []).append(fault)
     place = max(by_place, key=lambda one: (any(_kind(fault) is None for fault in by_place[one]), len(one)))
     found = by_place[place]
-    fitting = next((fault for fault in found if _kind(fault) is None), None)
+    kinds = [_kind(fault) or _among(fault) for fault in found]
+    fitting = next((fault for fault in found if _kind(fault) is None and (len(found) == 1 or not _among(fault))), None)
     if fitting is not None:
         return ".".join(place), in_words(fitting)
-    return ".".join(place), "must be " + " or ".join(dict.fromkeys(str(_kind(fault)) for fault in found))
+    return ".".join(place), "must be " + " or ".join(dict.fromkeys(str(kind) for kind in kinds))
 
 
 def _plain(value: Any) -> str:
@@ -109,6 +110,11 @@ def sentence(error: ValidationError) -> str:
     """Returns: `first_fault` as one text, of none of the input, which may be binary and long."""
     where, what = first_fault(error)
     return f"{where} {what}" if where else f"it {what}"
+
+
+def _among(fault: Any) -> str | None:
+    """Returns: the values that were wanted, where there are only some; else None."""
+    return str(fault["ctx"]["expected"]) if fault["type"] in ("literal_error", "enum") else None
 
 
 def _kind(fault: Any) -> str | None:

@@ -27,6 +27,7 @@ class Sample(BaseModel):
     kind: Literal["a", "b"] = "a"
     inner: Inner = Inner()
     either: str | list[Inner] = ""
+    size: Annotated[int, Field(ge=1)] | Literal[-1] = 1
     even: int = 2
     needed: int
 
@@ -63,6 +64,8 @@ class Sample(BaseModel):
         ({"inner": {"n": 10}}, "inner.n", "must be below 10"),
         ({"either": 1}, "either", "must be a text or a list"),
         ({"either": [{"n": 0}]}, "either.0.n", "must be above 0"),
+        ({"size": "x"}, "size", "must be a whole number or -1"),
+        ({"size": 0}, "size", "must be at least 1"),
         ({"even": 3}, "even", "must be even, and 3 is odd"),
         ({"stranger": 1}, "stranger", "is not known"),
     ],

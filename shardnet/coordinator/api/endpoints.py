@@ -289,12 +289,13 @@ class WithoutTrailingSlash:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
-    path, headers = request.scope["path"][:MAX_NAME], error.headers or {}
+    path, headers = request.scope["path"][:MAX_NAME], dict(error.headers or {})
     if error.status_code == 405:
-        told = f"{path} does not take {request.method[:MAX_NAME]}: it takes {headers.get('Allow', 'nothing')}"
+        headers["Allow"] = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+        told = f"{path!r} does not take {request.method[:MAX_NAME]}: it takes {headers['Allow']}"
     else:
         paths = dict.fromkeys(path for _, path in endpoints_of(request.app.routes))
-        told = f"there is nothing at {path}: this API has {', '.join(paths)}, and a page to try it at /docs"
+        told = f"there is nothing at {path!r}: this API has {', '.join(paths)}, and a page to try it at /docs"
     is_anthropics = f"{path}/".startswith("/v1/messages/")
     refused = UsageError(told, http_status=error.status_code)
     answer = anthropic_response(refused) if is_anthropics else error_response(refused)

@@ -16,6 +16,7 @@ from shardnet.errors import (
     ShardnetError,
     UnreachableError,
     UsageError,
+    printable,
 )
 
 RETRY_AFTER_S = 5.0
@@ -55,7 +56,7 @@ def error_object(error: ShardnetError) -> dict[str, object]:
     if status in CODES:
         code = "model_not_found" if "unknown_model" in error.facts else CODES[status]
     body: dict[str, object] = {
-        "message": str(error),
+        "message": printable(str(error)),
         "type": kind,
         "param": error.facts.get("param"),
         "code": code,
