@@ -94,6 +94,18 @@ async def test_an_answer_that_was_cut_is_incomplete(make: Callable[[], Any]) -> 
             assert one["output"][0]["status"] == "incomplete"
 
 
+async def test_what_was_whole_before_the_cut_is_complete(make: Callable[[], Any]) -> None:
+    async with make() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        n_tokens = says(world, CALLING)
+        more = {"tools": [TOOL], "max_output_tokens": n_tokens - 1}
+        events = events_in(await respond(world, **more, stream=True))
+        done = [one["item"] for one in events if one["type"] == "response.output_item.done"]
+        for output in (done, events[-1]["response"]["output"], (await respond(world, **more)).json()["output"]):
+            assert [one["status"] for one in output] == ["completed"] * 3
+        assert events[-1]["type"] == "response.incomplete"
+
+
 async def test_calls_are_items_of_their_own_whole_and_streamed(make: Callable[[], Any]) -> None:
     async with make() as world, world.node("a", 0, 1, 2):
         await world.ready()
