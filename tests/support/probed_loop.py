@@ -1,7 +1,8 @@
 """`shardnet ARGUMENTS...` with an event loop that tells how long it was held, for benches: `python -m tests.support.probed_loop FILE ARGUMENTS...`.
 
-FILE gets a line `END_S HELD_MS`, of the monotonic clock, for each time that a timer of one millisecond came more than `TOLD_MS` late. It does where a
-callback is long, and where another thread keeps the interpreter's lock: either way nobody is served meanwhile.
+FILE gets a line `END_S HELD_MS CPU_MS` for each time that a timer of one millisecond came more than `TOLD_MS` late: when (monotonic clock), how
+late, and what processor time the process took since the timer before. It comes late where a callback is long, and where another thread keeps the
+interpreter's lock: either way nobody is served meanwhile. It comes late too where other processes have the processors; then its own time is less.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ TOLD_MS = 4.0
 def probed(loop: asyncio.AbstractEventLoop, told: TextIO) -> asyncio.AbstractEventLoop:
     """Returns: the loop, watched."""
 
-    def tick(due_s: float) -> None:
+    def tick(due_s: float, used_s: float) -> None:
         now_s = time.monotonic()
         if (late_ms := (now_s - due_s) * 1e3) > TOLD_MS:
-            told.write(f"{now_s:.6f} {late_ms:.3f}\n")
+            told.write(f"{now_s:.6f} {late_ms:.3f} {(time.process_time() - used_s) * 1e3:.3f}\n")
             told.flush()
-        loop.call_later(EVERY_S, tick, time.monotonic() + EVERY_S)
+        loop.call_later(EVERY_S, tick, time.monotonic() + EVERY_S, time.process_time())
 
-    loop.call_soon(tick, time.monotonic())
+    loop.call_soon(tick, time.monotonic(), time.process_time())
     return loop
 
 

@@ -23,7 +23,7 @@ from shardnet.errors import UsageError
 
 AT_ONCE = 1 << 16
 """Bytes; so many take a millisecond at most."""
-MAX_CONTAINERS = 100_000
+MAX_CONTAINERS = 50_000
 MAX_DEPTH = 200
 """As many as pydantic's own parser takes."""
 

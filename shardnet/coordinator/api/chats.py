@@ -68,8 +68,9 @@ async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s:
     asked = request.tools_asked()
     # Without a choice to call them tools are not shown, except where the conversation has calls: some templates know these only beside tools.
     shown = asked is not None and (asked.choice != "none" or any(message.is_of_tools for message in request.messages))
+    messages = await asyncio.to_thread(lambda: [message.for_template() for message in request.messages])
     return await words.chat_prompt(
-        [message.for_template() for message in request.messages],
+        messages,
         request.template_variables(),
         template_timeout_s,
         tools=asked.offered if asked is not None and shown else None,

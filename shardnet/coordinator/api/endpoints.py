@@ -20,7 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shardnet.coordinator.api.anthropic.errors import anthropic_error, anthropic_response
 from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
 from shardnet.coordinator.api.bodies import read_body
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
 from shardnet.coordinator.api.openapi.page import PAGE, page_part
 from shardnet.coordinator.api.responses.request import ResponsesRequest
@@ -41,7 +43,7 @@ from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
 PATHS = (
-    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"),
     *("/tokenize", "/detokenize", "/status", "/healthz"),
 )
 MAX_HEADER_WAIT_S = 30.0
@@ -77,6 +79,7 @@ class Api:
             self._route("POST", "/v1/responses/input_tokens", self._count_response),
             self._route("POST", "/v1/messages", self._messages, told=anthropic_response),
             self._route("POST", "/v1/messages/count_tokens", self._count_message, told=anthropic_response),
+            self._route("POST", "/v1/embeddings", self._embeddings),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
@@ -258,25 +261,28 @@ class Api:
         wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         return await streamed_response(request, answers, events(wordings, describe, wants_usage=wants_usage))
 
+    async def _embeddings(self, request: Request) -> Response:
+        asked = await self._body(request, EmbeddingsRequest)
+        return Response(await until_gone(request, self._service.embed(asked)), media_type="application/json")
+
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)
         tokens, words = await self._service.tokenize(asked)
 
         def worded() -> Response:
             body: dict[str, Any] = {"tokens": tokens, "count": len(tokens)}
-            if asked.return_token_strs or asked.with_pieces:
-                texts = [words.vocabulary.text([token]) for token in tokens]
-                if asked.return_token_strs:
-                    body["token_strs"] = texts
-                if asked.with_pieces:
-                    body["tokens"] = [{"id": token, "piece": text} for token, text in zip(tokens, texts, strict=True)]
-            return JSONResponse(body)
+            text = words.vocabulary.text
+            if asked.return_token_strs:
+                body["token_strs"] = (text([token]) for token in tokens)
+            if asked.with_pieces:
+                body["tokens"] = ({"id": token, "piece": text([token])} for token in tokens)
+            return LargeJSONResponse(body)
 
         return await asyncio.to_thread(worded)  # a million tokens take seconds, in which others are answered
 
     async def _detokenize(self, request: Request) -> Response:
         text = await self._service.detokenize(await self._body(request, DetokenizeRequest))
-        return await asyncio.to_thread(JSONResponse, {"content": text, "prompt": text})
+        return await asyncio.to_thread(LargeJSONResponse, {"content": text, "prompt": text})
 
 
 class WithoutTrailingSlash:

@@ -74,7 +74,7 @@ async def test_depth_and_number_of_parts_are_bounded() -> None:
     deep = b'{"x": ' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert await read_body(SPACE + deep, CompletionRequest)
     assert "200 within one another" in await refused(SPACE + b'{"x": ' + b"[" * 300_000)
-    assert "100000 objects and lists" in await refused(SPACE + b'{"x": [' + b"[]," * MAX_CONTAINERS + b"1]}")
+    assert "50000 objects and lists" in await refused(SPACE + b'{"x": [' + b"[]," * MAX_CONTAINERS + b"1]}")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,9 @@ async def test_depth_and_number_of_parts_are_bounded() -> None:
     [
         (CompletionRequest, {"prompt": [[-1]] * 12_000}, "prompt.0.0: must be at least 0"),
         (CompletionRequest, {"prompt": [-1] * 20_000}, "prompt.0: must be at least 0"),
+        (CompletionRequest, {"prompt": [1] * 20_000 + [-1] * 20}, "prompt.20000: must be at least 0"),
+        (CompletionRequest, {"prompt": [[1], [2] * 20_000 + ["x"]]}, "prompt.1.20000: must be a whole number"),
+        (DetokenizeRequest, {"tokens": [1] * 20_000 + ["x"] * 20}, "tokens.20000: must be a whole number"),
         (ChatRequest, {"messages": [{"role": "", "content": 7}] * 2000}, "messages.0.role: must not be empty"),
         (ChatRequest, {"messages": [{"role": "user", "content": [7] * 20_000}]}, "messages.0.content.0: must be"),
         (DetokenizeRequest, {"tokens": ["x"] * 10_000}, "tokens.0: must be a whole number"),
