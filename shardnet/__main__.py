@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(f"{sys.path[0]}/"):
+    # `python -m` looks for modules where somebody happens to stand first: a json.py there would run in place of the real one.
+    del sys.path[0]
+
 from shardnet.errors import ShardnetError, printable
 
 EXIT_INTERRUPTED = 130
