@@ -133,7 +133,11 @@ class _Reader:
 
     def _type(self, made: Schema, value: Any, at: str, _depth: int) -> None:
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not names or any(name not in ALL_TYPES for name in names):
+        if (
+            not isinstance(names, list)
+            or not names
+            or not all(isinstance(name, str) and name in ALL_TYPES for name in names)
+        ):
             raise self._error(at, f"type is one of {', '.join(sorted(ALL_TYPES))}, or a list of them")
         made["type"] = value
 
