@@ -83,6 +83,16 @@ async def test_a_text_is_whole_or_comes_as_events_that_end_with_the_same(make: C
         assert (usage["output_tokens"], usage["total_tokens"]) == (n_tokens, n_tokens + usage["input_tokens"])
 
 
+async def test_what_was_asked_is_said_again(make: Callable[[], Any]) -> None:
+    async with make() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        format = {"type": "json_schema", "name": "n", "strict": True, "schema": {"type": "object", "properties": {}}}
+        asked = {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False, "reasoning": {"effort": "low"}}
+        said = (await respond(world, **asked, text={"format": format}, max_output_tokens=1, top_p=0.5)).json()
+        assert asked | {"reasoning": {"effort": "low", "summary": None}} == {key: said[key] for key in asked}
+        assert (said["text"], said["top_p"], said["temperature"]) == ({"format": format}, 0.5, 0)
+
+
 async def test_an_answer_that_was_cut_is_incomplete(make: Callable[[], Any]) -> None:
     async with make() as world, world.node("a", 0, 1, 2):
         await world.ready()
