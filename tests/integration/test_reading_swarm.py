@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shardnet.local.processes import LocalSwarm
-from tests.support.plain_embeddings import plain_embedding
+from tests.support.plain_embeddings import plain_embedding, plain_row_logits
 from tests.support.two_nodes import Halves, complete, tiny_halves
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -45,24 +46,46 @@ def check_embeddings(swarm: LocalSwarm, halves: Halves) -> None:
             assert float(np.abs(vector - expected(halves, text, pooling)).max()) <= delta
 
 
-def check_embeddings_when_a_node_is_lost(swarm: LocalSwarm, halves: Halves) -> None:
+def check_logprobs(swarm: LocalSwarm, halves: Halves) -> None:
+    """Of a prompt of more rows than a stage reads at once; the answer that follows it is the one without."""
+    prompt = TEXTS[-1] * 3
+    plain = complete(swarm, prompt, max_tokens=8)["choices"][0]
+    scored = complete(swarm, prompt, max_tokens=8, echo=True, logprobs=2)["choices"][0]
+    assert scored["token_ids"] == plain["token_ids"]
+    logits = plain_row_logits(halves.whole, prompt).astype(np.float64)
+    right = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    found = scored["logprobs"]
+    assert found["token_logprobs"][0] is None
+    assert len(found["token_logprobs"]) == len(prompt) + 8
+    for row, (following, number, tops) in enumerate(
+        zip(prompt[1:], found["token_logprobs"][1:], found["top_logprobs"][1:], strict=False)
+    ):
+        assert abs(right[row, following] - number) < 1e-5
+        assert np.abs(np.sort(right[row])[::-1][:2] - list(tops.values())).max() < 1e-5
+    alone = post(swarm, "/v1/completions", prompt=[prompt, TEXTS[1]], max_tokens=0, echo=True, logprobs=2)["choices"]
+    assert alone[0]["logprobs"]["token_logprobs"] == found["token_logprobs"][: len(prompt)]
+
+
+def check_when_a_node_is_lost(swarm: LocalSwarm, halves: Halves) -> None:
+    """Two requests of many parts beside each other, with all places in use."""
+    score = {"prompt": TEXTS * 15, "max_tokens": 0, "echo": True, "logprobs": 1}
+    scored = post(swarm, "/v1/completions", **score)["choices"]
     begun = swarm.get("/status")["requests"]
-    before = complete(swarm, TEXTS[3], max_tokens=6)["choices"][0]["token_ids"]
-    with ThreadPoolExecutor(1) as pool:
-        many: Future[dict[str, Any]] = pool.submit(
-            post, swarm, "/v1/embeddings", input=TEXTS * 40, encoding_format="base64"
-        )
-        swarm.wait_for(
-            lambda: (swarm.get("/status") or begun)["requests"]["finished"] > begun["finished"] + 4,
-            30,
-            "some embeddings",
-        )
-        beside = complete(swarm, TEXTS[3], max_tokens=6)["choices"][0]["token_ids"]
+
+    def until(happened: Callable[[dict[str, int]], bool]) -> None:
+        swarm.wait_for(lambda: happened((swarm.get("/status") or {"requests": begun})["requests"]), 30, "parts of them")
+
+    with ThreadPoolExecutor(2) as pool:
+        many = pool.submit(post, swarm, "/v1/embeddings", input=TEXTS * 40, encoding_format="base64")
+        until(lambda now: now["finished"] > begun["finished"] + 4)
+        scores = pool.submit(post, swarm, "/v1/completions", **score)
+        until(lambda now: now["running"] > 8)  # a completion's parts count until all of them have begun
         assert not many.done()
+        assert not scores.done()
         swarm.processes.pop("node-1").kill()
         halves.start_node(swarm, 1)
         found = vectors(many.result())
-    assert beside == before
+        assert scores.result()["choices"] == scored
     right = [expected(halves, text, "last") for text in TEXTS] * 40
     assert all(np.array_equal(vector, one) for vector, one in zip(found, right, strict=True))
     assert swarm.get("/status")["requests"]["retried"] > begun["retried"]
@@ -73,4 +96,5 @@ def test_what_is_read_of_prompts_is_the_unsplit_models_also_when_a_node_is_lost_
     with LocalSwarm(tmp_path / "swarm") as swarm:
         halves.serve(swarm)
         check_embeddings(swarm, halves)
-        check_embeddings_when_a_node_is_lost(swarm, halves)
+        check_logprobs(swarm, halves)
+        check_when_a_node_is_lost(swarm, halves)

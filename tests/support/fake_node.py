@@ -32,10 +32,11 @@ from shardnet.messages import (
     Pong,
     Reading,
     RowsRead,
+    Sampling,
     ShardReady,
 )
 from shardnet.shards import Dtype, TensorSpec
-from shardnet.steps import StageTiming, TaskResult
+from shardnet.steps import StageTiming, TaskResult, TokenLogprob
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.transport import Connection, dial
@@ -181,9 +182,15 @@ class FakeNode:
                 sequence_id=task.sequence_id,
                 position=len(tokens) if task.samples else task.position,
                 tokens=sampled,
+                logprobs=tuple(self._logprobs(token, task.sampling) for token in sampled),
                 timings=(*task.timings, timing),
             )
         )
+
+    @staticmethod
+    def _logprobs(token: int, sampling: Sampling | None) -> tuple[TokenLogprob, ...]:
+        count = None if sampling is None else sampling.top_logprobs
+        return () if count is None else tuple(TokenLogprob(one, -one / 256) for one in (token, *range(50, 50 + count)))
 
     def _tell_read(self, task: ExecuteTask, reading: Reading, rows: list[int], tokens: list[int]) -> None:
         tensors: dict[str, NDArray[np.float32] | NDArray[np.int32]] = {"pooled": self.pooled(tokens)}

@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.text.answering import PlainStream
 from shardnet.coordinator.text.vocabulary import ModelPooling
 from shardnet.coordinator.text.words import Words
-from shardnet.errors import ContextExceeded, NoRoomError, PlacementError, UsageError
+from shardnet.errors import ContextExceeded, UsageError
 from shardnet.manifest import Manifest
 
 MAX_INPUTS = 2048
@@ -40,7 +40,9 @@ class EmbeddingsRequest(Lenient):
     """The body. `pooling` is ours: instead of what the model says."""
 
     model: str | None = Field(default=None, max_length=256)
-    input: str | TokenIds | list[str] | list[TokenIds]
+    input: (
+        str | TokenIds | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)]
+    )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     pooling: Pooling | None = None
@@ -117,8 +119,9 @@ class Embedder:
     async def embed(self, prompts: Sequence[list[int]]) -> list[Vector]:
         """Returns: the embedding of each prompt. Raises: what ended one of them; none runs any more then."""
         try:
-            for prompt in prompts:
-                self._running.append(await self._open(self._spec(prompt)))
+            for number, prompt in enumerate(prompts):
+                begin = self._requests.open_another if number else self._requests.open
+                self._running.append(await begin(self._spec(prompt), PlainStream(lambda _token: b"")))
                 while self._running and self._running[0].generation.is_done:
                     self._take()
             while self._running:
@@ -129,16 +132,6 @@ class Embedder:
             for one in self._running:
                 one.close()
         return self._vectors
-
-    async def _open(self, spec: GenerationSpec) -> Running:
-        """Begin another prompt. Once some have begun, a node that is lost is waited for as long as theirs would be."""
-        while True:
-            try:
-                return await self._requests.open(spec, PlainStream(lambda _token: b""))
-            except (PlacementError, NoRoomError):
-                if not self._running and not self._vectors:
-                    raise
-                await self._requests.until_ready(spec.model_id, spec.recovery_timeout_s)
 
     def _take(self) -> None:
         running = self._running[0]

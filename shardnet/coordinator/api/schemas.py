@@ -19,6 +19,7 @@ from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.token_ids import TokenIds
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
+from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.coordinator.structure.grammars import HEAD
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
@@ -91,6 +92,10 @@ class CommonRequest(StructureFields, Lenient):
         """Returns: how many log-probabilities to return for each token; None for none at all."""
         return None
 
+    def reading(self) -> PromptReading | None:
+        """Returns: what is wanted of the prompt's own tokens."""
+        return None
+
     def sampling(self) -> Sampling:
         """Returns: the same in our own words; takes some milliseconds where a large schema is asked for.
 
@@ -139,6 +144,7 @@ class CompletionRequest(CommonRequest):
         | Annotated[list[TokenIds], Field(fail_fast=True)]
         | None
     ) = None
+    max_tokens: Annotated[int, Field(ge=-1, le=1 << 24)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
@@ -147,6 +153,15 @@ class CompletionRequest(CommonRequest):
     def top_logprobs_wanted(self) -> int | None:
         """Returns: as `logprobs` says."""
         return self.logprobs
+
+    def reading(self) -> PromptReading | None:
+        """Returns: their log-probabilities, where the prompt is echoed with them."""
+        return PromptReading("logprobs", self.logprobs or 0) if self.scores_prompt else None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """True if the prompt's own tokens are wanted with their log-probabilities."""
+        return bool(self.echo) and self.logprobs is not None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -162,9 +177,12 @@ class CompletionRequest(CommonRequest):
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
         check_foreign(self.model_extra or {}, {"/v1/chat/completions": ChatRequest.model_fields})
-        if self.echo and self.logprobs is not None:
+        if self.max_tokens == 0 and not self.echo:
+            raise UsageError("max_tokens: 0 needs echo, or there would be nothing to answer", param="max_tokens")
+        if self.scores_prompt and self.suffix:
             raise UsageError(
-                "echo: the prompt's own logprobs are not computed here; leave one of the two out", param="echo"
+                "suffix: the prompt's own logprobs (echo with logprobs) are those of a text without a gap; leave one out",
+                param="suffix",
             )
         n_prompts, n = len(self.prompts()), self.n or 1
         if n_prompts * n > MAX_ANSWERS:  # before the work of tokenizing them

@@ -30,6 +30,8 @@ from shardnet.manifest import Manifest
 from shardnet.messages import Sampling, ShardOptions
 
 MAX_SEED = (1 << 63) - 1
+MAX_LOGPROBS = 1 << 20
+"""Of prompts, in one answer: some 30 MB of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,9 @@ class Service:
         prompts = prepared.prompts
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
         limits = [answer_limit(len(prompt), n_ctx, request.most_tokens()) for prompt in prompts or [[]]]
+        reading = request.reading()
+        if reading is not None:
+            _check_size(sum(map(len, prompts)) * n * (1 + reading.top))
         answers: list[Answering] = []
         try:
             for index in range(len(prompts) * n):
@@ -114,8 +119,10 @@ class Service:
                     recovery_timeout_s=self.settings.recovery_timeout_s,
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
+                    reading=reading,
                 )
-                running = await self.requests.open(spec, prepared.stream())
+                begin = self.requests.open_another if answers else self.requests.open
+                running = await begin(spec, prepared.stream())
                 answers.append(Answering(running, manifest, words, prompt))
         except BaseException:
             for one in answers:
@@ -179,3 +186,13 @@ class Service:
         words = await self.words(self.named(request.model))
         await asyncio.to_thread(words.check_tokens, request.tokens, "tokens")
         return await asyncio.to_thread(words.vocabulary.text, request.tokens)
+
+
+def _check_size(n_logprobs: int) -> None:
+    """Raises: UsageError if an answer would have too many numbers about its prompts."""
+    if n_logprobs > MAX_LOGPROBS:
+        raise UsageError(
+            f"logprobs: {n_logprobs} log-probabilities of prompts are more than {MAX_LOGPROBS}: send fewer prompts at a time, or ask for fewer "
+            "beside each token",
+            param="logprobs",
+        )

@@ -6,8 +6,10 @@ import json
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
+from shardnet.coordinator.api.completion_logprobs import TextOffsets, joined_lists, logprob_lists, prompt_offsets
 from shardnet.coordinator.api.messages import delta_of, message_of, text_of
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
 from shardnet.coordinator.api.service import Answering
@@ -114,11 +116,16 @@ class Wording:
 
     def _extras(self, tokens: list[Emitted], finish_reason: str | None) -> dict[str, Any]:
         extras = self._no_extras() | {"finish_reason": finish_reason}
-        if self._logprobs and tokens:
+        if self._logprobs and (tokens or self._has_prompt_logprobs):
             extras["logprobs"] = self._logprob_object(tokens)
         if self._token_ids:
             extras["token_ids"] = [one.token for one in tokens]
         return extras
+
+    @property
+    def _has_prompt_logprobs(self) -> bool:
+        """True if those of the prompt's own tokens are known, and were not told yet."""
+        return False
 
     def prompt_ids(self) -> dict[str, Any]:
         """Returns: the prompt's tokens, if tokens were asked for."""
@@ -161,26 +168,48 @@ class CompletionWording(Wording):
 
     object_whole = object_part = "text_completion"
     id_prefix = "cmpl-"
-    _offset = 0
+
+    def __init__(
+        self,
+        answering: Answering,
+        index: int,
+        base: dict[str, Any],
+        *,
+        logprobs: bool,
+        token_ids: bool,
+        echo: str = "",
+        plain: bool = True,
+    ) -> None:
+        """Args: plain: the prompt came as a text, which shows no control tokens."""
+        super().__init__(answering, index, base, logprobs=logprobs, token_ids=token_ids, echo=echo)
+        self._is_plain = plain
+        self._offsets = TextOffsets(len(echo))
+        self._awaits_prompt = logprobs and answering.running.generation.read is not None
 
     def _choice(self, what: What, events: Sequence[Event] = ()) -> dict[str, Any]:
         return {"text": text_of(events)}
 
+    @property
+    def _has_prompt_logprobs(self) -> bool:
+        read = self.answering.running.generation.read
+        return self._awaits_prompt and read is not None and read.is_complete
+
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
-        texts = [self._piece(one.token).decode(errors="replace") for one in tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(self._offset)
-            self._offset += len(text)
-        return {
-            "tokens": texts,
-            "token_logprobs": [one.logprobs[0].logprob if one.logprobs else None for one in tokens],
-            "top_logprobs": [
-                {self._piece(top.token).decode(errors="replace"): top.logprob for top in one.logprobs[1:]}
-                for one in tokens
-            ],
-            "text_offset": offsets,
-        }
+        shown = self.answering.words.vocabulary.piece
+        offsets = [self._offsets.of(shown(one.token)) for one in tokens]
+        lists = logprob_lists(tokens, offsets, self._piece)
+        if self._has_prompt_logprobs:
+            self._awaits_prompt = False
+            lists = joined_lists(self._prompt_lists(), lists)
+        return lists
+
+    def _prompt_lists(self) -> dict[str, Any]:
+        """Returns: the entries of the prompt's tokens; of the first one nothing is known, since nothing stands before it."""
+        prompt, read = self.answering.prompt, self.answering.running.generation.read
+        known = () if read is None else read.logprobs()
+        tokens = map(Emitted, prompt, chain([()], known))
+        piece = self.answering.words.vocabulary.piece if self._is_plain else self._piece
+        return logprob_lists(tokens, prompt_offsets([piece(token) for token in prompt], self._echo), self._piece)
 
 
 class ChatWording(Wording):
@@ -244,6 +273,7 @@ def completion_wordings(answers: list[Answering], asked: CompletionRequest) -> W
             logprobs=asked.top_logprobs_wanted() is not None,
             token_ids=bool(asked.return_token_ids),
             echo=_text_of(given[index // n], one) if asked.echo else "",
+            plain=isinstance(given[index // n], str),
         )
         ones.append(wording)
     return Wordings(ones, base)

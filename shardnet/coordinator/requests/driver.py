@@ -22,7 +22,15 @@ from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.requests.totals import Totals
 from shardnet.coordinator.text.answering import AnswerStream
-from shardnet.errors import Busy, PlacementError, SequenceGap, ShardnetError, ShardNotFound, UnreachableError
+from shardnet.errors import (
+    Busy,
+    NoRoomError,
+    PlacementError,
+    SequenceGap,
+    ShardnetError,
+    ShardNotFound,
+    UnreachableError,
+)
 from shardnet.log import get
 from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence, RowsRead
 from shardnet.steps import TaskResult
@@ -97,15 +105,6 @@ class Requests:
         if not self._swarm.routes(model_id):
             raise self._swarm.not_ready(model_id)
 
-    async def until_ready(self, model_id: str, patience_s: float) -> None:
-        """Wait for a pipeline of a model, where one was. Raises: as `check_ready`, if there is none for so long."""
-        try:
-            async with asyncio.timeout(patience_s):
-                while not self._swarm.routes(model_id):
-                    await self._changed.wait()
-        except TimeoutError:
-            raise self._swarm.not_ready(model_id) from None
-
     async def open(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
         """Begin a request, waiting for a free sequence if need be.
 
@@ -129,6 +128,22 @@ class Requests:
         self.idle.clear()
         self._begin(running, route)
         return running
+
+    async def open_another(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
+        """As `open`, for a further part of what has begun: a node that is lost meanwhile is waited for, as those parts wait for it."""
+        while True:
+            try:
+                return await self.open(spec, answer)
+            except (PlacementError, NoRoomError):
+                await self._until_ready(spec)
+
+    async def _until_ready(self, spec: GenerationSpec) -> None:
+        try:
+            async with asyncio.timeout(spec.recovery_timeout_s):
+                while not self._swarm.routes(spec.model_id):
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self._swarm.not_ready(spec.model_id) from None
 
     def _speculation(self, model_id: str) -> ModelSpeculation | None:
         if model_id not in self._speculations and self._make_speculation is not None:

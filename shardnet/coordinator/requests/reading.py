@@ -6,7 +6,7 @@ anew by the next one; what was told whole is kept, however the answer then goes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,7 +57,8 @@ class PromptRead:
             return
         self._n_asked = self._n_told = 0  # steps
         self._sum: NDArray[np.float64] | None = None
-        self._logprobs: list[tuple[TokenLogprob, ...]] = []
+        self._told: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+        self._n_rows = 0  # of them
 
     def of_step(self, position: int, count: int) -> Reading | None:
         """Returns: what the step with rows `[position, position + count)` is to tell; None for nothing."""
@@ -118,7 +119,7 @@ class PromptRead:
 
         Raises: RemoteProtocolError for other rows than those, or what is no numbers.
         """
-        first = len(self._logprobs) + 1
+        first = self._n_rows + 1
         expected = self._prompt[first : first + len(tokens)]
         if (
             self._wanted.kind != "logprobs"
@@ -129,9 +130,8 @@ class PromptRead:
             raise RemoteProtocolError("a stage told log-probabilities of other tokens than the prompt's")
         if not (np.isfinite(logprobs).all() and (tokens >= NO_TOKEN).all()):
             raise RemoteProtocolError("a stage told log-probabilities that are not numbers")
-        for ids, numbers in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-            row = zip(ids, numbers, strict=True)
-            self._logprobs.append(tuple(TokenLogprob(token, number) for token, number in row if token != NO_TOKEN))
+        self._told.append((tokens, logprobs))
+        self._n_rows += len(tokens)
         self._n_told += 1
 
     # -- what came of it -----------------------------------------------------------------------------------------------------
@@ -142,10 +142,12 @@ class PromptRead:
         assert self._sum is not None
         return self._sum / len(self._prompt) if self._wanted.kind == "mean" else self._sum
 
-    @property
-    def logprobs(self) -> list[tuple[TokenLogprob, ...]]:
-        """Returns: for each token of the prompt but the first: itself, then the most likely in its place; once it is complete."""
-        return self._logprobs
+    def logprobs(self) -> Iterator[tuple[TokenLogprob, ...]]:
+        """Yield for each token of the prompt but the first: itself, then the most likely in its place; once it is complete."""
+        for tokens, logprobs in self._told:
+            for ids, numbers in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+                row = zip(ids, numbers, strict=True)
+                yield tuple(TokenLogprob(token, number) for token, number in row if token != NO_TOKEN)
 
 
 def _array(spec: TensorSpec, data: memoryview, kind: Dtype) -> NDArray[Any]:

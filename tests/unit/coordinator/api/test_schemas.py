@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from shardnet.coordinator.api.errors import error_response, status_of
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, TokenizeRequest, usage_error
 from shardnet.coordinator.placement.catalogue import resolve
+from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.errors import (
     Busy,
     ContextExceeded,
@@ -238,11 +239,21 @@ def test_every_number_has_a_range(field: str, value: Any) -> None:
     assert OURS.search(str(error)), str(error)
 
 
-def test_the_prompts_own_logprobs_are_refused_and_as_many_of_the_best_as_all_are_not() -> None:
-    with pytest.raises(UsageError, match="echo"):
-        CompletionRequest(echo=True, logprobs=1).check_supported()
+def test_as_many_of_the_best_as_all_are_taken() -> None:
     CompletionRequest(n=2, best_of=2).check_supported()
-    CompletionRequest(echo=True).check_supported()
+
+
+def test_a_prompt_is_scored_where_it_is_echoed_with_logprobs() -> None:
+    assert CompletionRequest(echo=True, logprobs=3).reading() == PromptReading("logprobs", 3)
+    for request in (CompletionRequest(echo=True), CompletionRequest(logprobs=3), chat(logprobs=True)):
+        assert request.reading() is None
+    for request in (CompletionRequest(echo=True, logprobs=0, max_tokens=0), CompletionRequest(echo=True, max_tokens=0)):
+        request.check_supported()
+        assert request.most_tokens() == 0
+    with pytest.raises(UsageError, match="max_tokens: 0 needs echo"):
+        CompletionRequest(max_tokens=0).check_supported()
+    with pytest.raises(UsageError, match="suffix: "):
+        CompletionRequest(echo=True, logprobs=0, suffix="b").check_supported()
 
 
 def test_a_logit_bias_key_must_be_a_token() -> None:

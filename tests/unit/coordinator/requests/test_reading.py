@@ -130,8 +130,8 @@ def test_logprobs_come_before_the_first_token_and_the_answer_goes_on() -> None:
     done(machine, steps[2], 7)
     assert machine.read is not None
     assert machine.read.is_complete
-    assert [one[0] for one in machine.read.logprobs] == [TokenLogprob(token, -0.5) for token in PROMPT[1:]]
-    assert all(len(one) == 2 for one in machine.read.logprobs)
+    found = list(machine.read.logprobs())
+    assert found == [(TokenLogprob(token, -0.5), TokenLogprob(5, -0.5)) for token in PROMPT[1:]]
     [after] = tasks(machine.take_sends())
     assert after.reading is None
     assert [one.token for one in machine.emitted] == [7]
@@ -156,7 +156,7 @@ def test_a_prompt_that_was_not_read_whole_is_read_anew_and_one_that_was_is_not()
     third = tasks(machine.take_sends())
     assert [task.reading for task in third] == [None] * len(third)
     assert machine.read is not None
-    assert len(machine.read.logprobs) == len(PROMPT) - 1
+    assert len(list(machine.read.logprobs())) == len(PROMPT) - 1
 
 
 def test_a_gap_in_the_middle_of_reading_is_no_place_to_go_on_from() -> None:
@@ -246,7 +246,7 @@ def test_places_without_a_token_are_left_out() -> None:
     read = PromptRead(PromptReading("logprobs", 2), [10, 11])
     tokens, logprobs = np.array([[11, 5, -1]], dtype=np.int32), np.array([[-1, -2, 0]], dtype=np.float32)
     read.take_logprobs(tokens, logprobs)
-    assert read.logprobs == [(TokenLogprob(11, -1.0), TokenLogprob(5, -2.0))]
+    assert list(read.logprobs()) == [(TokenLogprob(11, -1.0), TokenLogprob(5, -2.0))]
 
 
 def test_a_prompt_alone_may_fill_the_context() -> None:
