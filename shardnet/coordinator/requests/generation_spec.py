@@ -51,8 +51,9 @@ def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:
     if not n_prompt:
         raise UsageError("the prompt is empty: give at least one token", param="prompt")
     if n_prompt + (max_tokens != 0) > n_ctx:
+        # "prompt is too long": by these words, not by the code beside them, litellm and langchain tell this error from others.
         raise ContextExceeded(
-            f"the prompt has {n_prompt} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
+            f"the prompt is too long: it has {n_prompt} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
             "shorten the prompt, or have the model loaded with a larger n_ctx (the coordinator: sequences.n_ctx)",
             prompt_tokens=n_prompt,
             n_ctx=n_ctx,

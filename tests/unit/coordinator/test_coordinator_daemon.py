@@ -134,13 +134,16 @@ async def test_a_name_of_two_models_is_listed_once_and_answers(
         assert "tiny means the newer or proved model" in asked.json()["error"]["message"]
 
 
-async def test_a_prompt_longer_than_the_context_names_both_numbers(make_world: Callable[..., Any]) -> None:
+async def test_a_prompt_longer_than_the_context_names_both_numbers_in_words_that_clients_know(
+    make_world: Callable[..., Any],
+) -> None:
     async with make_world(sequences={"n_ctx": 64, "n_batch": 16}) as world, world.node("a", 0, 1, 2):
         await world.ready()
         response = await world.client.post("/v1/completions", json={"prompt": [72] * 70})
         assert response.status_code == 400
         error = response.json()["error"]
         assert error["code"] == "context_length_exceeded"
+        assert "prompt is too long" in error["message"]  # what litellm and langchain look for
         assert "70 tokens" in error["message"]
         assert "64 tokens" in error["message"]
         full = (await world.client.post("/v1/completions", json={"prompt": [72] * 60})).json()
