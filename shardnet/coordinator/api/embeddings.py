@@ -11,13 +11,14 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from shardnet.coordinator.api.schemas import Lenient, TokenIds, of_one_kind
+from shardnet.coordinator.api.schemas import Lenient, of_one_kind
+from shardnet.coordinator.api.token_ids import TokenIds
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.running import Running
@@ -39,9 +40,7 @@ class EmbeddingsRequest(Lenient):
     """The body. `pooling` is ours: instead of what the model says."""
 
     model: str | None = Field(default=None, max_length=256)
-    input: (
-        str | TokenIds | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)]
-    )
+    input: str | TokenIds | list[str] | list[TokenIds]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     pooling: Pooling | None = None
