@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from shardnet.errors import ShardnetError
+if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(f"{sys.path[0]}/"):
+    # `python -m` looks for modules where somebody happens to stand first: a json.py there would run in place of the real one.
+    del sys.path[0]
+
+from shardnet.errors import ShardnetError, printable
 
 EXIT_INTERRUPTED = 130
 LONGEST_SENTENCE = 10_000  # characters; paths have up to 4,096
@@ -36,7 +40,7 @@ def _for_a_terminal(sentence: str) -> str:
     if len(sentence) > LONGEST_SENTENCE:
         half = LONGEST_SENTENCE // 2
         sentence = f"{sentence[:half]} [...] {sentence[-half:]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in sentence)
+    return printable(sentence)
 
 
 if __name__ == "__main__":

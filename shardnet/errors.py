@@ -208,6 +208,11 @@ class Busy(ShardnetError):
     code = "BUSY"
 
 
+def printable(sentence: str) -> str:
+    """Returns: a sentence with names out of somebody's file or request, in which control characters are escapes: nothing in it steers a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in sentence)
+
+
 def _tree(root: type[ShardnetError]) -> dict[str, type[ShardnetError]]:
     found = {root.code: root}
     for child in root.__subclasses__():

@@ -40,8 +40,31 @@ _LIMITS = {
     "enum": "must be one of {expected}",
     "missing": "is missing",
     "extra_forbidden": "is not known",
-    "json_invalid": "is not JSON: {error}",
 }
+_PLACE = re.compile(r"line (\d+),? column (\d+)")
+_NO_JSON = (
+    (r"EOF", "it ends too early"),
+    (r"Unterminated", "a text in it does not end"),
+    (r"trailing comma", "a comma stands in front of a closing bracket"),
+    (r"trailing characters|Extra data", "more follows behind its end"),
+    (r"recursion", "it is nested too deeply"),
+    (r"surrogate|unicode|hex|uXXXX", "a character in it is none"),
+    (r"escape", "a text in it has an escape that JSON does not know"),
+    (r"ontrol character", "a line break or another control character stands in a text"),
+    (r"number", "a number in it is not written as JSON writes it"),
+    (r"key must be|property name", "a name in double quotes is missing"),
+    (r"expected `:`|Expecting ':'", "a colon is missing"),
+    (r"expected `,`|Expecting ','", "a comma or a closing bracket is missing"),
+    (r"", "a value is missing, or is none that JSON has"),
+)
+"""What pydantic's parser or Python's own says -> our words."""
+
+
+def no_json(told: str) -> str:
+    """Returns: why a text is not JSON, and where. Args: told: what pydantic's parser or Python's own says of it."""
+    words = next(words for pattern, words in _NO_JSON if re.search(pattern, told))
+    place = _PLACE.search(told)
+    return f"{words} (line {place[1]}, column {place[2]})" if place else words
 
 
 def in_words(fault: Any) -> str:
@@ -49,6 +72,8 @@ def in_words(fault: Any) -> str:
     if (kind := _kind(fault)) is not None:
         return f"must be {kind}"
     name, facts = str(fault["type"]), fault.get("ctx", {})
+    if name == "json_invalid":
+        return f"is not JSON: {no_json(str(facts.get('error', '')))}"
     if facts.get("min_length") == 1:
         return "must not be empty"
     if name in _LIMITS:
@@ -70,10 +95,11 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
         by_place.setdefault(place, []).append(fault)
     place = max(by_place, key=lambda one: (any(_kind(fault) is None for fault in by_place[one]), len(one)))
     found = by_place[place]
-    fitting = next((fault for fault in found if _kind(fault) is None), None)
+    kinds = [_kind(fault) or _among(fault) for fault in found]
+    fitting = next((fault for fault in found if _kind(fault) is None and (len(found) == 1 or not _among(fault))), None)
     if fitting is not None:
         return ".".join(place), in_words(fitting)
-    return ".".join(place), "must be " + " or ".join(dict.fromkeys(str(_kind(fault)) for fault in found))
+    return ".".join(place), "must be " + " or ".join(dict.fromkeys(str(kind) for kind in kinds))
 
 
 def _plain(value: Any) -> str:
@@ -84,6 +110,11 @@ def sentence(error: ValidationError) -> str:
     """Returns: `first_fault` as one text, of none of the input, which may be binary and long."""
     where, what = first_fault(error)
     return f"{where} {what}" if where else f"it {what}"
+
+
+def _among(fault: Any) -> str | None:
+    """Returns: the values that were wanted, where there are only some; else None."""
+    return str(fault["ctx"]["expected"]) if fault["type"] in ("literal_error", "enum") else None
 
 
 def _kind(fault: Any) -> str | None:

@@ -95,11 +95,17 @@ class StreamedWeights(Frozen):
     budget_bytes: int = Field(ge=0, description="memory for these weights: what stays, and what passes through")
     least_bytes: int = Field(ge=0, description="the smallest budget that would do")
     bytes_per_s: float = Field(default=0, ge=0, description="of reading, as measured; 0: nothing was read yet")
+    passing_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="of a mixture of experts: what passes read of late, as measured; only experts that are chosen are read",
+    )
 
     @property
     def read_bytes(self) -> int:
         """Returns: bytes that each pass reads from the file."""
-        return self.weights_bytes - self.stays_bytes
+        return self.weights_bytes - self.stays_bytes if self.passing_bytes is None else self.passing_bytes
 
 
 class HeldShard(Frozen):

@@ -42,6 +42,7 @@ def inspect(
     """
     import json
 
+    from shardnet.cli.progress import say_where
     from shardnet.inference.checkpoints.files import is_checkpoint
     from shardnet.inference.opening import opened, refuse_no_model
     from shardnet.inference.remote.address import is_url
@@ -51,6 +52,7 @@ def inspect(
     if not is_url(model):
         refuse_no_model(model)
     if is_url(model):
+        say_where(model)
         with opened(model) as header:
             facts = inspect_header(header)
     elif not is_cache(path) and is_checkpoint(path):

@@ -20,6 +20,15 @@ def say(sentence: str) -> None:
     sys.stderr.flush()
 
 
+def say_where(model: str) -> None:
+    """Say at once which server is asked for a model: one that does not answer, or is not there, is waited for a while."""
+    from shardnet.inference.remote.address import is_url, parse_address
+
+    if is_url(model):
+        _, host, port = parse_address(model).origin
+        say(f"Connecting to {host}:{port}")
+
+
 @contextmanager
 def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total). Safe to call from several threads."""

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from shardnet.errors import UsageError
+from shardnet.faults import no_json
 from shardnet.files import text_of
 
 
@@ -16,9 +17,8 @@ def json_of(given: str, flag: str) -> Any:
     text = given if is_here else text_of(given, flag)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"{flag}{'' if is_here else f' {given}'} is not JSON ({where}): {error.msg}") from None
+    except ValueError as error:
+        raise UsageError(f"{flag}{'' if is_here else f' {given}'} is not JSON: {no_json(str(error))}") from None
     except RecursionError:
         raise UsageError(f"{flag} is nested too deeply") from None
 

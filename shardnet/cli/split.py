@@ -90,7 +90,7 @@ def split(
     import json
 
     from shardnet.cli.losses import loss_lines
-    from shardnet.cli.progress import byte_bar, say
+    from shardnet.cli.progress import byte_bar, say, say_where
     from shardnet.errors import ParityError, UsageError
     from shardnet.inference.splitting.manifest_file import models_named
     from shardnet.library.cutting import Quantising, cut_model, cut_request
@@ -108,6 +108,7 @@ def split(
     )
     if no_verify and verify not in (None, Verify.NONE):
         raise UsageError(f"--no-verify and --verify {verify} exclude each other: give one of them")
+    say_where(model)
     measured = None if perplexity is None else _Perplexities(perplexity, model, out, quantize)
     done = cut_model(
         model,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from shardnet.errors import NoRoomError
 from shardnet.limits.cgroups import ROOT, Group, groups_of, read_text
 from shardnet.log import human_bytes
 
@@ -98,6 +99,23 @@ def memory_bounds(root: Path = ROOT, reserved_bytes: int = 0, mapped_bytes: int 
     return (*found, *_resource_limits(root, reserved_bytes))
 
 
+def refuse_to_map(path: Path, root: Path = ROOT) -> None:
+    """Look whether a file can be mapped: it takes its whole size of the address space, however little of it is ever in memory.
+
+    Raises: NoRoomError if `ulimit -v` leaves less.
+    """
+    size = path.stat().st_size
+    for bound in _resource_limits(root, 0):
+        if bound.source == ADDRESS_SPACE and bound.free_bytes < size:
+            raise NoRoomError(
+                f"{path} is mapped as a whole, {human_bytes(size)} of address space, and {human_bytes(bound.free_bytes)} are left within the limit "
+                f"of {bound}: raise that limit; it does not have to be in memory as a whole",
+                needed_bytes=size,
+                free_bytes=bound.free_bytes,
+                limit=str(bound),
+            )
+
+
 def _limits_1(group: Group, mapped_bytes: int) -> Iterator[Bound]:
     """Version 1 writes "no limit" as a number larger than any machine."""
     rows = group.table("memory.stat")
@@ -120,8 +138,9 @@ def _bound(group: Group, limit_file: str, usage_file: str, free_cache_bytes: int
         yield Bound(limit, max(0, limit - used), f"{limit_file} of cgroup {group.label}")
 
 
+ADDRESS_SPACE = "RLIMIT_AS (ulimit -v)"
 _RESOURCES = (
-    ("Max address space", "VmSize", "RLIMIT_AS (ulimit -v)"),
+    ("Max address space", "VmSize", ADDRESS_SPACE),
     # Weights that are only mapped do not count as data; but llama.cpp copies most quantised ones to lay them out anew.
     ("Max data size", "VmData", "RLIMIT_DATA (ulimit -d)"),
 )

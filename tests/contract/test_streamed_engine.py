@@ -18,7 +18,7 @@ from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.worker.loading import PROCESS_BYTES
 from tests.support.engine_world import OPTIONS, PROMPT, Route, SplitModel, Stage, load_request, plain_logits, split
 from tests.support.quantised_models import quantise
-from tests.support.random_models import tiny_llama
+from tests.support.random_models import build_random_model, tiny_llama
 
 N_LAYERS = 12
 N_TOKENS = 6
@@ -120,3 +120,23 @@ async def test_a_resident_shard_goes_with_a_streamed_one_where_it_is_not_repacke
         assert modes == [("resident", False), ("streamed", False)]
         tokens, logits = await Route(stages).generate(PROMPT, N_TOKENS)
     assert (tokens, np.array_equal(logits, expected[1])) == (expected[0], True)
+
+
+async def test_a_streamed_mixture_reads_experts_as_they_are_chosen_and_gives_the_same_numbers(tmp_path: Path) -> None:
+    extra = {"expert_count": 16, "expert_used_count": 2, "expert_feed_forward_length": 128}
+    path = build_random_model(tmp_path / "moe.gguf", "qwen3moe", n_layers=8, extra=extra)
+    expected = plain_logits(path, PROMPT, N_TOKENS, repack=False)
+    model = SplitModel("0" * 64, path, (path,))
+    async with engine_with("streamed", half_of(path)) as engine:
+        stage = Stage(engine, model, (0, 1))
+        await stage.load()
+        (told,) = (await engine.report()).streamed
+        assert told.weights.budget_bytes < told.weights.weights_bytes
+        for _ in range(2):
+            route = Route([stage])
+            tokens, logits = await route.generate(PROMPT, N_TOKENS)
+            assert (tokens, np.array_equal(logits, expected[1])) == (expected[0], True)
+            route.forget()
+        (told,) = (await engine.report()).streamed
+        assert told.weights.passing_bytes is not None
+        assert told.weights.read_bytes < told.weights.weights_bytes - told.weights.stays_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from shardnet.swarm.api_keys import make_key
 from shardnet.swarm.enrol import enrol
 from shardnet.swarm.home import Home
 from shardnet.swarm.tokens import parse_token
-from tests.support.chromium import CHROMIUM, WHY_NOT, Seen, chromium, window
+from tests.support.chromium import CHROMIUM, WHY_NOT, Seen, chromium, network_of_its_own, window
 from tests.support.page_world import PageWorld, page_world
 
 pytestmark = [
@@ -43,8 +43,14 @@ REFUSED = "the server responded with a status of"
 """Chromium's own note of an answer that is an error, which is one here."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _network() -> Iterator[None]:
+    with network_of_its_own():
+        yield
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
+async def browser(_network: None) -> AsyncIterator[Browser]:
     async with chromium() as browser:
         yield browser
 

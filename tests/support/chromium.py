@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +19,8 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 expect.set_options(timeout=15_000)  # of a machine that others use too
+CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 0x1
+"""Source: Linux, sched.h, sockios.h, if.h."""
 WHY_NOT = "there is no Chromium here: apt-get install chromium"
 
 
@@ -40,8 +47,30 @@ class Seen:
     def check(self, url: str, *, allowed: tuple[str, ...] = ()) -> None:
         """Fail if anything was asked of anybody else, or if the browser complained of something that is not `allowed`."""
         assert self.requests
-        assert [one for one in self.requests if not one.startswith(f"{url}/")] == []
-        assert [one for one in self.complaints if not any(word in one for word in allowed)] == []
+        elsewhere = [one for one in self.requests if not one.startswith(f"{url}/")]
+        assert not elsewhere, elsewhere
+        complaints = [one for one in self.complaints if not any(word in one for word in allowed)]
+        assert not complaints, complaints
+
+
+@contextmanager
+def network_of_its_own() -> Iterator[None]:
+    """Inside, this thread and what it starts have a loopback and nothing else, where the kernel allows that (root).
+
+    Chromium drops its connections whenever an interface of the machine comes or goes (ERR_NETWORK_CHANGED), as other tests have them do at the
+    same time; and what comes from elsewhere could not even be reached.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net", "rb") if sys.platform == "linux" else nullcontext() as before:  # noqa: PTH123
+        if before is None or libc.unshare(CLONE_NEWNET) != 0:
+            yield
+            return
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+                fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
+            yield
+        finally:
+            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
 
 
 @asynccontextmanager

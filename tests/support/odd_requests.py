@@ -65,6 +65,42 @@ VALID: dict[str, list[dict[str, Any]]] = {
         {"messages": HI, "tools": [TOOL], "documents": [{"text": "d"}]},
     ],
     "/detokenize": [{"model": "tiny", "tokens": [72, 73]}],
+    "/v1/responses": [
+        {
+            "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+            "instructions": "be brief",
+            "max_output_tokens": 2,
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+            "reasoning": {"effort": "low"},
+            "include": ["message.output_text.logprobs"],
+            "metadata": {"a": "b"},
+        },
+        {
+            "input": [
+                *({"role": "user", "content": "hi"}, {"type": "reasoning", "summary": [], "content": []}),
+                {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "1", "output": "x"},
+            ],
+            "tools": [{"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}],
+            "tool_choice": {"type": "function", "name": "f"},
+        },
+    ],
+    "/v1/messages": [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "x"}]},
+            ],
+            "system": [{"type": "text", "text": "be brief"}],
+            "max_tokens": 2,
+            "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}],
+            "tool_choice": {"type": "tool", "name": "f"},
+            "stop_sequences": ["x"],
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "metadata": {"user_id": "me"},
+        },
+    ],
 }
 """Path -> bodies that are taken, in which `with_odd_value` puts something else."""
 

@@ -39,6 +39,15 @@ def test_modules_in_the_current_folder_are_not_imported_by_a_child(tmp_path: Pat
     assert lures[0].with_suffix(".ran").exists(), "the lure works where Python is asked as before"
 
 
+def test_modules_in_the_current_folder_are_not_imported_by_python_m_shardnet(tmp_path: Path) -> None:
+    for name in ("json", "typer", "typing", "structlog"):
+        (tmp_path / f"{name}.py").write_text(LURE)
+    command = [sys.executable, "-m", "shardnet", "--version"]
+    asked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert asked.stdout.startswith("shardnet "), asked.stderr
+    assert not list(tmp_path.glob("*.ran"))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
 def test_every_child_is_started_so(command: tuple[str, ...]) -> None:
     assert command == python_module(command[-1])

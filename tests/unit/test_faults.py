@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from shardnet.faults import first_fault, sentence
+from shardnet.faults import first_fault, no_json, sentence
 
 
 class Inner(BaseModel):
@@ -25,6 +27,7 @@ class Sample(BaseModel):
     kind: Literal["a", "b"] = "a"
     inner: Inner = Inner()
     either: str | list[Inner] = ""
+    size: Annotated[int, Field(ge=1)] | Literal[-1] = 1
     even: int = 2
     needed: int
 
@@ -61,6 +64,8 @@ class Sample(BaseModel):
         ({"inner": {"n": 10}}, "inner.n", "must be below 10"),
         ({"either": 1}, "either", "must be a text or a list"),
         ({"either": [{"n": 0}]}, "either.0.n", "must be above 0"),
+        ({"size": "x"}, "size", "must be a whole number or -1"),
+        ({"size": 0}, "size", "must be at least 1"),
         ({"even": 3}, "even", "must be even, and 3 is odd"),
         ({"stranger": 1}, "stranger", "is not known"),
     ],
@@ -78,3 +83,33 @@ def test_what_is_missing_and_what_is_no_json_is_said() -> None:
     with pytest.raises(ValidationError) as damaged:
         Sample.model_validate_json("{")
     assert sentence(damaged.value).startswith("it is not JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "too early|a value"),
+        ("{", "too early|a name in double quotes"),
+        ('{"a" 1}', "a colon is missing"),
+        ('{"a": 1 "b": 2}', "a comma or a closing bracket is missing"),
+        ("[1 2]", "a comma or a closing bracket is missing"),
+        ('{"a": 1,}', "a comma stands in front of a closing bracket|a name in double quotes"),
+        ("{'a': 1}", "a name in double quotes is missing"),
+        ('{"a": "\n"}', "a line break or another control character"),
+        ('{"a": "\\x"}', "an escape that JSON does not know"),
+        ('{"a": "\\u12"}', "a character in it is none|an escape"),
+        ('{"a": "b', "too early|a text in it does not end"),
+        ("{} {}", "more follows behind its end"),
+        ("{} x", "more follows behind its end"),
+        ("yes", "a value is missing, or is none that JSON has"),
+        ("[01]", "a number in it|a comma or"),
+    ],
+)
+def test_two_parsers_are_told_in_our_words_and_with_the_place(text: str, words: str) -> None:
+    with pytest.raises(ValidationError) as damaged:
+        Sample.model_validate_json(text)
+    with pytest.raises(ValueError) as invalid:
+        json.loads(text)
+    ours = rf".*({words}).* \(line \d+, column \d+\)"
+    assert re.fullmatch(f"it is not JSON: {ours}", sentence(damaged.value)), sentence(damaged.value)
+    assert re.fullmatch(ours, no_json(str(invalid.value))), no_json(str(invalid.value))

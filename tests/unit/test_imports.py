@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tcp": set(),
     "web_hosts": set(),
     "lifecycle": {"errors", "log"},
-    "limits": {"log"},
+    "limits": {"errors", "log"},
     "inference": GROUND,
     "dht": GROUND - {"messages", "wire"},
     "torrent": GROUND - {"messages", "wire"},

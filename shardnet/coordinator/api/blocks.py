@@ -29,7 +29,7 @@ class Block:
     Attributes:
         index: in the answer, from 0.
         call_id: and `name`, of a call.
-        is_whole: False of a call that broke off, whose text comes as a block behind it.
+        is_whole: False of a call that is not over, or broke off; then its text comes as a block behind it.
     """
 
     index: int
@@ -133,7 +133,7 @@ class Blocks:
 
     def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> list[Step]:
         closed = self._close()
-        self._open = Block(len(self.all), kind, call_id, name)
+        self._open = Block(len(self.all), kind, call_id, name, is_whole=kind != "call")
         self.all.append(self._open)
         return [*closed, Opened(self._open)]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, TypeVar
@@ -20,19 +21,23 @@ from pydantic import BaseModel, ValidationError
 
 from shardnet.coordinator.api.schemas import usage_error
 from shardnet.errors import UsageError
+from shardnet.faults import no_json
 
 AT_ONCE = 1 << 16
 """Bytes; so many take a millisecond at most."""
 MAX_CONTAINERS = 50_000
 MAX_DEPTH = 200
 """As many as pydantic's own parser takes."""
+MAX_DIGITS = 1000
+"""Of a number. Python itself writes none of more than 4,300."""
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % MAX_DIGITS)
 
 R = TypeVar("R", bound=BaseModel)
 
 
 async def read_body(body: bytes, kind: type[R]) -> R:
     """Returns: the request. Raises: UsageError in words of ours."""
-    if len(body) <= AT_ONCE:
+    if len(body) <= AT_ONCE and _LONG_NUMBER.search(body) is None:
         return _valid(kind.model_validate_json, body)
     return await asyncio.to_thread(_read, body, kind)
 
@@ -56,7 +61,7 @@ class _Decoder(json.JSONDecoder):
     parse_string: Callable[..., tuple[str, int]]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(parse_int=_whole_number)
         self._left, self._depth = MAX_CONTAINERS, 0
         self.parse_object = self._counted(self.parse_object)
         self.parse_array = self._counted(self.parse_array)
@@ -87,7 +92,13 @@ class _Decoder(json.JSONDecoder):
         except UnicodeDecodeError:
             raise UsageError("the body is not JSON: it is not valid UTF-8") from None
         except ValueError as error:
-            raise UsageError(f"the body is not JSON: {error}") from None
+            raise UsageError(f"the body is not JSON: {no_json(str(error))}") from None
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise UsageError(f"the body has a number of more than {MAX_DIGITS} digits")
+    return int(digits)
 
 
 def _checked(parse: Callable[..., tuple[str, int]]) -> Callable[..., tuple[str, int]]:

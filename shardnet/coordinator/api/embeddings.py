@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,9 @@ class EmbeddingsRequest(Lenient):
     """The body. `pooling` is ours: instead of what the model says."""
 
     model: str | None = Field(default=None, max_length=256)
-    input: str | TokenIds | list[str] | list[TokenIds]
+    input: (
+        str | TokenIds | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)]
+    )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     pooling: Pooling | None = None

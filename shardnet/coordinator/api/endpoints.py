@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shardnet.coordinator.api.anthropic.errors import anthropic_error, anthropic_response
+from shardnet.coordinator.api.anthropic.errors import anthropic_response
 from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
 from shardnet.coordinator.api.bodies import read_body
 from shardnet.coordinator.api.embeddings import EmbeddingsRequest
@@ -42,10 +42,6 @@ from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
-PATHS = (
-    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"),
-    *("/tokenize", "/detokenize", "/status", "/healthz"),
-)
 MAX_HEADER_WAIT_S = 30.0
 MAX_DISCARDED_BYTES = 16 << 20
 """How much of a body that is too large is read and thrown away: a connection closed under a client that still sends is reset, and the client
@@ -170,6 +166,8 @@ class Api:
         too_large = UsageError(f"the body is larger than {most} bytes", http_status=413)
         declared = request.headers.get("content-length", "0")
         fits = not (declared.isdecimal() and int(declared) > most)
+        if not fits and int(declared) > most + MAX_DISCARDED_BYTES:
+            raise too_large
         body, received = bytearray(), 0
         try:
             async with asyncio.timeout(MAX_HEADER_WAIT_S):
@@ -301,8 +299,15 @@ class WithoutTrailingSlash:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
-    message = f"{error.detail}: this API has {', '.join(PATHS)}"
-    if f"{request.url.path}/".startswith("/v1/messages/"):
-        return JSONResponse(anthropic_error(error.status_code, message), error.status_code, error.headers)
-    kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)
+    path, headers = request.scope["path"][:MAX_NAME], dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+        told = f"{path!r} does not take {request.method[:MAX_NAME]}: it takes {headers['Allow']}"
+    else:
+        paths = dict.fromkeys(path for _, path in endpoints_of(request.app.routes))
+        told = f"there is nothing at {path!r}: this API has {', '.join(paths)}, and a page to try it at /docs"
+    is_anthropics = f"{path}/".startswith("/v1/messages/")
+    refused = UsageError(told, http_status=error.status_code)
+    answer = anthropic_response(refused) if is_anthropics else error_response(refused)
+    answer.headers.update(headers)
+    return answer

@@ -16,11 +16,14 @@ from shardnet.errors import (
     ShardnetError,
     UnreachableError,
     UsageError,
+    printable,
 )
 
 RETRY_AFTER_S = 5.0
 MAX_RETRY_AFTER_S = 60
 """A client that is told to wait longer than two minutes does not come back at all (openai 3.57)."""
+CODES = {401: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed"}
+"""HTTP status -> the code that programs look at, as OpenAI names it."""
 
 
 def status_of(error: ShardnetError) -> int:
@@ -50,12 +53,10 @@ def error_object(error: ShardnetError) -> dict[str, object]:
     status = status_of(error)
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = {"CONTEXT_EXCEEDED": "context_length_exceeded"}.get(error.code, error.code.lower())
-    if status == 404:
-        code = "model_not_found"
-    if status == 401:
-        code = "invalid_api_key"
+    if status in CODES:
+        code = "model_not_found" if "unknown_model" in error.facts else CODES[status]
     body: dict[str, object] = {
-        "message": str(error),
+        "message": printable(str(error)),
         "type": kind,
         "param": error.facts.get("param"),
         "code": code,

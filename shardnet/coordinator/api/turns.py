@@ -97,7 +97,7 @@ async def count_turn(asked: TurnRequest, service: Service) -> int:
 
 async def whole_turn(turn: Turn) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended it."""
-    return turn.whole(await all_of(turn))
+    return await asyncio.to_thread(turn.whole, await all_of(turn))
 
 
 async def turn_events(turn: Turn) -> AsyncIterator[bytes]:

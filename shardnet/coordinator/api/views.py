@@ -82,7 +82,7 @@ def _stays(manifest: Manifest | None, shard: HeldShard) -> str:
     if told is None or manifest is None:
         return "streamed: what does not fit is read from its file for each token"
     layers = len(manifest.content.shards[shard.shard_id].layers)
-    return stays_sentence(told.weights_bytes, told.stays_bytes, layers)
+    return stays_sentence(told.weights_bytes, told.stays_bytes, told.read_bytes, layers)
 
 
 def _loading(cluster: Cluster, node: NodeView, key: tuple[str, int]) -> dict[str, Any]:

@@ -67,14 +67,13 @@ class Share:
         """Returns: `streamed, 11 of 28 layers stay, 585.0 MB are read for each token`; "" where all of it stays."""
         if not self.read_bytes:
             return ""
-        return stays_sentence(self.weights_bytes, self.weights_bytes - self.read_bytes, self.n_layers)
+        return stays_sentence(self.weights_bytes, self.weights_bytes - self.read_bytes, self.read_bytes, self.n_layers)
 
 
-def stays_sentence(weights_bytes: int, stays_bytes: int, n_layers: int) -> str:
+def stays_sentence(weights_bytes: int, stays_bytes: int, read_bytes: int, n_layers: int) -> str:
     """Returns: how much of a streamed shard stays, in layers: a part of each one that is as much as so many whole ones."""
     layers = n_layers * stays_bytes // max(1, weights_bytes)
-    read = human_bytes(weights_bytes - stays_bytes)
-    return f"streamed, {layers} of {n_layers} layers stay, {read} are read for each token"
+    return f"streamed, {layers} of {n_layers} layers stay, {human_bytes(read_bytes)} are read for each token"
 
 
 def share_of(manifest: Manifest, shards: Sequence[int], needs: Sequence[int], room: int) -> Share | None:

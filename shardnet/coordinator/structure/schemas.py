@@ -13,7 +13,6 @@ Sources: JSON Schema Core and Validation, draft 2020-12; llguidance's docs/json_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +39,8 @@ MAX_INTEGER = 10**15 - 1
 FIXES_VALUE = frozenset(["const", "enum", "$ref", "allOf", "anyOf", "oneOf", "multipleOf"])
 MAX_VALUES = 4096
 """Values of an enum."""
+LONGEST_POINTER = 300
+"""Characters of a place in an error; its middle is left out beyond."""
 
 # fmt: off
 ANNOTATIONS = frozenset([
@@ -95,6 +96,8 @@ class _Reader:
         return {**made, "$defs": defs} if defs else made
 
     def _error(self, pointer: str, what: str) -> UsageError:
+        if len(pointer) > LONGEST_POINTER:
+            pointer = f"{pointer[: LONGEST_POINTER // 2]}[...]{pointer[-LONGEST_POINTER // 2 :]}"
         return UsageError(f"{self._where}: {what}{f' (at {pointer})' if pointer else ''}", param=self._where)
 
     def _find(self, pointer: str) -> Any:
@@ -133,7 +136,8 @@ class _Reader:
 
     def _type(self, made: Schema, value: Any, at: str, _depth: int) -> None:
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not names or any(name not in ALL_TYPES for name in names):
+        are_texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not are_texts or not names or not ALL_TYPES.issuperset(names):
             raise self._error(at, f"type is one of {', '.join(sorted(ALL_TYPES))}, or a list of them")
         made["type"] = value
 
@@ -154,7 +158,8 @@ class _Reader:
     def _count(self, made: Schema, value: Any, at: str, _depth: int) -> None:
         keyword = at.rpartition("/")[2]
         most = MAX_LENGTH if keyword.endswith("Length") else MAX_COUNT
-        is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value == math.floor(value)
+        is_whole = isinstance(value, float) and value.is_integer()
+        is_whole |= isinstance(value, int) and not isinstance(value, bool)
         if not is_whole or not 0 <= value <= most:
             raise self._error(at, f"{keyword} is a whole number from 0 to {most} here")
         made[keyword] = int(value)
@@ -173,7 +178,7 @@ class _Reader:
         made["pattern"] = read_pattern(value, f"{self._where} at {at}", self._where)
 
     def _format(self, made: Schema, value: Any, at: str, _depth: int) -> None:
-        if value not in FORMATS:
+        if not isinstance(value, str) or value not in FORMATS:
             raise self._error(
                 at, f"the format {str(value)[:40]!r} cannot be enforced; these are: {', '.join(sorted(FORMATS))}"
             )

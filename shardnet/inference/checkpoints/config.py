@@ -101,9 +101,16 @@ class CheckpointConfig:
 
     @property
     def is_tied(self) -> bool | None:
-        """Returns: whether embedding and head are one tensor; None if the file does not say."""
+        """Returns: whether embedding and head are one tensor; None if the file does not say.
+
+        Raises: CheckpointError for what is neither true nor false.
+        """
         value = self.text.get("tie_word_embeddings")
-        return value if isinstance(value, bool) else None
+        if value is not None and not isinstance(value, bool):
+            raise CheckpointError(
+                f"{self.path} says tie_word_embeddings = {str(value)[:40]!r}, which is neither true nor false"
+            )
+        return value
 
     @property
     def dtype(self) -> str | None:

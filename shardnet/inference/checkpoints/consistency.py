@@ -83,10 +83,10 @@ def find_head(tensors: Tensors) -> StoredTensor | None:
 def check_config(config: CheckpointConfig, tensors: Tensors) -> None:
     """Hold config.json against the tensors.
 
-    Raises: CheckpointError if they disagree about layers, width, vocabulary or experts, if an untied head is missing, or if the rope type is
-    not known.
+    Raises: CheckpointError if they disagree about layers, width, vocabulary or experts, if an untied head is missing, or if the rope type or
+    what is tied is not known.
     """
-    _ = config.rope  # raises
+    _ = config.rope, config.is_tied  # raise
     if config.text.get("is_encoder_decoder"):
         return
     prefix = layer_prefix(tensors)

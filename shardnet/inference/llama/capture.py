@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,21 +112,43 @@ def output_node(architecture: str, layer: int) -> bytes:
     return f"{OUTPUT_NODES.get(architecture, 'l_out')}-{layer}".encode()
 
 
-class LayerWatch:
-    """Sees each layer of a graph end. The graph is computed in as many pieces for it, which changes no number."""
+OnExperts = Callable[[int, Sequence[int]], None]
+"""Called with a layer and the experts that its router chose for the rows of a batch, before any of them is computed."""
 
-    def __init__(self, n_layers: int, on_layer: OnLayer, architecture: str = "") -> None:
+
+class LayerWatch:
+    """Sees each layer of a graph end, and what its router chose. The graph is computed in as many pieces for it, which changes no number."""
+
+    def __init__(
+        self, n_layers: int, on_layer: OnLayer, architecture: str = "", on_experts: OnExperts | None = None
+    ) -> None:
         self._layers = {output_node(architecture, layer): layer for layer in range(n_layers)}
         self._on_layer = on_layer
+        self._on_experts = on_experts
+        self._routers = {f"ffn_moe_topk-{layer}".encode(): layer for layer in range(n_layers) if on_experts}
 
     def wants(self, name: bytes) -> bool:
-        """True for the node that ends a layer."""
-        return name in self._layers
+        """True for the node that ends a layer, and that with its router's choice."""
+        return name in self._layers or name in self._routers
 
-    def see(self, name: bytes) -> None:
+    def see(self, name: bytes, tensor: int) -> None:
         """A node was computed."""
+        if self._on_experts is not None and (layer := self._routers.get(name)) is not None:
+            self._on_experts(layer, _numbers_in(tensor))
         if (layer := self._layers.get(name)) is not None:
             self._on_layer(layer)
+
+
+def _numbers_in(tensor: int) -> list[int]:
+    """Returns: the different numbers of an int32 matrix, whose rows may lie apart. Source: `struct ggml_tensor` in ggml.h: type, buffer, ne, nb."""
+    sizes = (ctypes.c_int64 * 4).from_address(tensor + 16)
+    strides = (ctypes.c_size_t * 4).from_address(tensor + 48)
+    data = np.empty(_tensor_bytes(tensor), dtype=np.uint8)
+    _tensor_read(tensor, data.ctypes.data, 0, data.nbytes)
+    rows = np.lib.stride_tricks.as_strided(
+        data.view(np.int32), (sizes[1], sizes[0]), (strides[1], strides[0]), writeable=False
+    )
+    return [int(number) for number in np.unique(rows)]
 
 
 class OutputCapture:
@@ -186,7 +208,7 @@ class OutputCapture:
             _tensor_write(tensor, state.input + state.input_used, 0, count)
             state.input_used += count
             return True
-        self._watch.see(name)
+        self._watch.see(name, tensor)
         if name != state.wanted:
             return True
         if count > state.capacity - state.used:
@@ -258,7 +280,7 @@ class LayerProbe:
         layer = self._wanted.get(name)
         if ask:
             return layer is not None or self._watch.wants(name)
-        self._watch.see(name)
+        self._watch.see(name, tensor)
         if layer is None:
             return True
         data: NDArray[np.float32] = np.empty(_tensor_bytes(tensor) // 4, dtype=np.float32)

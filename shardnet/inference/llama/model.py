@@ -30,6 +30,7 @@ from shardnet.inference.llama.capture import (
 )
 from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.llama.placing import Placing
+from shardnet.limits.memory import refuse_to_map
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
 MROPE_TYPES = frozenset(
@@ -54,7 +55,7 @@ class LlamaModel:
             the mapped file, by other kernels, whose numbers differ.
         on_progress: called with 0..1 while loading.
 
-    Raises: EngineError with llama.cpp's own reason if it does not open the file.
+    Raises: EngineError with llama.cpp's own reason if it does not open the file; NoRoomError if there is no address space for it.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class LlamaModel:
         repack: bool = True,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
+        if use_mmap and not vocab_only and path.exists():
+            refuse_to_map(path)
         start_backend()
         params = llama_cpp.llama_model_default_params()
         arrays = placing.put_into(params)

@@ -18,11 +18,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from shardnet.inference.llama.residency import Extent, bytes_to_keep, joined, passing_part
+from shardnet.inference.llama.experts import ExpertCache, LayerExperts
+from shardnet.inference.llama.residency import Extent, bytes_to_keep, joined, least_budget, passing_part
 
 MADV_POPULATE_READ = 22
 """Since Linux 5.14; Python has no name for it."""
@@ -32,9 +33,10 @@ ADVISED_BYTES = 1 << 20
 """Linux reads no more for one `POSIX_FADV_WILLNEED` than the device takes at a time, which is seldom less than this."""
 ADVISED_PIECES = 4
 """So many pieces the disk is told of at a time, so that it never rests between two of them."""
+PASSES_OF_LATE = 8
 PATIENCE_S = 10.0
 """Longest wait for a stage to be read. After that it is read page by page, as it is computed."""
-Mapping = tuple[int, int, int]
+Place = tuple[int, int, int]
 """(first address, address behind the last, offset in the file)."""
 
 
@@ -47,12 +49,28 @@ class ReadAhead:
         stages: where the bytes of each stage lie.
         budget: bytes of weights that may be in memory.
         passes: times that the whole row will be run; nothing is read beyond. None: nobody knows, and the next pass is always made ready.
+        experts: stage -> those of its extents that are experts: read when they are chosen (`experts_chosen`), and kept by use. Where the first pass
+            chooses none, they are read along with their stages.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Extent]], budget: int, passes: int | None) -> None:
-        self._stages = [joined(extents) for extents in stages]
-        self.stage_bytes = tuple(sum(extent.nbytes for extent in extents) for extents in self._stages)
+    def __init__(
+        self,
+        stages: Sequence[Sequence[Extent]],
+        budget: int,
+        passes: int | None,
+        experts: Mapping[int, LayerExperts] | None = None,
+    ) -> None:
+        self._whole = [joined(extents) for extents in stages]
+        self.stage_bytes = tuple(sum(extent.nbytes for extent in extents) for extents in self._whole)
+        parts = {stage: frozenset(one.tensors) for stage, one in (experts or {}).items()}
+        self._dense = [
+            joined([extent for extent in extents if extent not in parts.get(stage, ())])
+            for stage, extents in enumerate(stages)
+        ]
+        self._experts, self._cache, self._was_chosen = experts or {}, ExpertCache({}, 0), False
+        self._stages = self._whole
         self._read_bytes, self._read_s = 0, 0.0
+        self._expert_bytes, self._expert_bytes_now = 0.0, 0
         self._last = None if passes is None else len(stages) * passes
         # Both count stages over all passes. What is read and does not stay, from `_computing` up to `_reading`, takes `_room`.
         self._computing, self._reading = 0, 0
@@ -60,17 +78,23 @@ class ReadAhead:
         self._behind: deque[int] = deque()
         self._is_closing = False
         self._changed = threading.Condition()
-        self._files = _Files({extent.path for extents in self._stages for extent in extents})
+        self._files = _Files({extent.path for extents in self._whole for extent in extents})
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
 
     def _divide(self, budget: int) -> None:
         """Settle what stays and what passes through. What stays is read along with the rest on the next pass."""
         self.budget = budget
-        kept = bytes_to_keep(self.stage_bytes, budget)
+        most_at_once = max((one.nbytes for one in self._experts.values()), default=0)
+        dense = [sum(extent.nbytes for extent in extents) for extents in self._dense]
+        by_use = bool(self._experts) and budget - most_at_once >= least_budget(dense)
+        self._stages, sizes = (self._dense, dense) if by_use else (self._whole, list(self.stage_bytes))
+        for_stages = min(sum(sizes), budget - most_at_once) if by_use else budget
+        self._cache = ExpertCache(self._experts if by_use else {}, budget - for_stages)
+        kept = bytes_to_keep(sizes, for_stages)
         self._passing = [passing_part(extents, stays) for extents, stays in zip(self._stages, kept, strict=True)]
-        self._sizes = [size - stays for size, stays in zip(self.stage_bytes, kept, strict=True)]
-        self.stays_bytes = sum(kept)
-        self._room = budget - self.stays_bytes
+        self._sizes = [size - stays for size, stays in zip(sizes, kept, strict=True)]
+        self._kept_bytes = sum(kept)
+        self._room = for_stages - self._kept_bytes
         self._kept_from = self._reading + len(self._stages)
 
     @property
@@ -79,13 +103,24 @@ class ReadAhead:
         return self._read_bytes / self._read_s if self._read_s else 0.0
 
     @property
+    def stays_bytes(self) -> int:
+        """Returns: bytes of weights that stay in memory, experts among them as many as have room."""
+        return min(sum(self.stage_bytes), self._kept_bytes + self._cache.budget)
+
+    @property
     def pass_bytes(self) -> int:
-        """Returns: bytes that each pass reads."""
+        """Returns: bytes that each pass reads, experts aside."""
         return sum(self._sizes)
+
+    @property
+    def measured_pass_bytes(self) -> int | None:
+        """Returns: bytes that passes read of late, experts included; None where experts are not read as they are chosen, or none was yet."""
+        return self.pass_bytes + int(self._expert_bytes) if self._cache.layers and self._was_chosen else None
 
     def __enter__(self) -> Self:
         for stage in range(len(self._stages)):  # what loading left in memory is not what is needed first
             self._drop(stage)
+        self._drop_experts()
         self._thread.start()
         return self
 
@@ -110,7 +145,29 @@ class ReadAhead:
             self._behind.clear()
             for stage in range(len(self._stages)):
                 self._drop(stage)
+            self._drop_experts()
             self._changed.notify_all()
+
+    def experts_chosen(self, stage: int, experts: Sequence[int]) -> None:
+        """Read the experts of a stage that is being computed, as far as they are not there. For the computing thread."""
+        with self._changed:
+            self._was_chosen = True
+            if stage not in self._cache.layers:
+                return
+            gone, missing = self._cache.choose(stage, experts)
+            for layer, expert in gone:
+                for part in self._cache.layers[layer].parts(expert):
+                    self._files.drop(part)
+            parts = [part for _, expert in missing for part in self._cache.layers[stage].parts(expert)]
+        began_s = time.perf_counter()
+        for part in parts:
+            self._files.advise(part)
+        for piece in pieces(parts):
+            self._files.read(piece)
+        nbytes = sum(part.nbytes for part in parts)
+        self._read_bytes += nbytes
+        self._read_s += time.perf_counter() - began_s
+        self._expert_bytes_now += nbytes
 
     def begin_pass(self) -> None:
         """Wait until the stage that comes next is there."""
@@ -139,6 +196,13 @@ class ReadAhead:
     def pass_done(self) -> None:
         """Say that the last stage was computed."""
         self.stage_done(len(self._stages) - 1)
+        self._expert_bytes += (self._expert_bytes_now - self._expert_bytes) / PASSES_OF_LATE
+        self._expert_bytes_now = 0
+        if self._experts and not self._was_chosen:
+            with self._changed:  # a family whose graph does not tell
+                self._experts = {}
+                budget, self.budget = self.budget, -1
+            self.set_budget(budget)
 
     def _wait(self) -> None:
         """Called with the lock held. Where nothing is going to be read, there is nothing to wait for."""
@@ -201,6 +265,11 @@ class ReadAhead:
         """Called with the lock held."""
         while self._behind:
             self._drop(self._behind.popleft())
+
+    def _drop_experts(self) -> None:
+        for one in self._cache.layers.values():
+            for tensor in one.tensors:
+                self._files.drop(tensor)
 
     def _drop(self, stage: int) -> None:
         for extent in self._passing[stage]:
@@ -269,7 +338,7 @@ class _Files:
                 yield begin, behind - begin
 
 
-def mappings_of(path: Path) -> list[Mapping]:
+def mappings_of(path: Path) -> list[Place]:
     """Returns: where this process has a file mapped; [] where the operating system does not tell."""
     wanted = os.path.realpath(path)
     try:

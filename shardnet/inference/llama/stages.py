@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from shardnet.inference.gguf.header import GgufHeader
 from shardnet.inference.gguf.layout import LOOKED_UP, layer_of
+from shardnet.inference.llama.experts import LayerExperts
 from shardnet.inference.llama.residency import Extent
 
 Stage = tuple[Extent, ...]
+EXPERT_DIMENSIONS = 3
+"""A tensor of experts has one matrix for each."""
+
+
+def experts_of(header: GgufHeader) -> dict[int, LayerExperts]:
+    """Returns: layer -> its experts, of those layers that are mixtures of equal experts."""
+    count = header.get(f"{header.architecture}.expert_count")
+    found: dict[int, list[Extent]] = {}
+    for tensor in header.tensors:
+        layer = layer_of(tensor.name)
+        if layer is None or not tensor.name.endswith("_exps.weight") or not isinstance(count, int) or count < 2:
+            continue
+        if len(tensor.shape) == EXPERT_DIMENSIONS and tensor.shape[-1] == count and tensor.nbytes % count == 0:
+            found.setdefault(layer, []).append(Extent(tensor.path, tensor.offset, tensor.nbytes))
+    return {layer: LayerExperts(tuple(tensors), count) for layer, tensors in found.items()}
 
 
 def stages_of(header: GgufHeader, *, has_head: bool) -> tuple[Stage, ...]:

@@ -20,10 +20,11 @@ from shardnet.inference.engine.shard_cost import cost_of_header
 from shardnet.inference.gguf.header import GgufHeader, read_gguf_header
 from shardnet.inference.llama.capture import LayerWatch
 from shardnet.inference.llama.devices import gpu_devices, main_memory
+from shardnet.inference.llama.experts import LayerExperts
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.llama.placing import Placing
 from shardnet.inference.llama.read_ahead import ReadAhead
-from shardnet.inference.llama.stages import Stage, stages_of
+from shardnet.inference.llama.stages import Stage, experts_of, stages_of
 from shardnet.inference.worker.budgets import Budgets
 from shardnet.inference.worker.memory_mode import Asked, Chosen, Free, choose
 from shardnet.inference.worker.shard import Shard
@@ -108,19 +109,20 @@ class Loader:
         plan, need = plan_devices(cost, options, gpus, settings.wish), need_of(cost, options)
         what = f"shard {request.shard_id}"
         stages = stages_of(header, has_head=has_head)
+        experts = experts_of(header)
         sizes = [sum(extent.nbytes for extent in stage) for stage in stages]
         streamed_bytes = self._budgets.used_bytes
         used_bytes = used.memory_bytes + streamed_bytes - sum(used.gpus.values())
         limit_bytes, room = settings.memory_limit_bytes, main_memory(used.mapped_bytes + streamed_bytes)
         chosen = choose(
             settings.memory_mode,
-            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack),
+            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack, bool(experts)),
             Free(room, used_bytes, limit_bytes, self._budgets.shared()),
         )
         try:
             with LoadWatch(request, need.weights, self._report) as watch:
                 if chosen.mode == "streamed":
-                    return self._stream_in(request, chosen, stages, has_head, watch)
+                    return self._stream_in(request, chosen, stages, experts, has_head, watch)
                 return self._take_in(request, plan, chosen, has_head, watch)
         except (ShardnetError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
@@ -160,15 +162,22 @@ class Loader:
         )
 
     def _stream_in(
-        self, request: Load, chosen: Chosen, stages: tuple[Stage, ...], has_head: bool, watch: LoadWatch
+        self,
+        request: Load,
+        chosen: Chosen,
+        stages: tuple[Stage, ...],
+        experts: Mapping[int, LayerExperts],
+        has_head: bool,
+        watch: LoadWatch,
     ) -> Shard:
         """Open a shard whose weights are read ahead of what computes, and let go behind it. llama.cpp reads the file once when it opens it."""
         with ExitStack() as stack:
             self._budgets.make_room(chosen.others, sum(chosen.others) + chosen.budget)
             stack.callback(self._budgets.leave, None)  # where it cannot be opened
             model = stack.enter_context(LlamaModel(Path(request.path), repack=False, on_progress=watch.handled))
-            ahead = stack.enter_context(ReadAhead(stages, chosen.budget, passes=None))
-            layers = LayerWatch(model.n_layer, ahead.stage_done, model.architecture)
+            ahead = stack.enter_context(ReadAhead(stages, chosen.budget, passes=None, experts=experts))
+            on_experts = ahead.experts_chosen if experts else None
+            layers = LayerWatch(model.n_layer, ahead.stage_done, model.architecture, on_experts)
             context = self._context(model, request, has_head, layers)
             stack.pop_all()  # the shard closes them
             self._budgets.join(ahead)

@@ -52,6 +52,7 @@ class Asked:
         stages: bytes of each of its stages, as `residency` has them.
         process_bytes: what llama.cpp takes beside.
         repack: as `ShardOptions.repack`.
+        is_mixture: it has experts that are read as they are chosen.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Asked:
     stages: Sequence[int]
     process_bytes: int
     repack: bool | None = None
+    is_mixture: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,14 @@ def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: 
     *others, budget = share_out(total, [*shared.stages, asked.stages])
     weights, kept = sum(asked.stages), sum(bytes_to_keep(asked.stages, budget))
     asked_for = "it is asked for" if wanted == "streamed" else "it does not fit"
+    read = f"{human_bytes(weights - kept)} are read for each token"
+    if asked.is_mixture:
+        read += ", experts only where they are chosen"
     beside_others = f", beside {len(others)} more that are streamed" if others else ""
     return Chosen(
         "streamed",
         beside + budget,
-        f"{asked_for}: {sizes}{beside_others}; {human_bytes(kept)} of weights stay, {human_bytes(weights - kept)} are read for each token",
+        f"{asked_for}: {sizes}{beside_others}; {human_bytes(kept)} of weights stay, {read}",
         budget,
         repack=False,
         others=tuple(others),

@@ -50,6 +50,7 @@ class Shard:
             budget_bytes=ahead.budget,
             least_bytes=least_budget(ahead.stage_bytes),
             bytes_per_s=ahead.bytes_per_s,
+            passing_bytes=ahead.measured_pass_bytes,
         )
 
     @property

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from shardnet.errors import NoRoomError
 from shardnet.limits.killing import memory_kills
-from shardnet.limits.memory import Room, memory_bounds, memory_room
+from shardnet.limits.memory import Room, memory_bounds, memory_room, refuse_to_map
 from tests.support.described_machines import NO_LIMIT_1, DescribedMachine
 
 MB = 10**6
@@ -177,6 +178,21 @@ def test_address_space_is_a_limit_less_what_is_mapped(machine: DescribedMachine)
     found = room(machine)
     assert (found.total_bytes, found.free_bytes) == (1000 * MB, 1000 * MB - 400_000 * 1024)
     assert source(machine) == "RLIMIT_AS (ulimit -v)"
+
+
+def test_a_file_larger_than_the_address_space_that_is_left_is_refused_with_bytes(
+    machine: DescribedMachine, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    with model.open("wb") as file:
+        file.truncate(700 * MB)  # of zeros: it takes no room
+    refuse_to_map(model, machine.root)
+    machine.replace("proc/self/limits", "Max address space         unlimited ", "Max address space         1000000000")
+    with pytest.raises(
+        NoRoomError, match=r"700.0 MB of address space, and 590.4 MB are left .* by RLIMIT_AS"
+    ) as refused:
+        refuse_to_map(model, machine.root)
+    assert refused.value.facts["needed_bytes"] == 700 * MB
 
 
 def test_the_data_segment_is_a_limit_less_what_it_holds(machine: DescribedMachine) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from shardnet.coordinator.api.errors import error_headers, status_of
-from shardnet.errors import ShardnetError
+from shardnet.errors import ShardnetError, printable
 
 KINDS = {
     401: "authentication_error",
@@ -27,7 +27,7 @@ def kind_of(status: int) -> str:
 
 def anthropic_error(status: int, message: str, error_code: object = None) -> dict[str, Any]:
     """Returns: the JSON of an error, alone or as an event. Args: error_code: a finer name, which clients act upon."""
-    error: dict[str, Any] = {"type": kind_of(status), "message": message}
+    error: dict[str, Any] = {"type": kind_of(status), "message": printable(message)}
     return {"type": "error", "error": error | ({"details": {"error_code": error_code}} if error_code else {})}
 
 

@@ -24,6 +24,9 @@ class Fault(Shape):
     param: str | None = Field(description="the field of the request that is wrong, with dots between the keys")
     code: str | None = Field(description="for programs, as OpenAI names it where OpenAI has such an error")
     shardnet_code: str = Field(description="for programs: shardnet's own name of the kind of error")
+    loading: dict[str, Any] | None = Field(
+        default=None, description="of a model that is being loaded: how far that is, in bytes"
+    )
 
 
 class Error(Shape):

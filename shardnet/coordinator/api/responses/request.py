@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -49,10 +50,16 @@ class Reasoning(Lenient):
     effort: str | None = Field(default=None, max_length=64)
 
 
+class TextFormat(ResponseFormat):
+    """The answer's form as chats have it, with `name`, `schema` and `strict` beside the type."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class TextForm(Lenient):
     """The answer's form."""
 
-    format: ResponseFormat | None = None
+    format: TextFormat | None = None
 
 
 class ResponsesRequest(Lenient):
@@ -91,6 +98,8 @@ class ResponsesRequest(Lenient):
         further = passed(self.model_extra or {}, REFUSED, IGNORED)
         if self.truncation not in (None, "disabled"):
             raise UsageError(f"truncation: {REFUSED['context_management']}", param="truncation")
+        for name, value in (("tools", self.tools), ("tool_choice", self.tool_choice), ("text", self._format())):
+            _check_numbers(name, value)
         conversation = conversation_of(self.input, self.instructions)
         body = further | {
             "model": self.model,
@@ -112,10 +121,14 @@ class ResponsesRequest(Lenient):
         """See `TurnRequest`."""
         return ResponseTurn(answering, self._echoed(chat), streamed=self.is_streamed, logprobs=self.wants_logprobs)
 
+    def _format(self) -> dict[str, Any]:
+        """Returns: the answer's form as it was asked for."""
+        given = self.text.format if self.text is not None else None
+        return {"type": "text"} | ({} if given is None else given.model_dump(by_alias=True, exclude_none=True))
+
     def _echoed(self, chat: Translated) -> Mapping[str, Any]:
         """Returns: what a response says again of what was asked."""
         sampling = chat.chat
-        format = self.text.format if self.text is not None else None
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
@@ -125,7 +138,7 @@ class ResponsesRequest(Lenient):
             "reasoning": {"effort": self.reasoning.effort if self.reasoning is not None else None, "summary": None},
             "store": False,
             "temperature": 1.0 if sampling.temperature is None else sampling.temperature,
-            "text": {"format": _format_told(format)},
+            "text": {"format": self._format()},
             "tool_choice": "auto" if self.tool_choice is None else self.tool_choice,
             "tools": self.tools or [],
             "top_logprobs": self.top_logprobs or 0,
@@ -134,9 +147,12 @@ class ResponsesRequest(Lenient):
         }
 
 
-def _format_told(format: ResponseFormat | None) -> dict[str, Any]:
-    given = {} if format is None else format.model_dump(by_alias=True, exclude_none=True)
-    return {"type": "text"} | given
+def _check_numbers(name: str, value: Any) -> None:
+    """Raises: UsageError for what the response could not say again."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise UsageError(f"{name}: holds a number that JSON does not have, or that is too long", param=name) from None
 
 
 def _tool(tool: Any) -> Any:

@@ -34,6 +34,7 @@ class ResponseTurn:
         self._logprobs = logprobs
         self._unsent: list[dict[str, Any]] = []
         self._sent: dict[int, list[dict[str, Any]]] = {}
+        self._statuses: dict[int, str] = {}
         self._created_s = int(time.time())
         self._n_events = 0
         self._n_cached = 0
@@ -69,7 +70,7 @@ class ResponseTurn:
         """See `Turn`. The event `error` has what the openai package raises an error for, beside the fields that the API's reference names."""
         told = error_object(error)
         named = {key: told[key] for key in ("code", "message", "param")}
-        failed = self._response("failed", self._output("incomplete")) | {
+        failed = self._response("failed", self._output()) | {
             "error": {
                 "code": "server_error" if status_of(error) >= 500 else "invalid_prompt",
                 "message": told["message"],
@@ -100,7 +101,7 @@ class ResponseTurn:
         status = _status(reason)
         details = {"reason": "max_output_tokens"} if status == "incomplete" else None
         finished = {"incomplete_details": details, "usage": self._usage(), "completed_at": int(time.time())}
-        return self._response(status, self._output(status)) | finished
+        return self._response(status, self._output()) | finished
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         answering = self.answering
@@ -119,10 +120,10 @@ class ResponseTurn:
             **self._echoed,
         }
 
-    def _output(self, status: str) -> list[dict[str, Any]]:
+    def _output(self) -> list[dict[str, Any]]:
         """Returns: all items; without calls that broke off, so that nobody runs them. Their text stands behind them."""
         whole = [one for one in self._blocks.all if one.is_whole]
-        return [self._item(one, status if one is whole[-1] else "completed") for one in whole]
+        return [self._item(one, self._statuses.get(one.index, "incomplete")) for one in whole]
 
     def _usage(self) -> dict[str, Any]:
         running = self.answering.running
@@ -195,6 +196,7 @@ class ResponseTurn:
                 return self._event("response.output_text.delta", **self._at(block), delta=text, logprobs=logprobs)
 
     def _closed(self, block: Block, status: str) -> Told:
+        self._statuses[block.index] = status
         text, item = block.text, self._item(block, status)
         done = self._event  # numbers count in the order in which events are made
         match block.kind:

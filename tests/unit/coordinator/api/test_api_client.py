@@ -111,9 +111,15 @@ def test_generate_asks_for_a_structure(api: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["hi", "--json-schema", "{]"], "--json-schema is not JSON (line 1, column 2)"),
+        (
+            ["hi", "--json-schema", "{]"],
+            "--json-schema is not JSON: a name in double quotes is missing (line 1, column 2)",
+        ),
         (["hi", "--json-schema", "missing.json"], "--json-schema missing.json cannot be read: No such file"),
-        (["hi", "--json-schema", "text.txt"], "--json-schema text.txt is not JSON (line 1, column 1)"),
+        (
+            ["hi", "--json-schema", "text.txt"],
+            "--json-schema text.txt is not JSON: a value is missing, or is none that JSON has (line 1, column 1)",
+        ),
         (["hi", "--json-schema", '{"a":' * 3000], "--json-schema"),
         (["hi", "--grammar", "bytes.bin"], "--grammar bytes.bin is no text in UTF-8"),
         (["hi", "--grammar", "."], "--grammar . cannot be read: Is a directory"),

@@ -89,7 +89,7 @@ def test_the_planner_says_how_many_layers_stay() -> None:
     (stage,) = found.layouts[0].pipelines[0]
     assert stage.streamed.startswith("streamed, ")
     assert " of 20 layers stay, " in stage.streamed
-    assert stays_sentence(100, 45, 10) == "streamed, 4 of 10 layers stay, 55 B are read for each token"
+    assert stays_sentence(100, 45, 55, 10) == "streamed, 4 of 10 layers stay, 55 B are read for each token"
 
 
 def cluster_with(*nodes: tuple[int, list[HeldShard], str, int]) -> Cluster:

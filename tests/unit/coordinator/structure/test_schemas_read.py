@@ -46,6 +46,7 @@ def test_what_is_enforced_stays_and_annotations_go() -> None:
         ({"format": "credit-card"}, "'credit-card'"),
         ({"type": "integer", "format": "int32"}, "'int32'"),
         ({"type": "text"}, "type is one of"),
+        ({"type": [["string"]]}, "type is one of"),
         ({"minimum": 2**53 + 2}, "minimum"),
         ({"minimum": True}, "minimum"),
         ({"maximum": float("nan")}, "maximum"),

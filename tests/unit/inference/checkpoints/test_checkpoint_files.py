@@ -205,6 +205,14 @@ def test_an_untied_model_without_a_head_is_refused_and_a_tied_one_is_not(tmp_pat
         assert ShardedSafeTensors(folder).summary()["has_head"] is False
 
 
+@pytest.mark.parametrize("said", ["x", "false", 1, []])
+def test_tied_embeddings_are_true_or_false(tmp_path: Path, said: object) -> None:
+    folder = write_single(tmp_path / "x", llama_tensors())
+    write_config(folder, tie_word_embeddings=said)
+    with pytest.raises(CheckpointError, match=r"says tie_word_embeddings = .*, which is neither true nor false"):
+        ShardedSafeTensors(folder)
+
+
 def test_versions_4_and_5_of_transformers_say_the_same(tmp_path: Path) -> None:
     folder = write_single(tmp_path / "x")
     five = ShardedSafeTensors(folder)

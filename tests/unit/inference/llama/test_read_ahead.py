@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shardnet.inference.llama.experts import LayerExperts
 from shardnet.inference.llama.read_ahead import PIECE_BYTES, ReadAhead, mappings_of, pieces
 from shardnet.inference.llama.residency import Extent
 
@@ -156,3 +157,30 @@ def test_a_mapping_is_found_where_it_is(mapped: MappedFile) -> None:
     ((first, end, offset),) = mappings_of(mapped.path)
     assert (end - first, offset) == (N_STAGES * STAGE, 0)
     assert ctypes.string_at(first, 32) == mapped.map[:32]
+
+
+def test_only_experts_that_are_chosen_are_read_and_those_used_least_give_way(mapped: MappedFile) -> None:
+    """Two layers: 0 with its experts 1 and 2, and 3 with 4 and 5. Of the experts three have room."""
+    stages = [[*mapped.stages[one], Extent(mapped.path, (one + 1) * STAGE, 2 * STAGE)] for one in (0, 3)]
+    experts = {layer: LayerExperts((stage[1],), 2) for layer, stage in enumerate(stages)}
+    with ReadAhead(stages, 5 * STAGE, passes=None, experts=experts) as ahead:
+        mapped.wait_for({0: True, 1: False, 2: False, 3: True, 4: False, 5: False})
+        ahead.begin_pass()
+        ahead.experts_chosen(0, [1])
+        mapped.wait_for({1: False, 2: True, 4: False, 5: False})
+        ahead.experts_chosen(0, [0, 1])
+        ahead.stage_done(0)
+        ahead.experts_chosen(1, [0])
+        mapped.wait_for({0: True, 1: True, 2: True, 3: True, 4: True, 5: False})
+        ahead.pass_done()
+        ahead.experts_chosen(1, [1])
+        mapped.wait_for({0: True, 1: True, 2: True, 3: True, 4: False, 5: True})
+
+
+def test_experts_of_a_family_that_does_not_tell_its_choice_are_read_with_their_layer(mapped: MappedFile) -> None:
+    stages = [[*mapped.stages[0], Extent(mapped.path, 3 * STAGE, 3 * STAGE)], mapped.stages[1], mapped.stages[2]]
+    with ReadAhead(stages, 6 * STAGE, None, {0: LayerExperts((stages[0][1],), 3)}) as ahead:
+        mapped.wait_for({0: True, 1: True, 2: True, 3: False, 4: False, 5: False})
+        ahead.begin_pass()
+        ahead.pass_done()
+        mapped.wait_for(dict.fromkeys(range(N_STAGES), True))

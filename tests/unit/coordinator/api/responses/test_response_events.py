@@ -83,6 +83,16 @@ async def test_a_text_is_whole_or_comes_as_events_that_end_with_the_same(make: C
         assert (usage["output_tokens"], usage["total_tokens"]) == (n_tokens, n_tokens + usage["input_tokens"])
 
 
+async def test_what_was_asked_is_said_again(make: Callable[[], Any]) -> None:
+    async with make() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        format = {"type": "json_schema", "name": "n", "strict": True, "schema": {"type": "object", "properties": {}}}
+        asked = {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False, "reasoning": {"effort": "low"}}
+        said = (await respond(world, **asked, text={"format": format}, max_output_tokens=1, top_p=0.5)).json()
+        assert asked | {"reasoning": {"effort": "low", "summary": None}} == {key: said[key] for key in asked}
+        assert (said["text"], said["top_p"], said["temperature"]) == ({"format": format}, 0.5, 0)
+
+
 async def test_an_answer_that_was_cut_is_incomplete(make: Callable[[], Any]) -> None:
     async with make() as world, world.node("a", 0, 1, 2):
         await world.ready()
@@ -92,6 +102,18 @@ async def test_an_answer_that_was_cut_is_incomplete(make: Callable[[], Any]) -> 
         for one in (whole, events[-1]["response"]):
             assert (one["status"], one["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
             assert one["output"][0]["status"] == "incomplete"
+
+
+async def test_what_was_whole_before_the_cut_is_complete(make: Callable[[], Any]) -> None:
+    async with make() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        n_tokens = says(world, CALLING)
+        more = {"tools": [TOOL], "max_output_tokens": n_tokens - 1}
+        events = events_in(await respond(world, **more, stream=True))
+        done = [one["item"] for one in events if one["type"] == "response.output_item.done"]
+        for output in (done, events[-1]["response"]["output"], (await respond(world, **more)).json()["output"]):
+            assert [one["status"] for one in output] == ["completed"] * 3
+        assert events[-1]["type"] == "response.incomplete"
 
 
 async def test_calls_are_items_of_their_own_whole_and_streamed(make: Callable[[], Any]) -> None:
