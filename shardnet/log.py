@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -150,6 +150,7 @@ def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: Tex
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if pretty else "iso", utc=not pretty),
             structlog.processors.format_exc_info,
             _redact,
+            _tell_watchers,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -167,27 +168,49 @@ def _redact(_logger: Any, _method: str, event: Event) -> Event:
     return event
 
 
+Watcher = Callable[[Mapping[str, Any]], None]
+"""Called with each fact that is logged, secrets taken out; whoever wants to keep it copies it."""
+_watchers: list[Watcher] = []
+
+
+def watch(watcher: Watcher) -> Callable[[], None]:
+    """Have every fact that is logged from now on told to `watcher` as well, in the thread that logs it. Returns: what ends that."""
+    _watchers.append(watcher)
+    return lambda: _watchers.remove(watcher)
+
+
+def _tell_watchers(_logger: Any, _method: str, event: Event) -> Event:
+    for watcher in tuple(_watchers):
+        watcher(event)
+    return event
+
+
 CONTEXT_KEYS = frozenset({"node_id", "role", "peer_id", "command_id", "level", "timestamp", "event", "exception"})
 MARKS = {"warning": "⚠️  ", "error": "✗ ", "critical": "✗ "}
 
 
 def _sentence(_logger: Any, _method: str, event: Event) -> str:
     """Returns: `12:00:01 [SHARD] ✓✓✓ SHARD 0 LOADED BEFORE JOINING NETWORK ✓✓✓`."""
-    stamp, name, level = event.get("timestamp", ""), str(event.get("event", "")), str(event.get("level", "info"))
+    return f"{event.get('timestamp', '')} {sentence(event)}"
+
+
+def sentence(event: Mapping[str, Any]) -> str:
+    """Returns: a fact as people read it, without the time: `[SHARD] ✓✓✓ SHARD 0 LOADED BEFORE JOINING NETWORK ✓✓✓`."""
+    name, level = str(event.get("event", "")), str(event.get("level", "info"))
     if name in MILESTONES:
-        tag, sentence = MILESTONES[name]
+        tag, words = MILESTONES[name]
         try:
-            text = f"[{tag}] {sentence.format(**event)}"
+            text = f"[{tag}] {words.format(**event)}"
         except (KeyError, ValueError, IndexError):
             text = f"[{tag}] {name} {_pairs(event)}"
     else:
         text = f"{MARKS.get(level, '')}{name.replace('_', ' ')}  {_pairs(event)}".rstrip()
     if "exception" in event:
         text += "\n" + str(event["exception"])
-    return f"{stamp} {text}"
+    return text
 
 
-def _pairs(event: Event) -> str:
+def _pairs(event: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in event.items() if key not in CONTEXT_KEYS)
 
 

@@ -22,6 +22,9 @@ from shardnet.coordinator.nodes.loads import Loader
 from shardnet.coordinator.nodes.measuring import keep_measured
 from shardnet.coordinator.nodes.peers import Peers
 from shardnet.coordinator.nodes.seeders import Seeders
+from shardnet.coordinator.page import meter
+from shardnet.coordinator.page.endpoints import Page, load_assets
+from shardnet.coordinator.page.feed import Feed
 from shardnet.coordinator.placement.catalogue import Catalogue
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import (
@@ -44,6 +47,7 @@ from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
+from shardnet.swarm.addresses import reachable
 from shardnet.swarm.api_keys import API_KEYS, KeyRing, list_keys
 from shardnet.swarm.following import follow_records
 from shardnet.swarm.home import Home
@@ -148,7 +152,8 @@ class Coordinator:
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
                     doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)
-                    api = Api(self._service(), self._settings.api, self._keys)
+                    page = await self._open_page()
+                    api = Api(self._service(), self._settings.api, self._keys, page.routes if page else None)
                     children = [
                         self._tasks.create_task(http.run(api.app), name="http"),
                         self._tasks.create_task(self._tick(), name="tick"),
@@ -168,6 +173,8 @@ class Coordinator:
                     self._ready.set()
                     await self._stopping.wait()
                     await self._drain()
+                    if page is not None:
+                        page.feed.close()
                     http.stop()
                     await asyncio.wait(children[:1], timeout=5)
                     self._is_over = True
@@ -324,6 +331,20 @@ class Coordinator:
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
             check_grammar=self._grammars.check,
         )
+
+    async def _open_page(self) -> Page | None:
+        """Returns: the web page, if there is to be one."""
+        if not self._settings.api.page:
+            return None
+        feed = Feed(self._status, lambda: meter.read(self._requests, self._cluster), self._enrol_address)
+        self._spawn(feed.run(), "page")
+        assets = await asyncio.to_thread(load_assets)
+        return Page(feed, self._identity.swarm, self._keys, self._enrol_address, assets=assets)
+
+    def _enrol_address(self) -> Address | None:
+        """Returns: where other machines are taken in, as they reach it."""
+        enrol = self._doors.enrol if self._doors is not None else None
+        return reachable(enrol) if enrol is not None else None
 
     def _status(self) -> dict[str, Any]:
         at_s = time.monotonic()

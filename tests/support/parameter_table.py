@@ -10,6 +10,8 @@ from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs/parameters.md"
 COLUMNS = {"chats": "/v1/chat/completions", "completions": "/v1/completions"}
+COLUMNS |= {"responses": "/v1/responses", "input_tokens": "/v1/responses/input_tokens"}
+COLUMNS |= {"messages": "/v1/messages", "count_tokens": "/v1/messages/count_tokens"}
 OUTCOMES = ("honoured", "refused", "ignored")
 _CELL = re.compile(r"`(?P<value>.*?)`(?: with `(?P<more>\{.*\})`)?")
 

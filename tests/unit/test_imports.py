@@ -86,6 +86,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "nodes": {"placement", "text"},
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
+        "page": {"api", "requests", "nodes", "placement", "text"},
     },
     "node": {
         "tasks": set(),

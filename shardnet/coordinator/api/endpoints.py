@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shardnet.coordinator.api.anthropic.errors import anthropic_error, anthropic_response
 from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
 from shardnet.coordinator.api.bodies import read_body
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.errors import error_response
 from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
@@ -42,7 +43,7 @@ from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
 PATHS = (
-    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"),
     *("/tokenize", "/detokenize", "/status", "/healthz"),
 )
 MAX_HEADER_WAIT_S = 30.0
@@ -53,6 +54,9 @@ never sees why."""
 MAX_NAME = 256
 CLIENT_GONE = 499
 
+MoreRoutes = Callable[[Callable[..., Route]], list[Route]]
+"""Given what makes a route with the API's fences: routes of somebody else beside the API's own."""
+
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 log = get("api")
@@ -61,7 +65,7 @@ log = get("api")
 class Api:
     """The routes."""
 
-    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing) -> None:
+    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing, more: MoreRoutes | None = None) -> None:
         self._service = service
         self._settings = settings
         self._keys = keys
@@ -75,12 +79,14 @@ class Api:
             self._route("POST", "/v1/responses/input_tokens", self._count_response),
             self._route("POST", "/v1/messages", self._messages, told=anthropic_response),
             self._route("POST", "/v1/messages/count_tokens", self._count_message, told=anthropic_response),
+            self._route("POST", "/v1/embeddings", self._embeddings),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
             self._route("GET", "/healthz", self._health, open_to_all=True),
             self._route("GET", "/openapi.json", self._openapi, needs_key=False),
             *(self._route("GET", path, page_part, needs_key=False, in_document=False) for path in PAGE),
+            *(more(self._route) if more is not None else []),
         ]
         self.routes = routes
         app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -254,6 +260,10 @@ class Api:
             return await whole_response(request, answers, whole(wordings, describe))
         wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         return await streamed_response(request, answers, events(wordings, describe, wants_usage=wants_usage))
+
+    async def _embeddings(self, request: Request) -> Response:
+        asked = await self._body(request, EmbeddingsRequest)
+        return Response(await until_gone(request, self._service.embed(asked)), media_type="application/json")
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)

@@ -106,6 +106,13 @@ class CommonRequest(StructureFields, Lenient):
         )
 
 
+def of_one_kind(given: Any) -> Any:
+    """Returns: a text, tokens, or a list of either, as it came. Raises: ValueError for a list of different kinds."""
+    if isinstance(given, list) and len({type(one) for one in given}) > 1:
+        raise ValueError("must be a text, token ids, or a list of either, and of one kind")
+    return given
+
+
 def _token_bias(given: dict[str, float]) -> dict[int, float]:
     bias = {}
     for key, value in given.items():
@@ -137,9 +144,7 @@ class CompletionRequest(CommonRequest):
     @field_validator("prompt", mode="before")
     @classmethod
     def _of_one_kind(cls, given: Any) -> Any:
-        if isinstance(given, list) and len({type(one) for one in given}) > 1:
-            raise ValueError("must be a text, token ids, or a list of either, and of one kind")
-        return given
+        return of_one_kind(given)
 
     @field_validator("logprobs", mode="before")
     @classmethod

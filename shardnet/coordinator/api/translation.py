@@ -7,19 +7,20 @@ client wrote.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.schemas import ChatRequest, usage_error
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 
 PASSED = (
-    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "logit_bias"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
     *("presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n"),
     *("ignore_eos", "speculation", "documents", "chat_template_kwargs"),
     *("json_schema", "regex", "grammar", "structured_outputs"),
@@ -112,8 +113,19 @@ def read(kind: type[M], value: Any, where: str) -> M:
         raise UsageError(f"{place}: {what}", param=place) from None
 
 
-def refuse(given: Mapping[str, Any], refused: Mapping[str, str]) -> None:
-    """Raises: UsageError for a field that is asked for and cannot be honoured. Args: refused: name -> why, and what to do."""
+def passed(given: Mapping[str, Any], refused: Mapping[str, str], ignored: Collection[str] = ()) -> dict[str, Any]:
+    """Look over the fields that are not this API's own.
+
+    Args:
+        refused: names of the API that cannot be honoured -> why, and what to do.
+        ignored: names of the API that mean something else in chats, and nothing here.
+
+    Returns: those that mean the same in chats.
+    Raises: UsageError for one that is asked for and cannot be honoured, by the rule of chats.
+    """
     for name, why in refused.items():
         if given.get(name):
             raise UsageError(f"{name}: {why}", param=name)
+    unknown = {name: value for name, value in given.items() if name not in PASSED and name not in ignored}
+    check_foreign(unknown, {"/v1/chat/completions": ChatRequest.model_fields})
+    return {name: given[name] for name in PASSED if name in given}

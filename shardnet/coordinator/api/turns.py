@@ -79,7 +79,7 @@ def named_event(data: dict[str, Any]) -> bytes:
 
 async def answer_turn(request: Request, asked: TurnRequest, service: Service) -> Response:
     """Returns: the answer, whole or streamed. Raises: what the client can mend, in its own words; what ended the answer before it began."""
-    meant = asked.translated()
+    meant = await asyncio.to_thread(asked.translated)  # some hundred milliseconds for a long conversation
     with meant.in_client_words():
         answers = await until_gone(request, service.answer(meant.chat))
     turn = asked.turn(answers[0], meant)
@@ -90,7 +90,7 @@ async def answer_turn(request: Request, asked: TurnRequest, service: Service) ->
 
 async def count_turn(asked: TurnRequest, service: Service) -> int:
     """Returns: how many tokens the prompt has. Raises: as `answer_turn`."""
-    meant = asked.translated()
+    meant = await asyncio.to_thread(asked.translated)  # some hundred milliseconds for a long conversation
     with meant.in_client_words():
         return await service.count(meant.chat)
 

@@ -128,8 +128,9 @@ class Wording:
         """Returns: what each stage did, if tokens were asked for."""
         if not self._token_ids:
             return {}
-        found: dict[str, Any] = {"stages": stages}
-        speculator = self.answering.running.generation.speculator
+        generation = self.answering.running.generation
+        found: dict[str, Any] = {"stages": stages, "attempts": generation.attempts}
+        speculator = generation.speculator
         if speculator is not None:
             found["speculation"] = {"proposed": speculator.proposed, "accepted": speculator.accepted}
         return {"shardnet": found}

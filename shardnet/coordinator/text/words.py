@@ -49,12 +49,14 @@ class Words:
         if bad := next((token for token in tokens if token >= n_vocab), None):
             raise UsageError(f"{field}: token {bad} is outside the vocabulary of {n_vocab}", param=field)
 
-    async def prompt_tokens(self, prompt: str | list[int], *, add_special: bool = True) -> list[int]:
-        """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
+    async def prompt_tokens(
+        self, prompt: str | list[int], *, add_special: bool = True, field: str = "prompt"
+    ) -> list[int]:
+        """Returns: the tokens of a text, or those given. Raises: UsageError, naming the field, for a token that the vocabulary does not have."""
         if isinstance(prompt, str):
             # A user's text cannot spell control tokens; whoever wants them sends token ids.
             return await asyncio.to_thread(self._plain_tokens, prompt, add_special)
-        await asyncio.to_thread(self.check_tokens, prompt, "prompt")
+        await asyncio.to_thread(self.check_tokens, prompt, field)
         return prompt
 
     def _plain_tokens(self, prompt: str, add_special: bool, joined: bool = False) -> list[int]:
@@ -65,7 +67,10 @@ class Words:
         plain = [
             replace(part, special=False, joined=part.joined or (joined and at == 0)) for at, part in enumerate(parts)
         ]
-        return self.vocabulary.tokenize_parts(plain, add_special=add_special)
+        tokens = self.vocabulary.tokenize_parts(plain, add_special=add_special)
+        if add_special and self.vocabulary.adds_eos and self.vocabulary.eos >= 0:
+            tokens.append(self.vocabulary.eos)
+        return tokens
 
     def infill_tokens(self) -> InfillTokens:
         """Returns: the model's tokens for filling in the middle. Raises: UsageError if it has none."""

@@ -123,10 +123,12 @@ class Pet(BaseModel):
 
 PEOPLE = ("Ada", "Bruno", "Chiara", "Dmitri", "Esra", "Fatou", "Goran", "Hana", "Ines", "Jiří")
 PARSED: tuple[tuple[type[BaseModel], str], ...] = (
-    *((Person, f"{name} is {31 + at} years old and lives at 7 Long Street.") for at, name in enumerate(PEOPLE)),
-    *((Tree, f"A small tree with the value {at} at its root and two leaves.") for at in range(5)),
-    *((Pet, f"{name} is a {'cat' if at % 2 else 'dog'}.") for at, name in enumerate(PEOPLE[:5])),
+    *((Person, f"{name} is {31 + at} years old and lives at 7 Long Street.") for at, name in enumerate(PEOPLE[:8])),
+    *((Tree, f"A small tree with the value {at} at its root and two leaves.") for at in range(6)),
+    *((Pet, f"{name} is a {'cat' if at % 2 else 'dog'}.") for at, name in enumerate(PEOPLE[:6])),
 )
+SOME_TOOL_PROMPTS, SOME_PARSED = TOOL_PROMPTS[::4], PARSED[::4]
+"""Of what is asked twenty times in another way too."""
 
 
 class Fault(Exception):

@@ -11,7 +11,19 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 
-from tests.bench.clients.client_calls import BASE, MODEL, MOST, PARSED, TOOL_PROMPTS, expect, fault_of_call, run, tally
+from tests.bench.clients.client_calls import (
+    BASE,
+    MODEL,
+    MOST,
+    PARSED,
+    SOME_PARSED,
+    SOME_TOOL_PROMPTS,
+    TOOL_PROMPTS,
+    expect,
+    fault_of_call,
+    run,
+    tally,
+)
 
 
 def model(**options: Any) -> Any:
@@ -77,22 +89,24 @@ def logprobs() -> str:
     return repr(stopped.content)
 
 
-def calls_of(answer: Any) -> str:
-    """Returns: what is wrong with the calls of an answer."""
-    if not answer.tool_calls or answer.invalid_tool_calls:
+def calls_of(answer: Any) -> str | int:
+    """Returns: how many calls an answer holds, or what is wrong with them."""
+    if answer.invalid_tool_calls:
         return str(answer)
-    return "".join(fault_of_call(one["name"], json.dumps(one["args"])) for one in answer.tool_calls)
+    return "".join(fault_of_call(one["name"], json.dumps(one["args"])) for one in answer.tool_calls) or len(
+        answer.tool_calls
+    )
 
 
 def auto() -> str:
     """bind_tools."""
     bound = model().bind_tools(TOOLS)
-    return tally(lambda prompt: calls_of(bound.invoke(prompt)), TOOL_PROMPTS)
+    return tally(lambda prompt: calls_of(bound.invoke(prompt)), SOME_TOOL_PROMPTS)
 
 
 def required() -> str:
-    """bind_tools, any, strict."""
-    bound = model().bind_tools(TOOLS, tool_choice="any", strict=True)
+    """bind_tools, any, strict, one call."""
+    bound = model().bind_tools(TOOLS, tool_choice="any", strict=True, parallel_tool_calls=False)
     return tally(lambda prompt: calls_of(bound.invoke(prompt)), TOOL_PROMPTS)
 
 
@@ -100,14 +114,14 @@ def streamed_tools() -> str:
     """bind_tools, any, streamed."""
     bound = model().bind_tools(TOOLS, tool_choice="any")
 
-    def one(prompt: str) -> str:
+    def one(prompt: str) -> str | int:
         parts = list(bound.stream(prompt))
         whole = parts[0]
         for part in parts[1:]:
             whole += part
         return calls_of(whole)
 
-    return tally(one, TOOL_PROMPTS)
+    return tally(one, SOME_TOOL_PROMPTS)
 
 
 def named() -> str:
@@ -131,8 +145,8 @@ def round_trip() -> str:
     return repr(answer.content)
 
 
-def structured(method: str, **options: Any) -> str:
-    """Returns: how many of twenty answers fit."""
+def structured(method: str, cases: Any, **options: Any) -> str:
+    """Returns: how many answers fit."""
 
     def one(case: Any) -> str:
         shape, prompt = case
@@ -140,22 +154,22 @@ def structured(method: str, **options: Any) -> str:
         found = asked.invoke(f"{prompt} Give it as JSON.")
         return "" if isinstance(found, shape) else repr(found)
 
-    return tally(one, PARSED)
+    return tally(one, cases)
 
 
 def by_schema() -> str:
     """with_structured_output, json_schema."""
-    return structured("json_schema")
+    return structured("json_schema", PARSED)
 
 
 def by_calling() -> str:
     """with_structured_output, function_calling."""
-    return structured("function_calling")
+    return structured("function_calling", SOME_PARSED)
 
 
 def by_strict_calling() -> str:
     """with_structured_output, function_calling, strict."""
-    return structured("function_calling", strict=True)
+    return structured("function_calling", SOME_PARSED, strict=True)
 
 
 def structured_stream() -> str:

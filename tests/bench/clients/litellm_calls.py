@@ -15,6 +15,7 @@ from tests.bench.clients.client_calls import (
     MODEL,
     MOST,
     PARSED,
+    SOME_TOOL_PROMPTS,
     TOOL_PROMPTS,
     expect,
     fault_of_call,
@@ -73,8 +74,8 @@ def called(choice: Any) -> str:
     return "".join(fault_of_call(one.function.name, one.function.arguments) for one in calls)
 
 
-def with_tools(**options: Any) -> str:
-    """Returns: how many of twenty called."""
+def with_tools(prompts: Any, **options: Any) -> str:
+    """Returns: how many called."""
 
     def one(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
@@ -82,17 +83,17 @@ def with_tools(**options: Any) -> str:
             litellm.completion(**ASK, messages=messages, tools=tools(), max_tokens=MOST, **options).choices[0]
         )
 
-    return tally(one, TOOL_PROMPTS)
+    return tally(one, prompts)
 
 
 def auto() -> str:
     """tools, auto."""
-    return with_tools(temperature=0.7)
+    return with_tools(TOOL_PROMPTS[10:13], temperature=0)
 
 
 def required() -> str:
-    """tools, required."""
-    return with_tools(tool_choice="required", temperature=0.7)
+    """tools, required, one call."""
+    return with_tools(TOOL_PROMPTS, tool_choice="required", parallel_tool_calls=False, temperature=0.7)
 
 
 def streamed_tools() -> str:
@@ -104,7 +105,7 @@ def streamed_tools() -> str:
         built: Any = litellm.stream_chunk_builder(list(litellm.completion(**asked, stream=True)))
         return called(built.choices[0])
 
-    return tally(one, TOOL_PROMPTS)
+    return tally(one, SOME_TOOL_PROMPTS)
 
 
 def round_trip() -> str:

@@ -16,6 +16,7 @@ from tests.bench.clients.client_calls import (
     MODEL,
     MOST,
     SCHEMAS,
+    SOME_TOOL_PROMPTS,
     TOOL_PROMPTS,
     Json,
     expect,
@@ -105,12 +106,12 @@ def auto() -> str:
 
 def auto_streamed() -> str:
     """tools, auto, streamed."""
-    return tally(streamed(), TOOL_PROMPTS)
+    return tally(streamed(), SOME_TOOL_PROMPTS)
 
 
 def auto_strict() -> str:
     """tools, auto and strict, whole."""
-    return tally(whole(strict=True), TOOL_PROMPTS)
+    return tally(whole(strict=True), SOME_TOOL_PROMPTS)
 
 
 def auto_strict_streamed() -> str:
@@ -135,7 +136,7 @@ def required_one() -> str:
 
 def auto_one_streamed() -> str:
     """tools, auto, parallel_tool_calls false, streamed."""
-    return tally(streamed(most=1, parallel_tool_calls=False), TOOL_PROMPTS)
+    return tally(streamed(most=1, parallel_tool_calls=False), SOME_TOOL_PROMPTS)
 
 
 def named() -> str:
@@ -146,12 +147,12 @@ def named() -> str:
 def named_streamed() -> str:
     """tools, a named function, one call, streamed."""
     asks = streamed(names=["weather"], most=1, tool_choice=NAMED, parallel_tool_calls=False)
-    return tally(asks, TOOL_PROMPTS)
+    return tally(asks, SOME_TOOL_PROMPTS)
 
 
 def hot() -> str:
     """tools, required, temperature 2, several calls allowed, whole."""
-    return tally(whole(tool_choice="required", temperature=2), TOOL_PROMPTS)
+    return tally(whole(tool_choice="required", temperature=2), SOME_TOOL_PROMPTS)
 
 
 def none() -> str:

@@ -8,11 +8,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.usage import UsageLimits
 
-from tests.bench.clients.client_calls import BASE, MODEL, PARSED, TOOL_PROMPTS, expect, run, tally
+from tests.bench.clients.client_calls import (
+    BASE,
+    MODEL,
+    PARSED,
+    SOME_PARSED,
+    SOME_TOOL_PROMPTS,
+    TOOL_PROMPTS,
+    expect,
+    run,
+    tally,
+)
 
 MOST_REQUESTS = UsageLimits(request_limit=6)
 
@@ -59,12 +70,17 @@ def with_tools(seen: list[tuple[str, Any]]) -> Any:
 def tools() -> str:
     """an agent with tools: calls, results, answer."""
 
-    def one(prompt: str) -> str:
+    def one(prompt: str) -> str | int:
         seen: list[tuple[str, Any]] = []
-        answer = with_tools(seen).run_sync(prompt, usage_limits=MOST_REQUESTS)
-        return "" if seen and answer.output else f"{seen} {answer.output!r}"
+        try:
+            answer = with_tools(seen).run_sync(prompt, usage_limits=MOST_REQUESTS).output
+        except (
+            UsageLimitExceeded
+        ):  # calls on and on, as small models do: each of them was taken, and its result sent back
+            answer = ""
+        return len(seen) if seen or answer else "nothing"
 
-    return tally(one, TOOL_PROMPTS)
+    return tally(one, SOME_TOOL_PROMPTS)
 
 
 async def events() -> str:
@@ -81,25 +97,25 @@ async def events() -> str:
     return f"{len(kinds)} events, {seen}"
 
 
-def outputs(kind: Any) -> str:
-    """Returns: how many of twenty outputs fit."""
+def outputs(kind: Any, cases: Any) -> str:
+    """Returns: how many outputs fit."""
 
     def one(case: Any) -> str:
         shape, prompt = case
         found = agent(output_type=kind(shape), retries=0).run_sync(f"{prompt} Give it.").output
         return "" if isinstance(found, shape) else repr(found)
 
-    return tally(one, PARSED)
+    return tally(one, cases)
 
 
 def by_tool() -> str:
     """output_type by a tool."""
-    return outputs(ToolOutput)
+    return outputs(ToolOutput, SOME_PARSED)
 
 
 def by_schema() -> str:
     """output_type by JSON schema."""
-    return outputs(NativeOutput)
+    return outputs(NativeOutput, PARSED)
 
 
 def by_prompt() -> str:

@@ -15,12 +15,14 @@ from shardnet.coordinator.api.schemas import Lenient
 from shardnet.coordinator.api.translation import Place, read
 from shardnet.errors import UsageError
 
-BETWEEN = {"type": "text", "text": "\n\n"}
+BETWEEN = "\n\n"
 """Between two messages that are one turn."""
-FAILED = {"type": "text", "text": "Error: "}
+FAILED = "Error: "
 NO_TEXTS = ("image", "document", "container_upload")
 ALLOWED = {"user": ("text", "tool_result"), "system": ("text",)}
 ALLOWED["assistant"] = ("text", "thinking", "redacted_thinking", "tool_use")
+JOINED = {"content": "", "reasoning_content": "\n"}
+"""Keys of a message whose texts are one text at the end -> what stands between them."""
 MAX_ID = 512
 
 
@@ -28,7 +30,7 @@ class Message(Lenient):
     """One message."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | list[Any]
 
 
 class TextBlock(Lenient):
@@ -55,7 +57,7 @@ class ResultBlock(Lenient):
     """What a tool gave back."""
 
     tool_use_id: str = Field(min_length=1, max_length=MAX_ID)
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[Any] | None = None
     is_error: bool | None = None
 
 
@@ -71,8 +73,8 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self.places: list[Place] = []
         self._calls: set[str] = set()
-        if system:
-            content = system if isinstance(system, str) else texts_of(system, "system")
+        content = texts_of(system, "system")
+        if content:
             self._add("system", "system", content)
 
     def take(self, given: Any, where: str) -> None:
@@ -82,16 +84,18 @@ class Conversation:
         for at, block in enumerate(blocks or [{"type": "text", "text": ""}]):
             self._block(message.role, block, f"{where}.content.{at}", where, begins=at == 0)
 
-    def _block(self, role: str, block: dict[str, Any], place: str, where: str, *, begins: bool) -> None:
+    def _block(self, role: str, block: Any, place: str, where: str, *, begins: bool) -> None:
         _check_kind(block, ALLOWED[role], place, f"in a message of role {role!r} ")
         match block.get("type"):
             case "text":
                 turn = self._turn(role, where)
-                apart = [BETWEEN] if begins and turn.get("content") else []
-                said = {"type": "text", "text": read(TextBlock, block, place).text}
-                turn["content"] = [*turn.get("content", ()), *apart, said]
+                content = turn.setdefault("content", [])
+                if begins and content:
+                    content.append(BETWEEN)
+                content.append(read(TextBlock, block, place).text)
             case "thinking":
-                self._think(self._turn(role, where), read(ThinkingBlock, block, place).thinking)
+                thought = read(ThinkingBlock, block, place).thinking
+                self._turn(role, where).setdefault("reasoning_content", []).append(thought)
             case "tool_use":
                 self._call(self._turn(role, where), read(CallBlock, block, place))
             case "tool_result":
@@ -105,9 +109,6 @@ class Conversation:
             self._add(where, role)
         return self.messages[-1]
 
-    def _think(self, turn: dict[str, Any], thinking: str) -> None:
-        turn["reasoning_content"] = "\n".join([*filter(None, [turn.get("reasoning_content")]), thinking])
-
     def _call(self, turn: dict[str, Any], block: CallBlock) -> None:
         self._calls.add(block.id)
         function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
@@ -119,12 +120,11 @@ class Conversation:
                 f"{place}.tool_use_id: no tool_use before it has the id {block.tool_use_id[:64]!r}: send the call too",
                 param=place,
             )
-        given = block.content or ""
-        content = [{"type": "text", "text": given}] if isinstance(given, str) else texts_of(given, f"{place}.content")
+        content = texts_of(block.content, f"{place}.content")
         content = [FAILED, *content] if block.is_error else content
         self._add(place, "tool", content, tool_call_id=block.tool_use_id)
 
-    def _add(self, place: str, role: str, content: Any = None, **more: Any) -> None:
+    def _add(self, place: str, role: str, content: list[str] | None = None, **more: Any) -> None:
         said = {} if content is None else {"content": content}
         self.messages.append({"role": role, **said, **more})
         self.places.append(Place(place, place))
@@ -135,21 +135,27 @@ def conversation_of(messages: Sequence[Any], system: Any) -> Conversation:
     made = Conversation(system)
     for at, message in enumerate(messages):
         made.take(message, f"messages.{at}")
+    for message in made.messages:
+        for key, between in JOINED.items():
+            if key in message:
+                message[key] = between.join(message[key])
     last, place = made.messages[-1], made.places[-1].of_message
     if last["role"] == "assistant" and "tool_calls" in last:
         raise UsageError(f"{place}: the conversation ends with calls: send what they gave back", param=place)
     return made
 
 
-def texts_of(blocks: Any, where: str) -> list[dict[str, Any]]:
-    """Returns: blocks of text as parts of a chat's content. Raises: UsageError for others."""
-    if not isinstance(blocks, list):
+def texts_of(content: Any, where: str) -> list[str]:
+    """Returns: a text, or blocks of text, as texts. Raises: UsageError for anything else."""
+    if content is None or isinstance(content, str):
+        return [content] if content else []
+    if not isinstance(content, list):
         raise UsageError(f"{where}: must be a text or a list", param=where)
     made = []
-    for at, block in enumerate(blocks):
+    for at, block in enumerate(content):
         place = f"{where}.{at}"
         _check_kind(block, ("text",), place)
-        made.append({"type": "text", "text": read(TextBlock, block, place).text})
+        made.append(read(TextBlock, block, place).text)
     return made
 
 

@@ -11,7 +11,7 @@ from shardnet.coordinator.api.anthropic.wording import MessageTurn
 from shardnet.coordinator.api.schemas import AnswerTokens, Lenient, StopText
 from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.api.structure_fields import ResponseFormat
-from shardnet.coordinator.api.translation import PASSED, Places, Translated, as_chat, refuse
+from shardnet.coordinator.api.translation import Places, Translated, as_chat, passed
 from shardnet.errors import UsageError
 
 REFUSED: dict[str, str] = {
@@ -19,6 +19,8 @@ REFUSED: dict[str, str] = {
     "mcp_servers": "servers are not asked here: give their tools in the field 'tools'",
     "compaction": "a conversation is not made shorter here: send a shorter one",
 }
+IGNORED = ("max_tokens",)
+"""Where tokens are counted."""
 NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
@@ -58,7 +60,7 @@ class CountRequest(Lenient):
     messages: list[Any] = Field(min_length=1, max_length=10_000)
     system: Any = None
     stream: bool | None = None
-    stop_sequences: list[StopText] | None = None
+    stop_sequences: list[StopText] | None = Field(default=None, fail_fast=True)
     tools: list[Any] | None = Field(default=None, max_length=1024)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
@@ -72,9 +74,9 @@ class CountRequest(Lenient):
 
     def translated(self) -> Translated:
         """See `TurnRequest`."""
-        further = self.model_extra or {}
-        refuse(further, REFUSED)
-        if further.get("thread"):  # the anthropic package acts upon the code: it goes on without a thread
+        given = self.model_extra or {}
+        further = passed(given, REFUSED, IGNORED)
+        if given.get("thread"):  # the anthropic package acts upon the code: it goes on without a thread
             raise UsageError(
                 "thread: nothing is kept here: send the whole conversation, and no thread",
                 param="thread",
@@ -98,11 +100,9 @@ class CountRequest(Lenient):
             "chat_template_kwargs": self._variables(further.get("chat_template_kwargs")),
             "continue_final_message": True if continues else None,
         }
-        passed = {name: further[name] for name in PASSED if name in further}
         last = conversation.places[-1].of_message
         names = NAMES | {"continue_final_message": last}
-        given = {key: value for key, value in asked.items() if value is not None}
-        return as_chat(passed | given, Places(conversation.places, names, PARTS))
+        return as_chat(further | asked, Places(conversation.places, names, PARTS))
 
     def most_tokens(self) -> int | None:
         """Returns: how long the answer may be, as it was written."""

@@ -96,6 +96,7 @@ class MessageTurn:
             "cache_read_input_tokens": self._n_cached,
             "cache_creation_input_tokens": 0,
             "output_tokens": running.n_completion,
+            "output_tokens_details": {"thinking_tokens": running.n_reasoning},
         }
 
     # -- events of blocks --------------------------------------------------------------------------------------------------------

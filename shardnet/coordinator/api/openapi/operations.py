@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.openapi import answers
 from shardnet.coordinator.api.openapi.answers import Error
 from shardnet.coordinator.api.responses.request import ResponsesRequest
@@ -113,6 +114,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         example={"messages": [{"role": "user", "content": "Why is the sky blue?"}]},
         errors=(*ASKING, 504),
         refuses=answers.MessageError,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        name="embed",
+        summary="Turn texts into vectors of length one",
+        text="By the model's final hidden states, pooled as the model says; `shardnet.pooling` tells how.",
+        tag="Answers",
+        asks=EmbeddingsRequest,
+        answers=answers.Embeddings,
+        example={"input": ["Once upon a time", "Why is the sky blue?"], "dimensions": 8},
+        errors=ANSWERING,
     ),
     ("GET", "/v1/models"): Operation(
         name="models",

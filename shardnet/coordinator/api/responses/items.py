@@ -15,7 +15,8 @@ from shardnet.coordinator.api.schemas import Lenient
 from shardnet.coordinator.api.translation import Place, read
 from shardnet.errors import UsageError
 
-Parts = str | list[dict[str, Any]] | None
+Parts = str | list[Any] | None
+"""Parts are looked over as those of chats."""
 MAX_ID = 512
 
 
@@ -49,7 +50,7 @@ class OutputItem(Lenient):
     """What a function gave back."""
 
     call_id: str = Field(min_length=1, max_length=MAX_ID)
-    output: str | list[dict[str, Any]]
+    output: str | list[Any]
 
 
 class ReasoningText(Lenient):
@@ -61,8 +62,8 @@ class ReasoningText(Lenient):
 class ReasoningItem(Lenient):
     """What the model wrote to itself."""
 
-    content: list[ReasoningText] | None = None
-    summary: list[ReasoningText] | None = None
+    content: list[ReasoningText] | None = Field(default=None, fail_fast=True)
+    summary: list[ReasoningText] | None = Field(default=None, fail_fast=True)
 
     @property
     def text(self) -> str:
@@ -122,7 +123,8 @@ class Conversation:
         elif self._answer is not None and "content" not in self._answer:
             self._answer["content"] = content
         elif self._answer is not None and "tool_calls" in self._answer:  # text, a call, text: one answer
-            self._answer["content"] = [*_as_parts(self._answer["content"]), *_as_parts("\n"), *_as_parts(content)]
+            joined = self._answer["content"] = _as_parts(self._answer["content"])
+            joined += [*_as_parts("\n"), *_as_parts(content)]
         else:
             self._begin_answer(where)["content"] = content
 
@@ -178,12 +180,14 @@ def _readable(content: Parts) -> Parts:
     if not isinstance(content, list):
         return content
     return [
-        {"type": "output_text", "text": part.get("refusal")} if part.get("type") == "refusal" else part
+        {"type": "output_text", "text": part.get("refusal")}
+        if isinstance(part, dict) and part.get("type") == "refusal"
+        else part
         for part in content
     ]
 
 
-def _as_parts(content: Parts) -> list[dict[str, Any]]:
+def _as_parts(content: Parts) -> list[Any]:
     if content is None:
         return []
     return [{"type": "output_text", "text": content}] if isinstance(content, str) else content

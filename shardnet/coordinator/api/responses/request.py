@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from shardnet.coordinator.api.responses.items import conversation_of
 from shardnet.coordinator.api.responses.wording import ResponseTurn
 from shardnet.coordinator.api.schemas import AnswerTokens, Lenient
 from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.api.structure_fields import ResponseFormat
-from shardnet.coordinator.api.translation import PASSED, Places, Translated, as_chat, refuse
+from shardnet.coordinator.api.translation import Places, Translated, as_chat, passed
 from shardnet.errors import UsageError
 
 KEPT = "nothing is kept here"
@@ -25,6 +25,7 @@ REFUSED: dict[str, str] = {
     "context_management": "a conversation is not made shorter here: send a shorter one",
     "moderation": "nothing is moderated here",
 }
+IGNORED = ("stream_options",)
 NAMES = {
     "messages": "input",
     "response_format": "text.format",
@@ -34,6 +35,12 @@ NAMES = {
 PARTS = {".function.": "."}
 LOGPROBS = "message.output_text.logprobs"
 MAX_METADATA = 16
+
+
+def _few(given: Any) -> Any:
+    if isinstance(given, dict) and len(given) > MAX_METADATA:
+        raise ValueError(f"must have at most {MAX_METADATA} entries")
+    return given
 
 
 class Reasoning(Lenient):
@@ -60,13 +67,14 @@ class ResponsesRequest(Lenient):
     max_output_tokens: AnswerTokens | None = None
     text: TextForm | None = None
     reasoning: Reasoning | None = None
+    stop: Any = None
     tools: list[Any] | None = Field(default=None, max_length=1024)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    include: list[str] | None = Field(default=None, max_length=64)
+    include: list[str] | None = Field(default=None, max_length=64, fail_fast=True)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     truncation: str | None = Field(default=None, max_length=64)
-    metadata: dict[str, str] | None = Field(default=None, max_length=MAX_METADATA)
+    metadata: Annotated[dict[str, str], BeforeValidator(_few)] | None = None
 
     @property
     def is_streamed(self) -> bool:
@@ -80,15 +88,15 @@ class ResponsesRequest(Lenient):
 
     def translated(self) -> Translated:
         """See `TurnRequest`."""
-        further = self.model_extra or {}
-        refuse(further, REFUSED)
+        further = passed(self.model_extra or {}, REFUSED, IGNORED)
         if self.truncation not in (None, "disabled"):
             raise UsageError(f"truncation: {REFUSED['context_management']}", param="truncation")
         conversation = conversation_of(self.input, self.instructions)
-        body = {name: further[name] for name in PASSED if name in further} | {
+        body = further | {
             "model": self.model,
             "messages": conversation.messages,
             "stream": self.stream,
+            "stop": self.stop,
             "max_completion_tokens": self.max_output_tokens,
             "response_format": self.text.format if self.text is not None else None,
             "reasoning_effort": self.reasoning.effort if self.reasoning is not None else None,
@@ -133,7 +141,9 @@ def _format_told(format: ResponseFormat | None) -> dict[str, Any]:
 
 def _tool(tool: Any) -> Any:
     """Returns: a function as chats have it, its keys within `function`; what else it is as it is, for them to refuse."""
-    if not isinstance(tool, dict) or tool.get("type", "function") != "function":
+    if not isinstance(tool, dict):
+        raise UsageError("tools: a tool is an object with a type and a name", param="tools")
+    if tool.get("type", "function") != "function":
         return tool
     known = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {key: tool[key] for key in known if tool.get(key) is not None}}

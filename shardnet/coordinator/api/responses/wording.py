@@ -125,15 +125,13 @@ class ResponseTurn:
         return [self._item(one, status if one is whole[-1] else "completed") for one in whole]
 
     def _usage(self) -> dict[str, Any]:
-        n_input, n_output = len(self.answering.prompt), self.answering.running.n_completion
-        reasoning = "".join(one.text for one in self._blocks.all if one.kind == "reasoning")
-        vocabulary = self.answering.words.vocabulary
-        n_reasoning = len(vocabulary.tokenize(reasoning, add_special=False, parse_special=False)) if reasoning else 0
+        running = self.answering.running
+        n_input, n_output = len(self.answering.prompt), running.n_completion
         return {
             "input_tokens": n_input,
             "input_tokens_details": {"cached_tokens": self._n_cached, "cache_write_tokens": 0},
             "output_tokens": n_output,
-            "output_tokens_details": {"reasoning_tokens": min(n_reasoning, n_output)},
+            "output_tokens_details": {"reasoning_tokens": running.n_reasoning},
             "total_tokens": n_input + n_output,
         }
 

@@ -111,6 +111,8 @@ async def _answers(world: World) -> list[tuple[str, str, Any]]:
         ("/v1/chat/completions", chat | {"n": 2}),
         ("/v1/completions", {"prompt": "hi", "logprobs": 2} | traced),
         ("/v1/completions", {"prompt": ["hi", "ho"], "max_tokens": 2}),
+        ("/v1/embeddings", {"input": ["hi", "ho"]}),
+        ("/v1/embeddings", {"input": [72, 73], "encoding_format": "base64", "pooling": "mean"}),
         ("/tokenize", {"prompt": "hi", "return_token_strs": True}),
         ("/tokenize", {"prompt": "hi", "with_pieces": True}),
         ("/detokenize", {"tokens": [72, 73]}),

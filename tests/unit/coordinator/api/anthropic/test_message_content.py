@@ -27,8 +27,8 @@ def messages(*given: dict[str, Any], system: Any = None) -> list[dict[str, Any]]
 
 
 def said(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    content: str = message["content"]
+    return content
 
 
 def chat(**more: Any) -> ChatRequest:
@@ -114,7 +114,7 @@ def test_an_answer_that_was_begun_goes_on() -> None:
         ([{"role": "tool", "content": "x"}], "messages.0.role: must be one of"),
         ([{"role": "user"}], "messages.0.content: is missing"),
         ([{"role": "user", "content": None}], "messages.0.content: must be a text or a list"),
-        ([{"role": "user", "content": ["x"]}], "messages.0.content.0: must be an object"),
+        ([{"role": "user", "content": ["x"]}], "messages.0.content.0: a block is an object"),
         ([{"role": "user", "content": [{}]}], "messages.0.content.0.type: is missing"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text: is missing"),
         ([{"role": "user", "content": [{"type": "image"}]}], "messages.0.content.0: a block of type 'image' cannot"),

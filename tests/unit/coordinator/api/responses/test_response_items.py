@@ -143,7 +143,7 @@ def test_what_is_no_conversation_is_refused_with_its_place(given: Any, words: st
         ({"tools": [{"type": "function"}]}, "tools.0.name: "),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools.0.name: "),
         ({"tools": [{"type": "function", "name": "f", "parameters": []}]}, "tools.0.parameters: "),
-        ({"tools": [None]}, "tools.0: a tool is an object"),
+        ({"tools": [None]}, "tools: a tool is an object"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice: give "),
         ({"tool_choice": "required"}, "tool_choice: there are no tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format: 'xml' is not supported"),
