@@ -11,13 +11,14 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from shardnet.coordinator.api.schemas import Lenient, TokenId, of_one_kind
+from shardnet.coordinator.api.schemas import Lenient, of_one_kind
+from shardnet.coordinator.api.token_ids import TokenIds
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.running import Running
@@ -39,7 +40,9 @@ class EmbeddingsRequest(Lenient):
     """The body. `pooling` is ours: instead of what the model says."""
 
     model: str | None = Field(default=None, max_length=256)
-    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    input: (
+        str | TokenIds | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)]
+    )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     pooling: Pooling | None = None
