@@ -411,6 +411,10 @@ class ExecuteTask(Message):
 # -- measuring and asking ------------------------------------------------------------------------------------------------------------------
 
 
+ALIVE = "f" * 16
+"""The command id of pings by which a link asks whether anybody is there: the other end's link answers them, before any daemon sees them."""
+
+
 class Ping(Message):
     """Answered by `Pong` at once; may carry one tensor named `padding` to measure bandwidth."""
 

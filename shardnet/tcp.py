@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 from typing import NamedTuple
 
@@ -33,3 +34,17 @@ def tune(sock: socket.socket, patience: Patience) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, patience.questions)
     if sys.platform == "linux" and patience.unacknowledged_s is not None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * patience.unacknowledged_s)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Returns: sent bytes that the other end has not acknowledged yet; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    import fcntl
+    import termios
+
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return 0
+    return int(count)

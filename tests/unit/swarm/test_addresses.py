@@ -14,7 +14,7 @@ from shardnet.swarm.addresses import (
     bound_address,
     is_loopback,
     is_wildcard,
-    open_listening_socket,
+    open_listening_sockets,
     parse_address,
     parse_host_port,
     read_coordinator_addresses,
@@ -61,14 +61,14 @@ def test_a_taken_port_is_named_with_what_to_do() -> None:
         with pytest.raises(
             SettingsError, match=rf"cannot listen at {address}: address already in use; .* choose another"
         ):
-            open_listening_socket(("127.0.0.1", address.port))
+            open_listening_sockets(("127.0.0.1", address.port))
 
 
 def test_a_host_that_is_not_here_is_named() -> None:
     with pytest.raises(SettingsError, match=r"cannot listen at 192\.0\.2\.1:0"):
-        open_listening_socket(("192.0.2.1", 0))
+        open_listening_sockets(("192.0.2.1", 0))
     with pytest.raises(UnreachableError, match="does not know the host"):
-        open_listening_socket(("no such host", 0))
+        open_listening_sockets(("no such host", 0))
 
 
 def test_the_coordinators_addresses_are_remembered(home: Path) -> None:
