@@ -83,6 +83,16 @@ class DeviceInfo(Frozen):
     )
 
 
+MAX_TROUBLE_CHARS = 600
+
+
+class Reach(Frozen):
+    """Where other daemons reach one, and what is wrong with that."""
+
+    listen: Address | None = Field(default=None, description="an IP address; None: nobody can dial it")
+    trouble: str = Field(default="", max_length=MAX_TROUBLE_CHARS, description="a sentence for people; empty: nothing")
+
+
 MemoryMode = Literal["resident", "streamed"]
 """How a loaded shard's weights are held: all of them in memory, or partly read from their file for each token."""
 
@@ -149,6 +159,12 @@ class Hello(Message):
         description="drawn at each start of a node: two at once with one node_id are two processes with one key, as where a home was copied",
     )
     listen: Address | None = Field(default=None, description="where others may dial this daemon")
+    trouble: str = Field(
+        default="",
+        max_length=MAX_TROUBLE_CHARS,
+        exclude_if=lambda value: not value,
+        description="why nobody can dial it, or not everybody; a sentence for people",
+    )
     capabilities: Capabilities = Capabilities()
     held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)
     refused: tuple[Annotated[str, Field(min_length=1, max_length=MAX_REFUSED_CHARS)], ...] = Field(
@@ -171,6 +187,10 @@ class Welcome(Message):
     dht: Address | None = Field(
         default=None, description="the coordinator's DHT (UDP): where to begin; host 0.0.0.0: the one that was dialled"
     )
+
+
+COPIED = "copied_identity"
+"""Fact `reason` of a refusal: another process with the same key is connected."""
 
 
 class Refusal(Message):
@@ -206,6 +226,11 @@ class Heartbeat(Message):
         description="median time that a step costs a stage beside its computing: taking it in, and handing it on",
     )
     draining: bool = False
+    reach: Reach | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="where it is dialled now, once that is no longer what its `Hello` said",
+    )
 
 
 class ManifestOffer(Message):

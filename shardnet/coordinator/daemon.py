@@ -43,7 +43,7 @@ from shardnet.ids import short
 from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
-from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
+from shardnet.messages import COPIED, PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
 from shardnet.swarm.api_keys import API_KEYS, KeyRing, list_keys
 from shardnet.swarm.following import follow_records
 from shardnet.swarm.home import Home
@@ -265,7 +265,8 @@ class Coordinator:
             raise PeerRefused(
                 f"a node with the same key runs already: {first.label}{where}. If this home is a copy of that one's, delete nodes/{hello.name} in it "
                 "and run `shardnet join TOKEN` with a new token (at the owner's: start it again), for a key of its own; a node that has just "
-                "died is forgotten within seconds"
+                "died is forgotten within seconds",
+                reason=COPIED,
             )
 
     def _welcome(self) -> Welcome:

@@ -7,7 +7,14 @@ from typing import Any
 
 from shardnet.coordinator.nodes.peers import Connection, Peers
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.events import Event, HeartbeatCame, ManifestKnown, ManifestRefused, NodeDrains
+from shardnet.coordinator.placement.events import (
+    Event,
+    HeartbeatCame,
+    LinkKnown,
+    ManifestKnown,
+    ManifestRefused,
+    NodeDrains,
+)
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
 from shardnet.ids import short
@@ -131,6 +138,8 @@ class Frames:
         try:
             self._peers.send(next_id, message, frame.payloads)
             self.relayed += 1
+            if (node_id, next_id) not in self._cluster.unreachable:
+                self._apply(LinkKnown(node_id, next_id, None))
         except PeerLost as error:
             failed = CommandFailed(command_id=message.command_id, error=ErrorInfo.of(error))
             self._requests.on_failed(node_id, failed)

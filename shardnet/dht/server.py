@@ -73,9 +73,9 @@ class SealedServer(Server):  # type: ignore[misc]
             raise SettingsError(
                 f"cannot listen on UDP {host}:{port}: {error.strerror}; change dht.listen_host or dht.listen_port"
             ) from error
-        self.transport, self.protocol = await asyncio.get_running_loop().create_datagram_endpoint(
-            self._create_protocol, sock=sock
-        )
+        loop = asyncio.get_running_loop()
+        opened: Any = await loop.create_datagram_endpoint(self._create_protocol, sock=sock)
+        self.transport, self.protocol = opened
         bound: Address = self.transport.get_extra_info("sockname")[:2]
         return bound
 

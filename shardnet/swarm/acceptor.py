@@ -108,7 +108,9 @@ class TlsAcceptor(Generic[P]):
     def start(self) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        self._accepting = [loop.create_task(self._accept(one), name=f"accept {bound_address(one)}") for one in self._sockets]
+        self._accepting = [
+            loop.create_task(self._accept(one), name=f"accept {bound_address(one)}") for one in self._sockets
+        ]
 
     async def close(self) -> None:
         """Stop accepting and end what is in progress; established links are their owner's to close."""

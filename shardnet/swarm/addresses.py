@@ -128,18 +128,19 @@ def open_listening_sockets(address: HostPort) -> list[socket.socket]:
     hosts = ["127.0.0.1", "::1"] if address[0] == "localhost" else addresses_of(address[0])
     if not hosts:
         raise UnreachableError(f"cannot listen at {shown}: this machine does not know the host {address[0]!r}")
-    for _ in range(PORT_TRIES):
+    tries = 1 if address[1] else PORT_TRIES
+    while True:
         opened, trouble = _open_all(hosts, address[1])
         if trouble is None or (opened and trouble.errno != errno.EADDRINUSE):
             return opened  # of a name that has an address elsewhere, or IPv6 where this machine has none
         for one in opened:
             one.close()
-        if address[1] or trouble.errno != errno.EADDRINUSE:
-            break
-    raise SettingsError(
-        f"cannot listen at {shown}: {(trouble.strerror or str(trouble)).lower()}; "
-        "stop the program that has this port, or choose another"
-    ) from trouble
+        tries -= 1
+        if not tries or trouble.errno != errno.EADDRINUSE:
+            raise SettingsError(
+                f"cannot listen at {shown}: {(trouble.strerror or str(trouble)).lower()}; "
+                "stop the program that has this port, or choose another"
+            ) from trouble
 
 
 def _open_all(hosts: list[str], port: int) -> tuple[list[socket.socket], OSError | None]:

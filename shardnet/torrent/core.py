@@ -193,6 +193,13 @@ class TorrentCore:
             if address not in torrent.banned:
                 torrent.native.connect_peer(address)
 
+    def redial(self, torrent: Torrent) -> None:
+        """End all its connections and make them anew."""
+        if torrent.native is not None:
+            torrent.native.pause()
+            torrent.native.resume()
+            self.dial(torrent)
+
     def _pump(self) -> None:
         if self._native is None:
             return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterable
 from typing import Any
 
 import libtorrent as lt
 
 from shardnet.errors import SettingsError
+from shardnet.hosts import take_both_families
 from shardnet.torrent.alerts import MASK
 from shardnet.torrent.entry import Torrent
 from shardnet.torrent.settings import TorrentSettings
@@ -36,12 +38,11 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
         address = ipaddress.ip_address(settings.listen_host)
     except ValueError as error:
         raise SettingsError(f"torrent.listen_host must be an IP address, not {settings.listen_host!r}") from error
-    host = f"[{address}]" if address.version == 6 else str(address)
     has_limit = settings.upload_limit_bytes_per_s > 0 or settings.download_limit_bytes_per_s > 0
     encryption = lt.enc_policy.pe_disabled if with_tls else lt.enc_policy.pe_enabled
     session = lt.session(
         {
-            "listen_interfaces": f"{host}:{settings.listen_port}{'s' if with_tls else ''}",
+            "listen_interfaces": _interfaces(address, settings.listen_port, "s" if with_tls else ""),
             "listen_system_port_fallback": False,
             "max_retry_port_bind": 0,
             "alert_mask": int(MASK),
@@ -70,7 +71,9 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             "max_failcount": 255,
             "peer_connect_timeout": 5,
             "handshake_timeout": 5,
-            "peer_timeout": 30,
+            # A peer says something every five seconds; one that moved or vanished without a word keeps no blocks for long.
+            "peer_timeout": 10,
+            "request_timeout": 10,
             # Where a limit is set, every message of a handshake waits for a tick.
             "tick_interval": LIMITED_TICK_MS if has_limit else TICK_MS,
             "unchoke_interval": 1,
@@ -86,6 +89,24 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
     everyone.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << lt.session.global_peer_class_id)
     session.set_peer_class_filter(everyone)
     return session
+
+
+def _interfaces(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, suffix: str) -> str:
+    """Returns: where libtorrent is to listen. Its IPv6 sockets take IPv6 alone: `::` is both wildcards, at one port."""
+    if not (address.version == 6 and address.is_unspecified):
+        host = f"[{address}]" if address.version == 6 else str(address)
+        return f"{host}:{port}{suffix}"
+    port = port or _free_port()
+    return f"0.0.0.0:{port}{suffix},[::]:{port}{suffix}"
+
+
+def _free_port() -> int:
+    """Returns: a TCP port that is free for both families now."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        take_both_families(probe, "::")
+        probe.bind(("::", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def refusing(hosts: Iterable[str]) -> Any:

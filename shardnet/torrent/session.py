@@ -147,6 +147,12 @@ class TorrentSession:
         if (entry := self._core.torrents.get(info_hash)) is not None:
             self._core.know_peers(entry, peers)
 
+    def redial(self) -> None:
+        """This machine's address is another one: end the connections of every download, and dial again from here."""
+        for info_hash in self._fetching:
+            if (entry := self._core.torrents.get(info_hash)) is not None:
+                self._core.redial(entry)
+
     def block(self, hosts: Iterable[str]) -> None:
         """Have nothing to do with these IP addresses from now on; open connections end. Replaces earlier lists."""
         self._core.block(hosts)

@@ -344,9 +344,7 @@ class Link(asyncio.BufferedProtocol):
         """Ask a peer that says nothing whether it is there. Returns: why it is given up, or None."""
         sock, silence = self._socket, self._silence
         on_its_way = 0 if sock is None or sock.fileno() < 0 else unacknowledged(sock)
-        silence.look(
-            received_bytes=self._received_bytes, taken_bytes=taken_bytes, unacknowledged_bytes=on_its_way
-        )
+        silence.look(received_bytes=self._received_bytes, taken_bytes=taken_bytes, unacknowledged_bytes=on_its_way)
         if not silence.ticks:
             return None
         own = self._transport.get_extra_info("sockname")

@@ -42,13 +42,18 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Peer:
-    """One other node. Either a connection, or a dial with its waiting messages, or neither."""
+    """One other node. Either a connection, or a dial with its waiting messages, or neither.
+
+    `told`: where the coordinator said last that it is dialled.
+    """
 
     connection: Connection | None = None
     waiting: list[_Waiting] = field(default_factory=list)
     dialling: asyncio.Future[Connection] | None = None
     alone_until_s: float = 0.0
     last_error: ShardnetError | None = None
+    told: Address | None = None
+    is_adopted: bool = False
 
 
 class PeerLinks:
@@ -82,10 +87,15 @@ class PeerLinks:
         self._questions = Questions()
 
     def adopt(self, connection: Connection) -> None:
-        """Handle a link that the other node dialled; send over it too, if there is no other."""
+        """Handle a link that the other node dialled; send over it too, if there is no other. It dials us once: over an older link of its it does not
+        hear us any more."""
         peer = self._peers.setdefault(connection.peer_id, _Peer())
+        if peer.connection is not None and peer.is_adopted:
+            before, peer.connection = peer.connection, None
+            before.abort()
+            self._lost(before, PeerLost(f"node {short(connection.peer_id)} connected anew"))
         if peer.connection is None and peer.dialling is None:
-            peer.connection = connection
+            peer.connection, peer.is_adopted = connection, True
         connection.set_handler(
             lambda frame: self._take(connection, frame), lambda error: self._closed(connection, error)
         )
@@ -103,6 +113,8 @@ class PeerLinks:
         The payloads must stay as they are until the message is gone.
         """
         peer = self._peers.get(node_id)
+        if peer is not None and address is not None:
+            self._follow(peer, node_id, address)
         if peer is not None and peer.connection is not None:
             try:
                 peer.connection.send(message, payloads)
@@ -152,6 +164,17 @@ class PeerLinks:
             peer.connection = None
         await asyncio.gather(*(connection.close() for connection in open_links))
 
+    def _follow(self, peer: _Peer, node_id: NodeId, address: Address) -> None:
+        """The coordinator, which a node that moved tells first, says where it is: a link to where it was leads nowhere."""
+        before, peer.told = peer.told, address
+        if before is None or before == address:
+            return
+        peer.alone_until_s = 0.0
+        if peer.connection is not None:
+            connection, peer.connection = peer.connection, None
+            connection.abort()
+            self._lost(connection, PeerLost(f"node {short(node_id)} is at {address} now, no longer at {before}"))
+
     # -- dialling ------------------------------------------------------------------------------------------------------------
 
     def _begin_dial(self, node_id: NodeId, address: Address | None) -> _Peer:
@@ -186,7 +209,7 @@ class PeerLinks:
                 one.on_unreachable(error)
             return
         dialling, peer.dialling = peer.dialling, None
-        peer.connection = connection
+        peer.connection, peer.is_adopted = connection, False
         connection.set_handler(
             lambda frame: self._take(connection, frame), lambda error: self._closed(connection, error)
         )
@@ -213,11 +236,16 @@ class PeerLinks:
             self._on_frame(connection, frame)
 
     def _closed(self, connection: Connection, error: ShardnetError) -> None:
-        self._questions.lost(connection, error)
         peer = self._peers.get(connection.peer_id)
         if peer is not None and peer.connection is connection:
             peer.connection = None
-            self._on_lost(connection.peer_id, error)
+            self._lost(connection, error)
+        else:
+            self._questions.lost(connection, error)
+
+    def _lost(self, connection: Connection, error: ShardnetError) -> None:
+        self._questions.lost(connection, error)
+        self._on_lost(connection.peer_id, error)
 
     async def _ping(self, connection: Connection, padding_bytes: int, timeout_s: float) -> float:
         """Returns: seconds until the answer. (The event loop's own clock counts in milliseconds.)"""

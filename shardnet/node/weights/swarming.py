@@ -78,14 +78,31 @@ class SwarmExchange:
             rotted=rotted,
         )
 
-    def serving(self, listening: Address, directory: Directory | None) -> AbstractAsyncContextManager[None]:
+    def serving(
+        self, listening: Address, address: Callable[[], Address | None], directory: Directory | None
+    ) -> AbstractAsyncContextManager[None]:
         """Take and give shards inside.
 
         Args:
             listening: where this node answers questions of others.
+            address: where they dial it, now.
         Raises: SettingsError if the torrent port is taken or the key cannot be read.
         """
-        return self._presence.serving(listening, directory, self._offers.on_rotten)
+        return self._presence.serving(listening, address, directory, self._offers.on_rotten)
+
+    async def move(self) -> None:
+        """Others reach this node at another address now."""
+        await self._presence.move()
+
+    async def hush(self) -> None:
+        """Give nothing, and say nothing, until `resume`: another node that lives goes by this one's name."""
+        self._presence.hush()
+        await self._offers.pause()
+
+    async def resume(self) -> None:
+        """Give again what was offered before and since `hush`."""
+        await self._offers.resume()
+        await self._presence.move()
 
     @property
     def torrent_port(self) -> int:
