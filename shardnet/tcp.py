@@ -48,3 +48,26 @@ def unacknowledged(sock: socket.socket) -> int:
     except OSError:
         return 0
     return int(count)
+
+
+class Acknowledged(NamedTuple):
+    """How far the other end has got. `n_bytes`: acknowledged since the connection began; `waits`: whether anything sent is not."""
+
+    n_bytes: int
+    waits: bool
+
+
+_UNACKED = struct.Struct("24xI92xQ")
+"""`tcpi_unacked` (segments under way) and `tcpi_bytes_acked` in `struct tcp_info`. Source: linux/tcp.h, since Linux 4.1."""
+
+
+def acknowledged(sock: socket.socket) -> Acknowledged | None:
+    """Returns: how far the other end has got; None where the system does not tell. An end that only does not read makes nothing wait."""
+    if sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED.size)
+        segments, n_bytes = _UNACKED.unpack(info)
+    except (OSError, struct.error):
+        return None
+    return Acknowledged(n_bytes, segments > 0)

@@ -246,6 +246,7 @@ class Coordinator:
         before = self._peers.add(node_id, connection)
         if before is not None:
             before.refuse(PeerRefused("this node connected anew"))
+            self._apply(NodeLeft(time.monotonic(), node_id))  # no route goes to where it was, and what it ran is lost
             self._requests.on_node_lost(node_id)
         connection.set_handler(
             lambda frame: self._frames.take(node_id, connection, frame),

@@ -70,7 +70,7 @@ class Answering:
             case NextStep():
                 self._tasks.accept_next(message, frame.payloads)
             case ExecuteTask():
-                self._tasks.accept(message, frame.payloads)
+                self._accept(message, frame)
             case FreeSequence():
                 self._tasks.free(message.sequence_id)
             case CancelTask():
@@ -102,9 +102,14 @@ class Answering:
         if isinstance(message, NextStep):
             self._tasks.accept_next(message, frame.payloads, connection.peer_id)
         elif isinstance(message, ExecuteTask):
-            self._tasks.accept(message, frame.payloads)
+            self._accept(message, frame)
         else:
             self._from_anybody(connection, message)
+
+    def _accept(self, task: ExecuteTask, frame: Frame[AnyMessage]) -> None:
+        for stage in task.route:
+            self._links.follow(stage.node_id, stage.address)
+        self._tasks.accept(task, frame.payloads)
 
     def revoke(self, node_ids: frozenset[str]) -> None:
         """These are no longer members, from now on and after a restart too."""

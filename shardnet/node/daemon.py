@@ -10,7 +10,7 @@ import structlog
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError
-from shardnet.ids import ShardKey, new_id, short
+from shardnet.ids import NodeId, ShardKey, new_id, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
@@ -123,7 +123,7 @@ class NodeDaemon:
             identity,
             lambda: self._hello(None),
             lambda connection, frame: self._answering.from_peer(connection, frame),
-            lambda node_id, error: self._tasks.peer_lost(node_id, error),
+            self._peer_lost,
             self._jobs.spawn,
             dial_timeout_s=node.dial_timeout_s,
             redial_after_s=node.redial_after_s,
@@ -345,8 +345,16 @@ class NodeDaemon:
             )
             self._jobs.spawn(self._swarming.hush(), "share nothing")
 
+    def _peer_lost(self, node_id: NodeId, error: ShardnetError) -> None:
+        """The link to another node broke, or led to where it was before it moved: its engine is not reached there either."""
+        self._row_links.cut(node_id)
+        self._tasks.peer_lost(node_id, error)
+
     def _moved(self) -> None:
         """Others reach this node at another address now: the coordinator hears it with this heartbeat."""
+        self._coordinator.check_address()
+        self._links.check_addresses()
+        self._row_links.cut_all()
         self._pulse.beat()
         if self._swarming is not None and not self._is_copy:
             self._jobs.spawn(self._swarming.move(), "announce the new address")

@@ -214,6 +214,11 @@ class Link(asyncio.BufferedProtocol):
             self._finish(error)
             self._close_when_sent()
 
+    def check_address(self) -> None:
+        """End the link if it was made from an address that this machine does not have any more."""
+        if self.error is None and (moved := self._moved()) is not None:
+            self._evict(moved)
+
     async def close(self) -> None:
         """Send what is queued, then end the link; returns when it has ended."""
         self._finish(PeerLost(f"the connection to {self} was closed here"))
@@ -347,10 +352,15 @@ class Link(asyncio.BufferedProtocol):
         silence.look(received_bytes=self._received_bytes, taken_bytes=taken_bytes, unacknowledged_bytes=on_its_way)
         if not silence.ticks:
             return None
-        own = self._transport.get_extra_info("sockname")
-        if own and not is_ours(own):
-            return f"this machine does not have the address {plain_host(own[0])} any more"
+        if (moved := self._moved()) is not None:
+            return moved
         if silence.asks and self.asks and not self._outbox.blocked:
             with contextlib.suppress(PeerLost):
                 self.send(Ping(command_id=ALIVE))
         return silence.verdict if self.asks else None
+
+    def _moved(self) -> str | None:
+        own = self._transport.get_extra_info("sockname")
+        if not own or is_ours(own):
+            return None
+        return f"this machine does not have the address {plain_host(own[0])} any more"

@@ -66,6 +66,11 @@ class CoordinatorLink:
         except PeerLost as error:
             log.debug("coordinator_not_told", reason=str(error))
 
+    def check_address(self) -> None:
+        """This machine's address is another one: dial anew, if the connection was made from the old one."""
+        if self._connection is not None:
+            self._connection.check_address()
+
     async def ask(self, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: the coordinator's answer. Raises: its own error; PeerLost, also if there is no coordinator; DeadlineExceeded."""
         if self._connection is None:

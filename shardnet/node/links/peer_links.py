@@ -113,8 +113,6 @@ class PeerLinks:
         The payloads must stay as they are until the message is gone.
         """
         peer = self._peers.get(node_id)
-        if peer is not None and address is not None:
-            self._follow(peer, node_id, address)
         if peer is not None and peer.connection is not None:
             try:
                 peer.connection.send(message, payloads)
@@ -129,6 +127,18 @@ class PeerLinks:
             on_unreachable(error)
             return
         peer.waiting.append(_Waiting(message, payloads, on_unreachable))
+
+    def follow(self, node_id: NodeId, address: Address | None) -> None:
+        """The coordinator, which a node that moved tells first, says where it is: a link to where it was leads nowhere."""
+        peer = self._peers.get(node_id)
+        if peer is None or address is None or peer.told == address:
+            return
+        before, peer.told = peer.told, address
+        peer.alone_until_s = 0.0
+        if before is not None and peer.connection is not None:
+            connection, peer.connection = peer.connection, None
+            connection.abort()
+            self._lost(connection, PeerLost(f"node {short(node_id)} is at {address} now, no longer at {before}"))
 
     async def ask(self, node_id: NodeId, address: Address, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: another node's answer, dialling it first where that is needed.
@@ -157,6 +167,12 @@ class PeerLinks:
             ) from None
         return quick_s, PADDING_BYTES / max(large_s - quick_s, 1e-6)
 
+    def check_addresses(self) -> None:
+        """This machine's address is another one: end the links that were made from the old one."""
+        for peer in tuple(self._peers.values()):
+            if peer.connection is not None:
+                peer.connection.check_address()
+
     async def close(self) -> None:
         """End every link; what is queued is sent first."""
         open_links = [peer.connection for peer in self._peers.values() if peer.connection is not None]
@@ -164,22 +180,11 @@ class PeerLinks:
             peer.connection = None
         await asyncio.gather(*(connection.close() for connection in open_links))
 
-    def _follow(self, peer: _Peer, node_id: NodeId, address: Address) -> None:
-        """The coordinator, which a node that moved tells first, says where it is: a link to where it was leads nowhere."""
-        before, peer.told = peer.told, address
-        if before is None or before == address:
-            return
-        peer.alone_until_s = 0.0
-        if peer.connection is not None:
-            connection, peer.connection = peer.connection, None
-            connection.abort()
-            self._lost(connection, PeerLost(f"node {short(node_id)} is at {address} now, no longer at {before}"))
-
     # -- dialling ------------------------------------------------------------------------------------------------------------
 
     def _begin_dial(self, node_id: NodeId, address: Address | None) -> _Peer:
         """Returns: the peer, being dialled. Raises: UnreachableError if there is no use in it now."""
-        peer = self._peers.setdefault(node_id, _Peer())
+        peer = self._peers.setdefault(node_id, _Peer(told=address))
         if peer.dialling is not None:
             return peer
         loop = asyncio.get_running_loop()

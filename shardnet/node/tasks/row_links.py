@@ -69,6 +69,11 @@ class RowLinks:
             del self._dialled[link_id]
         self._alone_until_s.pop(node_id, None)
 
+    def cut_all(self) -> None:
+        """This machine's address is another one: no link leads anywhere."""
+        for node_id in set(self._dialled.values()):
+            self.cut(node_id)
+
     def adopt(self, connection: socket.socket) -> None:
         """Another engine dialled. Its first bytes have not been read."""
         if len(self._accepted) >= MAX_ACCEPTED:

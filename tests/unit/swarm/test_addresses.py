@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from shardnet.cli.swarm import parse_duration_s
 from shardnet.errors import SettingsError, UnreachableError, UsageError
+from shardnet.hosts import is_ours
 from shardnet.messages import Address
 from shardnet.swarm.addresses import (
     bound_address,
@@ -111,3 +113,43 @@ def test_commands_ask_the_coordinator_that_runs_and_not_one_that_came_and_went(h
         with claim_identity(here, "coordinator-2", "node"):
             assert found() == 8001, "a node that took the other's name over is no coordinator"
     assert found() == 8002, "none runs: what was written last"
+
+
+def families(listening: list[socket.socket]) -> list[str]:
+    """Returns: by which loopback addresses somebody listens there."""
+    port, found = bound_address(listening[0]).port, []
+    for host in ("127.0.0.1", "::1"):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            found.append(host)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("localhost", ["127.0.0.1", "::1"]),
+        ("::", ["127.0.0.1", "::1"]),
+        ("0.0.0.0", ["127.0.0.1"]),
+        ("::1", ["::1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+    ],
+)
+def test_localhost_and_the_ipv6_wildcard_answer_over_both_families(host: str, answers: list[str]) -> None:
+    if "::1" in answers and not is_ours(("::1",)):
+        pytest.skip("this machine has no IPv6")
+    listening = open_listening_sockets((host, 0))
+    try:
+        assert families(listening) == answers
+        assert len({bound_address(one).port for one in listening}) == 1
+    finally:
+        for one in listening:
+            one.close()
+
+
+def test_a_port_of_localhost_that_is_taken_in_one_family_is_taken() -> None:
+    if not is_ours(("::1",)):
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = bound_address(taken).port
+        with pytest.raises(SettingsError, match=rf"cannot listen at localhost:{port}: address already in use"):
+            open_listening_sockets(("localhost", port))
