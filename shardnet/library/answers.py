@@ -45,6 +45,7 @@ class Options(TypedDict, total=False):
     add_generation_prompt: bool | None
     chat_template_kwargs: Mapping[str, Any] | None
     speculation: bool | None
+    suffix: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,14 +152,13 @@ class ShardRunner:
             sampling = sampling.model_copy(update={"grammar": prepared.grammar})
         self._words.check_tokens(sampling.logit_bias, "logit_bias")
         answer.model, answer.prompt_token_ids = self.manifest.name, list(prompt)
-        vocabulary = self._words.vocabulary
         stream = prepared.stream()
         async with aclosing(self._chain.generate(prompt, sampling)) as tokens:
             n_tokens = 0
             async for token in tokens:
                 n_tokens += 1
                 shown = stream.push(token)
-                if stream.stopped or (vocabulary.is_end(token) and not request.ignore_eos):
+                if stream.stopped or (token in prepared.ends and not request.ignore_eos):
                     yield Piece(text_of([*shown, *stream.flush()]), (token,), "stop")
                     return
                 if n_tokens == limit:

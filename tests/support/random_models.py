@@ -53,7 +53,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 N_VOCAB = 288
 """256 bytes, 16 merges, 3 special tokens, and unused ones up to here."""
 
-NORMAL, CONTROL, UNUSED, BYTE = 1, 3, 5, 6  # llama_token_type
+NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # llama_token_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,14 @@ def spm_vocabulary(n_vocab: int = N_VOCAB) -> dict[str, Value]:
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": True,
     }
+
+
+def with_tokens(vocabulary: Mapping[str, Any], added: Mapping[str, int]) -> dict[str, Value]:
+    """Returns: the vocabulary with texts in the place of unused tokens, each with its type."""
+    tokens, types = list(vocabulary["tokenizer.ggml.tokens"]), list(vocabulary["tokenizer.ggml.token_type"])
+    for number, (text, kind) in enumerate(added.items()):
+        tokens[-1 - number], types[-1 - number] = text, kind
+    return {**vocabulary, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
 
 
 # -- values --------------------------------------------------------------------------------------------------------------------------------

@@ -27,11 +27,13 @@ class Prepared:
         prompts: tokens of each.
         grammar: that the answer follows in the place of the request's own; None where that one holds.
         stream: makes what takes one answer apart.
+        ends: the tokens that end the answer.
     """
 
     prompts: list[list[int]]
     grammar: str | None
     stream: Callable[[], AnswerStream]
+    ends: frozenset[int]
 
 
 async def prepare(
@@ -39,11 +41,25 @@ async def prepare(
 ) -> Prepared:
     """Returns: what a request is to a model. Args: structure: `request.structure()`. Raises: UsageError, DeadlineExceeded."""
     if isinstance(request, CompletionRequest):
-        prompts = [await words.prompt_tokens(prompt) for prompt in request.prompts()]
-        return Prepared(prompts, None, lambda: PlainStream(words.vocabulary.piece, request.stops()))
+        return await _prepare_completion(request, words)
     chat = await chat_prompt_of(request, words, template_timeout_s)
     grammar = await asyncio.to_thread(answer_grammar, request, words, chat, structure)
-    return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat, structure))
+    ends = words.vocabulary.ends
+    return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat, structure), ends)
+
+
+async def _prepare_completion(request: CompletionRequest, words: Words) -> Prepared:
+    vocabulary, stops = words.vocabulary, request.stops()
+    if not request.suffix:
+        prompts = [await words.prompt_tokens(prompt) for prompt in request.prompts()]
+        return Prepared(prompts, None, lambda: PlainStream(vocabulary.piece, stops), vocabulary.ends)
+    ends = vocabulary.ends | words.infill_tokens().all
+    prompts = [await words.infill_prompt(prompt, request.suffix) for prompt in request.prompts()]
+
+    def piece(token: int) -> bytes:
+        return b"" if token in ends else vocabulary.piece(token)
+
+    return Prepared(prompts, None, lambda: PlainStream(piece, stops), ends)
 
 
 async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s: float) -> ChatPrompt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.openapi.document import document, endpoints_of
+from shardnet.coordinator.api.openapi.page import PAGE, page_part
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -66,7 +69,10 @@ class Api:
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
             self._route("GET", "/healthz", self._health, open_to_all=True),
+            self._route("GET", "/openapi.json", self._openapi, needs_key=False),
+            *(self._route("GET", path, page_part, needs_key=False, in_document=False) for path in PAGE),
         ]
+        self.routes = routes
         app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
         app.router.redirect_slashes = False  # a redirect would name whatever Host was sent
         self.app: ASGIApp = WithoutTrailingSlash(app)
@@ -83,11 +89,21 @@ class Api:
     # -- what is common ------------------------------------------------------------------------------------------------------
 
     def _route(
-        self, method: str, path: str, handler: Callable[[Request], Awaitable[Response]], *, open_to_all: bool = False
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Request], Awaitable[Response]],
+        *,
+        open_to_all: bool = False,
+        needs_key: bool = True,
+        in_document: bool = True,
     ) -> Route:
         """The named edge of every request: who may ask, and what errors become.
 
-        Args: open_to_all: load balancers ask with any Host, and no key.
+        Args:
+            open_to_all: load balancers ask with any Host, and no key.
+            needs_key: false for what says nothing of this swarm: a browser that opens a page sends no key.
+            in_document: false for pages and their parts, which `/openapi.json` leaves out.
         """
         allowed = {"Allow": f"{'GET, HEAD' if method == 'GET' else method}, OPTIONS"}
 
@@ -97,7 +113,7 @@ class Api:
                     self._check_host(request)
                 if request.method == "OPTIONS":
                     return Response(status_code=204, headers=allowed)
-                if not open_to_all:
+                if needs_key and not open_to_all:
                     self._check_key(request)
                 return await handler(request)
             except ShardnetError as error:
@@ -108,7 +124,7 @@ class Api:
                 log.exception("api_request_failed", path=request.url.path)
                 return error_response(ShardnetError("an unexpected error in the coordinator; its log says more"))
 
-        return Route(path, endpoint, methods=[method, "OPTIONS"])
+        return Route(path, endpoint, methods=[method, "OPTIONS"], include_in_schema=in_document)
 
     def _check_host(self, request: Request) -> None:
         """A page that rebinds its DNS name to this machine sends its own name here."""
@@ -186,6 +202,14 @@ class Api:
     async def _health(self, _request: Request) -> Response:
         health = self._service.health()
         return JSONResponse(health, status_code=200 if health["ready"] else 503)
+
+    @cached_property
+    def _document(self) -> bytes:
+        """The OpenAPI document, made when it is first asked for."""
+        return bytes(JSONResponse(document(endpoints_of(self.routes))).body)
+
+    async def _openapi(self, _request: Request) -> Response:
+        return Response(await asyncio.to_thread(lambda: self._document), media_type="application/json")
 
     # -- answers -------------------------------------------------------------------------------------------------------------
 

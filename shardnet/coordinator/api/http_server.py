@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from shardnet.coordinator.api.half_close import HalfCloseProtocol
 from shardnet.messages import Address
 from shardnet.swarm.addresses import HostPort, bound_address, open_listening_sockets
 
@@ -45,6 +46,7 @@ class HttpServer:
         """Serve; returns after `stop`, when every connection is closed."""
         config = uvicorn.Config(
             app,
+            http=HalfCloseProtocol,
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -138,8 +138,6 @@ class CompletionRequest(CommonRequest):
         n_prompts, n = len(self.prompts()), self.n or 1
         if n_prompts * n > MAX_ANSWERS:  # before the work of tokenizing them
             raise UsageError(f"n: {n_prompts} prompts with {n} answers each are more than {MAX_ANSWERS}", param="n")
-        if self.suffix:
-            raise UsageError("suffix: filling in the middle is not supported", param="suffix")
         if self.best_of not in (None, self.n or 1):
             raise UsageError("best_of: every answer that is made is returned here; ask for n answers", param="best_of")
 

@@ -106,7 +106,7 @@ class Service:
                     prompt=prompt,
                     sampling=sampling.model_copy(update={"seed": (sampling.seed + index % n) & MAX_SEED}),
                     max_tokens=limits[index // n],
-                    is_end=words.vocabulary.is_end,
+                    is_end=prepared.ends.__contains__,
                     ignore_eos=bool(request.ignore_eos),
                     step_deadline_s=self.settings.step_deadline_s,
                     recovery_timeout_s=self.settings.recovery_timeout_s,

@@ -16,7 +16,8 @@ from shardnet.coordinator.placement.planning import Route
 from shardnet.errors import ShardnetError
 
 KEEP_ALIVE_S = 15.0
-"""A comment line goes out so often while a long prompt is computed: proxies give up on silent connections."""
+"""A comment goes out so often while a long prompt is computed: proxies give up on silent connections."""
+COMMENT = b": computing\n\n"
 
 T = TypeVar("T")
 DescribeStage = Callable[[Route, int], dict[str, Any]]
@@ -45,7 +46,7 @@ async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bo
         yield to_event(wording.first())
     async for one in _news(wordings.ones):
         if one is None:
-            yield b": computing\n\n"
+            yield COMMENT
             continue
         try:
             piece = one.answering.running.take()
@@ -100,7 +101,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end or until the client is gone, whichever is first."""
         sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_disconnected(receive))
+        leaving = asyncio.create_task(self._until_gone(receive, send))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -114,6 +115,11 @@ class EventStream(Response):
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _until_gone(self, receive: Receive, send: Send) -> None:
+        """The client closed its half, or all of it, where anything but a farewell is received: writing tells which."""
+        while (await receive())["type"] != "http.disconnect":
+            await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -64,7 +64,7 @@ class ChatStream:
         piece: token -> its bytes; control tokens give none.
         control_text: token -> how a control token is written; empty for others.
         parser: of this answer.
-        stops: the content ends before the first of these.
+        stops: the content ends before the first of these, see `StopStrings`.
         one_call: the answer ends with its first call.
     """
 

@@ -10,7 +10,8 @@ class StopStrings:
     """Lets text through up to the first stop string.
 
     Args:
-        stops: the text ends before the first of these.
+        stops: the text ends before the one that is whole first (of several that end together the longest): so it does not matter in which pieces
+            the text comes, and nothing has to be waited for once one is there.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -26,10 +27,10 @@ class StopStrings:
         if not self._stops or not text:
             return text
         self._held += text
-        found = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
-        if found >= 0:
+        found = min(((at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
+        if found is not None:
             self.met = True
-            shown, self._held = self._held[:found], ""
+            shown, self._held = self._held[: found[1]], ""
             return shown
         keep = max(_overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep
@@ -47,7 +48,7 @@ class TextStream:
 
     Args:
         piece: token -> its bytes; end-of-text tokens give none.
-        stops: the text ends before the first of these.
+        stops: see `StopStrings`.
     """
 
     def __init__(self, piece: Callable[[int], bytes], stops: Sequence[str] = ()) -> None:

@@ -3,7 +3,7 @@
 The file is one that a manifest names and whose hash was checked: llama.cpp is never shown anything else here.
 Prompts are tokenized in a thread; single pieces, some microseconds each, are looked up directly.
 
-Source: llama.h (`llama_tokenize`, `llama_token_to_piece`) of the llama.cpp that llama-cpp-python 0.3.36 carries.
+Source: llama.h (`llama_tokenize`, `llama_token_to_piece`, `llama_vocab_fim_pre`) of the llama.cpp that llama-cpp-python 0.3.36 carries.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import llama_cpp
 
 from shardnet.coordinator.text.control import ControlTokens, Part
+from shardnet.coordinator.text.infill import InfillTokens
 from shardnet.errors import EngineError
 from shardnet.inference.llama.model import LlamaModel
 
@@ -120,6 +121,24 @@ class Vocabulary:
     def control(self) -> ControlTokens:
         """Returns: its control tokens, as far as no template tells more."""
         return ControlTokens(self.control_texts, self.defined_texts)
+
+    @cached_property
+    def infill(self) -> InfillTokens | None:
+        """Returns: its tokens for filling in the middle; None if it lacks one of the three that this takes."""
+        prefix, suffix, middle, *others = (
+            int(token_of(self._vocab))
+            for token_of in (
+                llama_cpp.llama_vocab_fim_pre,
+                llama_cpp.llama_vocab_fim_suf,
+                llama_cpp.llama_vocab_fim_mid,
+                llama_cpp.llama_vocab_fim_pad,
+                llama_cpp.llama_vocab_fim_rep,
+                llama_cpp.llama_vocab_fim_sep,
+            )
+        )
+        if min(prefix, suffix, middle) < 0:
+            return None
+        return InfillTokens(prefix, suffix, middle, frozenset({prefix, suffix, middle, *others} - {-1}))
 
     @cached_property
     def _adds_space(self) -> bool:

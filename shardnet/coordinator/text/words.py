@@ -10,6 +10,7 @@ from typing import Any
 
 from shardnet.coordinator.text.calls.answer import AnswerFormat
 from shardnet.coordinator.text.calls.known import SPOKEN
+from shardnet.coordinator.text.infill import InfillTokens
 from shardnet.coordinator.text.spoken_tools import with_tools_told
 from shardnet.coordinator.text.template import ChatTemplate
 from shardnet.coordinator.text.vocabulary import Vocabulary
@@ -52,13 +53,37 @@ class Words:
         self.check_tokens(prompt, "prompt")
         return prompt
 
-    def _plain_tokens(self, prompt: str, add_special: bool) -> list[int]:
+    def _plain_tokens(self, prompt: str, add_special: bool, joined: bool = False) -> list[int]:
         control = self.template.control if self.template is not None else self.vocabulary.control
         parts = control.parts(prompt)
-        if len(parts) == 1:  # the vocabulary itself knows what belongs in front and behind
+        if len(parts) == 1 and not joined:  # the vocabulary itself knows what belongs in front and behind
             return self.vocabulary.tokenize(prompt, add_special=add_special, parse_special=False)
-        plain = [replace(part, special=False) for part in parts]
+        plain = [
+            replace(part, special=False, joined=part.joined or (joined and at == 0)) for at, part in enumerate(parts)
+        ]
         return self.vocabulary.tokenize_parts(plain, add_special=add_special)
+
+    def infill_tokens(self) -> InfillTokens:
+        """Returns: the model's tokens for filling in the middle. Raises: UsageError if it has none."""
+        found = self.vocabulary.infill
+        if found is None:
+            raise UsageError(
+                "suffix: this model has no tokens for filling in the middle (FIM): ask a code model that has, or leave it out",
+                param="suffix",
+            )
+        return found
+
+    async def infill_prompt(self, prompt: str | list[int], suffix: str) -> list[int]:
+        """Returns: the tokens of a prompt with a gap between the two. No text spells a control token.
+
+        Raises: UsageError if the model has no tokens for that, or for a token that the vocabulary does not have.
+        """
+        infill = self.infill_tokens()
+        before = await self.prompt_tokens(prompt, add_special=False)
+        # What is behind the gap goes on in the middle of a line: SentencePiece puts no space of its own before it.
+        behind = await asyncio.to_thread(self._plain_tokens, suffix, False, True)
+        bos = self.vocabulary.bos if self.vocabulary.adds_bos and self.vocabulary.bos >= 0 else None
+        return infill.prompt(before, behind, bos)
 
     async def chat_prompt(
         self,

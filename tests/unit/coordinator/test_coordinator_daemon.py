@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from shardnet.coordinator.daemon import Coordinator
@@ -21,134 +17,15 @@ from shardnet.coordinator.structure.grammars import schema_grammar
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import EngineCrashed, PeerRefused, SettingsError, UsageError
 from shardnet.inference.splitting.manifest_file import save_manifest
-from shardnet.manifest import FileContent, Manifest
-from shardnet.messages import PROTOCOL_VERSION, Address, ExecuteTask, Hello, ManifestOffer
+from shardnet.manifest import Manifest
+from shardnet.messages import PROTOCOL_VERSION, ExecuteTask, Hello, ManifestOffer
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.api_keys import make_key, remove_key
 from shardnet.swarm.home import Home
 from shardnet.swarm.signing import sign_if_owner
 from shardnet.transport import Connection, dial
-from tests.support.coordinator_world import held, make_manifest
-from tests.support.fake_node import FakeNode
-from tests.support.random_models import tiny_llama
-
-TEXT = "The quick brown fox jumps over the lazy dog. " * 4
-"""What the scripted model says, whatever it is asked."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tokenizer") / "tokenizer.gguf", n_layers=1)
-
-
-@pytest.fixture(scope="module")
-def words(tokenizer: Path) -> Sequence[int]:
-    vocabulary = Vocabulary(tokenizer)
-    tokens = vocabulary.tokenize(TEXT, add_special=False, parse_special=False)
-    vocabulary.close()
-    return tokens
-
-
-@pytest.fixture
-def manifest(tokenizer: Path) -> Manifest:
-    data = tokenizer.read_bytes()
-    file = FileContent(file="tokenizer.gguf", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    return make_manifest(tokenizer=file, n_ctx_train=2048)
-
-
-@dataclass
-class World:
-    """A running coordinator."""
-
-    coordinator: Coordinator
-    addresses: dict[str, Address | None]
-    client: httpx.AsyncClient
-    manifest: Manifest
-    words: Sequence[int]
-    tokenizer: Path
-
-    def node(self, name: str, *shard_ids: int, loaded: bool = True) -> FakeNode:
-        def next_token(task: ExecuteTask, tokens: Sequence[int]) -> int:
-            assert task.sampling is not None
-            return self.words[len(tokens) - task.sampling.prompt_tokens]
-
-        address = self.addresses["nodes"]
-        assert address is not None
-        node = FakeNode(name, address, [held(self.manifest, shard, loaded=loaded) for shard in shard_ids], next_token)
-        node.tokenizer = self.tokenizer
-        return node
-
-    async def health(self) -> dict[str, Any]:
-        found: dict[str, Any] = (await self.client.get("/healthz")).json()
-        return found
-
-    async def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait until the status is like this."""
-        async with asyncio.timeout(15):
-            while True:
-                status: dict[str, Any] = (await self.client.get("/status")).json()
-                if condition(status):
-                    return status
-                await asyncio.sleep(0.02)
-
-    async def ready(self) -> None:
-        await self.until(lambda status: bool(status["models"]) and all(one["ready"] for one in status["models"]))
-
-    async def chat(self, **more: Any) -> httpx.Response:
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": "hi"}],
-            "max_tokens": 20,
-            "temperature": 0,
-        } | more
-        return await self.client.post("/v1/chat/completions", json=body)
-
-
-@pytest.fixture
-def make_world(
-    home: Path, tmp_path: Path, manifest: Manifest, words: Sequence[int], tokenizer: Path
-) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def make(*, in_cache: bool = True, **sections: Any) -> AsyncIterator[World]:
-        cache = tmp_path / "cache"
-        if in_cache:
-            folder = cache / "shards" / "tiny"
-            save_manifest(folder, manifest)
-            shutil.copy(tokenizer, folder / "tokenizer.gguf")
-        defaults: dict[str, Any] = {
-            "listen": {"nodes": "127.0.0.1:0", "api": "127.0.0.1:0", "enrol": "127.0.0.1:0"},
-            "dht": {"listen_port": 0},
-            "models": {"cache": cache},
-            "placement": {"debounce_s": 0.02, "dead_after_s": 15},
-            "drain_timeout_s": 0.5,
-        }
-        merged = defaults | {
-            name: defaults.get(name, {}) | given if isinstance(given, dict) else given
-            for name, given in sections.items()
-        }
-        coordinator = Coordinator(CoordinatorSettings.model_validate(merged), Home())
-        running = asyncio.create_task(coordinator.run())
-        started = asyncio.create_task(coordinator.started())
-        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            started.cancel()
-            running.result()
-        addresses = started.result()
-        try:
-            async with httpx.AsyncClient(base_url=f"http://{addresses['api']}", timeout=20, trust_env=False) as client:
-                yield World(coordinator, addresses, client, manifest, words, tokenizer)
-        finally:
-            coordinator.stop()
-            await running
-
-    return make
-
-
-def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
-
+from tests.support.coordinator_world import make_manifest
+from tests.support.scripted_swarm import TEXT, World, events_of
 
 # -- answers ---------------------------------------------------------------------------------------------------------------------
 
@@ -480,6 +357,23 @@ async def test_a_vanished_client_frees_every_stage(make_world: Callable[..., Any
             await world.until(lambda one: one["requests"]["running"] == 0)
             await world.until(lambda _: not (a.live_sequences | b.live_sequences))
         assert (await world.until(lambda _: True))["requests"]["cancelled"] == 2
+
+
+async def test_a_half_closed_client_gets_its_answer_streamed_and_whole(make_world: Callable[..., Any]) -> None:
+    async with make_world() as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        api = world.addresses["api"]
+        for stream in (False, True):
+            body = json.dumps({"prompt": "hi", "max_tokens": 5, "temperature": 0, "stream": stream}).encode()
+            head = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            reader, writer = await asyncio.open_connection(api.host, api.port)
+            writer.write(b"POST /v1/completions HTTP/1.1\r\n" + head.encode() + body)
+            writer.write_eof()
+            received = await reader.read()
+            writer.close()
+            assert b'"finish_reason":"length"' in received
+            assert received.count(b"[DONE]") == stream
+        assert (await world.until(lambda one: one["requests"]["finished"] == 2))["requests"]["cancelled"] == 0
 
 
 async def test_requests_queue_when_all_sequences_are_in_use_and_are_refused_past_the_bound(

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shardnet.coordinator.text.control import Part
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.coordinator.text.words import Words, open_words
-from tests.support.random_models import CONTROL, bpe_vocabulary, spm_vocabulary, tiny_llama
+from tests.support.random_models import (
+    CONTROL,
+    USER_DEFINED,
+    bpe_vocabulary,
+    spm_vocabulary,
+    tiny_llama,
+    with_tokens,
+)
 
-USER_DEFINED = 4  # llama_token_type
 CHANNEL, THINK, SPACES = "<|channel|>", "<think>", "   "
 TEMPLATE = "{% for m in messages %}<|channel|>{{ m.content }}<|im_end|>{% endfor %}{{ '<think>' }}"
-
-
-def with_tokens(vocabulary: dict[str, Any], added: dict[str, int]) -> dict[str, Any]:
-    """Returns: the vocabulary with texts in the place of unused tokens, each with its type."""
-    tokens, types = list(vocabulary["tokenizer.ggml.tokens"]), list(vocabulary["tokenizer.ggml.token_type"])
-    for number, (text, kind) in enumerate(added.items()):
-        tokens[-1 - number], types[-1 - number] = text, kind
-    return vocabulary | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
 
 
 @pytest.fixture(scope="module")
