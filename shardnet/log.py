@@ -55,6 +55,13 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "node_joined": ("NODE", "✓ Joined coordinator {coordinator} as {name} ({node_id})"),
     "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
+    "node_moved": ("NODE", "Others reach this node at {now} now, no longer at {before}"),
+    "node_not_dialable": (
+        "NODE",
+        "⚠️  Others cannot dial this node, and reach it through the coordinator only: {reason}",
+    ),
+    "node_shares_nothing": ("NODE", "⚠️  Nothing is announced and no shard is given: {reason}"),
+    "link_unreachable": ("COORDINATOR", "⚠️  {source} cannot dial {target}, steps go through here: {reason}"),
     "node_listening": ("NODE", "Listening on {address}"),
     "node_draining": ("NODE", "Draining: {tasks} tasks to finish"),
     "node_stopped": ("NODE", "Stopped"),
