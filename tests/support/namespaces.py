@@ -98,6 +98,21 @@ class Lan:
             machine.ip("address", "add", f"{machine.address}/24", "dev", "eth0")
         return machine
 
+    def add_behind(self, router: Machine, subnet: str) -> Machine:
+        """A machine that only `router` reaches, in a network of their own; what becomes of its packets there is the router's business."""
+        machine = Machine(f"{router.name}-in", f"{subnet}.2", f"{router.port}i")
+        ip("netns", "add", machine.name)
+        self.machines.append(machine)
+        ip("link", "add", "inside", "netns", router.name, "type", "veth", "peer", "name", "eth0", "netns", machine.name)
+        router.ip("address", "add", f"{subnet}.1/24", "dev", "inside")
+        router.ip("link", "set", "inside", "up")
+        subprocess.run([*router.prefix, "sysctl", "-qw", "net.ipv4.ip_forward=1"], check=True, capture_output=True)
+        machine.ip("link", "set", "lo", "up")
+        machine.ip("link", "set", "eth0", "up")
+        machine.ip("address", "add", f"{machine.address}/24", "dev", "eth0")
+        machine.ip("route", "add", "default", "via", f"{subnet}.1")
+        return machine
+
 
 @contextmanager
 def lan() -> Iterator[Lan]:
@@ -105,7 +120,7 @@ def lan() -> Iterator[Lan]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and ip(8), for network namespaces")
     number = os.getpid() % SUBNETS
-    found = Lan(f"sn{number}", f"198.18.{number}", f"fd5e:d:{number:x}:0")
+    found = Lan(f"sn{number}", f"198.18.{number}", f"fd5e:d:{number:x}")
     try:
         ip("link", "add", found.tag, "type", "bridge", "forward_delay", "0")
         ip("address", "add", f"{found.host}/24", "dev", found.tag)
