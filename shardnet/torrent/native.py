@@ -71,8 +71,8 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             "max_failcount": 255,
             "peer_connect_timeout": 5,
             "handshake_timeout": 5,
-            # A peer says something every five seconds; one that moved or vanished without a word keeps no blocks for long.
-            "peer_timeout": 10,
+            # A peer says something every three seconds; one that moved or vanished without a word keeps no blocks for long.
+            "peer_timeout": 6,
             "request_timeout": 10,
             # Where a limit is set, every message of a handshake waits for a tick.
             "tick_interval": LIMITED_TICK_MS if has_limit else TICK_MS,
@@ -92,19 +92,21 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
 
 
 def _interfaces(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, suffix: str) -> str:
-    """Returns: where libtorrent is to listen. Its IPv6 sockets take IPv6 alone: `::` is both wildcards, at one port."""
-    if not (address.version == 6 and address.is_unspecified):
-        host = f"[{address}]" if address.version == 6 else str(address)
-        return f"{host}:{port}{suffix}"
-    port = port or _free_port()
-    return f"0.0.0.0:{port}{suffix},[::]:{port}{suffix}"
+    """Returns: where libtorrent is to listen. It takes a wildcard for each address of the machine, and would give each a port of its own where none
+    is named; and its IPv6 sockets take IPv6 alone, so that `::` has to be both wildcards."""
+    if address.is_unspecified:
+        port = port or _free_port(str(address))
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return f"{host}:{port}{suffix}" + (f",0.0.0.0:{port}{suffix}" if host == "[::]" else "")
 
 
-def _free_port() -> int:
-    """Returns: a TCP port that is free for both families now."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-        take_both_families(probe, "::")
-        probe.bind(("::", 0))
+def _free_port(wildcard: str) -> int:
+    """Returns: a TCP port that is free at every address now."""
+    family = socket.AF_INET6 if ":" in wildcard else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if family == socket.AF_INET6:
+            take_both_families(probe, wildcard)
+        probe.bind((wildcard, 0))
         port: int = probe.getsockname()[1]
         return port
 
