@@ -445,12 +445,11 @@ def _behind(world: World, router: Machine, *, forward: bool = True) -> Machine:
     """A machine in a network of its own behind a router, which lets it out, and lets in what comes to its ports 7710 and 6881."""
     number = router.address.rpartition(".")[2]
     inner = world.net.add_behind(router, f"192.168.{number}")
-    dnat = ""
+    chains = ["chain leaving { type nat hook postrouting priority 100; oifname eth0 masquerade; }"]
     if forward:
-        dnat = f"chain entering {{ type nat hook prerouting priority -100; iifname eth0 tcp dport {{ 7710, 6881 }} dnat to {inner.address}; }}"
-    router.nft(
-        f"table ip nat {{ {dnat} chain leaving {{ type nat hook postrouting priority 100; oifname eth0 masquerade; }} }}"
-    )
+        to = f"iifname eth0 tcp dport {{ 7710, 6881 }} dnat to {inner.address};"
+        chains.append(f"chain entering {{ type nat hook prerouting priority -100; {to} }}")
+    router.nft("\n".join(["table ip nat {", *chains, "}\n"]))
     return inner
 
 
