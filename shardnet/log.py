@@ -106,6 +106,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "shard_evicted": ("SHARD", "Deleted {path} to make room: {holders} others have it"),
     "exchange_ended": ("TORRENT", "{sent_bytes} bytes given, {taken_bytes} bytes taken"),
     "shard_has_no_holder_yet": ("TORRENT", "Nobody gives shard {shard_id} of {model} yet: {reason}"),
+    "shard_comes_by_relay": ("TORRENT", "⚠️  Shard {shard_id} of {model} comes through the coordinator: {reason}"),
     "shard_file_gone": ("SHARD", "⚠️  {path} is gone: {advice}"),
     "shard_rotten": ("SHARD", "⚠️  {path} is damaged: {advice}"),
     "torrent_stalled": ("TORRENT", "⚠️  Shard {shard_id}: no progress for {seconds:.0f} s ({reason})"),

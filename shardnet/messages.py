@@ -489,17 +489,36 @@ class ManifestIs(Message):
     manifest: Manifest
 
 
+MAX_FILE_PIECE = 1 << 20
+
+
 class GetFile(Message):
-    """Ask a holder for a small file of a model, whole: the tokenizer or a shard's torrent. Answered by `FileIs` or `CommandFailed`."""
+    """Ask a holder for a piece of a model's file: the tokenizer, a shard's torrent. Answered by `FileIs` or `CommandFailed`.
+
+    Asked of the coordinator, a torrent, and of a shard itself, is passed on to a node that has it and back: the way for nodes that nobody can dial.
+    A holder gives pieces of a shard to its coordinator alone; others take them by the torrent.
+    """
 
     type: Literal["GET_FILE"] = "GET_FILE"
     command_id: CommandId
     deadline_s: DeadlineSeconds
     model_id: ModelId
-    kind: Literal["tokenizer", "torrent"]
-    shard_id: ShardIndex = Field(default=0, description="for `torrent`")
+    kind: Literal["tokenizer", "torrent", "shard"]
+    shard_id: ShardIndex = Field(default=0, description="for `torrent` and `shard`")
     offset: int = Field(
         default=0, ge=0, description="bytes from the start; files come in pieces of at most MAX_FILE_PIECE"
+    )
+    most_bytes: int = Field(
+        default=MAX_FILE_PIECE,
+        ge=1,
+        le=MAX_FILE_PIECE,
+        exclude_if=lambda value: value == MAX_FILE_PIECE,
+        description="the piece may be that long",
+    )
+    asker: ShardSource | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="for `torrent`, from the coordinator: who wants the shard, and where its transfers can be dialled",
     )
 
 
@@ -542,5 +561,3 @@ AnyMessage = JsonMessage | NextStep | TaskResult
 MESSAGES: Codec[AnyMessage] = Codec(
     TypeAdapter(Annotated[JsonMessage, Field(discriminator="type")]), {1: NextStep, 2: TaskResult}
 )
-
-MAX_FILE_PIECE = 1 << 20

@@ -22,6 +22,7 @@ from shardnet.coordinator.nodes.loads import Loader
 from shardnet.coordinator.nodes.measuring import keep_measured
 from shardnet.coordinator.nodes.peers import Peers
 from shardnet.coordinator.nodes.seeders import Seeders
+from shardnet.coordinator.nodes.weights_relay import WeightsRelay
 from shardnet.coordinator.placement.catalogue import Catalogue
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import (
@@ -78,6 +79,7 @@ class Coordinator:
             make_speculation=settings.speculation.to_model if settings.speculation.enabled else None,
             prefixes=settings.prefixes.to_prefixes(),
         )
+        self._weights = WeightsRelay(self._cluster, self._peers, settings.placement.relay_bytes_per_s)
         self._frames = Frames(
             self._cluster,
             self._peers,
@@ -87,6 +89,7 @@ class Coordinator:
             self._spawn,
             fault_of=lambda manifest: self._catalogue.fault_of(manifest),
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
+            shard_piece=self._weights.piece,
         )
         self._loader = Loader(self._cluster, self._peers, self._apply, time.monotonic)
         self._stopping = asyncio.Event()
@@ -340,6 +343,7 @@ class Coordinator:
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)
+        requests["relayed_weight_bytes"] = self._weights.relayed_bytes
         return {"coordinator": about} | views.swarm_json(self._standing, at_s) | {"requests": requests}
 
 

@@ -91,7 +91,7 @@ class Answering:
             case Revoked():
                 self.revoke(frozenset(message.node_ids))
             case _:
-                self._from_anybody(connection, message)
+                self._from_anybody(connection, message, is_coordinator=True)
 
     def from_peer(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
         """Handle one frame of another node.
@@ -104,7 +104,7 @@ class Answering:
         elif isinstance(message, ExecuteTask):
             self._accept(message, frame)
         else:
-            self._from_anybody(connection, message)
+            self._from_anybody(connection, message, is_coordinator=False)
 
     def _accept(self, task: ExecuteTask, frame: Frame[AnyMessage]) -> None:
         for stage in task.route:
@@ -116,8 +116,8 @@ class Answering:
         self._identity.set_revoked(node_ids)
         self._spawn(asyncio.to_thread(remember_revoked, self._identity, node_ids), "remember revocations")
 
-    def _from_anybody(self, connection: Connection, message: AnyMessage) -> None:
-        if not self._files.take(connection, message):
+    def _from_anybody(self, connection: Connection, message: AnyMessage, *, is_coordinator: bool) -> None:
+        if not self._files.take(connection, message, is_coordinator=is_coordinator):
             raise RemoteProtocolError(f"a node does not take {message.type} from this peer")
 
     async def _load_unknown(self, exchange: ShardExchange, command: LoadShard) -> None:

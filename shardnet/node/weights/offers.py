@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardnet.errors import ShardNotFound
+from shardnet.errors import ShardError, ShardNotFound
 from shardnet.ids import ShardKey
 from shardnet.lifecycle import Spawn
 from shardnet.log import get
@@ -100,6 +100,28 @@ class Offers:
         if offered is None or self._is_paused:
             raise ShardNotFound(f"shard {shard_id} of {manifest.name} is not offered by this node")
         return offered.torrent
+
+    async def piece(self, key: ShardKey, offset: int, most_bytes: int) -> bytes:
+        """Returns: bytes of an offered file. Raises: ShardNotFound if it is not offered; ShardError if it cannot be read."""
+        offered = self._offered.get(key)
+        if offered is None or self._is_paused:
+            raise ShardNotFound(f"shard {key[1]} is not offered by this node")
+        path = offered.path
+
+        def read() -> bytes:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(most_bytes)
+
+        try:
+            return await asyncio.to_thread(read)
+        except OSError as error:
+            raise ShardError(f"{path.name} cannot be read here: {error.strerror or error}") from error
+
+    def info_hash(self, key: ShardKey) -> str | None:
+        """Returns: the torrent of an offered file; None if it is not offered."""
+        offered = self._offered.get(key)
+        return offered.info_hash if offered is not None and not self._is_paused else None
 
     async def pause(self) -> None:
         """Give nothing to anybody until `resume`; what is offered stays known."""

@@ -15,7 +15,7 @@ from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError
 from shardnet.files import write_whole
 from shardnet.ids import ShardKey
-from shardnet.lifecycle import Spawn
+from shardnet.lifecycle import Pace, Spawn
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, ShardSource
@@ -65,6 +65,8 @@ class SwarmExchange:
         self._settings = settings
         self._holders = holders
         self._spawn = spawn
+        limit = settings.upload_limit_bytes_per_s
+        self._upload_pace = Pace(limit) if limit else None
         self._presence = Presence(identity, settings, state_dir, memory_free)
         self._offers = Offers(
             self._presence,
@@ -126,6 +128,19 @@ class SwarmExchange:
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         """See `ShardExchange`."""
         return await self._offers.torrent(manifest, shard_id)
+
+    async def piece(self, manifest: Manifest, shard_id: int, offset: int, most_bytes: int) -> bytes:
+        """See `ShardExchange`."""
+        if self._upload_pace is not None:
+            await self._upload_pace.take(most_bytes)
+        return await self._offers.piece(ShardKey((manifest.model_id, shard_id)), offset, most_bytes)
+
+    def meet(self, manifest: Manifest, shard_id: int, asker: ShardSource) -> None:
+        """See `ShardExchange`."""
+        info_hash = self._offers.info_hash(ShardKey((manifest.model_id, shard_id)))
+        if info_hash is not None:
+            peers = self._presence.peers_of([Holder(asker.node_id, asker.address, asker.torrent_port)])
+            self._presence.session().add_peers(info_hash, peers)
 
     # -- taking --------------------------------------------------------------------------------------------------------------
 
