@@ -135,11 +135,8 @@ def missing_pieces(native: Any, file_bytes: int) -> list[Piece]:
 
 
 def put_piece(native: Any, piece: Piece, data: bytes) -> None:
-    """Give a torrent a whole piece, to be proved by its hashes as if a peer had sent it.
-
-    libtorrent reads a full piece's length from the memory that it is given, of the last piece too, which ends with the file.
-    """
-    native.add_piece(piece.index, data.ljust(native.torrent_file().piece_length(), b"\0"), 0)
+    """Give a torrent a whole piece, to be proved by its hashes as if a peer had sent it. One of another length is passed over."""
+    native.add_piece(piece.index, data, 0)
 
 
 def refusing(hosts: Iterable[str]) -> Any:
