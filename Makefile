@@ -58,7 +58,7 @@ package: $(STAMP)  ## build sdist and wheel into dist/, and run the wheel's own 
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target dist/site dist/*.whl
 	cd dist && PYTHONPATH=site "$(abspath $(BIN))/python" -c 'import shardnet, pathlib; from shardnet.inference.llama import capture; \
 	  here = pathlib.Path(shardnet.__file__).parent; assert here.parent.name == "site", here; \
-	  assert (here / "py.typed").exists(); assert capture.NATIVE_CALLBACK is not None, "the C part was not built"'
+	  assert (here / "py.typed").exists(); assert (here / "coordinator/page/static/index.html").exists(), "no page"; assert capture.NATIVE_CALLBACK is not None, "the C part was not built"'
 	cd dist && PYTHONPATH=site "$(abspath $(BIN))/python" -m shardnet --version
 
 ends: package  ## the wheel beside a package that pins the lowest versions, and with the highest: installs, and passes the quick tests (10 minutes)

@@ -35,6 +35,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 Fact = str | int | float | bool | None
+LOADING = "loading_"
+"""How the facts begin that say how far a model is that is being loaded: share, done_bytes, total_bytes, bytes_per_s, seconds_left."""
 
 
 class ShardnetError(Exception):

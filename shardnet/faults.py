@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_MEMBER = re.compile(r"str|int|float|bool|constrained-\w+|(list|dict|tuple|literal)\[.*\]|function-\w+\(.*\)")
+_MEMBER = re.compile(r"str|int|float|bool|constrained-\w+|(list|dict|tuple|literal)\[.*\]|function-\w+(\(.*\)|\[.*\])")
 """What pydantic adds to a value's place for each kind that it may have."""
 
 _KINDS = (

@@ -50,3 +50,13 @@ def unwritable(path: Path, error: OSError, kind: type[ShardnetError] = UsageErro
     if error.errno in FULL:
         return NoRoomError(f"cannot write {path}: {error.strerror}; free some space and try again")
     return kind(f"cannot write {path}: {error.strerror or error}")
+
+
+def text_of(path: str | Path, flag: str) -> str:
+    """Returns: the text of a file. Raises: UsageError if it cannot be read, or is no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{flag} {path} is no text in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{flag} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -28,6 +28,8 @@ EXIT_WITH_PARENT = "SHARDNET_EXIT_WITH_PARENT"
 PR_SET_PDEATHSIG = 1
 """Source: prctl(2)."""
 
+SWITCH_S = 0.001
+"""So long a thread's Python code runs on when the event loop wants to. Python's own 5 ms at every wake of the loop add up to gaps between tokens."""
 NATIVE_STACK_BYTES = 64 << 20
 """For a process that shows a client's grammar to llama.cpp, which parses it by recursion."""
 
@@ -60,6 +62,7 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end on uvloop (asyncio's own loop where uvloop does not exist)."""
+    sys.setswitchinterval(SWITCH_S)
     gc.freeze()  # what was imported lives for ever: no collection need look at it again, in the middle of a token
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -53,6 +53,10 @@ MILESTONES: dict[str, tuple[str, str]] = {
     ),
     "request_failed": ("TASK", "{request_id} ✗ {reason}"),
     "node_joined": ("NODE", "✓ Joined coordinator {coordinator} as {name} ({node_id})"),
+    "node_waits": (
+        "NODE",
+        "No shard is held here yet: the coordinator says which one is to be fetched; `shardnet status` shows what it knows",
+    ),
     "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
     "node_moved": ("NODE", "Others reach this node at {now} now, no longer at {before}"),
@@ -67,6 +71,14 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "node_stopped": ("NODE", "Stopped"),
     "coordinator_listening": ("COORDINATOR", "Nodes join at {address}"),
     "api_listening": ("COORDINATOR", "OpenAI API at http://{address}/v1"),
+    "next_machine": (
+        "COORDINATOR",
+        "The next machine: `shardnet swarm invite` here prints a token; there `shardnet join TOKEN`, then `shardnet node`",
+    ),
+    "next_node": (
+        "COORDINATOR",
+        "On this machine: `shardnet node`. Other machines cannot reach {address}: for them start with --listen 0.0.0.0:7700 --enrol 0.0.0.0:7701",
+    ),
     "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards} shards"),
     "peer_lost": ("COORDINATOR", "⚠️  {name} ({node_id}) left: {reason}"),
     "peer_refused": ("COORDINATOR", "✗ Peer {peer} refused: {reason}"),
@@ -146,6 +158,7 @@ def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: Tex
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if pretty else "iso", utc=not pretty),
             structlog.processors.format_exc_info,
             _redact,
+            _tell_watchers,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -163,27 +176,49 @@ def _redact(_logger: Any, _method: str, event: Event) -> Event:
     return event
 
 
+Watcher = Callable[[Mapping[str, Any]], None]
+"""Called with each fact that is logged, secrets taken out; whoever wants to keep it copies it."""
+_watchers: list[Watcher] = []
+
+
+def watch(watcher: Watcher) -> Callable[[], None]:
+    """Have every fact that is logged from now on told to `watcher` as well, in the thread that logs it. Returns: what ends that."""
+    _watchers.append(watcher)
+    return lambda: _watchers.remove(watcher)
+
+
+def _tell_watchers(_logger: Any, _method: str, event: Event) -> Event:
+    for watcher in tuple(_watchers):
+        watcher(event)
+    return event
+
+
 CONTEXT_KEYS = frozenset({"node_id", "role", "peer_id", "command_id", "level", "timestamp", "event", "exception"})
 MARKS = {"warning": "⚠️  ", "error": "✗ ", "critical": "✗ "}
 
 
 def _sentence(_logger: Any, _method: str, event: Event) -> str:
     """Returns: `12:00:01 [SHARD] ✓✓✓ SHARD 0 LOADED BEFORE JOINING NETWORK ✓✓✓`."""
-    stamp, name, level = event.get("timestamp", ""), str(event.get("event", "")), str(event.get("level", "info"))
+    return f"{event.get('timestamp', '')} {sentence(event)}"
+
+
+def sentence(event: Mapping[str, Any]) -> str:
+    """Returns: a fact as people read it, without the time: `[SHARD] ✓✓✓ SHARD 0 LOADED BEFORE JOINING NETWORK ✓✓✓`."""
+    name, level = str(event.get("event", "")), str(event.get("level", "info"))
     if name in MILESTONES:
-        tag, sentence = MILESTONES[name]
+        tag, words = MILESTONES[name]
         try:
-            text = f"[{tag}] {sentence.format(**event)}"
+            text = f"[{tag}] {words.format(**event)}"
         except (KeyError, ValueError, IndexError):
             text = f"[{tag}] {name} {_pairs(event)}"
     else:
         text = f"{MARKS.get(level, '')}{name.replace('_', ' ')}  {_pairs(event)}".rstrip()
     if "exception" in event:
         text += "\n" + str(event["exception"])
-    return f"{stamp} {text}"
+    return text
 
 
-def _pairs(event: Event) -> str:
+def _pairs(event: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in event.items() if key not in CONTEXT_KEYS)
 
 

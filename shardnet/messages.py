@@ -384,6 +384,23 @@ class Sampling(Frozen):
     )
 
 
+class Reading(Frozen):
+    """What the last stage tells of a prompt's rows, beside filling KV. A function of the step alone, so a repeated step tells the same.
+
+    `first`, `last`, `sum`: of the rows' final hidden states (behind the final norm) the first, the last, or the sum; such a step samples nothing.
+    `logprobs`: of each row the log-probability of the token that follows it in the prompt, and the `top` most likely ones.
+    """
+
+    kind: Literal["first", "last", "sum", "logprobs"]
+    top: int = Field(default=0, ge=0, le=20)
+    next_token: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOKEN_ID,
+        description="what follows the step's last row; None: nothing is told of that row",
+    )
+
+
 class StageRef(Frozen):
     """One stop of a route: the contiguous shards `[first_shard, end_shard)` on one node."""
 
@@ -423,6 +440,11 @@ class ExecuteTask(Message):
     return_logits: bool = Field(
         default=False, description="also return the logits that the token is sampled from, for parity checks"
     )
+    reading: Reading | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="the last stage tells this of the rows, in a `RowsRead` before the `TaskResult`",
+    )
     ahead: int = Field(
         default=0,
         ge=0,
@@ -431,6 +453,19 @@ class ExecuteTask(Message):
     )
     ahead_deadline_s: DeadlineSeconds = Field(default=120.0, description="of each further step")
     timings: tuple[StageTiming, ...] = Field(default=(), max_length=MAX_STAGES, strict=False)
+
+
+class RowsRead(Message):
+    """Last stage to coordinator: what `ExecuteTask.reading` asked of a step's rows, right before the step's `TaskResult`. No answer.
+
+    Tensors: `pooled` float32 (1, n_embd); or `tokens` int32 and `logprobs` float32, both (rows, 1 + top): for each row the token that follows it,
+    then the most likely ones, -1 in the place of those that the vocabulary does not have.
+    """
+
+    type: Literal["ROWS_READ"] = "ROWS_READ"
+    command_id: CommandId
+    sequence_id: SequenceId
+    position: Position
 
 
 # -- measuring and asking ------------------------------------------------------------------------------------------------------------------
@@ -544,6 +579,7 @@ JsonMessage = (
     | ShardReady
     | UnloadShard
     | ExecuteTask
+    | RowsRead
     | FreeSequence
     | CancelTask
     | Done

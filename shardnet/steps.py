@@ -262,6 +262,20 @@ def logits_tensors(rows: int, n_vocab: int) -> tuple[TensorSpec, ...]:
     return (TensorSpec(name="logits", dtype=Dtype.FLOAT32, shape=(rows, n_vocab)),) if n_vocab else ()
 
 
+@lru_cache(maxsize=256)
+def read_tensors(n_pooled: int, rows: int, width: int) -> tuple[TensorSpec, ...]:
+    """Returns: what was read of a prompt's rows: `pooled` float32 (1, n_pooled) unless that is 0, else `tokens` int32 and `logprobs` float32, both
+    (rows, width); nothing if that is 0 too."""
+    if n_pooled:
+        return (TensorSpec(name="pooled", dtype=Dtype.FLOAT32, shape=(1, n_pooled)),)
+    if not rows:
+        return ()
+    return (
+        TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(rows, width)),
+        TensorSpec(name="logprobs", dtype=Dtype.FLOAT32, shape=(rows, width)),
+    )
+
+
 def columns(tensors: Sequence[TensorSpec], name: str) -> int:
     """Returns: the second side of the tensor called `name`; 0 if there is none."""
     return next((spec.shape[1] for spec in tensors if spec.name == name and len(spec.shape) == 2), 0)

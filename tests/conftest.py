@@ -61,10 +61,19 @@ def _no_process_left() -> Iterator[None]:
     yield
     left = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
     left = [child for child in left if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    left = [child for child in left if not _is_of(child, before)]
     names = [f"{child.pid} {' '.join(child.cmdline())[:120]}" for child in left]
     for child in left:
         child.kill()
     assert not left, f"processes left behind: {names}"
+
+
+def _is_of(child: psutil.Process, before: set[int]) -> bool:
+    """True if a process that was there before the test has it: a browser that a file's tests share, say, which ends with them."""
+    try:
+        return any(parent.pid in before for parent in child.parents())
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import typer
 
 from shardnet.cli import (
     bench,
+    chat,
     coordinator,
     demo,
     devices,
@@ -67,6 +68,7 @@ for _command in (
     seed.seed,
     seed.torrent,
     generate.generate,
+    chat.chat,
     status.status,
     plan.plan,
     join.join,

@@ -21,8 +21,13 @@ def generate(
     repeat_penalty: Annotated[float | None, typer.Option(min=0)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
+    json_schema: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|JSON", help="A JSON schema that the answer fits: a file, or the schema itself."),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="A regular expression that the whole answer matches.")] = None,
     grammar: Annotated[
-        typer.FileText | None, typer.Option(help="A GBNF or Lark file that the answer must follow.")
+        str | None, typer.Option(metavar="FILE", help="A GBNF or Lark file that the answer follows.")
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
@@ -32,15 +37,29 @@ def generate(
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
     ] = None,
 ) -> None:
-    """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node."""
+    """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node.
+
+    While the model is being loaded it waits, and shows how far that is.
+    """
     import json
     import sys
 
+    from shardnet.cli.progress import byte_bar
+    from shardnet.cli.reading import check_text, json_of, standard_input
     from shardnet.errors import UsageError
-    from shardnet.library.answers import Options
+    from shardnet.files import text_of
+    from shardnet.library.answers import Answer, Options
     from shardnet.library.swarm_client import SwarmClient
+    from shardnet.library.waiting import once_loaded
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = standard_input() if prompt == "-" else prompt
+    for given, what in (
+        (text, "the prompt"),
+        (system, "--system"),
+        (regex, "--regex"),
+        *((one, "--stop") for one in stop or ()),
+    ):
+        check_text(given, what)
     if raw and system is not None:
         raise UsageError("--system belongs to the chat template, which --raw leaves out")
     options: Options = {
@@ -52,20 +71,30 @@ def generate(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
         "stop": stop or None,
-        "grammar": grammar.read() if grammar else None,
+        "json_schema": None if json_schema is None else json_of(json_schema, "--json-schema"),
+        "regex": regex,
+        "grammar": None if grammar is None else text_of(grammar, "--grammar"),
     }
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
 
+    has_begun = False
+
     def write(piece: str) -> None:
+        nonlocal has_begun
+        has_begun = True
         if not as_json:
             sys.stdout.write(piece)
             sys.stdout.flush()
 
     with SwarmClient(api, model=model) as client:
-        answer = (
-            client.complete(text, on_text=write, **options) if raw else client.chat(messages, on_text=write, **options)
-        )
+
+        def ask() -> Answer:
+            if raw:
+                return client.complete(text, on_text=write, **options)
+            return client.chat(messages, on_text=write, **options)
+
+        answer = once_loaded(ask, byte_bar, has_begun=lambda: has_begun)
     if not as_json:
         typer.echo()
         return

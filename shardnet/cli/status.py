@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from shardnet.coordinator.api.client import ApiClient
+
+WIDTH = 64
+"""Characters of the strip that shows a model's layers, at most."""
 
 
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.2, max=3600, help="How often --watch looks.")] = 1.0,
     api: Annotated[
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
     ] = None,
@@ -19,12 +27,49 @@ def status(
     from shardnet.coordinator.api.client import ApiClient, find_api
 
     with ApiClient(find_api(api)) as client:
+        if watch:
+            _watch(client, every, as_json=as_json)
+            return
         found = client.get("/status")
     if as_json:
         typer.echo(json.dumps(found))
         return
     for line in lines(found):
         typer.echo(line)
+
+
+def _watch(client: ApiClient, every_s: float, *, as_json: bool) -> None:
+    """Show the status until Ctrl-C; a coordinator that is gone is waited for. Without a terminal each look is printed below the last."""
+    import json
+    import sys
+    import time
+
+    from rich.live import Live
+    from rich.text import Text
+
+    from shardnet.errors import UnreachableError
+
+    def look() -> str:
+        try:
+            found = client.get("/status")
+        except UnreachableError as error:
+            return json.dumps({"error": str(error)}) if as_json else f"{error}; trying again"
+        return json.dumps(found) if as_json else "\n".join(lines(found))
+
+    try:
+        if as_json or not sys.stdout.isatty():
+            while True:
+                typer.echo(look() if as_json else f"{time.strftime('%H:%M:%S')}\n{look()}\n")
+                sys.stdout.flush()
+                time.sleep(every_s)
+        with Live(Text(look()), screen=True, auto_refresh=False, vertical_overflow="ellipsis") as live:
+            while True:
+                time.sleep(every_s)
+                live.update(
+                    Text(f"{time.strftime('%H:%M:%S')}, every {every_s:g} s, Ctrl-C ends\n\n{look()}"), refresh=True
+                )
+    except KeyboardInterrupt:
+        return  # the way it is meant to end
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -64,6 +109,7 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
             shards = f"shards {row['first_shard']}-{row['end_shard'] - 1}"
         holders = ", ".join(_holder(one) for one in row["holders"]) or "nobody"
         shown.append(f"  layers {row['first']:>3} to {row['end'] - 1:<3}  {shards:<14}  {holders}")
+    shown.append(f"  [{strip(model['layers'], model['n_layers'])}]")
     for pipeline in model["pipelines"]:
         shown.append("  pipeline: " + " -> ".join(map(_stage, pipeline)))
     if not model["proved"]:
@@ -76,6 +122,20 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
 
 def _stage(stage: dict[str, Any]) -> str:
     return f"{stage['node']} {stage['layers']}" + (" (through the coordinator)" if stage["relayed"] else "")
+
+
+def strip(rows: list[dict[str, Any]], n_layers: int) -> str:
+    """Returns: a model's layers from first to last: █ in memory, ▒ on its way, - on a disk alone, and a gap where nobody has them."""
+    marks = [" "] * n_layers
+    for row in rows:
+        states = {one["state"] for one in row["holders"]}
+        mark = "█" if states & {"ready", "loaded"} else "▒" if states - {"on disk"} else "-" if states else " "
+        marks[row["first"] : row["end"]] = [mark] * (row["end"] - row["first"])
+    if n_layers <= WIDTH:
+        return "".join(marks)
+    # Of several layers in one character the one that is worst off is shown: a gap is not to be overlooked.
+    parts = [marks[n_layers * at // WIDTH : n_layers * (at + 1) // WIDTH] for at in range(WIDTH)]
+    return "".join(min(part, key=" -▒█".index) for part in parts)
 
 
 def _holder(one: dict[str, Any]) -> str:

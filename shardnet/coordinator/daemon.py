@@ -23,6 +23,9 @@ from shardnet.coordinator.nodes.measuring import keep_measured
 from shardnet.coordinator.nodes.peers import Peers
 from shardnet.coordinator.nodes.seeders import Seeders
 from shardnet.coordinator.nodes.weights_relay import WeightsRelay
+from shardnet.coordinator.page import meter
+from shardnet.coordinator.page.endpoints import Page, load_assets
+from shardnet.coordinator.page.feed import Feed
 from shardnet.coordinator.placement.catalogue import Catalogue
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import (
@@ -50,6 +53,7 @@ from shardnet.swarm.following import follow_records
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.membership import follow_revocations
+from shardnet.swarm.whereabouts import Place, reach_of
 from shardnet.transport import Connection
 
 TICK_S = 0.5
@@ -151,7 +155,8 @@ class Coordinator:
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
                     doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)
-                    api = Api(self._service(), self._settings.api, self._keys)
+                    page = await self._open_page()
+                    api = Api(self._service(), self._settings.api, self._keys, page.routes if page else None)
                     children = [
                         self._tasks.create_task(http.run(api.app), name="http"),
                         self._tasks.create_task(self._tick(), name="tick"),
@@ -171,6 +176,8 @@ class Coordinator:
                     self._ready.set()
                     await self._stopping.wait()
                     await self._drain()
+                    if page is not None:
+                        page.feed.close()
                     http.stop()
                     await asyncio.wait(children[:1], timeout=5)
                     self._is_over = True
@@ -329,6 +336,20 @@ class Coordinator:
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
             check_grammar=self._grammars.check,
         )
+
+    async def _open_page(self) -> Page | None:
+        """Returns: the web page, if there is to be one."""
+        if not self._settings.api.page:
+            return None
+        feed = Feed(self._status, lambda: meter.read(self._requests, self._cluster), self._enrol_address)
+        self._spawn(feed.run(), "page")
+        assets = await asyncio.to_thread(load_assets)
+        return Page(feed, self._identity.swarm, self._keys, self._enrol_address, assets=assets)
+
+    def _enrol_address(self) -> Address | None:
+        """Returns: where other machines are taken in, as they reach it."""
+        enrol = self._doors.enrol if self._doors is not None else None
+        return reach_of(Place(enrol)).listen if enrol is not None else None
 
     def _status(self) -> dict[str, Any]:
         at_s = time.monotonic()

@@ -38,6 +38,7 @@ from shardnet.messages import (
     ManifestOffer,
     Ping,
     Pong,
+    RowsRead,
     ShardReady,
 )
 from shardnet.shards import Dtype, TensorSpec
@@ -87,6 +88,8 @@ class Frames:
         match message:
             case TaskResult():
                 self._requests.on_result(node_id, message)
+            case RowsRead():
+                self._requests.on_read(node_id, Frame(message, frame.payloads))
             case Heartbeat():
                 self._apply(HeartbeatCame(self._now_s(), node_id, message))
             case CommandFailed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -43,9 +44,19 @@ class DemoResult:
 
 
 def run_demo(
-    model: Path, folder: Path, *, n_nodes: int, question: str, max_tokens: int, out: TextIO, bar: Bar
+    model: Path,
+    folder: Path,
+    *,
+    n_nodes: int,
+    question: str,
+    max_tokens: int,
+    out: TextIO,
+    bar: Bar,
+    keep: Callable[[DemoResult, str], None] | None = None,
 ) -> DemoResult:
     """Run the whole demo in `folder`; `bar` shows how far the split and its proof are.
+
+    Args: keep: called with what was seen and the API's address while everything still runs.
 
     Raises: ParityError if the answer's tokens are not those of the unsplit model; ShardnetError if a process fails.
     """
@@ -91,6 +102,11 @@ def run_demo(
             messages = [{"role": "user", "content": question}]
             answer = client.chat(messages, on_text=on_text, max_tokens=max_tokens, temperature=0)
         is_over = True
+        if keep is not None:
+            say("\n\n4. Asking the unsplit model the same")
+            result = _compare(model, manifest.name, n_nodes, threads, answer)
+            keep(result, swarm.api)
+            return result
         say("\n\n4. Stopping every process, and asking the unsplit model the same")
     return _compare(model, manifest.name, n_nodes, threads, answer)
 

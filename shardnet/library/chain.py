@@ -150,7 +150,9 @@ class Chain:
 
         Raises: EngineError, EngineCrashed, NoRoomError.
         """
-        sequence_id, wanted = new_id(), sampling.model_dump_json().encode()
+        sequence_id = new_id()
+        # A grammar begins behind the prompt, so the engine has to know where that ends.
+        wanted = sampling.model_copy(update={"prompt_tokens": len(prompt)}).model_dump_json().encode()
         async with self._places:
             try:
                 position, rows = 0, list(prompt)

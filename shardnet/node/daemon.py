@@ -326,7 +326,10 @@ class NodeDaemon:
         self._tasks.follow_epoch(welcome.epoch)
         if welcome.revoked or self._identity.revoked:
             self._answering.revoke(frozenset(welcome.revoked))
-        for manifest in self._state.held_manifests():
+        held = self._state.held_manifests()
+        if not held:
+            log.info("node_waits")
+        for manifest in held:
             self._coordinator.tell(ManifestOffer(manifest=manifest))
         self._pulse.beat()
         self._may_share.set()

@@ -29,6 +29,7 @@ class ApiKey(Frozen):
 
     sha256: Sha256
     made_at_s: float = Field(description="Unix time")
+    may_invite: bool = Field(default=False, description="its owner may make join tokens over the HTTP API")
 
 
 ApiKeys = dict[str, ApiKey]
@@ -43,8 +44,12 @@ def list_keys(home: Home) -> ApiKeys | None:
         return None
 
 
-def make_key(home: Home, name: str) -> str:
-    """Returns: a new key, which nobody can be told again. Raises: UsageError for a name that is taken, or is none."""
+def make_key(home: Home, name: str, *, may_invite: bool = False) -> str:
+    """Returns: a new key, which nobody can be told again. Raises: UsageError for a name that is taken, or is none.
+
+    Args:
+        may_invite: whoever has it may let machines into the swarm too, not only ask its models.
+    """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"{name[:100]!r} is no name for a key: use up to 63 letters, digits, '.', '_' and '-'")
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
@@ -55,7 +60,8 @@ def make_key(home: Home, name: str) -> str:
                 f"there is a key named {name} already: choose another name, or `shardnet key remove {name}`"
             )
         home.swarm.mkdir(mode=0o700, exist_ok=True)
-        write_records(home.api_keys, API_KEYS, known | {name: ApiKey(sha256=_digest(key), made_at_s=time.time())})
+        made = ApiKey(sha256=_digest(key), made_at_s=time.time(), may_invite=may_invite)
+        write_records(home.api_keys, API_KEYS, known | {name: made})
     return key
 
 
@@ -79,15 +85,21 @@ class KeyRing:
     def __init__(self, fixed: str = "") -> None:
         self._fixed = {"api.key": _digest(fixed)} if fixed else {}
         self._named: dict[str, str] | None = None
+        self._inviting: frozenset[str] = frozenset()
 
     def set_named(self, keys: ApiKeys | None) -> None:
         """Those that were made by `shardnet key`; None if there never was one."""
         self._named = None if keys is None else {name: key.sha256 for name, key in keys.items()}
+        self._inviting = frozenset(name for name, key in (keys or {}).items() if key.may_invite)
 
     @property
     def is_asked_for(self) -> bool:
         """True if the API cannot be used without a key. Once one was made this stays so, also when the last one is taken away."""
         return bool(self._fixed) or self._named is not None
+
+    def may_invite(self, key: str) -> bool:
+        """True if this key was made to let machines in, too. The one of the settings, which is handed to clients, was not."""
+        return self.name_of(key) in self._inviting
 
     def name_of(self, key: str) -> str | None:
         """Returns: whose key this is; None for nobody's."""

@@ -32,6 +32,7 @@ from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.steps import Step, StepDone
 from shardnet.inference.gguf.header import read_gguf_header
+from shardnet.inference.llama.sampling import pick
 from shardnet.messages import Sampling, ShardOptions
 from shardnet.wire import Frame
 from tests.conftest import SplitSmolLM2
@@ -378,6 +379,25 @@ async def test_the_seed_decides(new_route: NewRoute, route: Route) -> None:
         runs.append((await once.generate(PROMPT, 24, Sampling(temperature=1.5, seed=seed)))[0])
         once.forget()
     assert runs[0] == runs[1] != runs[2]
+
+
+async def test_beside_others_a_token_is_what_its_own_logits_its_seed_and_its_position_draw(
+    engine: EngineProcess, tiny: SplitModel, new_route: NewRoute
+) -> None:
+    sampling = Sampling(temperature=1.5, seed=7)
+    routes = [new_route() for _ in range(4)]
+    alone = await routes[0].generate(PROMPT, 16, sampling)
+    routes[0].forget()
+    together = await asyncio.gather(*(route.generate(PROMPT, 16, sampling) for route in routes))
+    for route in routes:
+        route.forget()
+    for tokens, logits in [alone, *together]:
+        for at, (token, scores) in enumerate(zip(tokens, logits, strict=True)):
+            assert token == pick(scores, sampling, position=len(PROMPT) + at, recent=np.zeros(0, np.int32))
+    for tokens, logits in together:
+        first = next((at for at in range(16) if tokens[at] != alone[0][at]), None)
+        if first is not None:
+            assert (logits[first] != alone[1][first]).any()
 
 
 async def test_log_probabilities_come_with_the_token(route: Route) -> None:

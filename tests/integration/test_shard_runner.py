@@ -125,6 +125,15 @@ def test_sampled_answers_depend_on_the_seed_and_stops_end_them(runner: ShardRunn
     assert stopped.text == first.text[: first.text.index(stop)]
 
 
+def test_an_answer_follows_a_structure(runner: ShardRunner) -> None:
+    for seed in range(2):
+        assert runner.chat(MESSAGES, seed=seed, json_schema={"enum": ["yes", 7]}).text in ('"yes"', "7")
+        assert runner.chat(MESSAGES, seed=seed, regex="yes|no").text in ("yes", "no")
+        assert runner.complete(PROMPT, seed=seed, grammar='root ::= "yes" | "no"').text in ("yes", "no")
+    with pytest.raises(UsageError, match="regex: is no text"):
+        runner.complete(PROMPT, regex="\ud800")
+
+
 def test_pieces_come_one_by_one_and_make_the_answer(runner: ShardRunner) -> None:
     answer = runner.complete(PROMPT, **GREEDY)
     pieces = list(runner.stream(PROMPT, **GREEDY))

@@ -37,6 +37,24 @@ CALLS: dict[str, str] = {
         "<arg_value>{{ v if v is string else v | tojson }}</arg_value>\n{% endfor %}</tool_call>"
     ),
     "minimax m2": _invoked("", "\n<minimax:tool_call>", "</minimax:tool_call>"),
+    "minimax m3": (
+        "{% macro tags(v) %}{% if v is mapping %}{% for k, x in v.items() %}M<{{ k }}>{{ tags(x) }}M</{{ k }}>{% endfor %}"
+        "{% elif v is string %}{{ v }}{% elif v is iterable %}{% for x in v %}M<item>{{ tags(x) }}M</item>{% endfor %}"
+        "{% else %}{{ v | tojson }}{% endif %}{% endmacro %}"
+        + _in_section(
+            "M<tool_call>\n", 'M<invoke name="{{ f.name }}">{{ tags(f.arguments) }}M</invoke>\n', "M</tool_call>"
+        )
+    ).replace("M<", "]<]minimax[>[<"),
+    "kimi k3": (
+        "{% macro tag(x) %}<|open|>{{ x }}<|sep|>{% endmacro %}{% macro end(x) %}<|close|>{{ x }}<|sep|>{% endmacro %}"
+        + _in_section(
+            "{{ tag('tools') }}",
+            "{{ tag('call tool=\"' ~ f.name ~ '\" index=\"' ~ loop.index ~ '\"') }}{% for k, v in f.arguments.items() %}"
+            "{{ tag('argument key=\"' ~ k ~ '\" type=\"' ~ ('string' if v is string else 'array') ~ '\"') }}"
+            "{{ v if v is string else v | tojson }}{{ end('argument') }}{% endfor %}{{ end('call') }}",
+            "{{ end('tools') }}",
+        )
+    ),
     "deepseek dsml": _invoked(
         "\uff5cDSML\uff5c", "\n\n<\uff5cDSML\uff5cfunction_calls>", "</\uff5cDSML\uff5cfunction_calls>"
     ),
@@ -89,6 +107,12 @@ _TURNS = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TEMPLATES = {name: _TURNS.replace("CALL", call) for name, call in CALLS.items()} | {
+    "functionary 3.2": (
+        "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.content %}{{ '>>>all\n' if m.role == 'assistant' }}{{ m.content }}{% endif %}"
+        "{% for c in m.tool_calls or [] %}>>>{{ c.function.name }}\n{{ c.function.arguments | tojson }}{% endfor %}<|end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>>>>{% endif %}"
+    ),
     "harmony": (
         "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{% if m.tool_calls %}"
         "{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
@@ -96,5 +120,5 @@ TEMPLATES = {name: _TURNS.replace("CALL", call) for name, call in CALLS.items()}
         "{{ f.arguments | tojson }}<|call|>{% elif m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>"
         "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
-    )
+    ),
 }

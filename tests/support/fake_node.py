@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardnet.errors import ShardnetError
 from shardnet.messages import (
     PROTOCOL_VERSION,
@@ -27,6 +30,8 @@ from shardnet.messages import (
     LoadShard,
     Ping,
     Pong,
+    Reading,
+    RowsRead,
     ShardReady,
 )
 from shardnet.shards import Dtype, TensorSpec
@@ -46,7 +51,11 @@ class FakeNode:
     Attributes:
         next_token: the model.
         on_task: called with each task before it is handled; may raise a ShardnetError (the answer), or return False (no answer at all).
+        pooled: what a step that reads hidden states tells, given all tokens so far: float32 (1, n_embd). Of log-probabilities, a token has minus its
+            id by 256, and the most likely ones are 50 and those that follow it.
+        tells: False: nothing is told of what was to be read.
         freed: sequences that were freed here.
+        holds_loads: LOAD_SHARD is noted in `loads`, and not answered.
     """
 
     def __init__(
@@ -55,9 +64,12 @@ class FakeNode:
         self.name = name
         self.next_token = next_token
         self.on_task: Callable[[ExecuteTask], bool] = lambda _task: True
+        self.pooled: Callable[[list[int]], NDArray[np.float32]] = lambda _tokens: np.ones((1, 64), dtype=np.float32)
+        self.tells = True
         self.run_id: str | None = None
         self.freed: list[str] = []
         self.loads: list[LoadShard] = []
+        self.holds_loads = False
         self.tasks: list[ExecuteTask] = []
         self.tokenizer: Path | None = None
         self.connection: Connection
@@ -125,6 +137,8 @@ class FakeNode:
         match message:
             case LoadShard():
                 self.loads.append(message)
+                if self.holds_loads:
+                    return
                 key = (message.model_id, message.shard_id)
                 self._held[key] = self._held[key].model_copy(update={"loaded": True})
                 self.connection.send(ShardReady(command_id=message.command_id, held=self._held[key], source="memory"))
@@ -158,16 +172,31 @@ class FakeNode:
             on = task.model_copy(update={"stage": task.stage + 1, "timings": (*task.timings, timing)})
             self.connection.send(on, frame.payloads)
             return
+        if task.reading is not None and self.tells:
+            self._tell_read(task, task.reading, array("i", bytes(payload)).tolist(), tokens.tolist())
         sampled = (self.next_token(task, tokens),) if task.samples else ()
         self.connection.send(
             TaskResult(
                 command_id=task.command_id,
                 sequence_id=task.sequence_id,
-                position=len(tokens),
+                position=len(tokens) if task.samples else task.position,
                 tokens=sampled,
                 timings=(*task.timings, timing),
             )
         )
+
+    def _tell_read(self, task: ExecuteTask, reading: Reading, rows: list[int], tokens: list[int]) -> None:
+        tensors: dict[str, NDArray[np.float32] | NDArray[np.int32]] = {"pooled": self.pooled(tokens)}
+        if reading.kind == "logprobs":
+            following = [*rows[1:], *([] if reading.next_token is None else [reading.next_token])]
+            told = np.array([[token, *range(50, 50 + reading.top)] for token in following], dtype=np.int32)
+            tensors = {"tokens": told, "logprobs": -(told / np.float32(256)).astype(np.float32)}
+        specs = tuple(
+            TensorSpec(name=name, dtype=Dtype.INT32 if name == "tokens" else Dtype.FLOAT32, shape=data.shape)
+            for name, data in tensors.items()
+        )
+        read = RowsRead(tensors=specs, command_id=task.command_id, sequence_id=task.sequence_id, position=task.position)
+        self.connection.send(read, [data.tobytes() for data in tensors.values()])
 
     def _send_file(self, question: GetFile) -> None:
         assert self.tokenizer is not None

@@ -105,6 +105,15 @@ SAMPLES: tuple[m.AnyMessage, ...] = (
         n_vocab=3,
         timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2), StageTiming(0.0, 7.0)),
     ),
+    m.RowsRead(
+        command_id=COMMAND,
+        sequence_id=SEQUENCE,
+        position=7,
+        tensors=(
+            TensorSpec(name="tokens", dtype=Dtype.INT32, shape=(2, 3)),
+            TensorSpec(name="logprobs", dtype=Dtype.FLOAT32, shape=(2, 3)),
+        ),
+    ),
     m.FreeSequence(sequence_id=SEQUENCE),
     m.CancelTask(command_id=COMMAND),
     m.Done(command_id=COMMAND),

@@ -26,6 +26,18 @@ from tests.support.fake_node import FakeNode
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 """What the scripted model says, whatever it is asked."""
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALLING = "I look." + "".join(
+    f'\n<tool_call>\n{{"name": "weather", "arguments": {arguments}}}\n</tool_call>'
+    for arguments in ('{"city": "Rom"}', "{}")
+)
+"""Two calls of it."""
 
 
 def scripted_words(tokenizer: Path) -> Sequence[int]:
@@ -94,6 +106,15 @@ class World:
             "temperature": 0,
         } | more
         return await self.client.post("/v1/chat/completions", json=body)
+
+
+def says(world: World, text: str) -> int:
+    """The scripted model says this and ends. Returns: how many tokens that is; steps may be asked for beyond."""
+    vocabulary = Vocabulary(world.tokenizer)
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
+    world.words = [*tokens, *[vocabulary.eos] * 64]
+    vocabulary.close()
+    return len(tokens) + 1
 
 
 @asynccontextmanager

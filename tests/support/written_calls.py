@@ -35,6 +35,7 @@ _JSON = json.dumps(PARIS, ensure_ascii=False)
 _HTML = '<{0}invoke name="weather">\n<{0}parameter name="city">Pa"r\'is <é></{0}parameter>\n<{0}parameter name="days">2</{0}parameter>\n<{0}parameter name="tags">["a", "ö"]</{0}parameter>\n</{0}invoke>'
 _FUNCTIONS = '<function=weather>\n<parameter=city>\nPa"r\'is <é>\n</parameter>\n<parameter=days>\n2\n</parameter>\n<parameter=tags>\n["a", "ö"]\n</parameter>\n</function>'
 _PAIRS = 'weather\n<arg_key>city</arg_key>\n<arg_value>Pa"r\'is <é></arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n<arg_key>tags</arg_key>\n<arg_value>["a", "ö"]</arg_value>\n'
+_M = "]<]minimax[>["
 _PART = "<\uff5ctool\u2581sep\uff5c>"
 _CALL, _END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
 _CALLS, _CALLS_END = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"
@@ -45,6 +46,12 @@ WRITTEN: dict[str, str] = {
     "seed": f"<seed:tool_call>\n{_FUNCTIONS}\n</seed:tool_call>\n<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>",
     "glm": f"<tool_call>{_PAIRS}</tool_call>\n<tool_call>now\n</tool_call>",
     "minimax m2": f'<minimax:tool_call>\n{_HTML.format("")}\n<invoke name="now">\n</invoke>\n</minimax:tool_call>',
+    "minimax m3": f'{_M}<tool_call>\n{_M}<invoke name="weather">{_M}<city>Pa"r\'is <é>{_M}</city>{_M}<days>2{_M}</days>{_M}<tags>{_M}<item>a{_M}</item>{_M}<item>ö{_M}</item>{_M}</tags>{_M}</invoke>\n{_M}<invoke name="now">{_M}</invoke>\n{_M}</tool_call>',
+    "kimi k3": '<|open|>tools<|sep|><|open|>call tool="weather" index="1"<|sep|>'
+    '<|open|>argument key="city" type="string"<|sep|>Pa"r\'is <é><|close|>argument<|sep|>'
+    '<|open|>argument key="days" type="number"<|sep|>2<|close|>argument<|sep|>'
+    '<|open|>argument key="tags" type="array"<|sep|>["a", "ö"]<|close|>argument<|sep|><|close|>call<|sep|>'
+    '<|open|>call tool="now" index="2"<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
     "muse": f'<atem:function_calls>\n{_HTML.format("atem:")}\n<atem:invoke name="now">\n</atem:invoke>\n</atem:function_calls>',
     "minicpm": '<function name="weather"><param name="city">Pa"r\'is <é></param><param name="days">2</param><param name="tags">["a", "ö"]</param></function>\n<function name="now"></function>',
     "llama": f'{{"name": "weather", "parameters": {_JSON}}}; {{"name": "now", "parameters": {{}}}}',
@@ -62,6 +69,7 @@ WRITTEN: dict[str, str] = {
     "python": "<|tool_call_start|>[weather(city='Pa\"r\\'is <é>', days=2, tags=['a', 'ö']), now()]<|tool_call_end|>",
     "solar": f"<|tool_calls|><|tool_call:begin|>id1<|tool_call:name|>weather<|tool_call:args|>{_JSON}<|tool_call:end|><|tool_call:begin|>id2<|tool_call:name|>now<|tool_call:args|>{{}}<|tool_call:end|>",
     "functionary": f"<function=weather>{_JSON}</function><function=now>{{}}</function>",
+    "functionary 3.2": f">>>weather\n{_JSON}>>>now\n{{}}",
     "apertus": f'<|tools_prefix|>[{{"weather": {_JSON}}}, {{"now": {{}}}}]<|tools_suffix|>',
     "nemotron": f'<TOOLCALL>[{{"name": "weather", "arguments": {_JSON}}}, {{"name": "now", "arguments": {{}}}}]</TOOLCALL>',
     "command r": f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {_JSON}}},\n    {{"tool_call_id": "1", "tool_name": "now", "parameters": {{}}}}\n]<|END_ACTION|>',

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preparing": GROUND | {"inference", "node", "swarm"},
     "local": GROUND | {"swarm"},
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
+    "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
@@ -87,6 +88,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "nodes": {"placement", "text"},
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
+        "page": {"api", "requests", "nodes", "placement", "text"},
     },
     "node": {
         "tasks": set(),

@@ -13,6 +13,7 @@ from shardnet.coordinator.structure.grammars import HEAD, checked_length, json_r
 from shardnet.coordinator.text.answering import AnswerStream, ChatStream, PlainStream
 from shardnet.coordinator.text.calls.answer import AnswerParser
 from shardnet.coordinator.text.calls.grammars import behind_reasoning, calls_grammar
+from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.words import ChatPrompt, Words
 from shardnet.errors import UsageError
 
@@ -67,8 +68,9 @@ async def chat_prompt_of(request: ChatRequest, words: Words, template_timeout_s:
     asked = request.tools_asked()
     # Without a choice to call them tools are not shown, except where the conversation has calls: some templates know these only beside tools.
     shown = asked is not None and (asked.choice != "none" or any(message.is_of_tools for message in request.messages))
+    messages = await asyncio.to_thread(lambda: [message.for_template() for message in request.messages])
     return await words.chat_prompt(
-        [message.for_template() for message in request.messages],
+        messages,
         request.template_variables(),
         template_timeout_s,
         tools=asked.offered if asked is not None and shown else None,
@@ -82,8 +84,11 @@ def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt, structure:
     """Returns: what takes one answer apart. Args: structure: the grammar that the request asks for."""
     asked, format = request.tools_asked(), chat.answers
     tools = asked.schemas if asked is not None and asked.choice != "none" else None
-    if structure is not None and not _reasons_first(structure, chat):
-        format, tools = replace(format, thinking=replace(format.thinking, pairs=())), None
+    if structure is not None and tools is not None and _may_call_beside(structure, asked):
+        if isinstance(format.calls, JsonCalls) and not format.calls.is_bare:
+            format = replace(format, calls=replace(format.calls, bare={}))  # JSON without a mark is the structure
+    elif structure is not None and not _reasons_first(structure, chat):
+        format, tools = replace(format, thinking=replace(format.thinking, pairs=()), opened=""), None
     parser = AnswerParser(format, tools, thinks=chat.thinks and bool(format.harmony or format.thinking.pairs))
     vocabulary, one_call = words.vocabulary, asked is not None and not asked.parallel
     return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
@@ -92,20 +97,27 @@ def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt, structure:
 def answer_grammar(request: ChatRequest, words: Words, chat: ChatPrompt, structure: str | None) -> str | None:
     """Returns: the grammar of the answer, where tools or reasoning ask for another than the request's own. Raises: UsageError."""
     asked = request.tools_asked()
-    if asked is not None and asked.is_enforced:
-        return checked_length(HEAD + _calls_grammar(asked, words, chat), "tools")
+    beside = structure if structure is not None and _may_call_beside(structure, asked) else None
+    if asked is not None and (asked.is_enforced or beside is not None):
+        return checked_length(HEAD + _calls_grammar(asked, words, chat, beside), "tools")
     if structure is not None and _reasons_first(structure, chat):
-        grammar = behind_reasoning(structure, chat.answers, words.vocabulary.control_ids)
+        grammar = behind_reasoning(structure, chat.answers, words.vocabulary.control_ids, thinks=chat.thinks)
         return checked_length(grammar, request.structure_field)
     return None
 
 
+def _may_call_beside(structure: str, asked: ToolsAsked | None) -> bool:
+    """The answer is calls or what the structure says; it must be calls, if they are required. Not with GBNF, which would have to be read for that."""
+    return asked is not None and (asked.choice == "required" or (asked.choice == "auto" and structure.startswith(HEAD)))
+
+
 def _reasons_first(structure: str, chat: ChatPrompt) -> bool:
-    """A structure that is asked for begins behind the reasoning that the prompt opened. Not with GBNF, which would have to be read for that."""
-    return structure.startswith(HEAD) and chat.thinks and not chat.answers.harmony
+    """A structure that is asked for begins behind the reasoning that the prompt opened, in Harmony's last channel, or behind what else a text begins
+    with. Not with GBNF, as above."""
+    return structure.startswith(HEAD) and (chat.thinks or chat.answers.harmony or bool(chat.answers.opened))
 
 
-def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt) -> str:
+def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt, structure: str | None) -> str:
     strict = {one.name for one in asked.functions if one.strict}
 
     def rule(name: str, schema: Mapping[str, Any]) -> str:
@@ -125,4 +137,5 @@ def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt) -> str:
         parallel=asked.parallel,
         thinks=chat.thinks,
         strict=strict,
+        structure=structure,
     )

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from shardnet.errors import ShardnetError, UnreachableError, UsageError, error_from_wire
+from shardnet.errors import LOADING, ShardnetError, UnreachableError, UsageError, error_from_wire
 from shardnet.swarm.addresses import read_coordinator_addresses
 from shardnet.swarm.home import Home
 from shardnet.web_hosts import has_host
@@ -25,6 +25,7 @@ READ_TIMEOUT_S = 600.0
 """Longer than any silence of a healthy coordinator, which sends a comment every 15 s."""
 EVENT, DONE = "data: ", "data: [DONE]"
 """How the lines of a stream begin that say something, and the last one."""
+AS_JSON = {"Content-Type": "application/json"}
 
 
 def find_api(given: str | None, environ: Mapping[str, str] | None = None, home: Path | None = None) -> str:
@@ -109,10 +110,11 @@ class ApiClient:
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yield each event of a streamed answer. Closed early, it frees the request's place on every node.
 
-        Raises: UnreachableError if nobody answers, or the stream breaks; the coordinator's own error, also in the middle.
+        Raises: UsageError for what JSON cannot carry; UnreachableError if nobody answers, or the stream breaks; the coordinator's own error, also in
+            the middle.
         """
         try:
-            with self._http.stream("POST", path, json=body | {"stream": True}) as answer:
+            with self._http.stream("POST", path, content=_streamed(body), headers=AS_JSON) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise _error_of(answer.read(), answer.status_code, self.url)
                 for line in answer.iter_lines():
@@ -153,7 +155,7 @@ class AsyncApiClient:
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield each event of a streamed answer. Raises: as `ApiClient.stream`."""
         try:
-            async with self._http.stream("POST", path, json=body | {"stream": True}) as answer:
+            async with self._http.stream("POST", path, content=_streamed(body), headers=AS_JSON) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise _error_of(await answer.aread(), answer.status_code, self.url)
                 async for line in answer.aiter_lines():
@@ -164,6 +166,19 @@ class AsyncApiClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise await asyncio.to_thread(_unreachable, error, self.url) from error
         raise _went_away(self.url)
+
+
+def _streamed(body: dict[str, Any]) -> bytes:
+    """Returns: a request for a stream, as it is sent. Raises: UsageError naming the field that JSON cannot carry."""
+    sent = {}
+    for name, value in (body | {"stream": True}).items():
+        try:
+            sent[name] = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name}: is no text in UTF-8") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"{name}: cannot be sent as JSON: {error}") from None
+    return b"{" + b", ".join(json.dumps(name).encode() + b": " + value for name, value in sent.items()) + b"}"
 
 
 def _event_in(line: str, url: str) -> dict[str, Any] | None:
@@ -240,4 +255,5 @@ def _error_of(content: bytes, status: int, url: str) -> ShardnetError:
 
 
 def _error_in(error: Any) -> ShardnetError:
-    return error_from_wire(str(error.get("shardnet_code", "INTERNAL")), str(error["message"]))
+    facts = {f"{LOADING}{name}": fact for name, fact in (error.get("loading") or {}).items()}
+    return error_from_wire(str(error.get("shardnet_code", "INTERNAL")), str(error["message"]), facts)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -17,28 +17,35 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shardnet.coordinator.api.anthropic.errors import anthropic_error, anthropic_response
+from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
+from shardnet.coordinator.api.bodies import read_body
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
 from shardnet.coordinator.api.openapi.page import PAGE, page_part
+from shardnet.coordinator.api.responses.request import ResponsesRequest
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    usage_error,
 )
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
-from shardnet.coordinator.api.streaming import EventStream, events, until_gone, whole
+from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
+from shardnet.coordinator.api.turns import UNEXPECTED, answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
 
-PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/status", "/healthz")
-PEEK_S = 0.3
-"""Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
+PATHS = (
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"),
+    *("/tokenize", "/detokenize", "/status", "/healthz"),
+)
 MAX_HEADER_WAIT_S = 30.0
 MAX_DISCARDED_BYTES = 16 << 20
 """How much of a body that is too large is read and thrown away: a connection closed under a client that still sends is reset, and the client
@@ -46,6 +53,9 @@ never sees why."""
 
 MAX_NAME = 256
 CLIENT_GONE = 499
+
+MoreRoutes = Callable[[Callable[..., Route]], list[Route]]
+"""Given what makes a route with the API's fences: routes of somebody else beside the API's own."""
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
@@ -55,7 +65,7 @@ log = get("api")
 class Api:
     """The routes."""
 
-    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing) -> None:
+    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing, more: MoreRoutes | None = None) -> None:
         self._service = service
         self._settings = settings
         self._keys = keys
@@ -65,12 +75,18 @@ class Api:
             self._route("GET", "/v1/models/{model:path}", self._model),
             self._route("POST", "/v1/completions", self._completions),
             self._route("POST", "/v1/chat/completions", self._chat),
+            self._route("POST", "/v1/responses", self._responses),
+            self._route("POST", "/v1/responses/input_tokens", self._count_response),
+            self._route("POST", "/v1/messages", self._messages, told=anthropic_response),
+            self._route("POST", "/v1/messages/count_tokens", self._count_message, told=anthropic_response),
+            self._route("POST", "/v1/embeddings", self._embeddings),
             self._route("POST", "/tokenize", self._tokenize),
             self._route("POST", "/detokenize", self._detokenize),
             self._route("GET", "/status", self._status),
             self._route("GET", "/healthz", self._health, open_to_all=True),
             self._route("GET", "/openapi.json", self._openapi, needs_key=False),
             *(self._route("GET", path, page_part, needs_key=False, in_document=False) for path in PAGE),
+            *(more(self._route) if more is not None else []),
         ]
         self.routes = routes
         app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -95,6 +111,7 @@ class Api:
         handler: Callable[[Request], Awaitable[Response]],
         *,
         open_to_all: bool = False,
+        told: Callable[[ShardnetError], Response] = error_response,
         needs_key: bool = True,
         in_document: bool = True,
     ) -> Route:
@@ -102,6 +119,7 @@ class Api:
 
         Args:
             open_to_all: load balancers ask with any Host, and no key.
+            told: words errors.
             needs_key: false for what says nothing of this swarm: a browser that opens a page sends no key.
             in_document: false for pages and their parts, which `/openapi.json` leaves out.
         """
@@ -117,12 +135,12 @@ class Api:
                     self._check_key(request)
                 return await handler(request)
             except ShardnetError as error:
-                return error_response(error)
+                return told(error)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
             except Exception:
                 log.exception("api_request_failed", path=request.url.path)
-                return error_response(ShardnetError("an unexpected error in the coordinator; its log says more"))
+                return told(ShardnetError(UNEXPECTED))
 
         return Route(path, endpoint, methods=[method, "OPTIONS"], include_in_schema=in_document)
 
@@ -135,8 +153,9 @@ class Api:
             raise UsageError(f"host {name[:100]!r} is not answered here: add it to api.allowed_hosts", http_status=403)
 
     def _check_key(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_known = scheme.lower() == "bearer" and self._keys.name_of(given.strip()) is not None
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+        is_known = any(self._keys.name_of(one.strip()) is not None for one in given)
         if self._keys.is_asked_for and not is_known:
             raise UsageError(
                 "this API wants a key (`shardnet key add` makes one): send the header 'Authorization: Bearer KEY'",
@@ -167,10 +186,7 @@ class Api:
             raise UsageError("the body did not arrive in time", http_status=408) from None
         if not fits:
             raise too_large
-        try:
-            return kind.model_validate_json(bytes(body))
-        except ValidationError as error:
-            raise usage_error(error) from None
+        return await read_body(bytes(body), kind)
 
     # -- models and state ----------------------------------------------------------------------------------------------------
 
@@ -223,24 +239,31 @@ class Api:
         answers = await until_gone(request, self._service.answer(asked))
         return await self._respond(request, asked, answers, chat_wordings(answers, asked))
 
+    async def _responses(self, request: Request) -> Response:
+        return await answer_turn(request, await self._body(request, ResponsesRequest), self._service)
+
+    async def _count_response(self, request: Request) -> Response:
+        counted = await count_turn(await self._body(request, ResponsesRequest), self._service)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": counted})
+
+    async def _messages(self, request: Request) -> Response:
+        return await answer_turn(request, await self._body(request, MessagesRequest), self._service)
+
+    async def _count_message(self, request: Request) -> Response:
+        return JSONResponse({"input_tokens": await count_turn(await self._body(request, CountRequest), self._service)})
+
     async def _respond(
         self, request: Request, asked: CommonRequest, answers: list[Answering], wordings: Wordings
     ) -> Response:
-        def close() -> None:
-            for one in answers:
-                one.running.close()
+        describe = self._service.describe_stage
+        if not asked.stream:
+            return await whole_response(request, answers, whole(wordings, describe))
+        wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+        return await streamed_response(request, answers, events(wordings, describe, wants_usage=wants_usage))
 
-        try:
-            if not asked.stream:
-                return JSONResponse(await until_gone(request, whole(wordings, self._service.describe_stage)))
-            first = answers[0].running
-            if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
-                raise first.generation.error
-            wants_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-            return EventStream(events(wordings, self._service.describe_stage, wants_usage=wants_usage), close)
-        except BaseException:
-            close()
-            raise
+    async def _embeddings(self, request: Request) -> Response:
+        asked = await self._body(request, EmbeddingsRequest)
+        return Response(await until_gone(request, self._service.embed(asked)), media_type="application/json")
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._body(request, TokenizeRequest)
@@ -248,19 +271,18 @@ class Api:
 
         def worded() -> Response:
             body: dict[str, Any] = {"tokens": tokens, "count": len(tokens)}
-            if asked.return_token_strs or asked.with_pieces:
-                texts = [words.vocabulary.text([token]) for token in tokens]
-                if asked.return_token_strs:
-                    body["token_strs"] = texts
-                if asked.with_pieces:
-                    body["tokens"] = [{"id": token, "piece": text} for token, text in zip(tokens, texts, strict=True)]
-            return JSONResponse(body)
+            text = words.vocabulary.text
+            if asked.return_token_strs:
+                body["token_strs"] = (text([token]) for token in tokens)
+            if asked.with_pieces:
+                body["tokens"] = ({"id": token, "piece": text([token])} for token in tokens)
+            return LargeJSONResponse(body)
 
         return await asyncio.to_thread(worded)  # a million tokens take seconds, in which others are answered
 
     async def _detokenize(self, request: Request) -> Response:
         text = await self._service.detokenize(await self._body(request, DetokenizeRequest))
-        return await asyncio.to_thread(JSONResponse, {"content": text, "prompt": text})
+        return await asyncio.to_thread(LargeJSONResponse, {"content": text, "prompt": text})
 
 
 class WithoutTrailingSlash:
@@ -276,9 +298,11 @@ class WithoutTrailingSlash:
         await self._app(scope, receive, send)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: this API has {', '.join(PATHS)}"
+    if f"{request.url.path}/".startswith("/v1/messages/"):
+        return JSONResponse(anthropic_error(error.status_code, message), error.status_code, error.headers)
     kind: dict[str, Any] = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": kind}, status_code=error.status_code, headers=error.headers)

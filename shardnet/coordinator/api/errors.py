@@ -7,6 +7,7 @@ import math
 from starlette.responses import JSONResponse
 
 from shardnet.errors import (
+    LOADING,
     Busy,
     ContextExceeded,
     DeadlineExceeded,
@@ -40,7 +41,12 @@ def status_of(error: ShardnetError) -> int:
 
 
 def error_body(error: ShardnetError) -> dict[str, object]:
-    """Returns: the JSON of an error. `shardnet_code` is the error's own code, for `shardnet generate`."""
+    """Returns: the JSON of an error."""
+    return {"error": error_object(error)}
+
+
+def error_object(error: ShardnetError) -> dict[str, object]:
+    """Returns: what went wrong. `shardnet_code` is its own code, for our commands; `loading`: how far a model on its way is."""
     status = status_of(error)
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = {"CONTEXT_EXCEEDED": "context_length_exceeded"}.get(error.code, error.code.lower())
@@ -48,25 +54,29 @@ def error_body(error: ShardnetError) -> dict[str, object]:
         code = "model_not_found"
     if status == 401:
         code = "invalid_api_key"
-    return {
-        "error": {
-            "message": str(error),
-            "type": kind,
-            "param": error.facts.get("param"),
-            "code": code,
-            "shardnet_code": error.code,
-        }
+    body: dict[str, object] = {
+        "message": str(error),
+        "type": kind,
+        "param": error.facts.get("param"),
+        "code": code,
+        "shardnet_code": error.code,
     }
+    loading = {name.removeprefix(LOADING): fact for name, fact in error.facts.items() if name.startswith(LOADING)}
+    return body | ({"loading": loading} if loading else {})
 
 
 def error_response(error: ShardnetError) -> JSONResponse:
     """Returns: the response for an error of ours."""
+    return JSONResponse(error_body(error), status_code=status_of(error), headers=error_headers(error))
+
+
+def error_headers(error: ShardnetError) -> dict[str, str]:
+    """Returns: what a client is told beside the body."""
     status = status_of(error)
-    headers = {}
-    if status == 503:
-        wait = error.facts.get("retry_after_s")
-        wait = math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S)
-        headers["Retry-After"] = str(min(max(wait, 1), MAX_RETRY_AFTER_S))
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_body(error), status_code=status, headers=headers)
+        return {"WWW-Authenticate": "Bearer"}
+    if status != 503:
+        return {}
+    wait = error.facts.get("retry_after_s")
+    wait = math.ceil(wait if isinstance(wait, int | float) else RETRY_AFTER_S)
+    return {"Retry-After": str(min(max(wait, 1), MAX_RETRY_AFTER_S))}

@@ -1,15 +1,27 @@
 """What clients may ask for: the OpenAI shapes, every number with a range. Fields that we do not know are ignored, as clients send many;
-fields that we know and cannot honour are refused by name."""
+fields that we know, or other servers honour (`foreign_fields`), and that cannot be honoured here, are refused by name."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+from pydantic_core import InitErrorDetails
 
+from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
+from shardnet.coordinator.structure.grammars import HEAD
 from shardnet.errors import UsageError
 from shardnet.faults import first_fault
 from shardnet.messages import Sampling
@@ -19,8 +31,37 @@ MAX_ANSWERS = 128
 MAX_STOPS = 16
 MAX_DIGITS = 20
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+SLICE = 1 << 14
+
+
+def _in_slices(given: Any, validated: ValidatorFunctionWrapHandler) -> list[int]:
+    """A million token ids take 40 ms, in which no other thread would run."""
+    if not isinstance(given, list) or len(given) <= SLICE:
+        return list(validated(given))
+    found: list[int] = []
+    for at in range(0, len(given), SLICE):
+        try:
+            found += validated(given[at : at + SLICE])
+        except ValidationError as error:
+            [fault] = error.errors(include_url=False)
+            number, *rest = fault["loc"]
+            told = {**fault, "loc": (at + int(number), *rest)}
+            raise ValidationError.from_exception_data(error.title, [cast(InitErrorDetails, told)]) from None
+    return found
+
+
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(_in_slices)]
+"""Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
-AnswerTokens = Annotated[int, Field(ge=1, le=1 << 24)] | Literal[-1]
+
+
+def _some(tokens: int) -> int:
+    if tokens == 0:
+        raise ValueError("must be at least 1")
+    return tokens
+
+
+AnswerTokens = Annotated[int, Field(ge=-1, le=1 << 24), AfterValidator(_some)]
 """-1, as null: until the context is full."""
 
 
@@ -37,7 +78,9 @@ class StreamOptions(Lenient):
 
 
 class CommonRequest(StructureFields, Lenient):
-    """What completions and chats share."""
+    """What completions and chats share. What they do not know is kept, to be looked over by `check_foreign`."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(default=None, max_length=256)
     stream: bool | None = None
@@ -94,6 +137,13 @@ class CommonRequest(StructureFields, Lenient):
         )
 
 
+def of_one_kind(given: Any) -> Any:
+    """Returns: a text, tokens, or a list of either, as it came. Raises: ValueError for a list of different kinds."""
+    if isinstance(given, list) and len({type(one) for one in given}) > 1:
+        raise ValueError("must be a text, token ids, or a list of either, and of one kind")
+    return given
+
+
 def _token_bias(given: dict[str, float]) -> dict[int, float]:
     bias = {}
     for key, value in given.items():
@@ -106,7 +156,13 @@ def _token_bias(given: dict[str, float]) -> dict[int, float]:
 class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[TokenIds], Field(fail_fast=True)]
+        | None
+    ) = None
     logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     echo: bool | None = None
     suffix: str | None = Field(default=None, max_length=1 << 20)
@@ -119,9 +175,7 @@ class CompletionRequest(CommonRequest):
     @field_validator("prompt", mode="before")
     @classmethod
     def _of_one_kind(cls, given: Any) -> Any:
-        if isinstance(given, list) and len({type(one) for one in given}) > 1:
-            raise ValueError("must be a text, token ids, or a list of either, and of one kind")
-        return given
+        return of_one_kind(given)
 
     @field_validator("logprobs", mode="before")
     @classmethod
@@ -131,6 +185,7 @@ class CompletionRequest(CommonRequest):
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
+        check_foreign(self.model_extra or {}, {"/v1/chat/completions": ChatRequest.model_fields})
         if self.echo and self.logprobs is not None:
             raise UsageError(
                 "echo: the prompt's own logprobs are not computed here; leave one of the two out", param="echo"
@@ -147,8 +202,8 @@ class CompletionRequest(CommonRequest):
         if given is None or isinstance(given, str):
             return [given or ""]
         if given and isinstance(given[0], int):
-            return [[token for token in given if isinstance(token, int)]]
-        return [one if isinstance(one, str) else list(one) for one in given if not isinstance(one, int)]
+            return [given]
+        return cast("list[str | list[int]]", given)
 
 
 class ContentPart(Lenient):
@@ -164,7 +219,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_ -]*$")
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
 
     def check_supported(self, where: str) -> None:
         """Raises: UsageError for a part that is no text."""
@@ -195,7 +250,7 @@ class ChatMessage(BaseModel):
 class ChatRequest(CommonRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000, fail_fast=True)
     max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -204,7 +259,7 @@ class ChatRequest(CommonRequest):
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = Field(default=None, max_length=1024)
     function_call: Any = None
-    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024, fail_fast=True)
     reasoning_effort: str | None = Field(default=None, max_length=64)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
@@ -233,14 +288,21 @@ class ChatRequest(CommonRequest):
     def check_supported(self) -> None:
         """Raises: UsageError naming a field that cannot be honoured."""
         super().check_supported()
+        check_foreign(self.model_extra or {}, {"/v1/completions": CompletionRequest.model_fields})
         for at, message in enumerate(self.messages):
             message.check_supported(f"messages.{at}.content")
-        if self.audio or set(self.modalities or ()) - {"text"}:
-            raise UsageError("modalities: only texts are answered here", param="modalities")
+        for field, is_asked in (("audio", self.audio), ("modalities", set(self.modalities or ()) - {"text"})):
+            if is_asked:
+                raise UsageError(f"{field}: only texts are answered here", param=field)
         asked = self.tools_asked()
-        if asked is not None and asked.is_enforced and self.structure() is not None:
+        if (
+            asked is not None
+            and asked.choice == "auto"
+            and asked.is_enforced
+            and not (self.structure() or HEAD).startswith(HEAD)
+        ):
             raise UsageError(
-                f"{self.structure_field}: a structure of the answer, and calls that are required or strict, exclude each other",
+                f"{self.structure_field}: GBNF and functions that are strict exclude each other; give a JSON schema, or Lark's syntax",
                 param=self.structure_field,
             )
         for field in ("functions", "function_call"):
@@ -257,26 +319,47 @@ class ChatRequest(CommonRequest):
             raise UsageError(f"chat_template_kwargs: {sorted(reserved)} cannot be set", param="chat_template_kwargs")
 
 
+CHAT_FIELDS = (
+    *("tools", "tool_choice", "documents", "reasoning_effort"),
+    *("continue_final_message", "add_generation_prompt", "chat_template_kwargs"),
+)
+"""What a chat's prompt is made of, beside its messages."""
+
+
 class TokenizeRequest(Lenient):
-    """`POST /tokenize`: llama.cpp's `content`, vLLM's `prompt`, or the messages of a chat."""
+    """`POST /tokenize`: llama.cpp's `content`, vLLM's `prompt`, or a chat: its messages and all that its prompt is made of."""
 
     model: str | None = Field(default=None, max_length=256)
     content: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=10_000, fail_fast=True)
     add_special: bool | None = None
     add_special_tokens: bool | None = None
+    tools: list[Any] | None = Field(default=None, max_length=1024)
+    tool_choice: Any = None
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1024, fail_fast=True)
+    reasoning_effort: str | None = Field(default=None, max_length=64)
+    continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
     with_pieces: bool | None = None
     return_token_strs: bool | None = None
 
     def check_supported(self) -> None:
-        """Raises: UsageError if not one thing is given, or a part that is no text."""
+        """Raises: UsageError if not one thing is given, or what belongs to a chat beside a text."""
         if sum(one is not None for one in (self.content, self.prompt, self.messages)) != 1:
             raise UsageError("give one of prompt, content and messages", param="prompt")
-        for at, message in enumerate(self.messages or ()):
-            message.check_supported(f"messages.{at}.content")
+        if self.messages is None and (name := next((one for one in CHAT_FIELDS if getattr(self, one)), None)):
+            raise UsageError(f"{name}: belongs to messages, and there are none", param=name)
+
+    def chat(self) -> ChatRequest | None:
+        """Returns: the chat whose prompt is meant; None for a text. Raises: UsageError naming a field that cannot be honoured."""
+        if self.messages is None:
+            return None
+        given = {name: getattr(self, name) for name in ("messages", *CHAT_FIELDS)}
+        chat = ChatRequest.model_validate(given)
+        chat.check_supported()
+        return chat
 
     def text(self) -> str:
         """Returns: the text, where no messages are given."""
@@ -291,7 +374,7 @@ class DetokenizeRequest(Lenient):
     """`POST /detokenize`."""
 
     model: str | None = Field(default=None, max_length=256)
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: TokenIds = Field(max_length=1 << 20)
 
 
 def usage_error(error: ValidationError) -> UsageError:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardnet.coordinator.api.chats import prepare
+from shardnet.coordinator.api.chats import chat_prompt_of, prepare
+from shardnet.coordinator.api.embeddings import Embedder, EmbeddingsRequest, pooling_of, token_inputs, worded
 from shardnet.coordinator.api.schemas import (
     ChatRequest,
     CommonRequest,
@@ -20,6 +21,7 @@ from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
+from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.words import Words
@@ -129,22 +131,51 @@ class Service:
             await self.check_grammar(sampling.grammar, words.vocabulary.path, request.structure_field)
         return sampling
 
+    async def embed(self, request: EmbeddingsRequest) -> bytes:
+        """Returns: the embeddings of texts, worded.
+
+        Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
+        """
+        request.inputs()
+        manifest = self.named(request.model)
+        self.requests.check_ready(manifest.model_id)
+        words = await self.words(manifest)
+        width, pooled = request.width(manifest.content.n_embd), pooling_of(request.pooling, words.vocabulary.pooling)
+        prompts = await token_inputs(request, words, self.options(manifest).n_ctx)
+
+        def spec(prompt: list[int]) -> GenerationSpec:
+            return GenerationSpec(
+                model_id=manifest.model_id,
+                prompt=prompt,
+                sampling=Sampling(),
+                max_tokens=0,
+                is_end=words.vocabulary.is_end,
+                step_deadline_s=self.settings.step_deadline_s,
+                recovery_timeout_s=self.settings.recovery_timeout_s,
+                epoch=self.epoch,
+                reading=PromptReading(pooled.kind),
+            )
+
+        vectors = await Embedder(self.requests, spec, width).embed(prompts)
+        return await worded(vectors, request, manifest, pooled, sum(map(len, prompts)))
+
     async def tokenize(self, request: TokenizeRequest) -> tuple[list[int], Words]:
         """Returns: the tokens of a text, or of a chat as its template words it. Raises: UsageError."""
         request.check_supported()
         words = await self.words(self.named(request.model))
-        if request.messages is not None:
-            chat = await words.chat_prompt(
-                [message.for_template() for message in request.messages],
-                request.chat_template_kwargs,
-                self.settings.template_timeout_s,
-                begins_answer=request.add_generation_prompt is not False,
-            )
-            return chat.tokens, words
+        if (chat := request.chat()) is not None:
+            return (await chat_prompt_of(chat, words, self.settings.template_timeout_s)).tokens, words
         return await words.prompt_tokens(request.text(), add_special=request.adds_special()), words
+
+    async def count(self, request: ChatRequest) -> int:
+        """Returns: how many tokens the prompt of a chat has. Raises: UsageError for what cannot be answered, DeadlineExceeded."""
+        request.check_supported()
+        await asyncio.to_thread(request.structure)
+        words = await self.words(self.named(request.model))
+        return len((await chat_prompt_of(request, words, self.settings.template_timeout_s)).tokens)
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Returns: the text of tokens, control tokens included. Raises: UsageError for one outside the vocabulary."""
         words = await self.words(self.named(request.model))
-        words.check_tokens(request.tokens, "tokens")
+        await asyncio.to_thread(words.check_tokens, request.tokens, "tokens")
         return await asyncio.to_thread(words.vocabulary.text, request.tokens)

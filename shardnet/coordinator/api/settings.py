@@ -21,6 +21,7 @@ class ApiSettings(Section):
         repr=False,
         description='a key besides those of `shardnet key`, sent as "Authorization: Bearer"; "": none',
     )
+    page: bool = Field(default=True, description="serve the web page at /")
     allowed_hosts: tuple[str, ...] = Field(
         default=("localhost", "127.0.0.1", "::1"),
         strict=False,

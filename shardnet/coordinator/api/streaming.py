@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_body
+from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.api.wording import Wording, Wordings, to_event
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.running import Piece
 from shardnet.errors import ShardnetError
 
 KEEP_ALIVE_S = 15.0
 """A comment goes out so often while a long prompt is computed: proxies give up on silent connections."""
 COMMENT = b": computing\n\n"
+PEEK_S = 0.3
+"""Errors that come so soon get a status of their own, rather than an event in a stream that says 200."""
 
 T = TypeVar("T")
 DescribeStage = Callable[[Route, int], dict[str, Any]]
@@ -25,17 +29,26 @@ DescribeStage = Callable[[Route, int], dict[str, Any]]
 
 async def whole(wordings: Wordings, describe: DescribeStage) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended one of them."""
-    reasons = [await _all_of(one) for one in wordings.ones]  # all of them run meanwhile
+    reasons = [await all_of(one) for one in wordings.ones]  # all of them run meanwhile
     return wordings.whole(reasons, [one.answering.running.stages(describe) for one in wordings.ones])
 
 
-async def _all_of(wording: Wording) -> str:
-    """Returns: the finish reason."""
-    running = wording.answering.running
+class Taker(Protocol):
+    """Whoever takes in an answer."""
+
+    @property
+    def answering(self) -> Answering: ...
+
+    def add(self, piece: Piece) -> object: ...
+
+
+async def all_of(taker: Taker) -> str:
+    """Have all of an answer taken in. Returns: the finish reason. Raises: the error that ended it."""
+    running = taker.answering.running
     while True:
         await running.wait()
         piece = running.take()
-        wording.add(piece)
+        taker.add(piece)
         if piece.finish_reason is not None:
             return piece.finish_reason
 
@@ -144,3 +157,31 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise ClientDisconnect
     finally:
         await _cancel(working, leaving)
+
+
+async def whole_response(
+    request: Request, answers: list[Answering], body: Coroutine[Any, Any, dict[str, Any]]
+) -> Response:
+    """Returns: the whole answer. Raises: the error that ended it; ClientDisconnect. In any case the answers are closed then."""
+    try:
+        return JSONResponse(await until_gone(request, body))
+    except BaseException:
+        _close(answers)
+        raise
+
+
+async def streamed_response(request: Request, answers: list[Answering], told: AsyncIterator[bytes]) -> Response:
+    """Returns: the answers as events, which close them. Raises: an error that came at once; ClientDisconnect."""
+    try:
+        first = answers[0].running
+        if await until_gone(request, first.wait(PEEK_S)) and first.generation.error is not None:
+            raise first.generation.error
+        return EventStream(told, lambda: _close(answers))
+    except BaseException:
+        _close(answers)
+        raise
+
+
+def _close(answers: list[Answering]) -> None:
+    for one in answers:
+        one.running.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,7 +62,7 @@ def tools_asked(tools: Sequence[Any] | None, choice: Any, parallel: bool | None)
     """
     functions = [_function(at, one) for at, one in enumerate(tools or ())]
     names = [one.name for one in functions]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise UsageError(f"tools: two functions are named {twice!r}", param="tools")
     wanted, named = _choice(choice)
     if not functions:

@@ -107,15 +107,32 @@ class Wording:
         """Returns: what each stage did, if tokens were asked for."""
         if not self._token_ids:
             return {}
-        found: dict[str, Any] = {"stages": stages}
-        speculator = self.answering.running.generation.speculator
+        generation = self.answering.running.generation
+        found: dict[str, Any] = {"stages": stages, "attempts": generation.attempts}
+        speculator = generation.speculator
         if speculator is not None:
             found["speculation"] = {"proposed": speculator.proposed, "accepted": speculator.accepted}
         return {"shardnet": found}
 
     def _piece(self, token: int) -> bytes:
-        vocabulary = self.answering.words.vocabulary
-        return vocabulary.piece(token) or vocabulary.text_of(token).encode()
+        return token_bytes(self.answering, token)
+
+
+def token_bytes(answering: Answering, token: int) -> bytes:
+    """Returns: what a token says; control tokens are spelled."""
+    vocabulary = answering.words.vocabulary
+    return vocabulary.piece(token) or vocabulary.text_of(token).encode()
+
+
+def token_logprobs(answering: Answering, one: Emitted) -> dict[str, Any]:
+    """Returns: a token with its log-probability, and the most likely ones in its place."""
+
+    def worded(token: int, logprob: float | None) -> dict[str, Any]:
+        said = token_bytes(answering, token)
+        return {"token": said.decode(errors="replace"), "logprob": logprob, "bytes": list(said)}
+
+    own = one.logprobs[0].logprob if one.logprobs else None
+    return worded(one.token, own) | {"top_logprobs": [worded(top.token, top.logprob) for top in one.logprobs[1:]]}
 
 
 class CompletionWording(Wording):
@@ -164,16 +181,7 @@ class ChatWording(Wording):
                 return {"delta": {}}
 
     def _logprob_object(self, tokens: list[Emitted]) -> dict[str, Any]:
-        return {"content": [self._one(one) for one in tokens]}
-
-    def _one(self, one: Emitted) -> dict[str, Any]:
-        own = one.logprobs[0].logprob if one.logprobs else None
-        tops = [self._logprob(top.token, top.logprob) for top in one.logprobs[1:]]
-        return self._logprob(one.token, own) | {"top_logprobs": tops}
-
-    def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
-        piece = self._piece(token)
-        return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
+        return {"content": [token_logprobs(self.answering, one) for one in tokens]}
 
 
 class Wordings:

@@ -76,6 +76,10 @@ class Doors:
         if self.enrol:
             log.info("enrolment_listening", address=str(self.enrol))
         log.info("api_listening", address=str(self.api))
+        if is_loopback(self.nodes.host):
+            log.info("next_node", address=str(self.nodes))
+        elif self.enrol:
+            log.info("next_machine")
         if not is_loopback(self.api.host) and not has_key:
             log.warning("api_open_to_everybody", address=str(self.api), advice="set api.key, or listen on 127.0.0.1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardnet.coordinator.placement.arriving import arriving
 from shardnet.coordinator.placement.assign import layers_of
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.planning import Route
@@ -32,9 +33,10 @@ def not_ready(cluster: Cluster, manifest: Manifest, problem: ShardnetError | Non
     if not missing:
         start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline"
     sentence = start
-    if loading:
-        sentence, problem = f"{start}; {', '.join(map(str, loading))} are being loaded, try again soon", None
-    elif not cluster.nodes:
+    if loading and (come := arriving(cluster, manifest)) is not None:
+        sentence = f"{start}; {', '.join(map(str, loading))} are being loaded: {come}"
+        return PlacementError(sentence, retry_after_s=come.seconds_left or RETRY_AFTER_S, **come.facts())
+    if not cluster.nodes:
         sentence, problem = f"{start}; no node is connected, start one with `shardnet node`", None
     elif problem is not None:
         rest = str(problem).removeprefix(f"model {manifest.name}")

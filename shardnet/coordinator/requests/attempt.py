@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from shardnet.coordinator.placement.chunks import ROWS_AHEAD, next_chunk
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.prefixes import Kept
+from shardnet.coordinator.requests.reading import PromptRead
 from shardnet.coordinator.requests.speculation import Speculator
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.steps import TaskResult, row_tensors
@@ -43,6 +44,7 @@ class Attempt:
         limit: tokens of the answer at most.
         chunk: tokens of the prompt that go at a time, now; None: as many as a stage takes.
         is_end: tells tokens that end the answer, which nothing is proposed behind.
+        read: what is to be told of the prompt's rows.
         most_under_way: steps, at least one.
     """
 
@@ -59,6 +61,7 @@ class Attempt:
         speculator: Speculator | None,
         chunk: Callable[[], int] | None,
         make_id: Callable[[], str],
+        read: PromptRead | None = None,
         most_under_way: int = MOST_UNDER_WAY,
     ) -> None:
         self.route = route
@@ -74,6 +77,7 @@ class Attempt:
         self._speculator = speculator
         self._chunk = chunk
         self._make_id = make_id
+        self._read = read
         self._most_under_way = most_under_way
         self._in_flight: dict[str, float] = {}
         # Commands that the step in flight takes the place of, behind a wrong proposal or of a run: they may still run, and it is to drop their KV.
@@ -106,7 +110,8 @@ class Attempt:
             end = self._sent_to + 1 if is_answer else next_chunk(self._sent_to, n_prompt, chunk, most)
             if is_answer and end == total and not self._in_flight:
                 return self._decode(self._propose(), at_s)
-            sends.append(self._step(self._tokens[self._sent_to : end], at_s, is_last=end == total))
+            is_last = end == total and self.limit > 0  # else nothing is to be sampled
+            sends.append(self._step(self._tokens[self._sent_to : end], at_s, is_last=is_last))
         if self._has_window and self._in_flight:
             sends += self._propose_more(at_s)
         return sends
@@ -146,6 +151,8 @@ class Attempt:
             update["ahead"] = self._n_missing - 1 if goes_on else 0
         if count > 1:
             update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
+        if self._read is not None and self._sent_to < self._n_prompt:
+            update["reading"] = self._read.of_step(self._sent_to, count)
         self._in_flight[command_id] = at_s
         self._sent_to += count
         return Send(self.route.stages[0].node_id, self._template.model_copy(update=update), rows.tobytes())

@@ -24,9 +24,9 @@ from shardnet.coordinator.requests.totals import Totals
 from shardnet.coordinator.text.answering import AnswerStream
 from shardnet.errors import Busy, PlacementError, SequenceGap, ShardnetError, ShardNotFound, UnreachableError
 from shardnet.log import get
-from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence
+from shardnet.messages import CancelTask, CommandFailed, ExecuteTask, FreeSequence, RowsRead
 from shardnet.steps import TaskResult
-from shardnet.wire import Buffer
+from shardnet.wire import Buffer, Frame
 
 STOPPING = "the coordinator is stopping"
 
@@ -85,6 +85,7 @@ class Requests:
         )
         self._keeper = Keeper(prefixes, self._places, swarm.routes, swarm.send)
         self._is_closed = False
+        self._changed = asyncio.Event()  # set, and another one made, when places or routes change
 
     @property
     def queued(self) -> int:
@@ -95,6 +96,15 @@ class Requests:
         """Raises: what `open` would raise for a model without a pipeline."""
         if not self._swarm.routes(model_id):
             raise self._swarm.not_ready(model_id)
+
+    async def until_ready(self, model_id: str, patience_s: float) -> None:
+        """Wait for a pipeline of a model, where one was. Raises: as `check_ready`, if there is none for so long."""
+        try:
+            async with asyncio.timeout(patience_s):
+                while not self._swarm.routes(model_id):
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self._swarm.not_ready(model_id) from None
 
     async def open(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
         """Begin a request, waiting for a free sequence if need be.
@@ -128,6 +138,8 @@ class Requests:
     def pump(self) -> None:
         """Places or routes may have become free: go on with stalled requests first, then with the queue."""
         self._keeper.routes_changed()
+        self._changed.set()
+        self._changed = asyncio.Event()
         for running in tuple(self.running):
             if running.generation.wants_route and running.timer is None:
                 self._find_route(running)
@@ -233,8 +245,18 @@ class Requests:
         if generation.emitted:
             if running.first_token_at_s is None:
                 running.first_token_at_s = self._swarm.now_s()
+                self.totals.began(running, running.first_token_at_s)
                 self._keeper.note_first_token(generation)
             running.wake()
+
+    def on_read(self, node_id: str, frame: Frame[RowsRead]) -> None:
+        """A last stage told what it read of a prompt's rows; its result follows."""
+        running = self._owners.get(frame.message.command_id)
+        if running is None or not self._is_from_route(running, node_id):
+            self.totals.late_answers += 1
+            return
+        running.generation.on_read(frame.message.command_id, frame)
+        self._go_on(running)
 
     def on_failed(self, node_id: str, failed: CommandFailed) -> None:
         """A stage could not do its step."""

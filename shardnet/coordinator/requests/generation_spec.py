@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.errors import ContextExceeded, UsageError
 from shardnet.messages import Sampling
 from shardnet.steps import TokenLogprob
@@ -23,9 +24,10 @@ class GenerationSpec:
     """What is asked for.
 
     Attributes:
-        max_tokens: length of the answer at most; the context sets another bound.
+        max_tokens: length of the answer at most; the context sets another bound. 0: the prompt alone is run.
         speculate: tokens may be proposed, if the coordinator does so at all.
         is_end: tells end-of-text tokens; they are emitted, and end the answer unless `ignore_eos`.
+        reading: what is to be told of the prompt's own rows. Such a request starts from nobody's KV: no row of it may be left out.
     """
 
     model_id: str
@@ -38,17 +40,21 @@ class GenerationSpec:
     recovery_timeout_s: float = 30.0
     epoch: int = 0
     speculate: bool = True
+    reading: PromptReading | None = None
 
 
 def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:
-    """Returns: tokens of an answer at most: what was asked for, and what the context leaves. Raises: UsageError, ContextExceeded."""
+    """Returns: tokens of an answer at most: what was asked for (None: all that find room), and what the context leaves; 0 where 0 was asked for.
+
+    Raises: UsageError, ContextExceeded.
+    """
     if not n_prompt:
         raise UsageError("the prompt is empty: give at least one token", param="prompt")
-    if n_prompt >= n_ctx:
+    if n_prompt + (max_tokens != 0) > n_ctx:
         raise ContextExceeded(
             f"the prompt has {n_prompt} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
             "shorten the prompt, or have the model loaded with a larger n_ctx (the coordinator: sequences.n_ctx)",
             prompt_tokens=n_prompt,
             n_ctx=n_ctx,
         )
-    return min(max_tokens or n_ctx, n_ctx - n_prompt)
+    return min(n_ctx if max_tokens is None else max_tokens, n_ctx - n_prompt)

@@ -48,7 +48,7 @@ class Keeper:
     def before_start(self, generation: Generation, route: Route) -> tuple[Kept, int] | None:
         """Returns: the sequence that a new request begins with, if one fits; else the least recently used make room on `route`."""
         found: tuple[Kept, int] | None = None
-        if not generation.attempts:
+        if not generation.attempts and generation.spec.reading is None:
             free = [one for one in self._routes(route.model_id) if self._places.has_room(one)]
             found = self._prefixes.take(free, generation.spec.prompt, self._places.used)
         if found is None:

@@ -19,6 +19,7 @@ from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.attempt import MOST_UNDER_WAY, Attempt, Send
 from shardnet.coordinator.requests.generation_spec import Emitted, GenerationSpec
 from shardnet.coordinator.requests.prefixes import Kept
+from shardnet.coordinator.requests.reading import PromptRead
 from shardnet.coordinator.requests.setbacks import Setbacks
 from shardnet.coordinator.requests.speculation import Speculator
 from shardnet.errors import (
@@ -32,8 +33,9 @@ from shardnet.errors import (
     UnreachableError,
 )
 from shardnet.ids import new_id
-from shardnet.messages import CommandFailed, ExecuteTask
+from shardnet.messages import CommandFailed, ExecuteTask, RowsRead
 from shardnet.steps import StageTiming, TaskResult, row_tensors
+from shardnet.wire import Frame
 
 
 class Need(Enum):
@@ -74,6 +76,7 @@ class Generation:
         self.pause_s = 0.0
         self.attempts = 0
         self.timings: list[list[StageTiming]] = []  # of each stage, decode steps only
+        self.read = None if spec.reading is None else PromptRead(spec.reading, spec.prompt)
         self._make_id = make_id
         self._chunk = chunk
         self._sends: list[Send] = []
@@ -140,6 +143,8 @@ class Generation:
             kept: a sequence of that route to take over, and how many tokens of the prompt it has; fewer than all.
         """
         self._abandon()
+        if self.read is not None:
+            self.read.restart()
         spec, n_prompt = self.spec, len(self.spec.prompt)
         sequence_id, n_reused = (self._make_id(), 0) if kept is None else (kept[0].sequence_id, kept[1])
         self.attempts += 1
@@ -173,6 +178,7 @@ class Generation:
             speculator=self.speculator,
             chunk=None if self._chunk is None else partial(self._chunk, self, route),
             make_id=self._make_id,
+            read=self.read,
             most_under_way=self._most_under_way,
         )
         self._sends += self._attempt.next_steps(at_s)
@@ -222,6 +228,8 @@ class Generation:
                 RemoteProtocolError(f"a stage sampled position {result.position}, where {len(self.tokens)} was next")
             )
             return
+        if result.tokens and not self._has_read():
+            return
         attempt.take_answer(result, sent_at_s, at_s)
         if result.ahead:
             attempt.goes_on(result.command_id, at_s)
@@ -242,11 +250,33 @@ class Generation:
         else:
             self._sends += attempt.next_steps(at_s)
             if not attempt.n_under_way:
+                if not attempt.limit:
+                    if self._has_read():
+                        self.stop("length")
+                    return
                 self.fail(RemoteProtocolError("a stage sampled nothing in a step that asked for a token"))
                 return
         if self.n_generated > 1:
             for timings, timing in zip(self.timings, result.timings, strict=False):
                 timings.append(timing)
+
+    def on_read(self, command_id: str, frame: Frame[RowsRead]) -> None:
+        """A last stage told what it read of a step's rows."""
+        if self.read is None or self.read.is_complete or self.is_done or not self.owns(command_id):
+            return
+        try:
+            self.read.take(frame)
+        except RemoteProtocolError as error:
+            self.fail(error)
+
+    def _has_read(self) -> bool:
+        """The whole prompt was run. Returns: False if that ended the request: a stage did not tell what it read of it."""
+        try:
+            if self.read is not None and not self.read.is_complete:
+                self.read.finish()
+        except RemoteProtocolError as error:
+            self.fail(error)
+        return self.error is None
 
     def on_failed(self, failed: CommandFailed, at_s: float) -> None:
         """A stage could not do a step."""
@@ -284,7 +314,7 @@ class Generation:
             case SequenceGap():
                 if rejected and self.speculator is not None:
                     self.speculator.model.rewindable = False  # its state cannot be taken back
-                have = error.facts.get("have")
+                have = error.facts.get("have") if self.read is None or self.read.is_complete else 0
                 self._resume_from = have if isinstance(have, int) and 0 < have < len(self.tokens) else 0
                 self._wait_for(Need.PAUSE)
             case EngineCrashed() if self._setbacks.crashes_too_often:

@@ -12,7 +12,7 @@ from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.pipeline import Generation
 from shardnet.coordinator.requests.stage_stats import stage_stats
 from shardnet.coordinator.text.answering import AnswerStream
-from shardnet.coordinator.text.calls.events import Content, Event
+from shardnet.coordinator.text.calls.events import Content, Event, Reasoning
 from shardnet.ids import new_id
 
 
@@ -53,11 +53,18 @@ class Running:
         self._ended = False
         self.n_completion = 0
         """Tokens of the answer that were taken."""
+        self.n_reasoning = 0
+        """Those that brought reasoning."""
 
     @property
     def is_over(self) -> bool:
         """True once all of it was taken, or it was closed."""
         return self._ended
+
+    @property
+    def stop_met(self) -> str:
+        """The stop string that ended the answer; empty where none did."""
+        return self._answer.stop_met
 
     def wake(self) -> None:
         """There is something to take."""
@@ -79,7 +86,9 @@ class Running:
         events: list[Event] = []
         for emitted in self.generation.take_emitted():
             tokens.append(emitted)
-            events += self._answer.push(emitted.token)
+            made = self._answer.push(emitted.token)
+            self.n_reasoning += any(isinstance(one, Reasoning) for one in made)
+            events += made
             if self._answer.stopped:
                 self.generation.stop("stop")
                 if self.generation.finish_reason == "length":  # the tokens behind came in the same step

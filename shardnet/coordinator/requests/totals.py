@@ -23,6 +23,15 @@ class Totals:
     completion_tokens: int = 0
     tokens_proposed: int = 0
     tokens_accepted: int = 0
+    first_tokens: int = 0
+    """Answers that have begun."""
+    first_token_s: float = 0.0
+    """Seconds from a route to the first token, of all of these together."""
+
+    def began(self, running: Running, at_s: float) -> None:
+        """Count the first token of an answer."""
+        self.first_tokens += 1
+        self.first_token_s += at_s - running.started_at_s
 
     def account(self, running: Running, at_s: float) -> None:
         """Count a request that is over, and log it."""

@@ -55,10 +55,12 @@ def regex_grammar(pattern: str, where: str) -> str:
 
 
 def checked_length(grammar: str, where: str) -> str:
-    """Returns: the grammar. Raises: UsageError if it is too long."""
+    """Returns: the grammar. Raises: UsageError if it is too long, or no text."""
     if len(grammar) > MAX_GRAMMAR:
         raise UsageError(
             f"{where}: a grammar of {len(grammar)} characters, descriptions left out, where {MAX_GRAMMAR} are allowed",
             param=where,
         )
+    if any("\ud800" <= char <= "\udfff" for char in grammar):
+        raise UsageError(f"{where}: is no text in UTF-8", param=where)
     return grammar

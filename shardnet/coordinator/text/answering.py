@@ -22,6 +22,11 @@ class AnswerStream(Protocol):
         ...
 
     @property
+    def stop_met(self) -> str:
+        """The stop string that ended it; empty where none did."""
+        ...
+
+    @property
     def n_calls(self) -> int:
         """Calls that are whole."""
         ...
@@ -47,6 +52,11 @@ class PlainStream:
     def stopped(self) -> bool:
         """True once a stop string was met."""
         return self._text.stopped
+
+    @property
+    def stop_met(self) -> str:
+        """See `AnswerStream`."""
+        return self._text.stop_met
 
     def push(self, token: int) -> list[Event]:
         """See `AnswerStream`."""
@@ -87,6 +97,11 @@ class ChatStream:
     def stopped(self) -> bool:
         """True once a stop string was met, or the one call is there."""
         return self._stops.met or (self._one_call and self.n_calls > 0)
+
+    @property
+    def stop_met(self) -> str:
+        """See `AnswerStream`."""
+        return self._stops.which
 
     @property
     def n_calls(self) -> int:

@@ -19,6 +19,8 @@ class StopStrings:
         self._held = ""
         self.met = False
         """True once a stop string was met; nothing more comes then."""
+        self.which = ""
+        """The one that was met."""
 
     def push(self, text: str) -> str:
         """Returns: what of the text is certain now."""
@@ -29,7 +31,7 @@ class StopStrings:
         self._held += text
         found = min(((at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0), default=None)
         if found is not None:
-            self.met = True
+            self.met, self.which = True, self._held[found[1] : found[0]]
             shown, self._held = self._held[: found[1]], ""
             return shown
         keep = max(_overlap(self._held, stop) for stop in self._stops)
@@ -60,6 +62,11 @@ class TextStream:
     def stopped(self) -> bool:
         """True once a stop string was met; nothing more comes then."""
         return self._stops.met
+
+    @property
+    def stop_met(self) -> str:
+        """The stop string that was met; empty until then."""
+        return self._stops.which
 
     def push(self, token: int) -> str:
         """Returns: text that is certain now; often empty."""

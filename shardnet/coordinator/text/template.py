@@ -17,7 +17,7 @@ from jinja2 import nodes
 
 from shardnet.coordinator.text.calls.answer import AnswerFormat
 from shardnet.coordinator.text.calls.formats import format_of
-from shardnet.coordinator.text.control import ControlTokens, Part
+from shardnet.coordinator.text.control import WINDOW, ControlTokens, Part
 from shardnet.coordinator.text.conversation import as_template_wants, text_of, without_trace
 from shardnet.coordinator.text.jinja import ChatEnvironment, RefusedByTemplate
 from shardnet.coordinator.text.limited_work import LimitedWork
@@ -158,7 +158,8 @@ class ChatTemplate:
         text, last = text_of(messages[-1]), author_of_message(len(chat.messages))
         if messages[-1].get("role") != "assistant" or not text.strip():
             raise UsageError(
-                "continue_final_message: the last message must be the assistant's, with a text", param="messages"
+                "continue_final_message: the last message must be the assistant's, with a text",
+                param="continue_final_message",
             )
         own = written_by(last, text)
         content = [{"type": "text", "text": own}] if isinstance(messages[-1]["content"], list) else own
@@ -192,9 +193,16 @@ class ChatTemplate:
                 text = compiled.render(as_template_wants(marked, compiled.traits, shows_system=shows_system), chat)
             except FAULTS:
                 return []  # nothing is known then
-            letters = _NO_LETTERS.sub("", text.lower())
+            letters = _letters_of(text)
             missing = [number for number, word in words.items() if word not in letters]
         return missing
+
+
+def _letters_of(text: str) -> str:
+    """Returns: a prompt's letters and digits, small; in pieces, so that other threads may run in between."""
+    plain = str.__str__(text)
+    pieces = (plain[at : at + WINDOW].lower() for at in range(0, len(plain), WINDOW))
+    return "".join([_NO_LETTERS.sub("", piece) for piece in pieces])
 
 
 def _with_word(message: Mapping[str, Any], word: str, *, alone: bool) -> dict[str, Any]:

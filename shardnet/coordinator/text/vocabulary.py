@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import llama_cpp
 
@@ -23,6 +24,9 @@ from shardnet.inference.llama.model import LlamaModel
 SPECIAL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
 DEFINED = int(llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
 STRIPS_RIGHT = int(llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
+ModelPooling = Literal["mean", "cls", "last", "rank"]
+POOLINGS: dict[str, ModelPooling] = {"1": "mean", "2": "cls", "3": "last", "4": "rank"}
+"""`llama_pooling_type`, as metadata says it. 0, none at all, is as good as nothing here: one vector is wanted."""
 _WINDOW = 1 << 16
 _BEFORE = "\n"
 """Stands before a text whose beginning is in the middle of a line: the vocabulary then puts its space before this."""
@@ -40,8 +44,11 @@ class Vocabulary:
         self._vocab = self._model.vocab
         self.n_vocab = self._model.n_vocab
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
+        self.adds_eos = bool(llama_cpp.llama_vocab_get_add_eos(self._vocab))
         self.bos = int(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos = int(llama_cpp.llama_vocab_eos(self._vocab))
+        self.pooling = POOLINGS.get(self._model.text_of(f"{self._model.architecture}.pooling_type") or "")
+        """How the model wants its embeddings pooled; None if it does not say."""
         self.chat_template = self._template(None)
         self.tool_template = self._template(b"tool_use")
         """For conversations with tools, where the model has one of its own."""

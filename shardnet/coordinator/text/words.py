@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from shardnet.coordinator.text.spoken_tools import with_tools_told
 from shardnet.coordinator.text.template import ChatTemplate
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.errors import ShardnetError, UsageError
+
+_END = 1 << 16
+"""Characters at a prompt's end in which reasoning that it opened would stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,14 @@ class Words:
         if bad := next((token for token in tokens if token >= n_vocab), None):
             raise UsageError(f"{field}: token {bad} is outside the vocabulary of {n_vocab}", param=field)
 
-    async def prompt_tokens(self, prompt: str | list[int], *, add_special: bool = True) -> list[int]:
-        """Returns: the tokens of a text, or those given. Raises: UsageError for a token that the vocabulary does not have."""
+    async def prompt_tokens(
+        self, prompt: str | list[int], *, add_special: bool = True, field: str = "prompt"
+    ) -> list[int]:
+        """Returns: the tokens of a text, or those given. Raises: UsageError, naming the field, for a token that the vocabulary does not have."""
         if isinstance(prompt, str):
             # A user's text cannot spell control tokens; whoever wants them sends token ids.
             return await asyncio.to_thread(self._plain_tokens, prompt, add_special)
-        self.check_tokens(prompt, "prompt")
+        await asyncio.to_thread(self.check_tokens, prompt, field)
         return prompt
 
     def _plain_tokens(self, prompt: str, add_special: bool, joined: bool = False) -> list[int]:
@@ -61,7 +67,10 @@ class Words:
         plain = [
             replace(part, special=False, joined=part.joined or (joined and at == 0)) for at, part in enumerate(parts)
         ]
-        return self.vocabulary.tokenize_parts(plain, add_special=add_special)
+        tokens = self.vocabulary.tokenize_parts(plain, add_special=add_special)
+        if add_special and self.vocabulary.adds_eos and self.vocabulary.eos >= 0:
+            tokens.append(self.vocabulary.eos)
+        return tokens
 
     def infill_tokens(self) -> InfillTokens:
         """Returns: the model's tokens for filling in the middle. Raises: UsageError if it has none."""
@@ -101,7 +110,8 @@ class Words:
             raise UsageError(self.template_error, param="messages")
         answers = await self.template.answers(tools=bool(tools), timeout_s=timeout_s)
         if tools and not answers.shows_tools:
-            messages, tools = with_tools_told(messages, tools, in_words=not answers.writes_calls), None
+            told = partial(with_tools_told, messages, tools, in_words=not answers.writes_calls)
+            messages, tools = await asyncio.to_thread(told), None
             answers = answers if answers.writes_calls else replace(answers, calls=SPOKEN)
         parts = await self.template.render(
             messages,
@@ -113,7 +123,10 @@ class Words:
             timeout_s=timeout_s,
         )
         tokens = await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
-        return ChatPrompt(tokens, answers, answers.thinks_already("".join(part.text for part in parts[-2:])))
+        end = "".join(part.text[-_END:] for part in parts[-2:])
+        if not end.endswith(answers.opened):
+            answers = replace(answers, opened="", text_begins="")
+        return ChatPrompt(tokens, answers, answers.thinks_already(end))
 
 
 def open_words(name: str, path: Path) -> Words:

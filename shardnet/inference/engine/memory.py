@@ -16,6 +16,8 @@ GPU_HEADROOM_BYTES = 512 << 20
 COMPUTE_WIDTHS = 8
 """Hidden states alive at once in a layer's graph. Measured: 6 for Llama; a few more for families with gates."""
 COMPUTE_FF_WIDTHS = 3
+READ_ROWS = 32
+"""Rows of a prompt whose logits llama.cpp holds at the same time, where they are read."""
 MASK_BYTES = 2
 """The attention mask is float16."""
 
@@ -70,7 +72,7 @@ def need_of(cost: ShardCost, options: ShardOptions) -> Need:
     return Need(
         weights=sum(cost.layer_bytes) + cost.other_bytes,
         kv=cells * options.n_seq * cost.kv_bytes_per_token + options.n_seq * cost.state_bytes_per_sequence,
-        compute=options.n_batch * per_row + 4 * cost.n_vocab * options.n_seq,
+        compute=options.n_batch * per_row + 4 * cost.n_vocab * max(options.n_seq, min(READ_ROWS, options.n_batch)),
     )
 
 

@@ -8,9 +8,20 @@ from typing import NamedTuple, Self
 
 from shardnet.messages import Sampling
 from shardnet.shards import TensorSpec
-from shardnet.steps import Logprobs, hidden_tensors, logits_tensors, pack_sampled, row_tensors, unpack_sampled
+from shardnet.steps import (
+    Logprobs,
+    hidden_tensors,
+    logits_tensors,
+    pack_sampled,
+    read_tensors,
+    row_tensors,
+    unpack_sampled,
+)
 
 NOBODY = "0" * 40
+NO_TOKEN = -1
+READINGS = ("", "first", "last", "sum", "logprobs")
+"""Kinds of `messages.Reading`, as `Step.reads` counts them; 0: nothing is read."""
 
 TOKEN = struct.Struct("<i")
 """Of a row, between its header and its hidden state."""
@@ -39,6 +50,8 @@ class Step(NamedTuple):
         stages: of the route.
         source: node id of the stage that hands this one its rows, the last one's for the first.
         onward: node id of the stage that gets them next, the first one's for the last.
+        reads: what is told of the rows, an index into `READINGS`; only where the last shard has the head.
+        top, next_token: as in `messages.Reading`; `NO_TOKEN`: nothing follows.
         sampling: JSON of a `Sampling`; empty: greedy.
     """
 
@@ -56,6 +69,9 @@ class Step(NamedTuple):
     begins_run: bool = False
     stage: int = 0
     stages: int = 1
+    reads: int = 0
+    top: int = 0
+    next_token: int = NO_TOKEN
     source: str = NOBODY
     onward: str = NOBODY
     sampling: bytes = b""
@@ -93,7 +109,8 @@ class Step(NamedTuple):
 class StepDone(NamedTuple):
     """Answer to `Step`.
 
-    Tensors: `hidden` float32 (rows, n_embd) from a stage without the head; `logits` float32 (1, n_vocab) when asked for.
+    Tensors: `hidden` float32 (rows, n_embd) from a stage without the head; `logits` float32 (1, n_vocab) when asked for; what was read of the rows,
+    as in `messages.RowsRead`: `pooled` float32 (1, n_pooled), or `tokens` and `logprobs` (n_read, read_width).
 
     Attributes:
         tokens: the one that was sampled, or none.
@@ -115,12 +132,21 @@ class StepDone(NamedTuple):
     rows: int = 0
     n_embd: int = 0
     n_vocab: int = 0
+    n_pooled: int = 0
+    n_read: int = 0
+    read_width: int = 0
 
     @property
     def payload_sizes(self) -> tuple[int, ...]:
         """Returns: bytes of each tensor."""
-        hidden = (4 * self.rows * self.n_embd,) if self.n_embd else ()
-        return (*hidden, 4 * len(self.tokens) * self.n_vocab) if self.n_vocab else hidden
+        if self.n_pooled or self.n_read or self.n_vocab:
+            return tuple([spec.nbytes for spec in self.tensors])
+        return (4 * self.rows * self.n_embd,) if self.n_embd else ()
+
+    @property
+    def read(self) -> tuple[TensorSpec, ...]:
+        """Returns: the last of the tensors: what was read of the rows."""
+        return read_tensors(self.n_pooled, self.n_read, self.read_width)
 
     @property
     def type(self) -> str:
@@ -130,7 +156,7 @@ class StepDone(NamedTuple):
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Returns: what the payload holds."""
-        return hidden_tensors(self.rows, self.n_embd) + logits_tensors(len(self.tokens), self.n_vocab)
+        return hidden_tensors(self.rows, self.n_embd) + logits_tensors(len(self.tokens), self.n_vocab) + self.read
 
     def pack(self) -> bytes:
         """Returns: the header."""
@@ -189,8 +215,8 @@ _ROW_DONE = struct.Struct("<QHIIiffffI?I")
 pack_row_done = _ROW_DONE.pack
 """Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
 
-_STEP = struct.Struct("<Q32sHHQII?I?I?HH20s20s")
-_STEP_DONE = struct.Struct("<QIIffIIII")
+_STEP = struct.Struct("<Q32sHHQII?I?I?HHBBi20s20s")
+_STEP_DONE = struct.Struct("<QIIffIIIIIII")
 
 
 @lru_cache(maxsize=256)

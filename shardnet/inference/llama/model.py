@@ -91,6 +91,7 @@ class LlamaModel:
         self.buffers = native_log.take_buffers()
         self.n_layer = int(llama_cpp.llama_model_n_layer(self.pointer))
         self.n_embd = int(llama_cpp.llama_model_n_embd(self.pointer))
+        self.n_embd_out = int(llama_cpp.llama_model_n_embd_out(self.pointer))
         self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self.pointer))
         self.vocab = llama_cpp.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
@@ -161,6 +162,7 @@ class LlamaContext:
             # On the CPU its result depends on the number of threads, and it adds up in float16 (docs/decisions/0002-flash-attention.md).
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.kv_unified = unified
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE  # embeddings row by row, whatever the model's own is
         params.swa_full = True  # a windowed cache could not be rewound further than its window
         self._captures = capture
         self._is_watched = watch is not None
@@ -242,6 +244,29 @@ class LlamaContext:
             )
         if self._capture is not None:
             self._capture.check_input()
+
+    def decode_for_embeddings(self, rows: Rows) -> None:
+        """As `decode`, of a context that gives logits; afterwards `embedding` holds the results of all rows, and `logits` perhaps nothing.
+
+        Raises: EngineError too if llama.cpp's embeddings are not this model's hidden states.
+        """
+        if self.model.n_embd_out != self.model.n_embd:
+            raise EngineError(
+                f"{self.model.architecture} has embeddings of another width than its hidden states: they are not given here"
+            )
+        llama_cpp.llama_set_embeddings(self.pointer, True)
+        try:
+            self.decode(rows)
+        finally:
+            llama_cpp.llama_set_embeddings(self.pointer, False)
+
+    def embedding(self, row: int) -> NDArray[np.float32]:
+        """Returns: float32 (n_embd,): a row's hidden state behind the final norm, of the last batch, if it was run for embeddings; a view."""
+        pointer = llama_cpp.llama_get_embeddings_ith(self.pointer, row)
+        if not pointer:
+            raise EngineError(f"row {row} of the last batch has no embedding")
+        numbers = (ctypes.c_float * self.model.n_embd).from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memoryview(numbers), dtype=np.float32)
 
     def _check(self, rows: Rows, count: int) -> None:
         if not 0 < count <= self.n_batch:

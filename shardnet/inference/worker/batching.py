@@ -19,7 +19,7 @@ class Waiting:
         ticket: names the step; tickets grow in order of arrival.
         chain: steps with equal chains run through the same shards.
         sequence: steps of one sequence run in order of arrival.
-        is_prompt: a prompt chunk; else a decode step.
+        is_prompt: a prompt chunk, or a row that is read like one; else a decode step.
         max_rows: most rows in a batch of this chain.
     """
 

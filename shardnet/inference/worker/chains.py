@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
-from shardnet.inference.engine.steps import Step, parse_sampling
+from shardnet.inference.engine.steps import READINGS, Step, parse_sampling
 from shardnet.inference.llama.batch import Rows
 from shardnet.inference.llama.grammar import Grammars
 from shardnet.inference.worker.away import Away
+from shardnet.inference.worker.reading import Reader
 from shardnet.inference.worker.rows import Lane
 from shardnet.inference.worker.sequences import SequenceState, SequenceTable
 from shardnet.inference.worker.shard import Shard
@@ -159,6 +160,15 @@ class Chains:
         elif task.hidden is None or task.hidden.shape != (n_tokens, model.n_embd):
             shape = None if task.hidden is None else task.hidden.shape
             raise EngineError(f"hidden states of shape {shape}, where ({n_tokens}, {model.n_embd}) is needed")
+        if step.reads and chain.has_head:
+            if step.samples and READINGS[step.reads] != "logprobs":
+                raise EngineError(
+                    "a step that reads hidden states samples nothing: some models compute no logits beside them"
+                )
+            n_vocab = chain.shards[-1].model.n_vocab
+            following = (*task.tokens.tolist(), max(0, step.next_token))
+            if min(following) < 0 or max(following) >= n_vocab:
+                raise EngineError(f"a token id is outside the vocabulary of {n_vocab}")
         return chain.n_batch
 
     def room(self, step: Step, position: int) -> int:
@@ -242,8 +252,9 @@ class Chains:
         if not ready:
             return
         ready.sort(key=lambda pair: pair[1].slot)
+        reader = Reader(ready[0][0]) if chain.has_head and ready[0][0].step.reads else None  # such a step is alone
         try:
-            hidden = self._decode(chain, ready)
+            hidden = self._decode(chain, ready, reader)
         except ShardnetError as error:
             if len(ready) == 1:
                 answer(Outcome(ready[0][0], error=error))
@@ -259,7 +270,10 @@ class Chains:
             if hidden is not None:
                 outcome.hidden = hidden[end - n_each : end]
             elif task.step.samples:
-                sample(task, state, chain.shards[-1].context, end - 1, chain.model.grammars, outcome)
+                last_row = end - 1 if reader is None else reader.last_row
+                sample(task, state, chain.shards[-1].context, last_row, chain.model.grammars, outcome)
+            if reader is not None:
+                outcome.read = reader.read
             outcomes.append(outcome)
         compute_s = time.perf_counter() - began
         self.busy_s += compute_s
@@ -288,14 +302,19 @@ class Chains:
             state.lengths[shard_id] = step.position
         return state
 
-    def _decode(self, chain: _Chain, ready: list[tuple[Task, SequenceState]]) -> NDArray[np.float32] | None:
+    def _decode(
+        self, chain: _Chain, ready: list[tuple[Task, SequenceState]], reader: Reader | None
+    ) -> NDArray[np.float32] | None:
         """Returns: the hidden states of all rows after the last shard, or None if that has the head and holds logits now."""
         rows = rows_of(ready)
         first_shard = ready[0][0].step.first_shard
         hidden: NDArray[np.float32] | None = None
         for shard_id, shard in enumerate(chain.shards, first_shard):
             try:
-                shard.decode(rows)
+                if reader is not None and shard.has_head:
+                    reader.decode(shard, rows)
+                else:
+                    shard.decode(rows)
                 if not shard.has_head:
                     hidden = shard.context.hidden(len(rows.positions))
                     rows = Rows(rows.positions, rows.slots, rows.outputs, hidden=hidden)

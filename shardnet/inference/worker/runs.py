@@ -68,7 +68,7 @@ class Runs:
         """Rows of this step's command will come."""
         command = int(step.command_id, 16)
         self.end_others(step)
-        template = step._replace(n_tokens=1, samples=True, ahead=0, begins_run=False)
+        template = step._replace(n_tokens=1, samples=True, ahead=0, begins_run=False, reads=0)
         chain = (step.model_id, step.first_shard, step.end_shard)
         self._runs[command, step.stage] = Run(command, template, self._chains.n_ctx(step), step.ahead > 0, chain)
 

@@ -47,6 +47,12 @@ class Shard:
         if self.ahead is not None:
             self.ahead.pass_done()
 
+    def decode_for_embeddings(self, rows: Rows) -> None:
+        """Run one batch, as `LlamaContext.decode_for_embeddings`."""
+        self.context.decode_for_embeddings(rows)
+        if self.ahead is not None:
+            self.ahead.pass_done()
+
     def close(self) -> None:
         """Free its memory."""
         if self.ahead is not None:

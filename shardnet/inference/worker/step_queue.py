@@ -64,7 +64,7 @@ class StepQueue:
             ticket=task.ticket,
             chain=(step.model_id, step.first_shard, step.end_shard),
             sequence=(step.model_id, step.sequence_id),
-            is_prompt=step.n_tokens > 1,
+            is_prompt=step.n_tokens > 1 or step.reads > 0,
             max_rows=max_rows,
         )
         self.waiting[task.ticket] = (waiting, task)
@@ -114,7 +114,9 @@ class StepQueue:
         if isinstance(outcome.task.row, Row):
             self.runs.answer(outcome.task.row, outcome, began_s)
             return
-        payloads: list[Buffer] = [rows.data for rows in (outcome.hidden, outcome.logits) if rows is not None]
+        read = outcome.read
+        tensors = (outcome.hidden, outcome.logits, read.pooled, read.tokens, read.logprobs)
+        payloads: list[Buffer] = [rows.data for rows in tensors if rows is not None]
         self._tell(
             StepDone(
                 command_id=step.command_id,
@@ -128,6 +130,9 @@ class StepQueue:
                 rows=0 if outcome.hidden is None else len(outcome.hidden),
                 n_embd=0 if outcome.hidden is None else outcome.hidden.shape[1],
                 n_vocab=0 if outcome.logits is None else outcome.logits.shape[1],
+                n_pooled=0 if read.pooled is None else read.pooled.shape[1],
+                n_read=0 if read.tokens is None else read.tokens.shape[0],
+                read_width=0 if read.tokens is None else read.tokens.shape[1],
             ),
             payloads,
         )
@@ -140,7 +145,8 @@ class StepQueue:
         room = self._chains.room(step, position)
         if not room:
             return 0
-        following = step._replace(position=position, n_tokens=1, ahead=min(step.ahead, room) - 1, n_embd=0)
+        ahead = min(step.ahead, room) - 1
+        following = step._replace(position=position, n_tokens=1, ahead=ahead, n_embd=0, reads=0)
         self.put(Task(0, following, np.array([token], dtype=np.int32), None, arrived_s=time.perf_counter()))
         return following.ahead + 1
 

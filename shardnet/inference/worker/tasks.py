@@ -28,6 +28,18 @@ class Task:
     row: object | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read of a prompt's rows, as `messages.RowsRead` has it; None for what was not."""
+
+    pooled: NDArray[np.float32] | None = None
+    tokens: NDArray[np.int32] | None = None
+    logprobs: NDArray[np.float32] | None = None
+
+
+NOTHING_READ = Read()
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a step came to. `hidden` float32 (n, n_embd) is a view that the next batch overwrites; `logits` float32 (1, n_vocab)."""
@@ -38,6 +50,7 @@ class Outcome:
     token: int | None = None
     logprobs: Logprobs = ()
     logits: NDArray[np.float32] | None = None
+    read: Read = NOTHING_READ
     compute_s: float = 0.0
     batch_rows: int = 0
 

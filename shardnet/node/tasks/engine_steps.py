@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardnet.inference.engine.steps import Step
+from shardnet.inference.engine.steps import NO_TOKEN, READINGS, Step
 from shardnet.node.tasks.legs import Leg
 from shardnet.steps import NextStep, columns
 
@@ -14,6 +14,7 @@ def first_step(leg: Leg, ahead: int) -> Step:
         ahead: further steps that may follow unasked.
     """
     task, stage = leg.task, leg.stage
+    reading = task.reading if leg.following is None else None
     return Step(
         command_id=task.command_id,
         model_id=task.model_id,
@@ -32,6 +33,9 @@ def first_step(leg: Leg, ahead: int) -> Step:
         source=leg.source,
         onward=leg.onward.node_id,
         stages=len(task.route),
+        reads=0 if reading is None else READINGS.index(reading.kind),
+        top=0 if reading is None else reading.top,
+        next_token=NO_TOKEN if reading is None or reading.next_token is None else reading.next_token,
     )
 
 

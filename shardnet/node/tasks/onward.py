@@ -10,7 +10,7 @@ from typing import Protocol
 from shardnet.errors import ShardnetError
 from shardnet.ids import NodeId
 from shardnet.inference.engine.steps import TOKEN, RowDone, StepDone
-from shardnet.messages import Address, AnyMessage, ExecuteTask, StageRef
+from shardnet.messages import Address, AnyMessage, ExecuteTask, RowsRead, StageRef
 from shardnet.node.tasks.legs import Flight, Leg
 from shardnet.node.tasks.sequences import KnownSequence, Sequences
 from shardnet.node.tasks.timings import StepTimes
@@ -135,7 +135,15 @@ class Onward:
             n_vocab=done.n_vocab,
             timings=(*(task.timings if step is None else unpack_timings(step.timings)), timing),
         )
-        self._tell(result, frame.payloads)
+        payloads = frame.payloads
+        if done.n_pooled or done.n_read:
+            count = len(payloads) - len(done.read)
+            read = RowsRead(
+                command_id=task.command_id, sequence_id=task.sequence_id, position=task.position, tensors=done.read
+            )
+            self._tell(read, payloads[count:])
+            payloads = payloads[:count]
+        self._tell(result, payloads)
         return ahead
 
     def row_done(self, run: Flight, done: RowDone) -> None:

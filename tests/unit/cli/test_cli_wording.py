@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from shardnet.cli import app
+from shardnet.cli.wording import ALSO, MEANT
+from shardnet.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,29 @@ def test_every_command_is_there_and_says_in_a_line_what_it_does() -> None:
     told = CliRunner().invoke(app, ["--help"]).stdout.partition("Commands:")[2].splitlines()[1:]
     lines = dict(line.split(maxsplit=1) for line in told if line.strip())
     assert set(lines) == {
-        "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "status", "plan",
+        "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "chat", "status",
+        "plan",
         "join", "demo", "bench", "swarm", "key",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"), [("serve", "coordinator"), ("RUN", "chat"), ("ls", "status"), ("quantize", "split")]
+)
+def test_a_word_that_other_tools_have_is_answered_with_ours(word: str, ours: str) -> None:
+    with pytest.raises(UsageError, match=f"there is no `shardnet {word}`.*`shardnet {ours}"):
+        CliRunner().invoke(app, [word], catch_exceptions=False)
+
+
+def test_no_word_of_other_tools_hides_a_command_and_all_that_is_named_is_there() -> None:
+    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
+    assert not commands & (MEANT.keys() | ALSO.keys())
+    assert set(ALSO.values()) <= MEANT.keys()
+    named = set(re.findall(r"`shardnet (\w+)", " ".join(MEANT.values())))
+    assert named <= commands | {"COMMAND"}
+
+
+def test_a_missing_argument_is_told_with_what_it_is_for() -> None:
+    result = CliRunner().invoke(app, ["generate"])
+    assert result.exit_code == 2
+    assert "Missing argument 'prompt'. What to ask" in result.stderr

@@ -32,6 +32,34 @@ class Error(Shape):
     error: Fault
 
 
+class MessageFault(Shape):
+    """What went wrong, as Anthropic's clients read it."""
+
+    type: str = Field(description="the kind of error, as Anthropic names it")
+    message: str = Field(description="one sentence: what is wrong, and what to do")
+    details: dict[str, str] | None = Field(default=None, description="`error_code`, a finer name, for some errors")
+
+
+class MessageError(Shape):
+    """Every error at `/v1/messages` has this shape, also as the last event of a stream."""
+
+    type: Literal["error"]
+    error: MessageFault
+
+
+class ResponseTokens(Shape):
+    """How many tokens the prompt has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class MessageTokens(Shape):
+    """How many tokens the prompt has."""
+
+    input_tokens: int
+
+
 class Usage(Shape):
     """Tokens counted, the end-of-text token among them."""
 
@@ -67,6 +95,7 @@ class Statistics(Shape):
     """How the swarm worked at an answer."""
 
     stages: list[Stage]
+    attempts: int = Field(description="how often it began: more than once where a node was lost in the middle")
     speculation: Speculation | None = None
 
 
@@ -144,6 +173,38 @@ class CompletionEvent(Answer):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: Usage | None = None
+
+
+class Embedding(Shape):
+    """One text as a vector of length one."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="numbers, or little-endian float32 in base64")
+
+
+class EmbeddingsUsage(Shape):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class HowPooled(Shape):
+    """How a text's hidden states became one vector, and who said so."""
+
+    pooling: Literal["mean", "cls", "last"]
+    pooling_said_by: Literal["request", "model", "default"]
+
+
+class Embeddings(Shape):
+    """An embedding for each input, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+    shardnet: HowPooled
 
 
 class CalledFunction(Shape):

@@ -20,8 +20,8 @@ from shardnet.coordinator.api.openapi.operations import ERRORS, OPERATIONS, READ
 
 ABOUT = (
     "OpenAI's completions and chats over the models of a swarm. Unknown fields of a request are ignored; a field that is known and cannot be "
-    "honoured is refused by name. `null` is as if a field was left out. Every error has the shape of the schema Error. A GET can be asked as HEAD; "
-    "OPTIONS says what a path takes."
+    "honoured is refused by name. `null` is as if a field was left out. Every error has the shape of the schema Error, and at `/v1/messages` that of "
+    "MessageError. A GET can be asked as HEAD; OPTIONS says what a path takes."
 )
 REF = "#/components/schemas/"
 Json = dict[str, Any]
@@ -55,7 +55,7 @@ def document(routes: Iterable[tuple[str, str]]) -> Json:
         "paths": paths,
         "components": {
             "schemas": _schemas([operation for _, _, operation in told]),
-            "responses": {str(status): _error(status, when) for status, when in ERRORS.items()},
+            "responses": {str(status): _error(status, when, Error) for status, when in ERRORS.items()},
             "securitySchemes": {
                 "key": {
                     "type": "http",
@@ -89,7 +89,11 @@ def _operation(operation: Operation) -> Json:
     for status, when in operation.also.items():
         told["responses"][str(status)] = {"description": when, "content": _content(operation)}
     for status in sorted(operation.errors):
-        told["responses"][str(status)] = {"$ref": f"#/components/responses/{status}"}
+        told["responses"][str(status)] = (
+            {"$ref": f"#/components/responses/{status}"}
+            if operation.refuses is Error
+            else _error(status, ERRORS[status], operation.refuses)
+        )
     return told
 
 
@@ -108,8 +112,8 @@ def _content(operation: Operation) -> Json:
     return content
 
 
-def _error(status: int, when: str) -> Json:
-    told: Json = {"description": when, "content": {"application/json": {"schema": _ref(Error)}}}
+def _error(status: int, when: str, body: type[BaseModel]) -> Json:
+    told: Json = {"description": when, "content": {"application/json": {"schema": _ref(body)}}}
     if status == 503:
         told["headers"] = {
             "Retry-After": {"description": "seconds, 60 at most", "schema": {"type": "integer", "minimum": 1}}
@@ -128,7 +132,7 @@ def _schemas(operations: Iterable[Operation]) -> Json:
     for one in operations:
         if one.asks is not None:
             wanted[one.asks] = "validation"
-        wanted |= {model: "serialization" for model in (one.answers, one.events) if model is not None}
+        wanted |= {model: "serialization" for model in (one.answers, one.events, one.refuses) if model is not None}
     made: dict[str, Json] = models_json_schema(list(wanted.items()), ref_template=REF + "{model}")[1]["$defs"]
     for name, schema in made.items():
         if "properties" in schema:

@@ -8,7 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesRequest
+from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.openapi import answers
+from shardnet.coordinator.api.openapi.answers import Error
+from shardnet.coordinator.api.responses.request import ResponsesRequest
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 READING = (401, 403, 500)
@@ -30,6 +34,7 @@ class Operation:
         example: a body that works with any model.
         named: the parameters in the path, each with what it means.
         also: status -> the same answer with another status, and when.
+        refuses: the body of an error.
         is_open: no key is asked for.
     """
 
@@ -43,6 +48,7 @@ class Operation:
     named: Mapping[str, str] = field(default_factory=dict)
     also: Mapping[int, str] = field(default_factory=dict)
     errors: tuple[int, ...] = READING
+    refuses: type[BaseModel] = Error
     is_open: bool = False
     text: str = ""
 
@@ -68,6 +74,55 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answers=answers.Completion,
         events=answers.CompletionEvent,
         example={"prompt": "Once upon a time", "max_tokens": 40},
+        errors=ANSWERING,
+    ),
+    ("POST", "/v1/responses"): Operation(
+        name="respond",
+        summary="Answer a conversation, as OpenAI's Responses API has it",
+        text="Nothing is kept: the whole conversation comes as `input`. A stream has named events, of which the last is "
+        "`response.completed`, `response.incomplete` or `response.failed`. See docs/responses.md.",
+        tag="Answers",
+        asks=ResponsesRequest,
+        example={"input": "Why is the sky blue?", "max_output_tokens": 60},
+        errors=ANSWERING,
+    ),
+    ("POST", "/v1/responses/input_tokens"): Operation(
+        name="count_response",
+        summary="Count the prompt's tokens of a response",
+        tag="Tokens",
+        asks=ResponsesRequest,
+        answers=answers.ResponseTokens,
+        example={"input": "Why is the sky blue?"},
+        errors=(*ASKING, 504),
+    ),
+    ("POST", "/v1/messages"): Operation(
+        name="message",
+        summary="Answer a conversation, as Anthropic's Messages API has it",
+        text="A stream has named events, of which the last is `message_stop` or `error`. A key may come as `x-api-key`. See docs/messages.md.",
+        tag="Answers",
+        asks=MessagesRequest,
+        example={"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 60},
+        errors=ANSWERING,
+        refuses=answers.MessageError,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        name="count_message",
+        summary="Count the prompt's tokens of a message",
+        tag="Tokens",
+        asks=CountRequest,
+        answers=answers.MessageTokens,
+        example={"messages": [{"role": "user", "content": "Why is the sky blue?"}]},
+        errors=(*ASKING, 504),
+        refuses=answers.MessageError,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        name="embed",
+        summary="Turn texts into vectors of length one",
+        text="By the model's final hidden states, pooled as the model says; `shardnet.pooling` tells how.",
+        tag="Answers",
+        asks=EmbeddingsRequest,
+        answers=answers.Embeddings,
+        example={"input": ["Once upon a time", "Why is the sky blue?"], "dimensions": 8},
         errors=ANSWERING,
     ),
     ("GET", "/v1/models"): Operation(

@@ -50,6 +50,8 @@ class AnswerFormat:
         harmony: answers are messages with channels, whatever stands in the rest.
         make_id: of calls whose id the model does not write.
         wraps: marks that part answers and are never shown (gemma's channel names, final-answer marks).
+        opened: what the prompt ends with, where the answer's own first characters are meant to stand behind it (Functionary 3.2).
+        text_begins: what stands between that and a text; between that and a call nothing does.
     """
 
     name: str
@@ -58,6 +60,8 @@ class AnswerFormat:
     harmony: bool = False
     make_id: Callable[[], str] = openai_id
     wraps: tuple[str, ...] = ()
+    opened: str = ""
+    text_begins: str = ""
     writes_calls: bool = True
     shows_tools: bool = True
 
@@ -88,6 +92,7 @@ class AnswerParser:
         self._calls = Calls(self._source, tools or {}, format.make_id, self._tell)
         self._reader = self._answer(thinks, with_calls=tools is not None)
         self._is_over = False
+        self._source.push(format.opened)
 
     @property
     def calls_done(self) -> int:

@@ -25,13 +25,21 @@ def format_of(words: str, example: str | None, call: tuple[str, dict[str, object
     """
     pairs = tuple(pair for pair in THINKING if pair[1] in words and (pair[0] in words or pair[0] == "<think>"))
     wraps = tuple(one for one in WRAPS if one in words)
-    thinking = Thinking(pairs)
     if "<|channel|>" in words and "<|message|>" in words:
         return AnswerFormat("harmony", harmony=True)
     known = _by_example(example, call) if example is not None else None
     writes_calls = known is not None
     known = known or next((one for one in KNOWN if all(mark in words for mark in one.evidence)), GENERIC)
-    found = AnswerFormat(known.name, known.calls, thinking, wraps=wraps, writes_calls=writes_calls)
+    thinking, wraps = Thinking((*known.thinking, *pairs)), (*known.wraps, *wraps)
+    found = AnswerFormat(
+        known.name,
+        known.calls,
+        thinking,
+        wraps=wraps,
+        opened=known.opened,
+        text_begins=known.text_begins,
+        writes_calls=writes_calls,
+    )
     return replace(found, make_id=mistral_id) if known.name.startswith("mistral") else found
 
 

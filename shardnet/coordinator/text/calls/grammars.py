@@ -17,6 +17,7 @@ from shardnet.coordinator.text.calls.answer import AnswerFormat, CallFormat
 from shardnet.coordinator.text.calls.harmony import CHANNEL, CONSTRAIN, MESSAGE, START
 from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.calls.named_calls import NamedCalls
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import ANYTHING, Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls
 from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules
@@ -26,6 +27,7 @@ _FENCE, _BEGINS_BARE = r"/```(json)?\n/", r"/\s*(\{|```(json)?\n)(?s:.*)/"
 """What `JsonCalls` takes for a call with no mark."""
 MOST_CALLS = 8
 """In an answer that must call: small models that may call once more often do, over and over."""
+STRUCTURE = "structure"
 _MORE = f"{{0,{MOST_CALLS - 1}}}"
 _SLOTS = re.compile("(NAME|NUMBER|ID)")
 
@@ -40,6 +42,7 @@ def calls_grammar(
     parallel: bool,
     thinks: bool,
     strict: Container[str] = (),
+    structure: str | None = None,
 ) -> str:
     """Write the grammar of an answer.
 
@@ -50,22 +53,31 @@ def calls_grammar(
         required: the answer is calls; else it is text, in which every call is well-formed.
         thinks: the prompt ended within reasoning.
         strict: functions whose schema is enforced as a whole, or refused.
+        structure: what an answer that does not call is, a grammar in Lark's syntax with its first line; None for any text.
 
     Raises: UsageError for a schema that the format cannot be held to.
     """
     rules = Rules(control)
     arguments = ArgumentRules(rules, json_rule, strict)
     if format.harmony:
-        return _harmony(rules, functions, arguments, required=required, thinks=thinks)
+        final = None if required else ANYTHING if structure is None else STRUCTURE
+        bodies = [(name, arguments.json(name, schema)) for name, schema in functions]
+        return _harmony(rules, bodies, final=final, thinks=thinks) + _as_rule(None if required else structure)
     assert format.calls is not None
     reasoning = _reasoning(rules, format, thinks)
     opened, calls = _calls(rules, format.calls, functions, arguments, parallel)
     rules.add("calls", calls)
+    first = "calls" if format.opened == opened else _line(rules.text(opened), "calls")
+    text_begins = rules.text(format.text_begins) if format.opened else ""
     if required:
-        rules.add("start", f"{reasoning} {rules.text(opened)} calls")
-    else:
-        rules.add("start", f"{reasoning} ({_free(rules, format.calls, opened, parallel)})")
-    return rules.written()
+        rules.add("start", f"{reasoning} {first}")
+    elif structure is None:
+        free = f"({_free(rules, format.calls, opened, parallel)})"
+        rules.add("start", f"{reasoning} {f'({first} | {text_begins} {free})' if text_begins else free}")
+    else:  # a structure begins at once, as without tools, unless the prompt has opened reasoning
+        before, within = (reasoning, "") if thinks else ("", reasoning)
+        rules.add("start", _line(before, f"({_line(within, first)} | {_line(text_begins, STRUCTURE)})"))
+    return rules.written() + _as_rule(None if required else structure)
 
 
 def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
@@ -88,11 +100,22 @@ def _free(rules: Rules, calls: CallFormat, opened: str, parallel: bool) -> str:
     return f"{bare}(OPENING calls){times} OTHER"
 
 
-def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int]) -> str:
-    """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened."""
+def behind_reasoning(grammar: str, format: AnswerFormat, control: Mapping[str, int], *, thinks: bool = True) -> str:
+    """Returns: a grammar in Lark's syntax, its first line included, that begins when the reasoning ends that the prompt opened; for Harmony, whose
+    answers have channels, in the last one; behind what else a text begins with. Args: thinks: the prompt ended within reasoning."""
     rules = Rules(control)
-    rules.add("start", f"{_reasoning(rules, format, thinks=True)} structure")
-    return re.sub(r"(?m)^start(?=\W)", "structure", grammar, count=1) + rules.written()
+    if format.harmony:
+        written = _harmony(rules, (), final=STRUCTURE, thinks=thinks)
+    else:
+        reasoning = _reasoning(rules, format, thinks=True) if thinks else ""
+        rules.add("start", _line(reasoning, rules.text(format.text_begins), STRUCTURE))
+        written = rules.written()
+    return grammar.partition("\n")[0] + "\n" + _as_rule(grammar) + written
+
+
+def _as_rule(grammar: str | None) -> str:
+    """Returns: a grammar without its first line, its `start` called STRUCTURE; nothing for none."""
+    return re.sub(r"(?m)^start(?=\W)", STRUCTURE, (grammar or "").partition("\n")[2], count=1)
 
 
 def _in_slashes(text: str) -> str:
@@ -138,6 +161,15 @@ def _calls(
             begin = rules.text(calls.begin)
             more = f"({line} {begin} {one}){_MORE}" if parallel else ""
             return opened, f"{line} {begin} {one} {more} {line} {rules.text(close)}"
+        case NestedTags():
+            ends = rules.text('">'), rules.text(f"{calls.mark}</invoke>")
+            bodies = [
+                _line(rules.text(name), ends[0], arguments.tagged(calls, name, schema), ends[1])
+                for name, schema in functions
+            ]
+            begin, line = rules.text(calls.begin), rules.add("line", r"/\n?/")
+            one = f"{line} {begin} ({' | '.join(bodies)})"
+            return opened, f"{one} {f'({one}){_MORE}' if parallel else ''} {line} {rules.text(close)}"
     written = calls if isinstance(calls, JsonCalls) else JsonCalls(dict(calls.marks))
     bodies = [_object(rules, written, name, arguments.json(name, schema)) for name, schema in functions]
     one = rules.add("one", " | ".join(bodies))
@@ -180,28 +212,31 @@ def _named(rules: Rules, calls: NamedCalls, name: str, arguments: str) -> str:
 
 def _tagged(rules: Rules, calls: TaggedCalls, name: str, arguments: str) -> str:
     name_end = "" if calls.name_ends[0] == "\n" else calls.name_ends[0]
-    return _line(rules.text(name + name_end), "/\\n?/", arguments, rules.text(calls.end))
+    number = _line(NUMBER, rules.text(calls.head_end)) if calls.head_end else ""
+    return _line(rules.text(name + name_end), number, "/\\n?/", arguments, rules.text(calls.end))
 
 
 def _harmony(
     rules: Rules,
-    functions: Sequence[tuple[str, Mapping[str, Any]]],
-    arguments: ArgumentRules,
+    functions: Sequence[tuple[str, str]],
     *,
-    required: bool,
+    final: str | None,
     thinks: bool,
 ) -> str:
-    """One call at the end of an answer; its `<|call|>` is an end-of-text token, which is permitted behind any whole text."""
+    """One call at the end of an answer; its `<|call|>` is an end-of-text token, which is permitted behind any whole text.
+
+    Args:
+        functions: each with the rule of its arguments.
+        final: what may come in its place; None for nothing.
+    """
     bodies = [
-        _line(
-            rules.text(f"{CHANNEL}commentary to=functions.{name} {CONSTRAIN}json{MESSAGE}"),
-            arguments.json(name, schema),
-        )
-        for name, schema in functions
+        _line(rules.text(f"{CHANNEL}commentary to=functions.{name} {CONSTRAIN}json{MESSAGE}"), arguments)
+        for name, arguments in functions
     ]
     rules.up_to("thoughts", f"<|end|>{START}assistant")
     analysis = rules.text(f"{CHANNEL}analysis{MESSAGE}")
-    final = f" | {rules.text(f'{CHANNEL}final{MESSAGE}')} {ANYTHING}"
-    one = f"({' | '.join(bodies)}{'' if required else final})"
+    if final is not None:
+        bodies.append(_line(rules.text(f"{CHANNEL}final{MESSAGE}"), final))
+    one = f"({' | '.join(bodies)})"
     rules.add("start", f"thoughts {one}" if thinks else f"({analysis} thoughts)? {one}")
     return rules.written()

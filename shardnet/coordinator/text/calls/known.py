@@ -11,6 +11,7 @@ from shardnet.coordinator.text.calls.answer import CallFormat
 from shardnet.coordinator.text.calls.gemma_calls import GemmaCalls
 from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.calls.named_calls import NamedCalls
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.python_calls import PythonCalls
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls
 
@@ -24,11 +25,17 @@ class Known:
 
     Attributes:
         evidence: all of it stands in the template's own words.
+        thinking, wraps: of a format that puts its marks together, so that a template does not spell them out.
+        opened, text_begins: see `AnswerFormat`.
     """
 
     name: str
     calls: CallFormat
     evidence: tuple[str, ...]
+    thinking: tuple[tuple[str, str], ...] = ()
+    wraps: tuple[str, ...] = ()
+    opened: str = ""
+    text_begins: str = ""
 
 
 def _tagged_like_html(begin: str, end: str, tag: str = "") -> TaggedCalls:
@@ -76,8 +83,15 @@ def _tagged_by_pairs(suffix: str = "", section: tuple[str, str] | None = None, n
     )
 
 
+def _xtml(tag: str) -> tuple[str, str]:
+    """Kimi-K3's tags, which its template puts together."""
+    return f"<|open|>{tag}<|sep|>", f"<|close|>{tag}<|sep|>"
+
+
 HERMES = JsonCalls({"<tool_call>": "</tool_call>"}, FENCED, spelled=("\n", "\n"), between="\n")
 LLAMA = JsonCalls({"<|python_tag|>": ""}, FENCED, arguments_key="parameters", is_bare=True)
+_MINIMAX = "]<]minimax[>["
+_KINDS = ("string", "number", "boolean", "null", "object", "array")
 DSML = "\uff5cDSML\uff5c"
 _DEEPSEEK = {"<\uff5ctool\u2581calls\u2581begin\uff5c>": "<\uff5ctool\u2581calls\u2581end\uff5c>"}
 _DEEPSEEK_CALL, _DEEPSEEK_END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
@@ -101,6 +115,23 @@ KNOWN: tuple[Known, ...] = (
         ("<|tool_calls_section_begin|>",),
     ),
     Known(
+        "kimi k3",
+        TaggedCalls(
+            marks=dict([_xtml("tools")]),
+            begin='<|open|>call tool="',
+            name_ends=('" index="',),
+            head_end='"<|sep|>',
+            key='<|open|>argument key="',
+            key_ends={f'" type="{kind}"<|sep|>': kind == "string" for kind in _KINDS},
+            value_end=_xtml("argument")[1],
+            end=_xtml("call")[1],
+            escapes=True,
+        ),
+        ("<|open|>", "<|sep|>", "<|close|>", "argument"),
+        thinking=(_xtml("think"),),
+        wraps=(*_xtml("response"), _xtml("message")[1]),
+    ),
+    Known(
         "deepseek v3.1",
         NamedCalls(
             marks=_DEEPSEEK,
@@ -118,6 +149,11 @@ KNOWN: tuple[Known, ...] = (
         (f"<{DSML}function_calls>",),
     ),
     Known("deepseek dsml 4", _tagged_like_html(f"<{DSML}tool_calls>", f"</{DSML}tool_calls>", DSML), (DSML,)),
+    Known(
+        "minimax m3",
+        NestedTags({f"{_MINIMAX}<tool_call>": f"{_MINIMAX}</tool_call>"}, _MINIMAX),
+        (_MINIMAX, "<tool_call>", "<invoke name="),
+    ),
     Known("minimax m2", _tagged_like_html("<minimax:tool_call>", "</minimax:tool_call>"), ("<minimax:tool_call>",)),
     Known(
         "muse",
@@ -183,6 +219,14 @@ KNOWN: tuple[Known, ...] = (
             written_end="</function>",
         ),
         ("<function=",),
+    ),
+    Known(
+        "functionary 3.2",
+        NamedCalls(marks={">>>": ""}, begin="", words={"name": {"\n": "arguments"}}, end=(), written="NAME\n"),
+        (">>>all",),
+        wraps=(">>>all\n",),
+        opened=">>>",
+        text_begins="all\n",
     ),
     Known("python", PythonCalls({"<|tool_call_start|>": "<|tool_call_end|>"}), ("<|tool_list_start|>",)),
     Known("apertus", _APERTUS, ("<|tools_prefix|>",)),

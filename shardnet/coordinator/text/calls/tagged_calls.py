@@ -1,4 +1,4 @@
-"""Calls written as tags, one for each argument: Qwen3-Coder, GLM, MiniMax-M2, DeepSeek V3.2, Seed-OSS, MiniCPM5.
+"""Calls written as tags, one for each argument: Qwen3-Coder, GLM, MiniMax-M2, DeepSeek V3.2, Seed-OSS, MiniCPM5, Kimi-K3.
 
 The values are texts; which of them are numbers, lists and so on is told by the tool's schema.
 Source: the chat templates of these models.
@@ -7,6 +7,7 @@ Source: the chat templates of these models.
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from shardnet.coordinator.text.calls.sink import Calls
 from shardnet.coordinator.text.calls.source import Broken, Source, Steps
 
+_NUMBER = re.compile(r"[0-9]{0,3}")
 _NAME = re.compile(r"\s*[\w./:-]{0,256}\s*")
 _RAW = ("<![CDATA[", "]]>")
 """MiniCPM puts it around texts with signs of XML."""
@@ -32,6 +34,8 @@ class TaggedCalls:
         name_ends: marks behind the name; those that are a key's or the call's own mark stay for what reads these.
         key: opens an argument, `key_ends` stand behind its name, each with whether the value is a plain text, if it says so.
         value_end: closes a value; `end` closes the call.
+        head_end: stands behind the call's number, which then follows the name's end; empty where calls have no number.
+        escapes: names of arguments have `&quot;` and `&amp;` in them, as in HTML.
     """
 
     marks: dict[str, str]
@@ -44,7 +48,8 @@ class TaggedCalls:
     value_begin: str = ""
     written: tuple[str, str] = ("", "")
     """White space in front of a value and behind it, as the model writes it."""
-    between: str = "\n"
+    head_end: str = ""
+    escapes: bool = False
 
     def read(self, source: Source, calls: Calls, opened: str) -> Steps[None]:
         """Take calls up to what closes them. Raises: Broken."""
@@ -65,6 +70,8 @@ class TaggedCalls:
         name = name.strip()
         if not name:
             raise Broken
+        if self.head_end:
+            yield from source.until(self.head_end, like=_NUMBER)
         at_key = mark == self.key
         is_over = mark == self.end
         known = properties_of(calls.tools.get(name, {}))
@@ -92,7 +99,7 @@ class TaggedCalls:
             yield from source.space()
             yield from source.expect(self.value_begin)
         text, _ = yield from source.until(self.value_end)
-        is_text, key = self.key_ends[mark], key.strip()
+        is_text, key = self.key_ends[mark], html.unescape(key.strip()) if self.escapes else key.strip()
         if text.startswith(_RAW[0]) and text.endswith(_RAW[1]):
             text = text[len(_RAW[0]) : -len(_RAW[1])]
         if self.written[0] and text.startswith(self.written[0]):

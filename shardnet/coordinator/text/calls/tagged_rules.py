@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls, kinds_of, properties_of
 from shardnet.errors import UsageError
@@ -23,6 +25,7 @@ _OF_THE_WHOLE = (
 _OF_TEXTS = frozenset(
     {"type", "title", "description", "default", "examples", "enum", "const", "minLength", "maxLength"}
 )
+_OF_LISTS = frozenset({"type", "title", "description", "default", "examples", "items", "minItems", "maxItems"})
 
 
 class ArgumentRules:
@@ -50,12 +53,17 @@ class ArgumentRules:
         """Returns: the rule of a function's arguments as one JSON document."""
         return self._rules.add(self._name(), self._json_rule(name, schema))
 
-    def tagged(self, calls: TaggedCalls, name: str, schema: Mapping[str, Any]) -> str:
+    def tagged(self, calls: TaggedCalls | NestedTags, name: str, schema: Mapping[str, Any]) -> str:
         """Returns: the rules of a function's arguments, one behind the other. Raises: UsageError for what tags cannot be held to."""
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        return self._properties(calls, name, schema, shared)
+
+    def _properties(
+        self, calls: TaggedCalls | NestedTags, name: str, schema: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> str:
         for key in _OF_THE_WHOLE:
             if key in schema:
                 self._cannot(name, key)
-        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         required = schema.get("required") or ()
         known = properties_of(schema)
         if missing := [key for key in required if key not in known]:
@@ -69,13 +77,56 @@ class ArgumentRules:
             made.append(argument if key in required else f"{argument}?")
         return " ".join(made)
 
-    def _argument(
-        self, calls: TaggedCalls, name: str, key: str, schema: Mapping[str, Any], shared: Mapping[str, Any]
+    def _nested(
+        self, calls: NestedTags, name: str, key: str, schema: Mapping[str, Any], shared: Mapping[str, Any]
     ) -> str:
+        kinds, end = kinds_of(schema), f"{calls.mark}</{key}>"
+        closing = self._rules.text(end)
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(values, list):
+            options = " | ".join(self._rules.text(calls.written(one)) or '""' for one in values)
+            value = f"({options}) {closing}"
+        elif "$ref" in schema or len(kinds) != 1:
+            self._cannot(name, f"properties/{key}: more than one type, or a reference,")
+            value = self._rules.up_to(self._name(), end)
+        elif kinds == {"string"}:
+            value = self._text(name, key, schema, end)
+        elif kinds == {"array"}:
+            value = f"{self._items(calls, name, key, schema, shared)} {closing}"
+        elif kinds == {"object"} and properties_of(schema):
+            value = f"{self._properties(calls, name, schema, shared)} {closing}"
+        elif kinds == {"object"}:
+            self._cannot(name, f"properties/{key}: an object whose names are not told")
+            value = self._rules.up_to(self._name(), end)
+        else:
+            value = f"{self._rules.add(self._name(), self._json_rule(name, {**schema, **shared}))} {closing}"
+        return self._rules.add(self._name(), f"{self._rules.text(f'{calls.mark}<{key}>')} {value}")
+
+    def _items(
+        self, calls: NestedTags, name: str, key: str, schema: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> str:
+        """Returns: the rule of a list's elements."""
+        within = schema.get("items")
+        if unknown := sorted(set(schema) - _OF_LISTS):
+            self._cannot(name, f"properties/{key}/{unknown[0]}")
+        if not isinstance(within, Mapping):
+            self._cannot(name, f"properties/{key}: a list whose elements are not told")
+            within = {"type": "string"}
+        one = self._nested(calls, name, calls.item, within, shared)
+        return f"({one}){{{schema.get('minItems', 0)},{schema.get('maxItems', '')}}}"
+
+    def _argument(
+        self, calls: TaggedCalls | NestedTags, name: str, key: str, schema: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> str:
+        if isinstance(calls, NestedTags):
+            return self._nested(calls, name, key, schema, shared)
         is_text = kinds_of(schema) == {"string"} and "$ref" not in schema
         ends = [end for end, told in calls.key_ends.items() if told in (None, is_text)]
         before, behind = calls.written
-        begun = self._rules.text(f"{calls.key}{key}{ends[0]}")
+        if calls.escapes:
+            key = html.escape(key)
+        options = [self._rules.text(f"{calls.key}{key}{end}") for end in ends]
+        begun = options[0] if len(options) == 1 else f"({' | '.join(options)})"
         if calls.value_begin:
             begun += f" /\\n?/ {self._rules.text(calls.value_begin)}"
         end = behind + calls.value_end

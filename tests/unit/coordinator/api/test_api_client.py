@@ -24,6 +24,8 @@ from shardnet.swarm.identity import claim_identity
 from shardnet.transport import listen
 
 ANSWERS: dict[str, tuple[int, str]] = {}
+ASKED: list[dict[str, Any]] = []
+"""Bodies that came."""
 
 
 class Canned(BaseHTTPRequestHandler):
@@ -31,7 +33,8 @@ class Canned(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, body = ANSWERS[self.path]
-        self.rfile.read(int(self.headers.get("content-length", 0)))
+        body_read = self.rfile.read(int(self.headers.get("content-length", 0)))
+        ASKED.extend([json.loads(body_read)] if body_read else [])
         self.send_response(status)
         self.send_header("content-length", str(len(body.encode())))
         self.end_headers()
@@ -49,6 +52,7 @@ def api() -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     ANSWERS.clear()
+    ASKED.clear()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
@@ -87,6 +91,59 @@ def test_generate_as_json_tells_everything(api: str) -> None:
     found = json.loads(result.stdout)
     assert (found["text"], found["token_ids"], found["finish_reason"]) == ("ab", [1, 2], "length")
     assert found["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+
+def test_generate_asks_for_a_structure(api: str, tmp_path: Path) -> None:
+    ANSWERS["/v1/chat/completions"] = 200, stream_of(part("1", "stop"))
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
+    schema.write_text('{"type": "integer"}')
+    grammar.write_text("root ::= [a-z]+")
+    for flag, given, sent in (
+        ("--json-schema", str(schema), {"json_schema": {"type": "integer"}}),
+        ("--json-schema", '{"type": "string"}', {"json_schema": {"type": "string"}}),
+        ("--regex", "[a-z]+", {"regex": "[a-z]+"}),
+        ("--grammar", str(grammar), {"grammar": "root ::= [a-z]+"}),
+    ):
+        assert CliRunner().invoke(app, ["generate", "hi", flag, given, "--api", api]).exit_code == 0
+        assert sent.items() <= ASKED[-1].items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hi", "--json-schema", "{]"], "--json-schema is not JSON (line 1, column 2)"),
+        (["hi", "--json-schema", "missing.json"], "--json-schema missing.json cannot be read: No such file"),
+        (["hi", "--json-schema", "text.txt"], "--json-schema text.txt is not JSON (line 1, column 1)"),
+        (["hi", "--json-schema", '{"a":' * 3000], "--json-schema"),
+        (["hi", "--grammar", "bytes.bin"], "--grammar bytes.bin is no text in UTF-8"),
+        (["hi", "--grammar", "."], "--grammar . cannot be read: Is a directory"),
+        (["\udcff"], "the prompt is no text in UTF-8"),
+        (["hi", "--stop", "\udcff"], "--stop is no text in UTF-8"),
+        (["-"], "what came from standard input is no text in UTF-8"),
+    ],
+)
+def test_what_generate_cannot_read_is_wrong_usage_in_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("no JSON")
+    Path("bytes.bin").write_bytes(b"\xff\xfe")
+    result = CliRunner().invoke(app, ["generate", *arguments, "--api", "http://127.0.0.1:9"], input=b"\xff")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"prompt": "\ud800"}, "prompt: is no text in UTF-8"),
+        ({"temperature": float("nan")}, "temperature: cannot be sent as JSON"),
+        ({"json_schema": {1, 2}}, "json_schema: cannot be sent as JSON"),
+    ],
+)
+def test_what_json_cannot_carry_is_named_before_anything_is_sent(body: dict[str, Any], said: str) -> None:
+    with ApiClient("http://127.0.0.1:9") as client, pytest.raises(UsageError, match=said):
+        next(client.stream("/v1/completions", body))
 
 
 def test_the_coordinators_own_error_is_raised_with_its_class(api: str) -> None:

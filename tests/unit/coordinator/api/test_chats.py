@@ -14,6 +14,7 @@ from shardnet.coordinator.text.template import ChatTemplate
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import UsageError
+from tests.support.byte_grammars import ByteVocabulary
 from tests.support.call_templates import TEMPLATES
 from tests.support.random_models import tiny_llama
 from tests.support.written_calls import Found, put_together
@@ -89,10 +90,76 @@ async def test_what_cannot_be_enforced_is_refused_for_a_strict_function_and_left
             assert (await asked).grammar is not None
 
 
-async def test_a_structure_and_enforced_calls_exclude_each_other(vocabulary: Vocabulary) -> None:
-    more = {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}
-    with pytest.raises(UsageError, match="response_format"):
-        await prepared(vocabulary, TEMPLATES["hermes"], **more)
+JSON_OBJECT = {"response_format": {"type": "json_object"}}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_beside_a_structure_the_answer_is_calls_or_the_structure(vocabulary: Vocabulary, strict: bool) -> None:
+    tool = {"type": "function", "function": {**TOOL["function"], "strict": strict}}  # type: ignore[dict-item]
+    one = await prepared(vocabulary, TEMPLATES["hermes"], tools=[tool], **JSON_OBJECT)
+    assert one.grammar is not None
+    document = '{"name": "f", "arguments": {"a": 1}}'
+    for text, is_permitted in ((CALL, True), (document, True), ("Hello.", False), (CALL + "\n{}", False)):
+        assert ByteVocabulary().accepts(one.grammar, text) is is_permitted
+    assert read(vocabulary, one, CALL).done == 1
+    found = read(vocabulary, one, document)
+    assert (found.done, found.content) == (0, document)
+
+
+async def test_a_structure_is_nothing_to_an_answer_that_must_call(vocabulary: Vocabulary) -> None:
+    one = await prepared(vocabulary, TEMPLATES["hermes"], tools=[TOOL], tool_choice="required", **JSON_OBJECT)
+    assert one.grammar is not None
+    assert ByteVocabulary().accepts(one.grammar, CALL)
+    assert not ByteVocabulary().accepts(one.grammar, "{}")
+
+
+async def test_gbnf_beside_strict_functions_is_refused_and_beside_others_the_answer_is_no_call(
+    vocabulary: Vocabulary,
+) -> None:
+    gbnf = {"grammar": 'root ::= "{}"'}
+    strict = {"type": "function", "function": {"name": "f", "strict": True}}
+    with pytest.raises(UsageError, match="GBNF"):
+        await prepared(vocabulary, TEMPLATES["hermes"], tools=[strict], **gbnf)
+    one = await prepared(vocabulary, TEMPLATES["hermes"], tools=[TOOL], **gbnf)
+    assert (one.grammar, read(vocabulary, one, CALL).done) == (None, 0)
+
+
+async def test_a_structure_of_harmony_is_its_last_channel(vocabulary: Vocabulary) -> None:
+    alone = await prepared(vocabulary, TEMPLATES["harmony"], **JSON_OBJECT)
+    beside = await prepared(vocabulary, TEMPLATES["harmony"], tools=[TOOL], **JSON_OBJECT)
+    final = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{}"
+    call = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}'
+    for one, may_call in ((alone, False), (beside, True)):
+        assert one.grammar is not None
+        assert ByteVocabulary().accepts(one.grammar, final)
+        assert not ByteVocabulary().accepts(one.grammar, "<|channel|>final<|message|>Hello.")
+        assert ByteVocabulary().accepts(one.grammar, call) is may_call
+        found = read(vocabulary, one, final)
+        assert (found.reasoning, found.content) == ("Hm.", "{}")
+
+
+async def test_an_answer_whose_first_mark_is_the_prompts_end_begins_with_whom_it_is_for(vocabulary: Vocabulary) -> None:
+    template = TEMPLATES["functionary 3.2"]
+    plain = await prepared(vocabulary, template)
+    assert read(vocabulary, plain, "all\nHello.").content == "Hello."
+    free = await prepared(vocabulary, template, tools=[TOOL])
+    found = read(vocabulary, free, 'all\nLet me see.>>>f\n{"a": 1}>>>f\n{}')
+    assert (found.content, found.calls) == ("Let me see.", [("f", '{"a": 1}'), ("f", "{}")])
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+    texts = ("f\n{}", "all\nHi.", "all\n{}", 'all\nHi.>>>f\n{"a": 1}', "Hi.", "{}", 'f\n{"a": "x"}')
+    for more, permitted in (
+        ({"tools": [TOOL], "tool_choice": "required"}, texts[:1]),
+        ({"tools": [strict]}, texts[:4]),
+        ({"tools": [TOOL], **JSON_OBJECT}, (texts[0], texts[2])),
+        (JSON_OBJECT, (texts[2],)),
+        ({"regex": "[{}]+", "continue_final_message": False}, (texts[2],)),
+    ):
+        one = await prepared(vocabulary, template, **more)
+        assert one.grammar is not None
+        assert tuple(text for text in texts if ByteVocabulary().accepts(one.grammar, text)) == permitted
+    assert read(vocabulary, await prepared(vocabulary, template, **JSON_OBJECT), "all\n{}").content == "{}"
+    gbnf = await prepared(vocabulary, template, grammar='root ::= "{}"')
+    assert (gbnf.grammar, read(vocabulary, gbnf, "{}").content) == (None, "{}")
 
 
 async def test_tools_that_are_not_to_be_called_are_shown_beside_calls_alone(vocabulary: Vocabulary) -> None:

@@ -111,9 +111,13 @@ async def _answers(world: World) -> list[tuple[str, str, Any]]:
         ("/v1/chat/completions", chat | {"n": 2}),
         ("/v1/completions", {"prompt": "hi", "logprobs": 2} | traced),
         ("/v1/completions", {"prompt": ["hi", "ho"], "max_tokens": 2}),
+        ("/v1/embeddings", {"input": ["hi", "ho"]}),
+        ("/v1/embeddings", {"input": [72, 73], "encoding_format": "base64", "pooling": "mean"}),
         ("/tokenize", {"prompt": "hi", "return_token_strs": True}),
         ("/tokenize", {"prompt": "hi", "with_pieces": True}),
         ("/detokenize", {"tokens": [72, 73]}),
+        ("/v1/responses/input_tokens", {"input": "hi"}),
+        ("/v1/messages/count_tokens", {"messages": chat["messages"]}),
     ):
         answer = await world.client.post(path, json=body)
         assert answer.status_code == 200, answer.text
@@ -157,10 +161,13 @@ async def test_errors_have_the_documents_shape_and_a_status_that_it_names(make_w
             ("/v1/completions", b" " * 4000),
             ("/tokenize", b'{"prompt": 1}'),
             ("/detokenize", b'{"tokens": [-1]}'),
+            ("/v1/responses", b'{"store": true}'),
+            ("/v1/messages", b"{}"),
+            ("/v1/messages/count_tokens", b" " * 4000),
         ):
             refused = await world.client.post(path, content=body, headers=as_json)
             assert refused.status_code in OPERATIONS["POST", path].errors
-            jsonschema.validate(refused.json(), closed(TOLD, "Error"))
+            jsonschema.validate(refused.json(), closed(TOLD, OPERATIONS["POST", path].refuses.__name__))
 
 
 # -- who may see it, and the page --------------------------------------------------------------------------------------------

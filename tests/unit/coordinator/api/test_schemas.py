@@ -100,6 +100,21 @@ def test_null_nothing_and_minus_one_have_a_meaning(given: dict[str, Any], found:
 
 
 @pytest.mark.parametrize(
+    ("most", "words"),
+    [
+        ("many", "must be a whole number"),
+        (0, "must be at least 1"),
+        (-2, "must be at least -1"),
+        (1 << 30, "must be at"),
+    ],
+)
+def test_what_is_no_number_of_tokens_is_said_so(most: Any, words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        chat(max_tokens=most)
+    assert str(usage_error(caught.value)).startswith(f"max_tokens: {words}")
+
+
+@pytest.mark.parametrize(
     ("given", "most"), [({}, None), ({"max_tokens": -1}, None), ({"max_tokens": None}, None), ({"max_tokens": 7}, 7)]
 )
 def test_minus_one_token_is_as_many_as_there_is_room_for(given: dict[str, Any], most: int | None) -> None:
@@ -322,4 +337,6 @@ def test_one_thing_is_tokenized(more: dict[str, Any]) -> None:
         TokenizeRequest.model_validate(more).check_supported()
     picture = {"role": "user", "content": [{"type": "image_url"}]}
     with pytest.raises(UsageError, match=r"messages.0.content.0: a part of type 'image_url' cannot be taken"):
-        TokenizeRequest.model_validate({"messages": [picture]}).check_supported()
+        TokenizeRequest.model_validate({"messages": [picture]}).chat()
+    with pytest.raises(UsageError, match=r"tools: belongs to messages, and there are none"):
+        TokenizeRequest.model_validate({"prompt": "a", "tools": [{}]}).check_supported()

@@ -23,7 +23,7 @@ from shardnet.coordinator.placement.law import LinkTime
 from shardnet.coordinator.placement.planning import Plan, plan, routes
 from shardnet.coordinator.placement.readiness import not_ready
 from shardnet.errors import NoRoomError, PlacementError, ShardError
-from shardnet.messages import ShardOptions
+from shardnet.messages import LoadProgress, ShardOptions
 from tests.support.coordinator_world import heartbeat, held, hello, make_manifest, node_id, ready_cluster
 
 OPTIONS = ShardOptions(n_ctx=256, n_seq=2, n_batch=64)
@@ -162,6 +162,23 @@ def test_what_no_node_has_room_for_is_told_as_such() -> None:
     assert "are missing" in str(told)
     assert told.facts["needed_bytes"]
     assert told.facts["retry_after_s"]
+
+
+def test_a_model_on_its_way_says_how_far_it_is() -> None:
+    cluster = known((1, (0, 1, 2)))
+    keys = [(MODEL.model_id, shard) for shard in (0, 1)]
+    for key in keys:
+        cluster.handle(LoadSent(0.0, node_id(1), key, 0))
+    size = MODEL.content.shards[1].bytes
+    progress = LoadProgress(command_id="0" * 16, stage="load", done_bytes=50, total_bytes=200, bytes_per_s=10.0)
+    cluster.nodes[node_id(1)].loads[keys[0]].progress = progress
+    told = not_ready(cluster, MODEL, None)
+    assert told.facts["loading_done_bytes"] == 50
+    assert told.facts["loading_total_bytes"] == 200 + size
+    assert told.facts["loading_seconds_left"] == told.facts["retry_after_s"] == (150 + size) / 10
+    assert "are being loaded: " in str(told)
+    cluster.nodes[node_id(1)].loads[keys[0]].progress = None
+    assert not_ready(cluster, MODEL, None).facts["loading_seconds_left"] is None  # and nobody makes one up
 
 
 def test_a_node_that_found_no_room_is_quoted() -> None:

@@ -13,12 +13,14 @@ from shardnet.errors import EngineCrashed, PeerLost, ShardnetError, ShardNotFoun
 from shardnet.ids import ShardKey
 from shardnet.inference.engine.interface import Engine, OnRow, OnStep
 from shardnet.inference.engine.protocol import BatchTime
-from shardnet.inference.engine.steps import RowDone, Step, StepDone, parse_sampling
+from shardnet.inference.engine.steps import NO_TOKEN, READINGS, RowDone, Step, StepDone, parse_sampling
 from shardnet.messages import (
     Address,
     AnyMessage,
     CommandFailed,
     ExecuteTask,
+    Reading,
+    RowsRead,
     Sampling,
     ShardOptions,
     StageRef,
@@ -218,6 +220,28 @@ async def test_the_last_stage_samples_and_answers_the_coordinator_alone(world: W
     assert isinstance(result, TaskResult)
     assert (result.tokens, result.position, len(result.timings)) == ((9,), 2, 1)
     assert not world.peers.sent
+
+
+async def test_what_the_engine_read_of_a_prompt_is_told_before_the_result_and_by_the_last_stage_alone(
+    world: World,
+) -> None:
+    reading = Reading(kind="logprobs", top=3, next_token=5)
+    world.accept(reading=reading, samples=False)
+    assert (world.engine.steps[0][0].reads, world.engine.steps[0][0].next_token) == (0, NO_TOKEN)
+    await world.engine.finish()
+    onward = world.peers.sent[0][1]
+    assert isinstance(onward, ExecuteTask)
+    assert onward.reading == reading
+    world.accept(2, route=(stage(NEXT, 0), stage(US, 1)), stage=1, tensors=(TOKENS, HIDDEN), reading=reading)
+    step, _, on_answer = world.engine.steps.pop(0)
+    assert (READINGS[step.reads], step.top, step.next_token) == ("logprobs", 3, 5)
+    done = StepDone(step.command_id, step.position, n_read=1, read_width=4)
+    on_answer(Frame(done, (memoryview(bytes(16)), memoryview(bytes(16)))))
+    read, result = world.told
+    assert isinstance(read, RowsRead)
+    assert isinstance(result, TaskResult)
+    assert [(spec.name, spec.shape) for spec in read.tensors] == [("tokens", (1, 4)), ("logprobs", (1, 4))]
+    assert (read.position, read.command_id, result.payload_sizes) == (2, result.command_id, ())
 
 
 async def test_two_stages_in_a_row_on_this_node_need_no_link(world: World) -> None:

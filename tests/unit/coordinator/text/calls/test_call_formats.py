@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardnet.coordinator.text.calls.known import KNOWN
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from tests.support.written_calls import BEFORE, FORMATS, PARIS, TOOLS, WRITTEN, put_together, read
 
 EXAMPLES = settings(max_examples=25, deadline=None)
@@ -133,6 +134,42 @@ def test_values_of_tags_are_what_the_schema_says() -> None:
     schema = {"properties": {key: {"type": kind} for key, kind in kinds.items()}}
     found = read(FORMATS["qwen3 coder"], list(text), tools={"f": schema})
     assert found.arguments == [{"s": "12", "n": 12, "b": True, "o": {"a": None}, "m": None, "x": "two\nlines"}]
+
+
+NESTED = {
+    "properties": {
+        "who": {
+            "type": "object",
+            "properties": {"item": {"type": "string"}, "age": {"type": "integer"}, "tags": {"type": "array"}},
+        },
+        "stops": {"type": "array", "items": {"type": "object", "properties": {"at": {"type": "string"}}}},
+        "none": {"type": "array"},
+        "text": {"type": "string"},
+    }
+}
+
+
+def test_tags_within_tags_are_objects_and_lists_as_the_schema_says() -> None:
+    value = {
+        "who": {"item": "7", "age": 7, "tags": ["1 a", 2]},
+        "stops": [{"at": "1"}, {"at": ""}],
+        "none": [],
+        "text": "",
+    }
+    calls = FORMATS["minimax m3"].calls
+    assert isinstance(calls, NestedTags)
+    [(section, close)] = calls.marks.items()
+    text = f'{section}{calls.begin}f">{calls.written(value)}{calls.mark}</invoke>{close}'
+    assert read(FORMATS["minimax m3"], list(text), tools={"f": NESTED}).arguments == [value]
+    assert read(FORMATS["minimax m3"], [text]).arguments[0]["stops"] == [{"at": 1}, {"at": ""}]  # of no known function
+    for wrong in ("<who>x]<]minimax[>[<a>1]<]minimax[>[</a>]<]minimax[>[</who>", "<who>1]<]minimax[>[</whom>"):
+        broken = f'{section}{calls.begin}f">{calls.mark}{wrong}{calls.mark}</invoke>{close}'
+        assert read(FORMATS["minimax m3"], list(broken), tools={"f": NESTED}).done == 0
+
+
+def test_names_of_arguments_that_were_escaped_are_as_they_were_offered() -> None:
+    text = WRITTEN["kimi k3"].replace('key="city"', 'key="a &quot;&amp;quot;"')
+    assert list(read(FORMATS["kimi k3"], list(text)).arguments[0]) == ['a "&quot;', "days", "tags"]
 
 
 def test_arguments_that_are_a_text_or_null_become_an_object() -> None:

@@ -11,6 +11,7 @@ from shardnet.coordinator.structure.grammars import HEAD, json_rule
 from shardnet.coordinator.text.calls.answer import AnswerFormat, Thinking
 from shardnet.coordinator.text.calls.grammars import MOST_CALLS, behind_reasoning, calls_grammar
 from shardnet.coordinator.text.calls.known import KNOWN, SPOKEN, THINKING
+from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.errors import UsageError
 from tests.support.byte_grammars import ByteVocabulary
 from tests.support.written_calls import TOOLS, WRITTEN, read
@@ -160,6 +161,31 @@ def test_texts_between_tags_are_as_long_as_the_schema_says() -> None:
     for value, fits in (("ab", True), ("a\nb", True), ("a", False), ("abcd", False)):
         call = f"<tool_call>\n<function=f>\n<parameter=s>\n{value}\n</parameter>\n</function>\n</tool_call>"
         assert PLAIN.accepts(text, call) is fits
+
+
+def test_tags_within_tags_are_held_to_the_schema_all_the_way_down() -> None:
+    inner = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    functions = (("f", {"properties": {"l": {"type": "array", "items": inner, "minItems": 1, "maxItems": 2}}}),)
+    calls = FORMATS["minimax m3"].calls
+    assert isinstance(calls, NestedTags)
+    text = grammar(FORMATS["minimax m3"], functions, parallel=False, strict={"f"})
+    [(section, close)] = calls.marks.items()
+    for given, fits in (
+        ({"l": [{"n": 1}]}, True),
+        ({"l": [{"n": 1}, {"n": 22}]}, True),
+        ({}, True),
+        ({"l": []}, False),
+        ({"l": [{"n": "x"}]}, False),
+        ({"l": [{"n": 1}] * 3}, False),
+        ({"l": [{}]}, False),
+        ({"m": 1}, False),
+    ):
+        written = f'{section}\n{calls.begin}f">{calls.written(given)}{calls.mark}</invoke>\n{close}'
+        assert PLAIN.accepts(text, written) is fits, given
+    for schema in ({"type": ["integer", "null"]}, {"type": "object"}, {"type": "array"}):
+        with pytest.raises(UsageError, match="properties/x"):
+            grammar(FORMATS["minimax m3"], (("f", {"properties": {"x": schema}}),), strict={"f"})
+        assert grammar(FORMATS["minimax m3"], (("f", {"properties": {"x": schema}}),))
 
 
 @pytest.mark.parametrize(
