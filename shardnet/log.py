@@ -79,6 +79,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "COORDINATOR",
         "On this machine: `shardnet node`. Other machines cannot reach {address}: for them start with --listen 0.0.0.0:7700 --enrol 0.0.0.0:7701",
     ),
+    "page_listening": ("COORDINATOR", "Web page at http://{address}/"),
     "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards} shards"),
     "peer_lost": ("COORDINATOR", "⚠️  {name} ({node_id}) left: {reason}"),
     "peer_refused": ("COORDINATOR", "✗ Peer {peer} refused: {reason}"),

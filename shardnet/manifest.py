@@ -158,6 +158,11 @@ class ParityCertificate(Frozen):
         exclude_if=lambda value: value == "",
         description="why it is quick, and whether the weights were computed with as they lie in the file",
     )
+    repacked: bool = Field(
+        default=True,
+        exclude_if=lambda value: value,
+        description="false: weights were computed with as they lie in the file, as by pipelines with streamed shards, whose last digits are others",
+    )
 
     @property
     def is_exact(self) -> bool:

@@ -97,6 +97,21 @@ MemoryMode = Literal["resident", "streamed"]
 """How a loaded shard's weights are held: all of them in memory, or partly read from their file for each token."""
 
 
+class StreamedWeights(Frozen):
+    """What streaming a loaded shard costs. All shards that a node streams share its memory, so that this changes when others come and go."""
+
+    weights_bytes: int = Field(ge=0, description="weights that each pass needs")
+    stays_bytes: int = Field(ge=0, description="of these, what stays in memory; the rest is read for each pass")
+    budget_bytes: int = Field(ge=0, description="memory for these weights: what stays, and what passes through")
+    least_bytes: int = Field(ge=0, description="the smallest budget that would do")
+    bytes_per_s: float = Field(default=0, ge=0, description="of reading, as measured; 0: nothing was read yet")
+
+    @property
+    def read_bytes(self) -> int:
+        """Returns: bytes that each pass reads from the file."""
+        return self.weights_bytes - self.stays_bytes
+
+
 class HeldShard(Frozen):
     """One shard that a node has, and how ready it is."""
 
@@ -108,6 +123,14 @@ class HeldShard(Frozen):
         default="resident",
         exclude_if=lambda value: value == "resident",
         description="streamed: not all weights stay, and other kernels compute with them",
+    )
+    repacked: bool = Field(
+        default=True,
+        exclude_if=lambda value: value,
+        description="loaded as `ShardOptions.repack` has it; numbers of the two kinds differ in their last digits, and no pipeline mixes them",
+    )
+    streamed: StreamedWeights | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="of a streamed shard, once its engine told it"
     )
     step_us: float | None = Field(default=None, ge=0, description="usual time of one decode step through this shard")
     rows_us: tuple[tuple[Annotated[int, Field(ge=2, le=MAX_STEP_TOKENS)], Annotated[float, Field(ge=0)]], ...] = Field(
@@ -140,6 +163,11 @@ class Capabilities(Frozen):
         description="`MODEL:ID` or `ID`, as its user wrote it: `assigned`, also for models that the node does not know yet",
     )
     torrent_port: int = Field(default=0, ge=0, le=65_535)
+    memory_mode: Literal["resident", "streamed", "auto"] = Field(
+        default="resident",
+        exclude_if=lambda value: value == "resident",
+        description="streamed, auto: it may be given shards that do not fit into its memory",
+    )
 
 
 # -- greetings ------------------------------------------------------------------------------------------------------------------------
@@ -256,6 +284,12 @@ class ShardOptions(Frozen):
     n_ctx: int = Field(default=4096, ge=8, le=1 << 20, description="tokens of context of each sequence")
     n_seq: int = Field(default=4, ge=1, le=256, description="sequences with KV at the same time")
     n_batch: int = Field(default=512, ge=1, le=8192, description="most tokens in one llama.cpp batch: the prompt chunk")
+    repack: bool | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="whether llama.cpp lays weights out anew for its quicker kernels, whose numbers differ from those of weights as they lie in "
+        "the file, and which a streamed shard cannot have; None: as the node likes",
+    )
 
 
 class ShardSource(Frozen):

@@ -35,6 +35,16 @@ def plan(
     streams: Annotated[
         int, typer.Option(min=0, max=4096, help="Streams at the same time; 0: as many as --seq allows each pipeline.")
     ] = 0,
+    stream_mb_s: Annotated[
+        float | None,
+        typer.Option(
+            "--stream",
+            metavar="MB_PER_S",
+            min=0.001,
+            max=1e6,
+            help="Every --node may read what does not fit from its disk for each token, at so many MB per second.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="For `measured`: CPU threads; 0: all cores.")] = 0,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt before the first token.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
@@ -50,6 +60,8 @@ def plan(
     from shardnet.coordinator.placement.law import LinkTime
     from shardnet.coordinator.placement.prospects import prospects
     from shardnet.coordinator.placement.settings import SequenceSettings
+    from shardnet.coordinator.placement.streaming import Streaming
+    from shardnet.errors import UsageError
     from shardnet.inference.splitting.manifest_file import load_manifest
 
     manifest = load_manifest(model)
@@ -57,6 +69,12 @@ def plan(
     if node:
         pace = _measured_here(model, manifest, threads) if any(is_measured(text) for text in node) else None
         offers = [offer_of(text, manifest, pace) for text in node]
+        if stream_mb_s is not None:
+            offers = [dataclasses.replace(offer, streaming=Streaming(stream_mb_s * 1e6)) for offer in offers]
+    elif stream_mb_s is not None:
+        raise UsageError(
+            "--stream is about machines named with --node: nodes of a coordinator tell it themselves", param="stream"
+        )
     else:
         offers, links = _from_coordinator(manifest, api)
     policy = Policy(default_link=LinkTime(rtt_ms / 2e3, mbit_s * 1e6 / 8))
@@ -80,7 +98,10 @@ def _line(layout: Prospect) -> str:
     from shardnet.log import human_bytes
 
     pipelines = " | ".join(
-        " -> ".join(f"{stage.node} {stage.layers} {human_bytes(stage.memory_bytes)}" for stage in stages)
+        " -> ".join(
+            f"{stage.node} {stage.layers} {human_bytes(stage.memory_bytes)}{f' ({stage.streamed})' if stage.streamed else ''}"
+            for stage in stages
+        )
         for stages in layout.pipelines
     )
     return (
@@ -153,9 +174,11 @@ def _from_coordinator(manifest: Manifest, api: str | None) -> tuple[list[NodeOff
 
 def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffer], dict[tuple[str, str], LinkTime]]:
     """Returns: the nodes and links of `/status`, as if this model were on no node yet; any node could get the files."""
+    from dataclasses import replace
+
     from shardnet.coordinator.placement.assign import NodeOffer
     from shardnet.coordinator.placement.law import LinkTime, step_bytes
-    from shardnet.coordinator.placement.planning import pace_of
+    from shardnet.coordinator.placement.planning import pace_of, streaming_by
     from shardnet.messages import HeldShard
 
     def told(one: dict[str, Any]) -> tuple[int, HeldShard]:
@@ -167,6 +190,7 @@ def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffe
             loaded=one["loaded"],
             step_us=one.get("step_us"),
             rows_us=rows_us,
+            streamed=one.get("streamed"),
         )
         return step_bytes(manifest, shard_id, shard_id + 1), held
 
@@ -176,6 +200,10 @@ def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffe
         pace = pace_of(
             (told(one) for one in node["held"] if one["model_id"] == manifest.model_id), node.get("handover_us")
         )
+        mode = node.get("memory_mode", "resident")
+        streamed = [(None, told(one)[1]) for one in node["held"] if one["loaded"] and one.get("streamed")]
+        if mode != "resident":  # as if none of it were loaded: what its disk gives is known all the same
+            streaming = replace(streaming_by(streamed), yielding_bytes=0)
         offers.append(
             NodeOffer(
                 node_id=node["node_id"],
@@ -186,6 +214,7 @@ def offers_in(status: dict[str, Any], manifest: Manifest) -> tuple[list[NodeOffe
                 handover_s=pace.handover_s,
                 on_disk=frozenset(range(manifest.n_shards)),
                 limit=node.get("memory_limit") or "",
+                streaming=None if mode == "resident" else streaming,
             )
         )
     links = {

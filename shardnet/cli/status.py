@@ -161,7 +161,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
         if node["memory_limit"]:
             shown.append(f"  its memory: {node['memory_limit']}")
         shown += [
-            f"  shard {one['shard_id']} of {one['model']} is streamed: what does not fit is read from its file for each token"
+            f"  shard {one['shard_id']} of {one['model']}: {one['streamed_sentence']}"
             for one in node["held"]
             if one["loaded"] and one["memory_mode"] == "streamed"
         ]

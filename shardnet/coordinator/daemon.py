@@ -152,10 +152,12 @@ class Coordinator:
                     )
                     self._spawn(doors.be_found(), "announce this coordinator")
                     await asyncio.to_thread(doors.write_down, self._home, self._identity)
+                    page = await self._open_page()  # which hears what is logged from here on
                     for manifest in manifests:
                         self._apply(ManifestKnown(manifest))
                     doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)
-                    page = await self._open_page()
+                    if page is not None:
+                        log.info("page_listening", address=str(doors.api))
                     api = Api(self._service(), self._settings.api, self._keys, page.routes if page else None)
                     children = [
                         self._tasks.create_task(http.run(api.app), name="http"),

@@ -312,6 +312,7 @@ class NodeDaemon:
                 assigned=self._state.assigned(),
                 bound=tuple(str(binding) for binding in self._assignment.bindings),
                 accepts_any=self._assignment.accepts_any,
+                memory_mode=self._settings.inference.memory_mode,
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
             ),
             held=self._pulse.held(),
@@ -382,6 +383,7 @@ class NodeDaemon:
                         ShardKey((shard.request.model_id, shard.request.shard_id)),
                         shard.answer.memory_bytes,
                         shard.answer.memory_mode,
+                        shard.answer.repacked,
                     )
                     for shard in restored.shards
                 )

@@ -75,7 +75,14 @@ class Pulse:
 
     def held(self) -> tuple[HeldShard, ...]:
         """Returns: every shard here, with the times of steps through it."""
-        return self._state.held(self._tasks.times.per_shard(self._state.n_layers()))
+        held = self._state.held(self._tasks.times.per_shard(self._state.n_layers()))
+        streamed = {(one.model_id, one.shard_id): one for one in (self._report.streamed if self._report else ())}
+        return tuple(
+            shard.model_copy(update={"memory_bytes": found.memory_bytes, "streamed": found.weights})
+            if shard.loaded and (found := streamed.get((shard.model_id, shard.shard_id))) is not None
+            else shard
+            for shard in held
+        )
 
     def memory_free(self) -> int:
         """Returns: bytes for more shards, by the engine's latest report."""

@@ -238,7 +238,12 @@ class Performer:
         answer = loaded.answer
         if answer.why:
             log.info("shard_memory_mode", shard_id=shard_id, mode=answer.memory_mode, why=answer.why)
-        return ShardLoaded(effect.key, effect.options, answer.memory_bytes, answer.memory_mode)
+        return ShardLoaded(
+            effect.key,
+            effect.options.model_copy(update={"repack": answer.repacked}),
+            answer.memory_bytes,
+            answer.memory_mode,
+        )
 
     async def _unload(self, effect: Unload) -> None:
         await self._engine.unload(*effect.key)

@@ -88,3 +88,35 @@ async def test_auto_streams_what_resident_refuses_and_says_why(model: SplitModel
     assert streamed.memory_bytes <= less - PROCESS_BYTES
     assert resident.memory_mode == "resident"
     assert resident.why.startswith("it fits: ")
+
+
+async def test_two_streamed_shards_of_one_node_stay_within_one_budget(model: SplitModel) -> None:
+    expected = plain_logits(model.whole, PROMPT, N_TOKENS, repack=False)
+    needs = [need_of(cost_of(path), OPTIONS) for path in model.shards]
+    limit = PROCESS_BYTES + sum(need.total - need.weights // 2 for need in needs)
+    async with engine_with("streamed", limit) as engine:
+        stage = Stage(engine, model, (0, 2))
+        await stage.load()
+        told = (await engine.report()).streamed
+        assert [one.shard_id for one in told] == [0, 1]
+        assert all(one.weights.least_bytes <= one.weights.budget_bytes for one in told)
+        assert all(one.weights.read_bytes > 0 for one in told)
+        assert sum(one.memory_bytes for one in told) <= limit - PROCESS_BYTES
+        tokens, logits = await Route([stage]).generate(PROMPT, N_TOKENS)
+        assert (tokens, np.array_equal(logits, expected[1])) == (expected[0], True)
+        await engine.unload(model.model_id, 1)
+        (left,) = (await engine.report()).streamed
+        assert left.weights.budget_bytes > told[0].weights.budget_bytes
+
+
+async def test_a_resident_shard_goes_with_a_streamed_one_where_it_is_not_repacked(model: SplitModel) -> None:
+    expected = plain_logits(model.whole, PROMPT, N_TOKENS, repack=False)
+    options = OPTIONS.model_copy(update={"repack": False})
+    async with engine_with("resident", 0) as first, engine_with("auto", half_of(model.shards[1])) as last:
+        stages = [Stage(first, model, (0, 1)), Stage(last, model, (1, 2))]
+        for stage in stages:
+            await stage.load(options)
+        modes = [(shard.answer.memory_mode, shard.answer.repacked) for one in stages for shard in one.engine.shards]
+        assert modes == [("resident", False), ("streamed", False)]
+        tokens, logits = await Route(stages).generate(PROMPT, N_TOKENS)
+    assert (tokens, np.array_equal(logits, expected[1])) == (expected[0], True)

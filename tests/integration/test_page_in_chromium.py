@@ -358,6 +358,29 @@ async def test_a_key_is_asked_for_once_and_kept_for_the_tab_alone(browser: Brows
         assert not [url for url in seen.requests if key in url]
 
 
+async def test_a_tab_that_nobody_sees_lets_its_stream_go(browser: Browser, home: Path, tmp_path: Path) -> None:
+    """Browsers allow six connections to one server: twenty tabs must not hold twenty."""
+    async with page_world(tmp_path) as world, opened(browser, world) as (page, seen):
+        await expect(page.locator("#summary-text")).to_contain_text("0 nodes")
+        broken: list[str] = []
+        page.on("requestfailed", lambda one: broken.append(one.url))
+        await page.clock.install()
+        turn = """(state) => {
+          Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
+          document.dispatchEvent(new Event('visibilitychange'));
+        }"""
+        streams = f"{world.url}/page/events"
+        await page.evaluate(turn, "hidden")
+        await page.clock.fast_forward(5000)
+        assert not broken
+        await page.clock.fast_forward(6000)
+        await until(lambda: broken == [streams])
+        assert seen.requests.count(streams) == 1
+        await page.evaluate(turn, "visible")
+        await until(lambda: seen.requests.count(streams) == 2)
+        await expect(page.locator("#summary")).to_have_attribute("data-state", "gap")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_narrow_page_has_all_of_it_in_one_column(
     browser: Browser, home: Path, tmp_path: Path, scheme: str

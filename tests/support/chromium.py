@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
+expect.set_options(timeout=15_000)  # of a machine that others use too
 WHY_NOT = "there is no Chromium here: apt-get install chromium"
 
 
@@ -61,7 +62,7 @@ async def window(browser: Browser, **options: Any) -> AsyncIterator[tuple[Page, 
     seen = Seen()
     context = await browser.new_context(**options)
     try:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(15_000)
         context.on("page", seen.note)
         yield await context.new_page(), seen
     finally:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from shardnet.coordinator.api.schemas import Lenient, TokenId, of_one_kind
+from shardnet.coordinator.api.schemas import Lenient, of_one_kind
+from shardnet.coordinator.api.token_ids import TokenIds
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.running import Running
@@ -39,7 +40,7 @@ class EmbeddingsRequest(Lenient):
     """The body. `pooling` is ours: instead of what the model says."""
 
     model: str | None = Field(default=None, max_length=256)
-    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    input: str | TokenIds | list[str] | list[TokenIds]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     pooling: Pooling | None = None

@@ -34,9 +34,8 @@ class LargeJSONResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for chunk in self.chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        for left, chunk in zip(range(len(self.chunks))[::-1], self.chunks, strict=True):
+            await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
 
 
 def _chunks(content: Any) -> Iterator[bytes]:

@@ -12,14 +12,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields
+from shardnet.coordinator.api.token_ids import TokenIds
 from shardnet.coordinator.api.tools import ToolsAsked, tools_asked
 from shardnet.coordinator.structure.grammars import HEAD
 from shardnet.errors import UsageError
@@ -30,28 +28,6 @@ from shardnet.steps import MAX_TOKEN_ID
 MAX_ANSWERS = 128
 MAX_STOPS = 16
 MAX_DIGITS = 20
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-SLICE = 1 << 14
-
-
-def _in_slices(given: Any, validated: ValidatorFunctionWrapHandler) -> list[int]:
-    """A million token ids take 40 ms, in which no other thread would run."""
-    if not isinstance(given, list) or len(given) <= SLICE:
-        return list(validated(given))
-    found: list[int] = []
-    for at in range(0, len(given), SLICE):
-        try:
-            found += validated(given[at : at + SLICE])
-        except ValidationError as error:
-            [fault] = error.errors(include_url=False)
-            number, *rest = fault["loc"]
-            told = {**fault, "loc": (at + int(number), *rest)}
-            raise ValidationError.from_exception_data(error.title, [cast(InitErrorDetails, told)]) from None
-    return found
-
-
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True), WrapValidator(_in_slices)]
-"""Of all long lists the first fault is told, and the others are not looked for: they would take seconds."""
 StopText = Annotated[str, Field(max_length=256)]
 
 

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shardnet.coordinator.api.errors import error_body
+from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.api.wording import Wording, Wordings, to_event
 from shardnet.coordinator.placement.planning import Route
@@ -30,7 +31,10 @@ DescribeStage = Callable[[Route, int], dict[str, Any]]
 async def whole(wordings: Wordings, describe: DescribeStage) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended one of them."""
     reasons = [await all_of(one) for one in wordings.ones]  # all of them run meanwhile
-    return wordings.whole(reasons, [one.answering.running.stages(describe) for one in wordings.ones])
+    stages = [one.answering.running.stages(describe) for one in wordings.ones]
+    return await asyncio.to_thread(
+        wordings.whole, reasons, stages
+    )  # the log-probabilities of 4,000 tokens take a second
 
 
 class Taker(Protocol):
@@ -66,12 +70,15 @@ async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bo
         except ShardnetError as error:
             yield to_event(error_body(error))
             return
+        told = b""
         if piece.events or (piece.tokens and one.wants_every_token):
-            yield to_event(one.part(piece))
+            told = one.part_event(piece)
         else:
             one.add(piece)
         if piece.finish_reason is not None:
-            yield to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+            told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+        if told:
+            yield told
     if wants_usage:
         yield to_event(wordings.usage_event())
     yield b"data: [DONE]\n\n"
@@ -164,7 +171,7 @@ async def whole_response(
 ) -> Response:
     """Returns: the whole answer. Raises: the error that ended it; ClientDisconnect. In any case the answers are closed then."""
     try:
-        return JSONResponse(await until_gone(request, body))
+        return await asyncio.to_thread(LargeJSONResponse, await until_gone(request, body))
     except BaseException:
         _close(answers)
         raise

@@ -11,10 +11,12 @@ from shardnet.coordinator.placement.planning import Route, measured_pace
 from shardnet.coordinator.placement.reach import reach_notes
 from shardnet.coordinator.placement.readiness import node_label, not_ready
 from shardnet.coordinator.placement.standing import Standing
+from shardnet.coordinator.placement.streaming import stays_sentence
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.prefixes import Prefixes
 from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
+from shardnet.messages import HeldShard
 
 
 def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]:
@@ -34,6 +36,9 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
                 "ready": (model_id, shard_id) in node.ready,
                 "memory_bytes": shard.memory_bytes,
                 "memory_mode": shard.memory_mode,
+                "repacked": shard.repacked,
+                "streamed": None if shard.streamed is None else shard.streamed.model_dump(),
+                "streamed_sentence": _stays(manifest if known else None, shard),
                 "step_us": shard.step_us,
                 "rows_us": [list(one) for one in shard.rows_us],
                 "progress": shard.progress,
@@ -55,6 +60,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "load": node.load,
         "sequences": node.sequences,
         "devices": [device.model_dump(mode="json") for device in node.capabilities.devices],
+        "memory_mode": node.capabilities.memory_mode,
         "accepts_any": node.capabilities.accepts_any,
         "bound_to_nothing": node.bound_to_nothing(cluster.manifests.values()),
         "held": held,
@@ -68,6 +74,17 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         ],
         "refused": list(node.refused),
     }
+
+
+def _stays(manifest: Manifest | None, shard: HeldShard) -> str:
+    """Returns: how much of a streamed shard stays, "" of another."""
+    if not shard.loaded or shard.memory_mode != "streamed":
+        return ""
+    told = shard.streamed
+    if told is None or manifest is None:
+        return "streamed: what does not fit is read from its file for each token"
+    layers = len(manifest.content.shards[shard.shard_id].layers)
+    return stays_sentence(told.weights_bytes, told.stays_bytes, layers)
 
 
 def _loading(cluster: Cluster, node: NodeView, key: tuple[str, int]) -> dict[str, Any]:
@@ -174,6 +191,7 @@ def stage_json(cluster: Cluster, manifest: Manifest, route: Route, index: int) -
         "first_shard": stage.first_shard,
         "end_shard": stage.end_shard,
         "layers": str(layers_of(manifest, stage.first_shard, stage.end_shard)),
+        "repacked": route.options.repack is not False,
         "relayed": index > 0 and stage.address is None,
         "bytes_on": 4 * manifest.content.n_embd if index + 1 < len(route.stages) else 0,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from shardnet.coordinator.api.messages import delta_of, message_of, text_of
@@ -13,14 +14,18 @@ from shardnet.coordinator.api.service import Answering
 from shardnet.coordinator.requests.generation_spec import Emitted
 from shardnet.coordinator.requests.running import Piece
 from shardnet.coordinator.text.calls.events import Content, Event
+from shardnet.ids import new_id
 
 What = Literal["whole", "first", "part", "last"]
 """The whole answer, or which event of a stream."""
 
 
+_written = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def to_event(data: dict[str, Any]) -> bytes:
     """Returns: one server-sent event."""
-    return b"data: " + json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _written(data).encode() + b"\n\n"
 
 
 class Wording:
@@ -71,6 +76,22 @@ class Wording:
         self.add(piece)
         tokens, self._unsent = self._unsent, []
         return self._event(self._choice("part", piece.events) | self._extras(tokens, None))
+
+    def part_event(self, piece: Piece) -> bytes:
+        """Returns: the event of one piece, as it is sent. Nearly all say a text and nothing else: all of them but the text is written once."""
+        text = "".join([event.text for event in piece.events if type(event) is Content])
+        if self.wants_every_token or not all(type(event) is Content for event in piece.events):
+            return to_event(self.part(piece))
+        before, behind = self._around_text
+        return before + _written(text).encode() + behind
+
+    @cached_property
+    def _around_text(self) -> tuple[bytes, bytes]:
+        """What stands before and behind the JSON of a text."""
+        mark = new_id()
+        whole = to_event(self._event(self._choice("part", [Content(mark)]) | self._no_extras()))
+        before, _, behind = whole.partition(f'"{mark}"'.encode())
+        return before, behind
 
     def last(self, finish_reason: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns: the event that says why the answer ended."""

@@ -60,7 +60,7 @@ class Loader:
             return
         key = (order.model_id, order.shard_id)
         where = {"shard_id": order.shard_id, "model": manifest.name, "node": node.label}
-        self._apply(LoadSent(self._now_s(), order.node_id, key, order.needed_bytes, order.keep_only))
+        self._apply(LoadSent(self._now_s(), order.node_id, key, order.needed_bytes, order.keep_only, order.repack))
         logged_s = self._now_s()
 
         def on_progress(progress: LoadProgress) -> None:

@@ -31,7 +31,12 @@ log = get("page")
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """What is known of who asks for a token."""
+    """What is known of who asks for a token.
+
+    Attributes:
+        is_forwarded: a proxy stands in between.
+        is_same_origin: no page of another site asks, nor one that has its own name for this machine.
+    """
 
     has_inviting_key: bool
     is_own_user: bool
@@ -55,12 +60,18 @@ async def who_asks(request: Request, keys: KeyRing) -> Asker:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     client, server = request.scope.get("client"), request.scope.get("server")
     own = client and server and await asyncio.to_thread(is_own_user, tuple(client), tuple(server))
-    origin = request.headers.get("origin")
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    try:
+        here = is_loopback(
+            urlsplit(f"//{host}").hostname or ""
+        )  # a page that rebinds its name to this machine sends that name
+    except ValueError:
+        here = False
     return Asker(
         has_inviting_key=scheme.lower() == "bearer" and keys.may_invite(given.strip()),
         is_own_user=bool(own),
         is_forwarded=request.scope.get("http_version") == "1.0" or any(name in request.headers for name in FORWARDED),
-        is_same_origin=origin is None or urlsplit(origin).netloc == request.headers.get("host"),
+        is_same_origin=here and origin in (None, f"http://{host}"),
     )
 
 

@@ -6,10 +6,11 @@ What a pipeline costs is `law`'s business. Of chains that are nearly as quick th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardnet.coordinator.placement.chain import find_chain
 from shardnet.coordinator.placement.law import Law, Links, LinkTime, Pace, RowCosts, hop_s, law_of, pace_in, step_bytes
+from shardnet.coordinator.placement.streaming import Share, Streaming, least_need, share_of
 from shardnet.errors import NoRoomError, PlacementError
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
@@ -41,6 +42,7 @@ class NodeOffer:
         can_fetch: it can get a file from another holder.
         row_costs, handover_s: as in `Pace`.
         limit: what allows it less memory than its machine has, for people; "": nothing.
+        streaming: of a node that may be given shards which do not fit; None: it may not.
     """
 
     node_id: str
@@ -54,6 +56,7 @@ class NodeOffer:
     row_costs: RowCosts = ()
     handover_s: float | None = None
     limit: str = ""
+    streaming: Streaming | None = None
 
     @property
     def pace(self) -> Pace:
@@ -85,6 +88,10 @@ class Policy:
     headroom_share: float = 0.1
     hop_fixed_s: float = 60e-6
     default_link: LinkTime = DEFAULT_LINK
+
+    def room(self, offer: NodeOffer) -> int:
+        """Returns: bytes that a node may be given."""
+        return int(offer.free_bytes * (1 - self.headroom_share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +127,40 @@ def memory_needed(manifest: Manifest, shard_id: int, options: ShardOptions) -> i
     return shard.bytes + cells * options.n_seq * shard.kv_bytes_per_token + options.n_batch * row
 
 
+def needs_of(manifest: Manifest, options: ShardOptions) -> list[int]:
+    """Returns: `memory_needed` of every shard."""
+    return [memory_needed(manifest, shard.shard_id, options) for shard in manifest.content.shards]
+
+
 def layers_of(manifest: Manifest, first_shard: int, end_shard: int) -> LayerRange:
     """Returns: the layers of the shards `[first_shard, end_shard)`."""
     shards = manifest.content.shards
     return LayerRange(first=shards[first_shard].layers.first, end=shards[end_shard - 1].layers.end)
 
 
-def stage_s(manifest: Manifest, offer: NodeOffer, first: int, end: int) -> float:
-    """Returns: seconds that one decode step spends in a stage of the shards `[first, end)` on this node."""
+def share_at(manifest: Manifest, offer: NodeOffer, shards: range, needs: Sequence[int], room: int) -> Share | None:
+    """Returns: how those of the shards that are not in memory yet would lie on a node with so much room; None if they do not fit."""
+    new = [shard for shard in shards if shard not in offer.loaded]
+    if offer.streaming is None:
+        fits = sum(needs[shard] for shard in new) <= room
+        return share_of(manifest, new, needs, sum(needs)) if fits else None
+    whole = share_of(manifest, new, needs, room)
+    return share_of(manifest, new, needs, room + offer.streaming.yielding_bytes) if whole is None else whole
+
+
+def pace_at(manifest: Manifest, offer: NodeOffer, shards: range, needs: Sequence[int], policy: Policy) -> Pace:
+    """Returns: how quick a node would be with these shards, what it reads from files for each step included."""
+    if offer.streaming is None:
+        return offer.pace
+    share = share_at(manifest, offer, shards, needs, policy.room(offer))
+    new_s = offer.streaming.read_s(share.read_bytes) if share is not None else 0.0
+    return replace(offer.pace, read_s=new_s + offer.streaming.held_read_s(shards))
+
+
+def stage_s(manifest: Manifest, pace: Pace, first: int, end: int) -> float:
+    """Returns: seconds that one decode step spends in a stage of the shards `[first, end)` on a node of this pace."""
     stages = 1 if end - first == manifest.n_shards else 2
-    return pace_in(offer.pace, stages=stages).step_s(step_bytes(manifest, first, end))
+    return pace_in(pace, stages=stages).step_s(step_bytes(manifest, first, end))
 
 
 def hop_between(manifest: Manifest, source: str, target: str, links: Links, policy: Policy) -> float:
@@ -138,10 +169,24 @@ def hop_between(manifest: Manifest, source: str, target: str, links: Links, poli
 
 
 def law_for(
-    manifest: Manifest, offers: Mapping[str, NodeOffer], stages: Sequence[Stage], links: Links, policy: Policy
+    manifest: Manifest,
+    offers: Mapping[str, NodeOffer],
+    stages: Sequence[Stage],
+    options: ShardOptions,
+    links: Links,
+    policy: Policy,
 ) -> Law:
-    """Returns: the law of one pipeline over the nodes of these offers (node id -> offer)."""
-    runs = [(stage.node_id, offers[stage.node_id].pace, stage.first_shard, stage.end_shard) for stage in stages]
+    """Returns: the law of one pipeline over the nodes of these offers (node id -> offer), its shards loaded with these options."""
+    needs = needs_of(manifest, options)
+    runs = [
+        (
+            stage.node_id,
+            pace_at(manifest, offers[stage.node_id], stage.shards, needs, policy),
+            stage.first_shard,
+            stage.end_shard,
+        )
+        for stage in stages
+    ]
     return law_of(manifest, runs, links, policy.default_link, policy.hop_fixed_s)
 
 
@@ -164,19 +209,29 @@ def place(
     nodes = sorted(nodes, key=lambda offer: offer.node_id)
     seeded = frozenset(shard for offer in nodes for shard in offer.on_disk | offer.loaded) | given
     _check_held(manifest, nodes, seeded)
-    needs = [memory_needed(manifest, shard.shard_id, options) for shard in manifest.content.shards]
-    room = [int(offer.free_bytes * (1 - policy.headroom_share)) for offer in nodes]
+    needs = needs_of(manifest, options)
+    room = [policy.room(offer) for offer in nodes]
 
-    def need(node: int, first: int, end: int) -> int:
-        return sum(needs[shard] for shard in range(first, end) if shard not in nodes[node].loaded)
+    def fits(node: int, first: int, end: int) -> bool:
+        return share_at(manifest, nodes[node], range(first, end), needs, room[node]) is not None
+
+    def all_fit(runs: Sequence[tuple[int, int, int]], node: int) -> bool:
+        """True if a node has room for all of its runs together."""
+        new = [shard for one, first, end in runs if one == node for shard in range(first, end)]
+        new = [shard for shard in new if shard not in nodes[node].loaded]
+        streaming = nodes[node].streaming
+        if streaming is None or sum(needs[shard] for shard in new) <= room[node]:
+            return sum(needs[shard] for shard in new) <= room[node]
+        return share_of(manifest, new, needs, room[node] + streaming.yielding_bytes) is not None
 
     def run_cost(node: int, first: int, end: int) -> float | None:
         offer = nodes[node]
-        if not offer.may_hold(end - 1, seeded) or need(node, first, end) > room[node]:
+        if not offer.may_hold(end - 1, seeded) or not fits(node, first, end):
             return None
         if end - first > 1 and not all(offer.may_hold(shard, seeded) for shard in range(first, end)):
             return None
-        seconds = stage_s(manifest, offer, first, end)
+        pace = pace_at(manifest, offer, range(first, end), needs, policy)
+        seconds = stage_s(manifest, pace, first, end)
         return seconds + _preferences(manifest, offer, first, end, seconds)
 
     def hop(a: int, b: int) -> float:
@@ -184,17 +239,15 @@ def place(
 
     n_shards = manifest.n_shards
     chain = find_chain(n_shards, len(nodes), run_cost, hop, stages=policy.stages, repeats=True)
-    if chain is not None and any(
-        sum(need(*run) for run in chain.runs if run[0] == node) > room[node] for node in {run[0] for run in chain.runs}
-    ):
+    if chain is not None and not all(all_fit(chain.runs, node) for node in {run[0] for run in chain.runs}):
         chain = None
     if chain is None:
         raise _why_not(manifest, nodes, needs, room, policy, seeded)
     stages = tuple(Stage(nodes[node].node_id, first, end) for node, first, end in chain.runs)
     offers = {offer.node_id: offer for offer in nodes}
-    seconds = law_for(manifest, offers, stages, links, policy).token_s()
+    seconds = law_for(manifest, offers, stages, options, links, policy).token_s()
     whole = {
-        offer.node_id: law_for(manifest, offers, [Stage(offer.node_id, 0, n_shards)], links, policy).token_s()
+        offer.node_id: law_for(manifest, offers, [Stage(offer.node_id, 0, n_shards)], options, links, policy).token_s()
         for index, offer in enumerate(nodes)
         if run_cost(index, 0, n_shards) is not None
     }
@@ -277,6 +330,28 @@ def limits_sentence(offers: Sequence[NodeOffer]) -> str:
     return "".join(f"; {one}" for one in (*limited[:LIMITS_SHOWN], *more))
 
 
+def streamed_sentence(
+    manifest: Manifest, offers: Sequence[NodeOffer], needs: Sequence[int], loaded: frozenset[int], policy: Policy
+) -> str:
+    """Returns: `; streamed, shard 2 needs 300.0 MB at least, and node-1 has 200.0 MB`, of the largest such shard; nothing where no node streams."""
+    roomy = [offer for offer in offers if offer.streaming is not None]
+    shards = [shard for shard in range(manifest.n_shards) if shard not in loaded]
+    if not roomy or not shards:
+        return ""
+    least = {shard: least_need(manifest, shard, needs) for shard in shards}
+    worst = max(shards, key=lambda shard: least[shard])
+    best = max(roomy, key=lambda offer: streaming_room(offer, policy))
+    return (
+        f"; streamed, shard {worst} needs {human_bytes(least[worst])} at least, and {best.name} has "
+        f"{human_bytes(streaming_room(best, policy))} for such shards"
+    )
+
+
+def streaming_room(offer: NodeOffer, policy: Policy) -> int:
+    """Returns: bytes for shards that a node streams."""
+    return policy.room(offer) + (offer.streaming.yielding_bytes if offer.streaming is not None else 0)
+
+
 def _why_not(
     manifest: Manifest,
     nodes: Sequence[NodeOffer],
@@ -301,6 +376,7 @@ def _why_not(
         return NoRoomError(
             f"model {manifest.name} needs {human_bytes(wanted)} of memory more, the nodes have {human_bytes(free)} free for it "
             f"(headroom left out): {human_bytes(missing)} are missing; add a node, or lower sequences.n_ctx or sequences.n_seq"
+            + streamed_sentence(manifest, nodes, needs, loaded, policy)
             + limits_sentence(nodes),
             needed_bytes=wanted,
             free_bytes=free,
@@ -314,6 +390,7 @@ def _why_not(
     return NoRoomError(
         f"model {manifest.name} needs {human_bytes(wanted)} of memory more, and although the nodes have {human_bytes(free)} free together, "
         f"no contiguous runs of its shards fit into what single nodes have: free memory on one of them, or split into more shards"
+        + streamed_sentence(manifest, nodes, needs, loaded, policy)
         + limits_sentence(nodes),
         needed_bytes=wanted,
         free_bytes=free,

@@ -66,7 +66,9 @@ class Cluster:
             case NodeDrains():
                 return self._drains(event)
             case LoadSent():
-                self.nodes[event.node_id].loads[event.key] = Load(event.at_s, event.reserved_bytes, event.keep_only)
+                self.nodes[event.node_id].loads[event.key] = Load(
+                    event.at_s, event.reserved_bytes, event.keep_only, event.repack
+                )
                 if not event.keep_only:
                     self.nodes[event.node_id].ready.pop(event.key, None)
                 return []
@@ -180,12 +182,12 @@ class Cluster:
         node = self.nodes.get(event.node_id)
         if node is None:
             return []
-        node.loads.pop(event.key, None)
+        load = node.loads.pop(event.key, None)
         if node.ready.pop(event.key, None) is not None:
             self.version += 1
         before = node.refusals.get(event.key)
         delay = min(MOST_RETRY_S, before.delay_s * 2) if before else FIRST_RETRY_S
-        node.refusals[event.key] = Refusal(event.error, event.at_s + delay, delay)
+        node.refusals[event.key] = Refusal(event.error, event.at_s + delay, delay, repack=load is None or load.repack)
         return [PlanNeeded("a shard could not be loaded")]
 
     def _lost(self, event: ShardsLost) -> list[Effect]:
@@ -252,5 +254,5 @@ class Cluster:
         return joined(shard.layers for shard in shards if shard.shard_id not in ready)
 
 
-def _states(held: dict[Key, HeldShard]) -> dict[Key, tuple[bool, bool]]:
-    return {key: (shard.loaded, is_whole(shard)) for key, shard in held.items()}
+def _states(held: dict[Key, HeldShard]) -> dict[Key, tuple[bool, bool, bool]]:
+    return {key: (shard.loaded, is_whole(shard), shard.repacked) for key, shard in held.items()}

@@ -52,6 +52,7 @@ class LoadSent:
     key: tuple[str, int]
     reserved_bytes: int
     keep_only: bool = False
+    repack: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,16 +52,19 @@ class Pace:
         bytes_per_s: weights it reads per second in decode, as measured; None: not known.
         row_costs: as measured; empty: not known.
         handover_s: what each step costs beside computing: to take it in, and to hand it on; None: not known.
+        read_s: what each batch waits for weights that are read from their file.
     """
 
     bytes_per_s: float | None = None
     row_costs: RowCosts = ()
     handover_s: float | None = None
+    read_s: float = 0.0
 
     def step_s(self, nbytes: int, rows: int = 1) -> float:
         """Returns: seconds of a batch of so many rows through weights of so many bytes, handing over included."""
         handover_s = GUESSED_HANDOVER_S if self.handover_s is None else self.handover_s
-        return nbytes / (self.bytes_per_s or GUESSED_BYTES_PER_S) * self.times_longer(rows) + handover_s
+        compute_s = nbytes / (self.bytes_per_s or GUESSED_BYTES_PER_S) * self.times_longer(rows)
+        return self.read_s + compute_s + handover_s
 
     def block_s(self, nbytes: int, rows: int) -> float:
         """Returns: seconds that a stage is busy with so many rows which may go together: as one batch or one by one, whichever takes less."""

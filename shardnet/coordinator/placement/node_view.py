@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Self
 
-from shardnet.errors import ShardnetError
+from shardnet.errors import NoRoomError, ShardnetError
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgress
@@ -24,17 +24,23 @@ class Load:
     since_s: float
     reserved_bytes: int
     keep_only: bool = False
+    repack: bool = True
     progress: LoadProgress | None = None
 
 
 @dataclass(slots=True)
 class Refusal:
-    """A node could not load a shard; it is asked again after a while. `waits` until then."""
+    """A node could not load a shard, `repack` as it was asked for; it is asked again after a while. `waits` until then."""
 
     error: ShardnetError
     retry_at_s: float
     delay_s: float
     waits: bool = True
+    repack: bool = True
+
+    def keeps_from(self, *, repack: bool) -> bool:
+        """True if a shard of that kind is not to be asked for now: want of room for one kind says nothing of the other."""
+        return self.waits and (self.repack == repack or not isinstance(self.error, NoRoomError))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,26 +12,31 @@ from shardnet.coordinator.placement.assign import (
     NodeOffer,
     Placement,
     Policy,
+    Stage,
     law_for,
     layers_of,
-    memory_needed,
+    needs_of,
     place,
+    share_at,
 )
 from shardnet.coordinator.placement.chunks import choose
 from shardnet.coordinator.placement.law import Links
+from shardnet.coordinator.placement.streaming import GUESSED_READ_BYTES_PER_S
 from shardnet.errors import PlacementError, ShardnetError
+from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 
 
 @dataclass(frozen=True, slots=True)
 class StageProspect:
-    """One stage: who, which layers, seconds of each decode step, bytes of memory."""
+    """One stage: who, which layers, seconds of each decode step, bytes that it takes whole; `streamed`: how much of it stays, "" where all does."""
 
     node: str
     layers: str
     compute_s: float
     memory_bytes: int
+    streamed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +120,17 @@ def _prospect(
     streams: int,
 ) -> Prospect:
     offers = {offer.node_id: offer for offer in nodes}
-    pipelines, first, rate = [], 0.0, 0.0
+    pipelines, first, rate, needs = [], 0.0, 0.0, needs_of(manifest, options)
     each = min(options.n_seq, -(-streams // len(placements))) if streams else options.n_seq
     for placement in placements:
-        law = law_for(manifest, offers, placement.stages, links, policy)
+        law = law_for(manifest, offers, placement.stages, options, links, policy)
         stages = tuple(
             StageProspect(
                 node=offers[stage.node_id].name,
                 layers=str(layers_of(manifest, stage.first_shard, stage.end_shard)),
                 compute_s=seconds,
-                memory_bytes=sum(memory_needed(manifest, shard, options) for shard in stage.shards),
+                memory_bytes=sum(needs[shard] for shard in stage.shards),
+                streamed=_streamed(manifest, offers[stage.node_id], stage, needs, policy),
             )
             for stage, seconds in zip(placement.stages, law.stages_s(), strict=True)
         )
@@ -133,6 +139,11 @@ def _prospect(
         rate += law.tokens_per_s(each)
     slowest = max(placement.seconds_per_token for placement in placements)
     return Prospect(kind, tuple(pipelines), slowest, first, rate)
+
+
+def _streamed(manifest: Manifest, offer: NodeOffer, stage: Stage, needs: Sequence[int], policy: Policy) -> str:
+    share = share_at(manifest, offer, stage.shards, needs, policy.room(offer))
+    return str(share) if share is not None else ""
 
 
 def _notes(manifest: Manifest, nodes: Sequence[NodeOffer], layouts: Sequence[Prospect]) -> tuple[str, ...]:
@@ -155,4 +166,12 @@ def _notes(manifest: Manifest, nodes: Sequence[NodeOffer], layouts: Sequence[Pro
     guessed = sorted(offer.name for offer in nodes if offer.bytes_per_s and not offer.row_costs)
     if guessed:
         notes.append(f"prompts and batches not measured yet, guessed: {', '.join(guessed)}")
+    if any(stage.streamed for one in layouts for stages in one.pipelines for stage in stages):
+        unknown = sorted(
+            offer.name for offer in nodes if offer.streaming is not None and not offer.streaming.bytes_per_s
+        )
+        guess = (
+            f", at a guessed {human_bytes(int(GUESSED_READ_BYTES_PER_S))}/s of {', '.join(unknown)}" if unknown else ""
+        )
+        notes.append(f"streamed stages read weights from their files for each token{guess}")
     return tuple(notes)

@@ -31,7 +31,7 @@ def not_ready(cluster: Cluster, manifest: Manifest, problem: ShardnetError | Non
         f"model {manifest.name} is not ready: layers {layers} of {manifest.content.n_layers} are in no node's memory"
     )
     if not missing:
-        start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline"
+        start = f"model {manifest.name} is not ready: its layers are in memory, but in no order that makes a pipeline{mixed(cluster, manifest)}"
     sentence = start
     if loading and (come := arriving(cluster, manifest)) is not None:
         sentence = f"{start}; {', '.join(map(str, loading))} are being loaded: {come}"
@@ -49,6 +49,22 @@ def not_ready(cluster: Cluster, manifest: Manifest, problem: ShardnetError | Non
     if isinstance(problem, NoRoomError):
         return NoRoomError(sentence, **problem.facts | {"retry_after_s": RETRY_AFTER_S})
     return PlacementError(sentence, retry_after_s=RETRY_AFTER_S)
+
+
+def mixed(cluster: Cluster, manifest: Manifest) -> str:
+    """Returns: `: shard 0 on node-0 is repacked, shard 1 on node-1 is not, and no pipeline mixes them`; "" where all are of one kind."""
+    ready = sorted(
+        (shard, node.label, node.held[model, shard].repacked)
+        for node in cluster.nodes.values()
+        for model, shard in node.ready
+        if model == manifest.model_id
+    )
+    one, other = (next((each for each in ready if each[2] is kind), None) for kind in (True, False))
+    if one is None or other is None:
+        return ""
+    return (
+        f": shard {one[0]} on {one[1]} is repacked, shard {other[0]} on {other[1]} is not, and no pipeline mixes them"
+    )
 
 
 def node_label(cluster: Cluster, stage: StageRef) -> str:

@@ -15,7 +15,7 @@ from shardnet.coordinator.placement.spreading import spread
 from shardnet.errors import PlacementError, ShardnetError
 from shardnet.ids import short
 from shardnet.log import get
-from shardnet.manifest import Manifest, by_claim, claim
+from shardnet.manifest import Manifest, ParityCertificate, by_claim, claim
 from shardnet.messages import ShardOptions
 
 CHUNKS_GOOD_S = 2.0
@@ -116,7 +116,7 @@ class Standing:
         found = plan(self.cluster, models, self._policy, replicas=self._placement.replicas)
         self._problems, self._notes = found.problems, found.notes
         orders = [*found.orders, *spread(self.cluster, served, self._placement.copies)]
-        return [(order, models[order.model_id]) for order in orders]
+        return [(order, models[order.model_id].model_copy(update={"repack": order.repack})) for order in orders]
 
     def routes(self, model_id: str) -> list[Route]:
         """Returns: pipelines that are ready now."""
@@ -180,19 +180,21 @@ class Standing:
         )
 
     def streamed(self, manifest: Manifest) -> tuple[str, ...]:
-        """Returns: a sentence if some of a model's loaded shards are streamed, since the last digits of their numbers are others."""
+        """Returns: a sentence if a model runs without repacking, since the last digits of its numbers are others; who streams it is why."""
         found = [
             f"shard {shard_id} on {node.label}"
             for node in sorted(self.cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
             for (model_id, shard_id), held in sorted(node.held.items())
             if model_id == manifest.model_id and held.loaded and held.memory_mode == "streamed"
         ]
-        if not found:
+        kinds = {route.options.repack for route in self.routes(manifest.model_id)}
+        if not found and False not in kinds:
             return ()
         more = f" and {len(found) - STREAMED_SHOWN} more" if len(found) > STREAMED_SHOWN else ""
         return (
-            f"streamed: {', '.join(found[:STREAMED_SHOWN])}{more}; their weights are not repacked, so that answers may differ "
-            "in their last digits from those of shards that are resident",
+            f"streamed: {', '.join(found[:STREAMED_SHOWN]) or 'no shard now'}{more}; so no shard of its pipelines is repacked: answers are those of "
+            "the unsplit model without repacking, bit by bit, and may differ in their last digits from those with it"
+            + _proof_of(manifest),
         )
 
     def tell(self) -> None:
@@ -219,3 +221,11 @@ class Standing:
             else:
                 reason = fact.removeprefix(f"model {manifest.name} is not ready: ")
                 log.warning("pipeline_incomplete", model=manifest.name, reason=reason)
+
+
+def _proof_of(manifest: Manifest) -> str:
+    """Returns: what a certificate that was made with repacking is worth here; "" where there is none, or one without."""
+    certificate = manifest.certificate
+    if not isinstance(certificate, ParityCertificate) or not certificate.repacked:
+        return ""
+    return "; its certificate was made with repacked weights, and says nothing of these"

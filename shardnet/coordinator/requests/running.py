@@ -49,7 +49,8 @@ class Running:
         self.first_token_at_s: float | None = None
         self._answer = answer
         self._tell_ended = ended
-        self._news = asyncio.Event()
+        self._has_news = False
+        self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self.n_completion = 0
         """Tokens of the answer that were taken."""
@@ -68,20 +69,28 @@ class Running:
 
     def wake(self) -> None:
         """There is something to take."""
-        self._news.set()
+        self._has_news = True
+        _end_wait(self._waiter)
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for something to take. Returns: False if nothing came in time."""
+        """Wait for something to take; one task at a time does. Returns: False if nothing came in time."""
+        if self._has_news:
+            return True
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = (
+            loop.create_future()
+        )  # every token comes by here: asyncio's own timeout costs as much again as all the rest
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _end_wait, waiter)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
-            return False
-        return True
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return self._has_news
 
     def take(self) -> Piece:
         """Returns: what came since the last call. Raises: the error that ended the request."""
-        self._news.clear()
+        self._has_news = False
         tokens: list[Emitted] = []
         events: list[Event] = []
         for emitted in self.generation.take_emitted():
@@ -98,7 +107,7 @@ class Running:
         if not self.generation.is_done:
             return Piece(tuple(events), tuple(tokens))
         if self.generation.error is not None and tokens:
-            self._news.set()  # these first, the error at the next call
+            self._has_news = True  # these first, the error at the next call
             return Piece(tuple(events), tuple(tokens))
         self.close()
         if self.generation.error is not None:
@@ -122,3 +131,8 @@ class Running:
         if route is None:
             return []
         return [describe(route, index) | stage_stats(timings) for index, timings in enumerate(self.generation.timings)]
+
+
+def _end_wait(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter
 from shardnet.ids import CommandId, ModelId, NodeId, SequenceId
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.inference.engine.steps import Step, StepDone
-from shardnet.messages import DeviceInfo, ErrorInfo, MemoryMode, Message, ShardIndex, ShardOptions
+from shardnet.messages import DeviceInfo, ErrorInfo, MemoryMode, Message, ShardIndex, ShardOptions, StreamedWeights
 from shardnet.steps import MAX_STEP_TOKENS
 from shardnet.wire import Codec
 
@@ -75,6 +75,7 @@ class Loaded(Message):
     command_id: CommandId
     memory_bytes: int = Field(ge=0, description="weights, KV cache and compute buffers, all devices")
     memory_mode: MemoryMode = "resident"
+    repacked: bool = True
     why: str = Field(default="", max_length=500, description="what led to this mode, for people")
 
 
@@ -170,6 +171,15 @@ class BatchTime(Message):
     )
 
 
+class StreamedShard(Message):
+    """A streamed shard as it is now."""
+
+    model_id: ModelId
+    shard_id: ShardIndex
+    memory_bytes: int = Field(ge=0, description="as `Loaded` has it")
+    weights: StreamedWeights
+
+
 class Report(Message):
     """Answer to `Query`."""
 
@@ -179,6 +189,7 @@ class Report(Message):
     sequences: int = Field(ge=0)
     busy_s: float = Field(ge=0, description="seconds inside llama.cpp since the engine started")
     batches: tuple[BatchTime, ...] = Field(default=(), strict=False)
+    streamed: tuple[StreamedShard, ...] = Field(default=(), strict=False)
 
 
 class Failed(Message):

@@ -154,6 +154,7 @@ def run_parity(
         boundaries=tuple(boundaries),
         max_abs_logit_diff=logit_diff,
         tokens_equal=tokens_equal,
+        repacked=how.weights_budget is None,
     )
 
 
@@ -224,6 +225,8 @@ class _Runner:
             for slot in range(context.n_seq):
                 context.truncate(slot, 0)
         self._layers_done, self._step_cost = 0, step.n_rows + self.how.rows_per_step
+        if self._ahead is not None:
+            self._ahead.begin_pass()
         context.decode(step.rows(hidden))
         if self._ahead is not None:
             self._ahead.pass_done()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from shardnet.inference.engine.memory import ShardCost, need_of
-from shardnet.inference.llama.residency import bytes_read, stages_to_keep
+from shardnet.inference.llama.residency import bytes_read, bytes_to_keep
 from shardnet.inference.proof.steps import N_BATCH, Method, built_in_lengths, long_prompt, rows_of_steps
 from shardnet.log import human_bytes
 from shardnet.messages import ShardOptions
@@ -219,15 +219,14 @@ def _passing(one: Weights, budget: int | None) -> int:
     """Returns: bytes that each pass over a file reads."""
     if budget is None:
         return 0
-    kept = stages_to_keep(one.stages, budget)
-    return sum(size for stage, size in enumerate(one.stages) if stage not in kept)
+    return sum(one.stages) - sum(bytes_to_keep(one.stages, budget))
 
 
 def _all_passes(one: Weights, budget: int | None, passes: int) -> int:
     """Returns: bytes that so many passes read after loading has read the file once: nothing where it fits."""
     if budget is None or sum(one.stages) <= budget:
         return 0
-    return bytes_read(one.stages, stages_to_keep(one.stages, budget), passes)
+    return bytes_read(one.stages, bytes_to_keep(one.stages, budget), passes)
 
 
 def _rows_per_step(source: Weights, budget: int | None, machine: Machine, ops: float) -> int:

@@ -65,6 +65,10 @@ class Chains:
         """Returns: sequences with a slot, over all models."""
         return sum(len(model.sequences) for model in self._models.values())
 
+    def shards(self) -> list[Shard]:
+        """Returns: every shard that is here."""
+        return [shard for model in self._models.values() for shard in model.shards.values()]
+
     def get(self, model_id: str, shard_id: int) -> Shard | None:
         """Returns: a shard, if it is here."""
         model = self._models.get(model_id)
@@ -117,9 +121,8 @@ class Chains:
 
     def set_threads(self, threads: int) -> None:
         """Use so many CPU threads from the next batch on, for every shard here."""
-        for model in self._models.values():
-            for shard in model.shards.values():
-                shard.set_threads(threads)
+        for shard in self.shards():
+            shard.set_threads(threads)
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence in every model."""

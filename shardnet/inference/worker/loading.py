@@ -24,6 +24,7 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.llama.placing import Placing
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.llama.stages import Stage, stages_of
+from shardnet.inference.worker.budgets import Budgets
 from shardnet.inference.worker.memory_mode import Asked, Chosen, Free, choose
 from shardnet.inference.worker.shard import Shard
 from shardnet.inference.worker.watching import LoadWatch, Progress
@@ -64,6 +65,7 @@ class Loader:
         report: called on the loader's thread with `Progress` and `Finished`.
         used_bytes: tells what the shards in memory take.
         threads: tells the CPU threads that a new shard is to use.
+        budgets: the memory of streamed shards; not in `used_bytes`.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Loader:
         report: Callable[[Progress | Finished], None],
         used_bytes: Callable[[], Used],
         threads: Callable[[], int],
+        budgets: Budgets,
     ) -> None:
+        self._budgets = budgets
         self._settings = settings
         self._report = report
         self._used_bytes = used_bytes
@@ -105,12 +109,13 @@ class Loader:
         what = f"shard {request.shard_id}"
         stages = stages_of(header, has_head=has_head)
         sizes = [sum(extent.nbytes for extent in stage) for stage in stages]
-        used_bytes, limit_bytes = used.memory_bytes - sum(used.gpus.values()), settings.memory_limit_bytes
-        room = main_memory(used.mapped_bytes)
+        streamed_bytes = self._budgets.used_bytes
+        used_bytes = used.memory_bytes + streamed_bytes - sum(used.gpus.values())
+        limit_bytes, room = settings.memory_limit_bytes, main_memory(used.mapped_bytes + streamed_bytes)
         chosen = choose(
             settings.memory_mode,
-            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES),
-            Free(room, used_bytes, limit_bytes),
+            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack),
+            Free(room, used_bytes, limit_bytes, self._budgets.shared()),
         )
         try:
             with LoadWatch(request, need.weights, self._report) as watch:
@@ -126,7 +131,11 @@ class Loader:
     def _take_in(self, request: Load, plan: DevicePlan, chosen: Chosen, has_head: bool, watch: LoadWatch) -> Shard:
         placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, plan.overrides)
         model = LlamaModel(
-            Path(request.path), placing=placing, use_mmap=self._settings.use_mmap, on_progress=watch.handled
+            Path(request.path),
+            placing=placing,
+            use_mmap=self._settings.use_mmap,
+            repack=chosen.repack,
+            on_progress=watch.handled,
         )
         try:
             context = self._context(model, request, has_head)
@@ -147,6 +156,7 @@ class Loader:
             gpus=_on_gpus(buffers),
             mapped_bytes=max(0, mapped - repacked),
             why=chosen.why,
+            repacked=chosen.repack,
         )
 
     def _stream_in(
@@ -154,11 +164,14 @@ class Loader:
     ) -> Shard:
         """Open a shard whose weights are read ahead of what computes, and let go behind it. llama.cpp reads the file once when it opens it."""
         with ExitStack() as stack:
+            self._budgets.make_room(chosen.others, sum(chosen.others) + chosen.budget)
+            stack.callback(self._budgets.leave, None)  # where it cannot be opened
             model = stack.enter_context(LlamaModel(Path(request.path), repack=False, on_progress=watch.handled))
             ahead = stack.enter_context(ReadAhead(stages, chosen.budget, passes=None))
             layers = LayerWatch(model.n_layer, ahead.stage_done, model.architecture)
             context = self._context(model, request, has_head, layers)
             stack.pop_all()  # the shard closes them
+            self._budgets.join(ahead)
         buffers = Counter(model.buffers) + Counter(context.buffers)
         mapped = sum(size for name, size in buffers.items() if "_Mapped" in name)
         return Shard(
@@ -166,11 +179,13 @@ class Loader:
             model=model,
             context=context,
             has_head=has_head,
-            memory_bytes=buffers.total() - mapped + chosen.budget,
+            memory_bytes=buffers.total() - mapped,
             gpus=Counter(),
-            mapped_bytes=chosen.budget,
+            mapped_bytes=0,
             ahead=ahead,
             why=chosen.why,
+            repacked=False,
+            budgets=self._budgets,
         )
 
     def _context(

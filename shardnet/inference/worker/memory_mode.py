@@ -7,12 +7,13 @@ limit is reached to the byte. Where there is more than it has weights, all of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import Need, refuse_if_too_large
-from shardnet.inference.llama.residency import least_budget, stages_to_keep
+from shardnet.inference.llama.residency import bytes_to_keep, least_budget
+from shardnet.inference.worker.budgets import Shared, share_out
 from shardnet.limits.memory import Room
 from shardnet.log import human_bytes
 from shardnet.messages import MemoryMode
@@ -28,12 +29,16 @@ class Chosen:
     Attributes:
         budget: of a streamed shard, bytes of weights that may be in memory.
         needed: bytes that the load takes at least.
+        repack: as `ShardOptions.repack`.
+        others: the budgets that shards streamed before are to have from now on.
     """
 
     mode: MemoryMode
     needed: int
     why: str = ""
     budget: int = 0
+    repack: bool = True
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Asked:
         on_gpus: of that, what goes to GPUs; a streamed shard is computed by the processor alone.
         stages: bytes of each of its stages, as `residency` has them.
         process_bytes: what llama.cpp takes beside.
+        repack: as `ShardOptions.repack`.
     """
 
     what: str
@@ -53,15 +59,17 @@ class Asked:
     on_gpus: int
     stages: Sequence[int]
     process_bytes: int
+    repack: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """What there is for it. `used_bytes` and `limit_bytes` as in `refuse_if_too_large`."""
+    """What there is for it. `used_bytes`, `limit_bytes` as in `refuse_if_too_large`; `shared`: what streamed shards have, and may yield."""
 
     room: Room
     used_bytes: int
     limit_bytes: int
+    shared: Shared = field(default=Shared())
 
     @property
     def nbytes(self) -> int:
@@ -75,11 +83,17 @@ class Free:
 
 
 def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: Free) -> Chosen:
-    """Decide how a shard is held. Raises: NoRoomError if it cannot be as `wanted`."""
+    """Decide how a shard is held. Raises: NoRoomError if it cannot be as `wanted`, or as `asked.repack` has it."""
+    if asked.repack and wanted == "streamed":
+        raise NoRoomError(
+            f"{asked.what} is asked for with its weights repacked, and this node streams all shards, whose weights are not: "
+            'use inference.memory_mode "auto", or "resident"'
+        )
     resident = max(0, asked.need.total - asked.on_gpus) + asked.process_bytes
-    if wanted == "resident":
+    repack = asked.repack is not False
+    if wanted == "resident" or asked.repack:
         free.refuse_if_too_large(asked.what, resident)
-        return Chosen("resident", resident)
+        return Chosen("resident", resident, repack=repack)
     sizes = f"{human_bytes(resident)} are needed, {human_bytes(free.nbytes)} are free"
     if wanted == "auto":
         try:
@@ -87,17 +101,22 @@ def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: 
         except NoRoomError:
             pass
         else:
-            return Chosen("resident", resident, f"it fits: {sizes}")
+            return Chosen("resident", resident, f"it fits: {sizes}", repack=repack)
     beside = asked.need.kv + asked.need.compute + asked.process_bytes
-    least = least_budget(asked.stages)
-    free.refuse_if_too_large(f"{asked.what}, streamed,", beside + least)
-    weights = sum(asked.stages)
-    budget = min(weights, max(least, free.nbytes - free.nbytes // SPARE_DIVISOR - beside))
-    kept = sum(asked.stages[stage] for stage in stages_to_keep(asked.stages, budget))
+    shared, least = free.shared, least_budget(asked.stages)
+    yielding = max(0, shared.total - shared.least)
+    free.refuse_if_too_large(f"{asked.what}, streamed,", max(0, beside + least - yielding))
+    together = free.nbytes + shared.total
+    total = max(shared.least + least, together - together // SPARE_DIVISOR - beside)
+    *others, budget = share_out(total, [*shared.stages, asked.stages])
+    weights, kept = sum(asked.stages), sum(bytes_to_keep(asked.stages, budget))
     asked_for = "it is asked for" if wanted == "streamed" else "it does not fit"
+    beside_others = f", beside {len(others)} more that are streamed" if others else ""
     return Chosen(
         "streamed",
         beside + budget,
-        f"{asked_for}: {sizes}; {human_bytes(kept)} of weights stay, {human_bytes(weights - kept)} are read for each token",
+        f"{asked_for}: {sizes}{beside_others}; {human_bytes(kept)} of weights stay, {human_bytes(weights - kept)} are read for each token",
         budget,
+        repack=False,
+        others=tuple(others),
     )

@@ -34,6 +34,7 @@ from shardnet.inference.engine.protocol import (
     Query,
     Ready,
     Report,
+    StreamedShard,
     TakeRows,
     ToEngine,
     Unload,
@@ -171,12 +172,22 @@ class Worker:
                 self._send(
                     Report(
                         command_id=command_id,
-                        devices=all_devices(self._chains.mapped_bytes),
+                        devices=all_devices(self._chains.mapped_bytes + self._orders.budgets.used_bytes),
                         sequences=self._chains.n_sequences,
                         busy_s=self._chains.busy_s,
                         batches=tuple(
                             BatchTime(chain=chain, rows=rows, us=seconds * 1e6, beside_us=beside_s * 1e6)
                             for chain, rows, seconds, beside_s in self._pacing.told()
+                        ),
+                        streamed=tuple(
+                            StreamedShard(
+                                model_id=shard.request.model_id,
+                                shard_id=shard.request.shard_id,
+                                memory_bytes=shard.whole_bytes,
+                                weights=weights,
+                            )
+                            for shard in self._chains.shards()
+                            if (weights := shard.streamed) is not None
                         ),
                     )
                 )

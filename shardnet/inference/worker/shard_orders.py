@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from shardnet.errors import ShardnetError
 from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
 from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.worker.budgets import Budgets
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.loading import Finished, Loader, Used
 from shardnet.inference.worker.shard import Shard
@@ -48,7 +49,8 @@ class ShardOrders:
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
         used = lambda: Used(chains.memory_bytes, chains.gpus, chains.mapped_bytes)  # noqa: E731
-        self._loader = Loader(settings, self._on_loader, used, threads)
+        self.budgets = Budgets()
+        self._loader = Loader(settings, self._on_loader, used, threads, self.budgets)
 
     def load(self, request: Load) -> None:
         """Have a shard loaded; one that is here as it is asked for is answered at once."""
@@ -119,7 +121,8 @@ class ShardOrders:
 def _loaded(request: Load, shard: Shard) -> Loaded:
     return Loaded(
         command_id=request.command_id,
-        memory_bytes=shard.memory_bytes,
+        memory_bytes=shard.whole_bytes,
         memory_mode=shard.memory_mode,
+        repacked=shard.repacked,
         why=shard.why,
     )

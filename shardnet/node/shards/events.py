@@ -176,9 +176,9 @@ class ShardUnloaded:
 
 @dataclass(frozen=True, slots=True)
 class EngineCameBack:
-    """The engine process died and runs again. `loaded`: (shard, memory bytes, mode) of what it has again."""
+    """The engine process died and runs again. `loaded`: (shard, memory bytes, mode, whether it is repacked) of what it has again."""
 
-    loaded: tuple[tuple[ShardKey, int, MemoryMode], ...]
+    loaded: tuple[tuple[ShardKey, int, MemoryMode, bool], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,10 +281,14 @@ class NodeState:
         return effects
 
     def _engine_came_back(self, event: EngineCameBack) -> list[Effect]:
-        loaded = {key: (memory_bytes, mode) for key, memory_bytes, mode in event.loaded}
+        loaded = {key: (memory_bytes, mode, repacked) for key, memory_bytes, mode, repacked in event.loaded}
         for key, record in self._records.items():
-            if record.memory is not None:
-                record.memory = InMemory(record.memory.options, *loaded[key]) if key in loaded else None
+            if record.memory is None:
+                continue
+            options, record.memory = record.memory.options, None
+            if key in loaded:
+                memory_bytes, mode, repacked = loaded[key]
+                record.memory = InMemory(options.model_copy(update={"repack": repacked}), memory_bytes, mode)
         return [
             effect for record in self._records.values() if record.is_rotten for effect in self._rule.advance(record)
         ]

@@ -56,15 +56,17 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """How a shard was loaded, and what that took."""
+    """How a shard was loaded, and what that took. `options.repack` is what became of it."""
 
     options: ShardOptions
     memory_bytes: int
     memory_mode: MemoryMode = "resident"
 
     def covers(self, wanted: ShardOptions) -> bool:
-        """True if the loaded shard can do all that `wanted` asks for: context, sequences and batch at least as large."""
+        """True if the loaded shard can do all that `wanted` asks for: context, sequences and batch at least as large, that kind of numbers."""
         have = self.options
+        if wanted.repack is not None and wanted.repack != (have.repack is not False):
+            return False
         return have.n_ctx >= wanted.n_ctx and have.n_seq >= wanted.n_seq and have.n_batch >= wanted.n_batch
 
 
@@ -128,6 +130,7 @@ class ShardRecord:
             loaded=self.memory is not None,
             memory_bytes=self.memory.memory_bytes if self.memory else 0,
             memory_mode=self.memory.memory_mode if self.memory else "resident",
+            repacked=self.memory is None or self.memory.options.repack is not False,
             step_us=times.step_us if self.memory else None,
             rows_us=times.rows_us if self.memory else (),
             progress=self.progress if self.phase is not Phase.IDLE else None,

@@ -76,6 +76,9 @@ class Stage(Shape):
     first_shard: int
     end_shard: int
     layers: str = Field(description="half-open: [first, end)")
+    repacked: bool = Field(
+        description="weights are laid out anew for quicker kernels; all stages of a pipeline are of one kind"
+    )
     relayed: bool = Field(description="its input comes through the coordinator")
     bytes_on: int = Field(description="sent on to the next stage, per token")
     queue_us: float

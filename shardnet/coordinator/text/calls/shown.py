@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache
 
 from shardnet.coordinator.text.calls.events import Content, Event, Reasoning
 from shardnet.coordinator.text.calls.source import Source, Steps, held_back
 
 Kind = type[Content] | type[Reasoning]
+
+
+@cache
+def _first_letters(marks: tuple[str, ...]) -> re.Pattern[str]:
+    """Returns: what a mark begins with."""
+    return re.compile("|".join(sorted({re.escape(one[0]) for one in marks})) or "(?!)")
 
 
 class Shown:
@@ -63,6 +71,10 @@ class Shown:
         """
         while True:
             rest = source.rest
+            if not source.ended and not _first_letters(marks).search(rest):  # nearly every token of an answer
+                self.tell(source, kind, len(rest))
+                yield
+                continue
             found = min(((at, one) for one in marks if (at := rest.find(one)) >= 0), default=None)
             if found is not None:
                 self.tell(source, kind, found[0])

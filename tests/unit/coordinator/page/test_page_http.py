@@ -105,6 +105,25 @@ async def test_a_token_is_not_made_for_everybody_who_may_ask_a_model(home: Path,
             assert (await client.post("/page/join-token", json={}, headers=proxied)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Host": "rebound.example:8080", "Origin": "http://rebound.example:8080"},
+        {"Host": "[", "Origin": "http://["},
+        {"Via": "1.1 proxy"},
+    ],
+    ids=str,
+)
+async def test_no_page_of_another_site_makes_a_token_where_there_are_no_keys(
+    home: Path, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    everywhere = {"allowed_hosts": ("*",), "allowed_origins": ("*",)}
+    async with page_world(tmp_path, api=everywhere) as world, client_of(world, **headers) as client:
+        assert (await client.post("/page/join-token", json={})).status_code == 403
+
+
 async def test_a_coordinator_that_takes_nobody_in_says_so(home: Path, tmp_path: Path) -> None:
     listen = {"nodes": "127.0.0.1:0", "api": "127.0.0.1:0", "enrol": ""}
     async with page_world(tmp_path, listen=listen) as world, client_of(world) as client:

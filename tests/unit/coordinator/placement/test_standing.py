@@ -145,8 +145,8 @@ def test_streamed_shards_are_told_where_one_looks_since_their_numbers_are_others
     told = status_lines(here)
     label = cluster.nodes[node_id(2)].label
     assert any(line.startswith(f"  note: streamed: shard 2 on {label}; ") for line in told)
-    assert "  shard 2 of m is streamed: what does not fit is read from its file for each token" in told
-    assert not any("shard 1 of m is streamed" in line for line in told)
+    assert "  shard 2 of m: streamed: what does not fit is read from its file for each token" in told
+    assert not any("shard 1 of m: streamed" in line for line in told)
 
 
 def test_a_node_that_offers_without_end_takes_no_room_without_end() -> None:

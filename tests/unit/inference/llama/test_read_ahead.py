@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.inference.llama.read_ahead import PIECE_BYTES, ReadAhead, joined, mappings_of, pieces
+from shardnet.inference.llama.read_ahead import PIECE_BYTES, ReadAhead, mappings_of, pieces
 from shardnet.inference.llama.residency import Extent
 
 PAGE = mmap.PAGESIZE
@@ -76,17 +76,38 @@ def test_two_stages_pass_through_a_budget_of_two_and_no_more(mapped: MappedFile)
 
 
 def test_what_stays_is_read_once_and_not_dropped(mapped: MappedFile) -> None:
-    """Of six stages four fit: 2 and 5 stay, two others pass through."""
-    with ReadAhead(mapped.stages, 4 * STAGE, passes=3) as ahead:
-        mapped.wait_for({0: True, 1: True, 2: True, 3: False, 4: False, 5: False})
+    """Three stages, twice as large as elsewhere. The first half of each stays, and there is room for two other halves."""
+    stages = [[Extent(mapped.path, number * 2 * STAGE, 2 * STAGE)] for number in range(N_STAGES // 2)]
+    with ReadAhead(stages, 5 * STAGE, passes=None) as ahead:
+        assert (ahead.stays_bytes, ahead.pass_bytes) == (3 * STAGE, 3 * STAGE)
+        ahead.begin_pass()
+        mapped.wait_for({0: True, 1: True, 2: True, 3: True, 5: False})
         ahead.stage_done(0)
-        mapped.wait_for({0: False, 1: True, 2: True, 3: True, 4: False, 5: False})
+        mapped.wait_for({0: True, 1: False, 2: True, 3: True, 4: True, 5: True})
         ahead.stage_done(1)
+        mapped.wait_for({0: True, 1: True, 2: True, 3: False, 4: True, 5: True})  # the next pass begins
         ahead.stage_done(2)
-        mapped.wait_for({1: False, 2: True, 3: True, 4: True, 5: True})
-        for stage in range(3, N_STAGES):
-            ahead.stage_done(stage)
-        mapped.wait_for({0: True, 1: True, 2: True, 3: False, 4: False, 5: True})
+        mapped.wait_for({0: True, 1: True, 2: True, 3: True, 4: True, 5: False})
+
+
+def test_a_smaller_budget_is_kept_to_at_once_and_a_larger_one_from_the_next_pass_on(mapped: MappedFile) -> None:
+    with ReadAhead(mapped.stages, N_STAGES * STAGE, passes=None) as ahead:
+        mapped.wait_for(dict.fromkeys(range(N_STAGES), True))
+        ahead.set_budget(2 * STAGE)
+        mapped.wait_for({0: True, 1: True, 2: False, 3: False, 4: False, 5: False})
+        ahead.set_budget(N_STAGES * STAGE)
+        mapped.wait_for(dict.fromkeys(range(N_STAGES), True))
+
+
+def test_the_computing_thread_meets_each_stage_in_memory(mapped: MappedFile) -> None:
+    whole = STAGE // PAGE
+    with ReadAhead(mapped.stages, 2 * STAGE, passes=2) as ahead:
+        for _ in range(2):
+            ahead.begin_pass()
+            for stage in range(N_STAGES):
+                assert mapped.mapped_pages()[stage] == whole
+                ahead.stage_done(stage)
+        ahead.begin_pass()  # nothing is to be read, so there is nothing to wait for
 
 
 def test_nothing_is_read_after_the_last_pass(mapped: MappedFile) -> None:
@@ -123,12 +144,6 @@ def test_a_file_that_is_not_mapped_is_read_into_the_page_cache(tmp_path: Path) -
     with ReadAhead([[Extent(path, 0, 4 * PAGE)]], PAGE, passes=1) as ahead:
         ahead.pass_done()
     assert not any(thread.name == "read ahead" for thread in threading.enumerate())
-
-
-def test_extents_that_follow_each_other_are_read_as_one(tmp_path: Path) -> None:
-    one, other = tmp_path / "1", tmp_path / "2"
-    found = joined([Extent(one, 100, 50), Extent(other, 0, 10), Extent(one, 0, 90), Extent(one, 1 << 20, 5)])
-    assert found == (Extent(one, 0, 150), Extent(one, 1 << 20, 5), Extent(other, 0, 10))
 
 
 def test_pieces_are_the_same_bytes_in_order(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def test_any_budget_gives_the_same_certificate(method: Method, share: float, tmp
     budget = int(share * path.stat().st_size)
     found = prove(path, (3,), tmp_path, HowToRun(method, 3, weights_budget=budget, threads=1))
     assert found.is_exact
-    assert found == prove(path, (3,), tmp_path, HowToRun(method, 3, threads=1))
+    assert not found.repacked  # F32 has no such layout: nothing else differs
+    assert found.model_copy(update={"repacked": True}) == prove(path, (3,), tmp_path, HowToRun(method, 3, threads=1))
 
 
 def test_a_model_in_several_files_is_read_ahead_out_of_all_of_them(tmp_path: Path) -> None:

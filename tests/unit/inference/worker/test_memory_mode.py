@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -11,6 +12,7 @@ from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import Need
 from shardnet.inference.llama.model import LlamaContext
 from shardnet.inference.llama.read_ahead import ReadAhead
+from shardnet.inference.worker.budgets import Budgets, Shared, share_out
 from shardnet.inference.worker.memory_mode import SPARE_DIVISOR, Asked, Free, choose
 from shardnet.inference.worker.shard import Shard
 from shardnet.limits.memory import Bound, Room
@@ -45,7 +47,7 @@ def test_a_streamed_shard_keeps_kv_and_buffers_and_spare_room_out_of_its_budget(
     chosen = choose("auto", SHARD, free(have))
     assert chosen.budget == have - have // SPARE_DIVISOR - BESIDE
     assert chosen.needed == chosen.budget + BESIDE <= have
-    assert chosen.why.endswith("314.6 MB of weights stay, 734.0 MB are read for each token")
+    assert chosen.why.endswith("466.9 MB of weights stay, 581.6 MB are read for each token")
 
 
 def test_the_users_limit_counts_like_memory_that_is_not_there() -> None:
@@ -81,3 +83,58 @@ def test_a_streamed_shard_leaves_a_thread_to_reading(threads: int, computing: in
     shard.ahead = Mock(spec=ReadAhead)
     shard.set_threads(threads)
     context.set_threads.assert_called_with(computing)
+
+
+def test_streamed_shards_share_what_there_is_by_what_they_lack() -> None:
+    small, large = (10, 10, 10), (10,) * 10
+    assert share_out(130, [small, large]) == (30, 100)
+    assert share_out(1000, [small, large]) == (30, 100)
+    assert share_out(40, [small, large]) == (20, 20)
+    assert share_out(67, [small, large]) == (23, 44)
+    assert share_out(0, []) == ()
+
+
+def test_a_second_streamed_shard_takes_its_part_of_what_the_first_one_had() -> None:
+    shared = Shared(600 * MB, (STAGES,))
+    chosen = choose("auto", SHARD, Free(Room(4000 * MB, 100 * MB), 0, 0, shared))
+    together = 700 * MB - 700 * MB // SPARE_DIVISOR - BESIDE
+    assert chosen.others == (together // 2,)
+    assert chosen.budget + sum(chosen.others) == together
+    assert "beside 1 more that are streamed" in chosen.why
+
+
+def test_what_others_need_at_least_is_not_taken_from_them() -> None:
+    shared = Shared(300 * MB, (STAGES,))
+    assert choose("auto", SHARD, Free(Room(4000 * MB, BESIDE + 100 * MB), 0, 0, shared)).others == (200 * MB,)
+    with pytest.raises(NoRoomError, match="shard 3, streamed, needs"):
+        choose("auto", SHARD, Free(Room(4000 * MB, BESIDE + 100 * MB - 1), 0, 0, shared))
+
+
+def test_a_pipeline_of_repacked_shards_gets_no_streamed_one_and_the_other_way_round() -> None:
+    repacked, stored = replace(SHARD, repack=True), replace(SHARD, repack=False)
+    with pytest.raises(NoRoomError, match="shard 3 needs"):
+        choose("auto", repacked, free(700 * MB))
+    with pytest.raises(NoRoomError, match="this node streams all shards"):
+        choose("streamed", repacked, free(4000 * MB))
+    assert choose("resident", stored, free(4000 * MB)).repack is False
+    assert choose("auto", stored, free(4000 * MB)).repack is False
+    assert choose("auto", repacked, free(4000 * MB)).repack is True
+
+
+def test_the_budgets_of_streamed_shards_change_as_others_come_and_go() -> None:
+    shards = [Mock(spec=ReadAhead, stage_bytes=(10,) * 10, budget=100) for _ in range(2)]
+    for shard in shards:
+        shard.set_budget.side_effect = lambda budget, shard=shard: setattr(shard, "budget", budget)
+    budgets = Budgets()
+    budgets.make_room([], 100)
+    budgets.join(shards[0])
+    assert budgets.shared() == Shared(100, ((10,) * 10,))
+    budgets.make_room([50], 100)
+    shards[1].budget = 50
+    budgets.join(shards[1])
+    assert (shards[0].budget, budgets.used_bytes) == (50, 100)
+    budgets.leave(shards[1])
+    assert (shards[0].budget, budgets.used_bytes) == (100, 100)
+    budgets.make_room([60], 100)
+    budgets.leave(None)  # the new one could not be opened
+    assert shards[0].budget == 100

@@ -398,7 +398,7 @@ def test_a_rotten_file_outlives_an_engine_crash_only_if_its_shard_does(world: Wo
     world.start(0)
     world.into_memory(0)
     world.state.handle(ev.FileRotted(key(0), FILE))
-    effects = world.state.handle(ev.EngineCameBack(((key(0), 1000, "resident"),) if comes_back else ()))
+    effects = world.state.handle(ev.EngineCameBack(((key(0), 1000, "resident", True),) if comes_back else ()))
     assert bool(of(effects, do.Quarantine)) != comes_back
 
 
@@ -495,7 +495,7 @@ def test_shards_that_an_engine_crash_took_are_loaded_again_when_asked_for(world:
     world.start(0, 1)
     world.into_memory(0)
     world.into_memory(1)
-    world.state.handle(ev.EngineCameBack(((key(1), 500, "resident"),)))
+    world.state.handle(ev.EngineCameBack(((key(1), 500, "resident", True),)))
     assert [(held.loaded, held.memory_bytes) for held in world.state.held({})] == [(False, 0), (True, 500)]
     assert not world.state.chain_is_ready(MODEL, 0, 2)
     assert of(world.state.handle(ev.TaskWaits(1, MODEL, 0, 2, SMALL)), do.Load)
