@@ -338,6 +338,24 @@ def copied(world: World) -> list[tuple[str, str]]:
 
 
 @scenario
+def one_way(world: World) -> list[tuple[str, str]]:
+    """Nobody can dial the only holder, which can dial the others: nothing but the torrent goes through the coordinator."""
+    world.halves = _bigger(world.folder)
+    world.start(copies=9)
+    router = world.net.add(26)
+    _start_whole(world, "node-26", _behind(world, router, forward=False))
+    world.wait(partial(_has, world, "node-26"), "the node behind the router")
+    for process in ("node-0", "node-1"):
+        world.swarm.processes.pop(process).kill()
+    _start_empty(world, "node-27", world.net.add(27))
+    seconds = world.wait(partial(_holds, world, "node-27"), "the shard from the holder that dials", 90)
+    time.sleep(8)  # the links are measured
+    through = world.status()["requests"]["relayed_weight_bytes"]
+    came = f"shard there {seconds:.1f} s after the fetcher's start, {through} bytes of it through the coordinator; status: {world.warnings()}"
+    return [("holder can dial, and not be dialled", came)]
+
+
+@scenario
 def undialable(world: World) -> list[tuple[str, str]]:
     """Nobody can dial the only holder: its weights and its steps go through the coordinator."""
     world.halves = _bigger(world.folder)

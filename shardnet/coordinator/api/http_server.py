@@ -12,9 +12,12 @@ from starlette.types import ASGIApp
 from shardnet.coordinator.api.half_close import HalfCloseProtocol
 from shardnet.messages import Address
 from shardnet.swarm.addresses import HostPort, bound_address, open_listening_sockets
+from shardnet.tcp import Patience, tune
 
 GRACEFUL_S = 2
 MAX_CONNECTIONS = 1024
+PATIENCE = Patience(idle_s=15, interval_s=5, questions=3, unacknowledged_s=120)
+"""A client that is gone without a word does not keep its answer's place; one that only does not read for a while does."""
 
 
 class _Server(uvicorn.Server):
@@ -35,7 +38,10 @@ class HttpServer:
     @classmethod
     def listen(cls, address: HostPort) -> HttpServer:
         """Raises: SettingsError if the port is taken; UnreachableError if the host is not one of this machine's."""
-        return cls(open_listening_sockets(address))
+        listening = open_listening_sockets(address)
+        for one in listening:
+            tune(one, PATIENCE)  # what is accepted takes it over
+        return cls(listening)
 
     @property
     def address(self) -> Address:

@@ -7,6 +7,7 @@ them. What is passed on is proved where it arrives: pieces by the torrent's hash
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import cast
 
 from shardnet.coordinator.nodes.peers import Peers
@@ -20,7 +21,8 @@ from shardnet.messages import FileIs, GetFile, ShardSource
 PIECE_DEADLINE_S = 20.0
 AT_ONCE = 4
 """Pieces on their way through here, for everybody together."""
-MOST_WAITING = 256
+MOST_WAITING = 8
+"""Pieces of one asker that wait or are under way: one of many cannot take all the room."""
 
 log = get("coordinator")
 
@@ -40,7 +42,7 @@ class WeightsRelay:
         self._peers = peers
         self._pace = Pace(bytes_per_s) if bytes_per_s > 0 else None
         self._places = asyncio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
         self.relayed_bytes = 0
 
     async def piece(self, asker_id: str, question: GetFile) -> tuple[int, bytes]:
@@ -50,15 +52,15 @@ class WeightsRelay:
         """
         if self._pace is None:
             raise ShardNotFound("this coordinator passes no weights on (placement.relay_bytes_per_s is 0)")
-        if self._waiting >= MOST_WAITING:
+        if self._waiting[asker_id] >= MOST_WAITING:
             raise Busy("too many pieces of shards are on their way through the coordinator", retry_after_s=1.0)
-        self._waiting += 1
+        self._waiting[asker_id] += 1
         try:
             async with self._places:
                 await self._pace.take(question.most_bytes if question.kind == "shard" else 0)
                 return await self._ask(asker_id, question)
         finally:
-            self._waiting -= 1
+            self._waiting -= Counter((asker_id,))
 
     async def _ask(self, asker_id: str, question: GetFile) -> tuple[int, bytes]:
         model_id, shard_id = question.model_id, question.shard_id

@@ -114,8 +114,10 @@ async def test_only_so_many_pieces_are_on_their_way_at_once_and_a_flood_is_refus
     assert len(peers.asked) == weights_relay.AT_ONCE
     with pytest.raises(Busy):
         await one.piece(node_id(1), question())
+    other = asyncio.create_task(one.piece(node_id(3), question()))
     peers.go_on.set()
-    assert await asyncio.gather(*waiting) == [(100, BYTES)] * 10
+    assert await asyncio.gather(*waiting, other) == [(100, BYTES)] * 11, "another's questions have their own room"
+    assert not one._waiting
 
 
 async def test_a_pace_lets_so_many_bytes_a_second_through() -> None:
