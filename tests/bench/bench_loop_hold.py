@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,11 +46,13 @@ class ProbedSwarm(LocalSwarm):
         """Where the probe writes."""
         return self.folder / "held"
 
-    def start(self, name: str, *arguments: str, env: dict[str, str] | None = None) -> Process:
+    def start(
+        self, name: str, *arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> Process:
         """As of any swarm."""
         probe = (sys.executable, "-m", "tests.support.probed_loop", str(self.told))
         with patch.object(processes, "python_module", lambda _: probe) if name == "coordinator" else nullcontext():
-            return super().start(name, *arguments, env=env)
+            return super().start(name, *arguments, env=env, prefix=prefix)
 
 
 def looks_alike(size: int) -> str:
