@@ -75,7 +75,8 @@ def tools_asked(tools: Sequence[Any] | None, choice: Any, parallel: bool | None)
         functions = [one for one in functions if one.name == named]
         if not functions:
             raise UsageError(f"tool_choice: no function {named[:64]!r} is among the tools", param="tool_choice")
-    return ToolsAsked(list(tools or ()), tuple(functions), wanted, parallel is not False)
+    several = parallel is not False if named is None else parallel is True
+    return ToolsAsked(list(tools or ()), tuple(functions), wanted, several)
 
 
 def _function(at: int, tool: Any) -> Function:

@@ -124,7 +124,8 @@ class Words:
         )
         tokens = await asyncio.to_thread(self.vocabulary.tokenize_parts, parts)
         end = "".join(part.text[-_END:] for part in parts[-2:])
-        if not end.endswith(answers.opened):
+        is_begun = continues or not begins_answer or (answers.text_begins and end.endswith(answers.text_begins))
+        if is_begun or not end.endswith(answers.opened):
             answers = replace(answers, opened="", text_begins="")
         return ChatPrompt(tokens, answers, answers.thinks_already(end))
 

@@ -19,6 +19,7 @@ from tests.bench.clients.client_calls import (
     SOME_PARSED,
     SOME_TOOL_PROMPTS,
     TOOL_PROMPTS,
+    Tree,
     expect,
     fault_of_call,
     run,
@@ -43,6 +44,8 @@ def multiply(a: int, b: int) -> int:
 
 
 TOOLS: list[Any] = [tool(weather), tool(multiply)]
+NOT_RECURSIVE = [case for case in SOME_PARSED if case[0] is not Tree]
+"""A recursive model is none any more by the time that langchain sends it as a tool (findings/langchain-recursive-tools.sh)."""
 HELLO = "Say hello in one short sentence."
 
 
@@ -164,12 +167,12 @@ def by_schema() -> str:
 
 def by_calling() -> str:
     """with_structured_output, function_calling."""
-    return structured("function_calling", SOME_PARSED)
+    return structured("function_calling", NOT_RECURSIVE)
 
 
 def by_strict_calling() -> str:
     """with_structured_output, function_calling, strict."""
-    return structured("function_calling", SOME_PARSED, strict=True)
+    return structured("function_calling", NOT_RECURSIVE, strict=True)
 
 
 def structured_stream() -> str:

@@ -5,7 +5,7 @@ import { VERSION } from "openai/version";
 import { z } from "zod";
 
 const model = process.env.SHARDNET_CLIENTS_MODEL;
-const only = process.argv[2] ?? "";
+const only = (process.argv[2] ?? "").split("|");
 const client = new OpenAI({ baseURL: process.env.SHARDNET_CLIENTS_BASE, apiKey: "none", maxRetries: 0, timeout: 600_000 });
 const hello = [{ role: "user", content: "Say hello in one short sentence." }];
 const most = { max_tokens: 300, temperature: 0.7 };
@@ -164,7 +164,7 @@ const calls = {
 
 let faults = 0;
 for (const [name, call] of Object.entries(calls)) {
-  if (!name.includes(only)) continue;
+  if (!only.some((one) => name.includes(one))) continue;
   const begun = Date.now();
   let line;
   try {

@@ -141,12 +141,12 @@ def auto_one_streamed() -> str:
 
 def named() -> str:
     """tools, a named function, whole."""
-    return tally(whole(names=["weather"], tool_choice=NAMED), TOOL_PROMPTS)
+    return tally(whole(names=["weather"], most=1, tool_choice=NAMED), TOOL_PROMPTS)
 
 
 def named_streamed() -> str:
-    """tools, a named function, one call, streamed."""
-    asks = streamed(names=["weather"], most=1, tool_choice=NAMED, parallel_tool_calls=False)
+    """tools, a named function, several calls allowed, streamed."""
+    asks = streamed(names=["weather"], tool_choice=NAMED, parallel_tool_calls=True)
     return tally(asks, SOME_TOOL_PROMPTS)
 
 

@@ -1,4 +1,4 @@
-"""What no client's method sends, by httpx: other methods, slashes, origins, spelled control tokens, and the later endpoints where they are."""
+"""What no client's method sends, by httpx: other methods, slashes, origins, spelled control tokens; and embeddings."""
 
 from __future__ import annotations
 
@@ -92,30 +92,7 @@ def embeddings() -> str:
     return f"{len(plain[0].embedding)} numbers"
 
 
-def responses() -> str:
-    """responses, where they are served: whole, streamed, with a tool."""
-    if not is_served("/v1/responses"):
-        return "not served"
-    client = openai.OpenAI(base_url=BASE, api_key="none", max_retries=0)
-    whole = client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=16)
-    expect(whole.output_text, whole)
-    kinds = [
-        one.type for one in client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=16, stream=True)
-    ]
-    expect(kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), kinds)
-    return f"{whole.output_text!r}, {len(kinds)} events"
-
-
-def messages() -> str:
-    """messages of Anthropic's shape, where they are served."""
-    if not is_served("/v1/messages"):
-        return "not served"
-    got = wire.post("/v1/messages", json={"model": MODEL, "max_tokens": 16, "messages": HELLO})
-    expect(got.status_code == 200 and got.json()["content"][0]["text"], got.text)
-    return repr(got.json()["content"][0]["text"])
-
-
-CALLS = (spelled, methods, early, bodies, embeddings, responses, messages)
+CALLS = (spelled, methods, early, bodies, embeddings)
 
 if __name__ == "__main__":
     sys.exit(run(f"httpx {httpx.__version__}", CALLS))

@@ -118,17 +118,16 @@ def by_schema() -> str:
     return outputs(NativeOutput, PARSED)
 
 
-def by_prompt() -> str:
-    """output_type by prompt and json_object."""
-    shape, prompt = PARSED[15]
-    asked = agent(output_type=PromptedOutput(shape), retries=3)
-    return repr(asked.run_sync(f"{prompt} kind is 'dog' and barks is true.").output)
-
-
 class Product(BaseModel):
     """The product that was asked for."""
 
     number: int
+
+
+def by_prompt() -> str:
+    """output_type by prompt and json_object."""
+    asked = agent(output_type=PromptedOutput(Product), retries=5)
+    return repr(asked.run_sync('The JSON object {"number": 7}, please, and nothing else.').output)
 
 
 def tool_and_output(kind: Any) -> str:

@@ -26,6 +26,8 @@ SCRIPTS = (
     "openai_tools",
     "openai_structures",
     "openai_wire",
+    "responses_calls",
+    "anthropic_calls",
     "litellm_calls",
     "langchain_calls",
     "pydantic_ai_calls",
@@ -99,7 +101,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--folder", type=Path, help="kept for another run")
     parser.add_argument("--only", default="", help="scripts whose name holds this")
-    parser.add_argument("--call", default="", help="calls whose name holds this")
+    parser.add_argument("--call", default="", help="calls whose name holds this; several with | between them")
     asked = parser.parse_args()
     if asked.folder is not None:
         asked.folder.mkdir(parents=True, exist_ok=True)

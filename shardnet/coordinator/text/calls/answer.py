@@ -51,7 +51,7 @@ class AnswerFormat:
         make_id: of calls whose id the model does not write.
         wraps: marks that part answers and are never shown (gemma's channel names, final-answer marks).
         opened: what the prompt ends with, where the answer's own first characters are meant to stand behind it (Functionary 3.2).
-        text_begins: what stands between that and a text; between that and a call nothing does.
+        text_begins: what stands between that, or reasoning, and a text; before calls it does not.
     """
 
     name: str

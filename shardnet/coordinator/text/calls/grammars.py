@@ -68,12 +68,12 @@ def calls_grammar(
     opened, calls = _calls(rules, format.calls, functions, arguments, parallel)
     rules.add("calls", calls)
     first = "calls" if format.opened == opened else _line(rules.text(opened), "calls")
-    text_begins = rules.text(format.text_begins) if format.opened else ""
+    text_begins = rules.text(format.text_begins)
     if required:
         rules.add("start", f"{reasoning} {first}")
     elif structure is None:
         free = f"({_free(rules, format.calls, opened, parallel)})"
-        rules.add("start", f"{reasoning} {f'({first} | {text_begins} {free})' if text_begins else free}")
+        rules.add("start", f"{reasoning} {f'({first} | {text_begins} {free})' if format.opened else free}")
     else:  # a structure begins at once, as without tools, unless the prompt has opened reasoning
         before, within = (reasoning, "") if thinks else ("", reasoning)
         rules.add("start", _line(before, f"({_line(within, first)} | {_line(text_begins, STRUCTURE)})"))

@@ -65,7 +65,7 @@ class JsonCalls:
                 return
             yield from source.space()
             following = yield from source.looking_at("{", "[")
-            if following is None or (is_bare and not close and further is None):
+            if following is None or (is_bare and not close and further is None and following != "{"):
                 return
             in_list = (yield from source.accept("[")) is not None
 

@@ -130,6 +130,7 @@ KNOWN: tuple[Known, ...] = (
         ("<|open|>", "<|sep|>", "<|close|>", "argument"),
         thinking=(_xtml("think"),),
         wraps=(*_xtml("response"), _xtml("message")[1]),
+        text_begins=_xtml("response")[0],
     ),
     Known(
         "deepseek v3.1",

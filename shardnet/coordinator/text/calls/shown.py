@@ -40,7 +40,7 @@ class Shown:
     def say(self, kind: Kind, text: str) -> None:
         """Tell a text."""
         if kind is not self._kind:
-            self._trims = self._kind is not None or kind is Reasoning  # the space between two kinds belongs to neither
+            self._trims |= self._kind is not None or kind is Reasoning  # the space between two kinds belongs to neither
             self._kind, self._space = kind, ""
         if self._trims:
             text = text.lstrip()

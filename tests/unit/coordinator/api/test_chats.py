@@ -10,6 +10,7 @@ import pytest
 
 from shardnet.coordinator.api.chats import Prepared, prepare
 from shardnet.coordinator.api.schemas import ChatRequest, CompletionRequest
+from shardnet.coordinator.structure.grammars import schema_grammar
 from shardnet.coordinator.text.template import ChatTemplate
 from shardnet.coordinator.text.vocabulary import Vocabulary
 from shardnet.coordinator.text.words import Words
@@ -160,6 +161,20 @@ async def test_an_answer_whose_first_mark_is_the_prompts_end_begins_with_whom_it
     assert read(vocabulary, await prepared(vocabulary, template, **JSON_OBJECT), "all\n{}").content == "{}"
     gbnf = await prepared(vocabulary, template, grammar='root ::= "{}"')
     assert (gbnf.grammar, read(vocabulary, gbnf, "{}").content) == (None, "{}")
+
+
+async def test_a_structure_comes_where_the_model_puts_a_text_behind_its_reasoning(vocabulary: Vocabulary) -> None:
+    opened = "<|open|>{}<|sep|>"
+    for name, before in (("think", "Hm.<|close|>think<|sep|><|open|>response<|sep|>"), ("response", "")):
+        template = TEMPLATES["kimi k3"].replace(
+            "<|assistant|>{% endif %}", f"<|assistant|>{opened.format(name)}{{% endif %}}"
+        )
+        for more in (JSON_OBJECT, {"tools": [TOOL], **JSON_OBJECT}):
+            one = await prepared(vocabulary, template, **more)
+            assert one.grammar is not None or name == "response"
+            grammar = one.grammar or schema_grammar({"type": "object"}, "x")
+            assert ByteVocabulary().accepts(grammar, before + "{}")
+            assert not ByteVocabulary().accepts(grammar, "Hm.<|close|>think<|sep|>{}")
 
 
 async def test_tools_that_are_not_to_be_called_are_shown_beside_calls_alone(vocabulary: Vocabulary) -> None:

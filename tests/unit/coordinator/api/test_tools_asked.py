@@ -34,6 +34,17 @@ def test_a_named_function_is_the_only_one_that_may_be_called() -> None:
         tools_asked([tool("a")], {"type": "function", "function": {"name": "c"}}, None)
 
 
+@pytest.mark.parametrize(("asked_for", "several"), [(None, False), (False, False), (True, True)])
+def test_a_named_function_is_called_once_unless_several_calls_are_asked_for(
+    asked_for: bool | None, several: bool
+) -> None:
+    named = tools_asked([tool("a")], {"type": "function", "function": {"name": "a"}}, asked_for)
+    required = tools_asked([tool("a")], "required", asked_for)
+    assert named is not None
+    assert required is not None
+    assert (named.parallel, required.parallel) == (several, asked_for is not False)
+
+
 @pytest.mark.parametrize(
     ("choice", "strict", "enforced"),
     [(None, False, False), ("auto", True, True), ("none", True, False), ("required", False, True)],

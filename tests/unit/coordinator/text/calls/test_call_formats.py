@@ -115,6 +115,18 @@ def test_a_name_that_was_not_offered_is_no_call_where_no_mark_says_so() -> None:
     assert read(FORMATS["llama"], ["<|python_tag|>" + text]).calls == [("Ann", '{"age": 7}')]
 
 
+def test_calls_without_a_mark_may_follow_each_other_and_what_is_none_stays_content() -> None:
+    call, other = '{"name": "now", "arguments": {}}', '{"name": "Ann", "age": 7}'
+    for text, done, content in (
+        (f"{call}\n{call}\n{call}", 3, ""),
+        (f"{call}\n{other}", 1, other),
+        (f"{call}\nSo {call}", 1, f"So {call}"),
+        (f"{call}\n{call[:20]}", 1, call[:20]),
+    ):
+        found = read(FORMATS["hermes"], list(text))
+        assert (found.done, found.content, found.broken) == (done, content, [])
+
+
 def test_arguments_that_break_off_end_the_call_and_its_text_is_content() -> None:
     text = '<tool_call>\n{"name": "weather", "arguments": {"city": "Par'
     found = read(FORMATS["hermes"], list(text))
