@@ -2,8 +2,8 @@
 # libtorrent: of a BitTorrent v2 torrent of one file, total_size() and piece_size() are those of whole pieces, not of the file.
 #
 # A file of 200,000 bytes in pieces of 64 KiB: total_size() says 262,144 and piece_size(3) 65,536, where 3,392 bytes are left for the last piece (of a v1
-# torrent they say 200,000 and 3,392). torrent_handle.add_piece() with as many bytes as piece_size() names, zeros behind the file's end, is passed over
-# without a word: no alert, and the piece stays missing. With the bytes that the file has there it is taken and proved.
+# torrent they say 200,000 and 3,392). torrent_handle.add_piece() with as many bytes as piece_size() names, zeros behind the file's end, is passed
+# over: the piece stays missing. With the bytes that the file has there it is taken and proved.
 #
 #   seen: v1 (200000, 3392), v2 (262144, 65536); 3 of 4 pieces with the padded last one, 4 of 4 with the real one
 set -euo pipefail
