@@ -48,7 +48,7 @@ _NO_JSON = (
     (r"trailing comma", "a comma stands in front of a closing bracket"),
     (r"trailing characters|Extra data", "more follows behind its end"),
     (r"recursion", "it is nested too deeply"),
-    (r"surrogate|unicode|hex|uXXXX", "a character in it is none"),
+    (r"surrogate|unicode|hex|uXXXX", "a text in it has half a surrogate pair, or bytes that are not UTF-8"),
     (r"escape", "a text in it has an escape that JSON does not know"),
     (r"ontrol character", "a line break or another control character stands in a text"),
     (r"number", "a number in it is not written as JSON writes it"),

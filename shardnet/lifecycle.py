@@ -128,6 +128,21 @@ class Backoff:
         self._next_s = 0.0
 
 
+class Pace:
+    """So many bytes a second, for everybody who takes some: a second's worth may go at once after a rest."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._free_at_s = 0.0
+
+    async def take(self, n_bytes: int) -> None:
+        """Wait until it is these bytes' turn."""
+        loop = asyncio.get_running_loop()
+        start_s = max(self._free_at_s, loop.time() - 1.0)
+        self._free_at_s = start_s + n_bytes / self._bytes_per_s
+        await asyncio.sleep(self._free_at_s - loop.time())
+
+
 def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """Returns: the first error of a group, which may hold groups."""
     error = errors.exceptions[0]

@@ -83,6 +83,16 @@ class DeviceInfo(Frozen):
     )
 
 
+MAX_TROUBLE_CHARS = 600
+
+
+class Reach(Frozen):
+    """Where other daemons reach one, and what is wrong with that."""
+
+    listen: Address | None = Field(default=None, description="an IP address; None: nobody can dial it")
+    trouble: str = Field(default="", max_length=MAX_TROUBLE_CHARS, description="a sentence for people; empty: nothing")
+
+
 MemoryMode = Literal["resident", "streamed"]
 """How a loaded shard's weights are held: all of them in memory, or partly read from their file for each token."""
 
@@ -183,6 +193,12 @@ class Hello(Message):
         description="drawn at each start of a node: two at once with one node_id are two processes with one key, as where a home was copied",
     )
     listen: Address | None = Field(default=None, description="where others may dial this daemon")
+    trouble: str = Field(
+        default="",
+        max_length=MAX_TROUBLE_CHARS,
+        exclude_if=lambda value: not value,
+        description="why nobody can dial it, or not everybody; a sentence for people",
+    )
     capabilities: Capabilities = Capabilities()
     held: tuple[HeldShard, ...] = Field(default=(), max_length=20_000, strict=False)
     refused: tuple[Annotated[str, Field(min_length=1, max_length=MAX_REFUSED_CHARS)], ...] = Field(
@@ -205,6 +221,10 @@ class Welcome(Message):
     dht: Address | None = Field(
         default=None, description="the coordinator's DHT (UDP): where to begin; host 0.0.0.0: the one that was dialled"
     )
+
+
+COPIED = "copied_identity"
+"""Fact `reason` of a refusal: another process with the same key is connected."""
 
 
 class Refusal(Message):
@@ -240,6 +260,11 @@ class Heartbeat(Message):
         description="median time that a step costs a stage beside its computing: taking it in, and handing it on",
     )
     draining: bool = False
+    reach: Reach | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="where it is dialled now, once that is no longer what its `Hello` said",
+    )
 
 
 class ManifestOffer(Message):
@@ -486,6 +511,10 @@ class RowsRead(Message):
 # -- measuring and asking ------------------------------------------------------------------------------------------------------------------
 
 
+ALIVE = "f" * 16
+"""The command id of pings by which a link asks whether anybody is there: the other end's link answers them, before any daemon sees them."""
+
+
 class Ping(Message):
     """Answered by `Pong` at once; may carry one tensor named `padding` to measure bandwidth."""
 
@@ -535,17 +564,36 @@ class ManifestIs(Message):
     manifest: Manifest
 
 
+MAX_FILE_PIECE = 1 << 20
+
+
 class GetFile(Message):
-    """Ask a holder for a small file of a model, whole: the tokenizer or a shard's torrent. Answered by `FileIs` or `CommandFailed`."""
+    """Ask a holder for a piece of a model's file: the tokenizer, a shard's torrent. Answered by `FileIs` or `CommandFailed`.
+
+    Asked of the coordinator, a torrent, and of a shard itself, is passed on to a node that has it and back: the way for nodes that nobody can dial.
+    A holder gives pieces of a shard to its coordinator alone; others take them by the torrent.
+    """
 
     type: Literal["GET_FILE"] = "GET_FILE"
     command_id: CommandId
     deadline_s: DeadlineSeconds
     model_id: ModelId
-    kind: Literal["tokenizer", "torrent"]
-    shard_id: ShardIndex = Field(default=0, description="for `torrent`")
+    kind: Literal["tokenizer", "torrent", "shard"]
+    shard_id: ShardIndex = Field(default=0, description="for `torrent` and `shard`")
     offset: int = Field(
         default=0, ge=0, description="bytes from the start; files come in pieces of at most MAX_FILE_PIECE"
+    )
+    most_bytes: int = Field(
+        default=MAX_FILE_PIECE,
+        ge=1,
+        le=MAX_FILE_PIECE,
+        exclude_if=lambda value: value == MAX_FILE_PIECE,
+        description="the piece may be that long",
+    )
+    asker: ShardSource | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="for `torrent`, from the coordinator: who wants the shard, and where its transfers can be dialled",
     )
 
 
@@ -589,5 +637,3 @@ AnyMessage = JsonMessage | NextStep | TaskResult
 MESSAGES: Codec[AnyMessage] = Codec(
     TypeAdapter(Annotated[JsonMessage, Field(discriminator="type")]), {1: NextStep, 2: TaskResult}
 )
-
-MAX_FILE_PIECE = 1 << 20

@@ -111,13 +111,17 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
         shown.append(f"  layers {row['first']:>3} to {row['end'] - 1:<3}  {shards:<14}  {holders}")
     shown.append(f"  [{strip(model['layers'], model['n_layers'])}]")
     for pipeline in model["pipelines"]:
-        shown.append("  pipeline: " + " -> ".join(f"{stage['node']} {stage['layers']}" for stage in pipeline))
+        shown.append("  pipeline: " + " -> ".join(map(_stage, pipeline)))
     if not model["proved"]:
         shown.append(f"  NOT PROVED: {model['unproved_reason']}")
     if model["reason"]:
         shown.append(f"  {model['reason']}")
     shown += [f"  note: {note}" for note in model["notes"]]
     return shown
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    return f"{stage['node']} {stage['layers']}" + (" (through the coordinator)" if stage["relayed"] else "")
 
 
 def strip(rows: list[dict[str, Any]], n_layers: int) -> str:
@@ -161,6 +165,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
             for one in node["held"]
             if one["loaded"] and one["memory_mode"] == "streamed"
         ]
+        shown += [f"  ⚠️  {sentence}" for sentence in node["reach"]]
         for load in node["loading"]:
             shown.append(f"  {_load_line(load)}")
         shown += [f"  {sentence}" for sentence in node["bound_to_nothing"]]

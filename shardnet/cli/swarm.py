@@ -109,7 +109,8 @@ def invite(
 
 def _recorded_address(home: Home) -> Address:
     """Where the coordinator of this home takes in machines, as others can dial it."""
-    from shardnet.swarm.addresses import is_wildcard, own_address, read_coordinator_addresses
+    from shardnet.hosts import own_address
+    from shardnet.swarm.addresses import is_wildcard, read_coordinator_addresses
 
     recorded = read_coordinator_addresses(home).enrol
     if recorded is None:
@@ -119,7 +120,7 @@ def _recorded_address(home: Home) -> Address:
         )
     if not is_wildcard(recorded.host):
         return recorded
-    own = own_address()
+    own = own_address(ipv6=":" in recorded.host)
     if own is None:
         raise UsageError(
             "this machine has no address in a network: give --address HOST:PORT, as the new machine reaches it"

@@ -22,6 +22,7 @@ from shardnet.coordinator.nodes.loads import Loader
 from shardnet.coordinator.nodes.measuring import keep_measured
 from shardnet.coordinator.nodes.peers import Peers
 from shardnet.coordinator.nodes.seeders import Seeders
+from shardnet.coordinator.nodes.weights_relay import WeightsRelay
 from shardnet.coordinator.page import meter
 from shardnet.coordinator.page.endpoints import Page, load_assets
 from shardnet.coordinator.page.feed import Feed
@@ -46,13 +47,13 @@ from shardnet.ids import short
 from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
-from shardnet.messages import PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
-from shardnet.swarm.addresses import reachable
+from shardnet.messages import COPIED, PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
 from shardnet.swarm.api_keys import API_KEYS, KeyRing, list_keys
 from shardnet.swarm.following import follow_records
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity, claim_identity
 from shardnet.swarm.membership import follow_revocations
+from shardnet.swarm.whereabouts import Place, reach_of
 from shardnet.transport import Connection
 
 TICK_S = 0.5
@@ -82,6 +83,7 @@ class Coordinator:
             make_speculation=settings.speculation.to_model if settings.speculation.enabled else None,
             prefixes=settings.prefixes.to_prefixes(),
         )
+        self._weights = WeightsRelay(self._cluster, self._peers, settings.placement.relay_bytes_per_s)
         self._frames = Frames(
             self._cluster,
             self._peers,
@@ -91,6 +93,7 @@ class Coordinator:
             self._spawn,
             fault_of=lambda manifest: self._catalogue.fault_of(manifest),
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
+            shard_piece=self._weights.piece,
         )
         self._loader = Loader(self._cluster, self._peers, self._apply, time.monotonic)
         self._stopping = asyncio.Event()
@@ -255,6 +258,7 @@ class Coordinator:
         before = self._peers.add(node_id, connection)
         if before is not None:
             before.refuse(PeerRefused("this node connected anew"))
+            self._apply(NodeLeft(time.monotonic(), node_id))  # no route goes to where it was, and what it ran is lost
             self._requests.on_node_lost(node_id)
         connection.set_handler(
             lambda frame: self._frames.take(node_id, connection, frame),
@@ -274,7 +278,8 @@ class Coordinator:
             raise PeerRefused(
                 f"a node with the same key runs already: {first.label}{where}. If this home is a copy of that one's, delete nodes/{hello.name} in it "
                 "and run `shardnet join TOKEN` with a new token (at the owner's: start it again), for a key of its own; a node that has just "
-                "died is forgotten within seconds"
+                "died is forgotten within seconds",
+                reason=COPIED,
             )
 
     def _welcome(self) -> Welcome:
@@ -346,7 +351,7 @@ class Coordinator:
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""
         enrol = self._doors.enrol if self._doors is not None else None
-        return reachable(enrol) if enrol is not None else None
+        return reach_of(Place(enrol)).listen if enrol is not None else None
 
     def _status(self) -> dict[str, Any]:
         at_s = time.monotonic()
@@ -361,6 +366,7 @@ class Coordinator:
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)
+        requests["relayed_weight_bytes"] = self._weights.relayed_bytes
         return {"coordinator": about} | views.swarm_json(self._standing, at_s) | {"requests": requests}
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from shardnet.coordinator.nodes.peers import Connection, Peers
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.events import Event, HeartbeatCame, ManifestKnown, ManifestRefused, NodeDrains
+from shardnet.coordinator.placement.events import (
+    Event,
+    HeartbeatCame,
+    LinkKnown,
+    ManifestKnown,
+    ManifestRefused,
+    NodeDrains,
+)
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
 from shardnet.ids import short
@@ -57,6 +64,7 @@ class Frames:
         *,
         fault_of: Callable[[Manifest], str | None],
         tokenizer_piece: Callable[[Manifest, int], Awaitable[tuple[int, bytes]]],
+        shard_piece: Callable[[str, GetFile], Awaitable[tuple[int, bytes]]],
     ) -> None:
         self._cluster = cluster
         self._peers = peers
@@ -66,6 +74,7 @@ class Frames:
         self._spawn = spawn
         self._fault_of = fault_of
         self._tokenizer_piece = tokenizer_piece
+        self._shard_piece = shard_piece
         self.relayed = 0
 
     def take(self, node_id: str, connection: Connection, frame: Frame[AnyMessage]) -> None:
@@ -108,7 +117,7 @@ class Frames:
             case GetManifest():
                 connection.send(self._manifest(message))
             case GetFile():
-                self._spawn(self._file(connection, message), f"file for {short(node_id)}")
+                self._spawn(self._file(node_id, connection, message), f"file for {short(node_id)}")
             case FreeSequence():
                 pass
             case _:
@@ -125,7 +134,7 @@ class Frames:
             case GetManifest():
                 connection.send(self._manifest(frame.message))
             case GetFile():
-                self._spawn(self._file(connection, frame.message), "file for a client")
+                self._spawn(self._file("", connection, frame.message), "file for a client")
             case _:
                 raise RemoteProtocolError(f"a client does not say {frame.message.type} to a coordinator")
 
@@ -134,6 +143,8 @@ class Frames:
         try:
             self._peers.send(next_id, message, frame.payloads)
             self.relayed += 1
+            if (node_id, next_id) not in self._cluster.unreachable:
+                self._apply(LinkKnown(node_id, next_id, None))
         except PeerLost as error:
             failed = CommandFailed(command_id=message.command_id, error=ErrorInfo.of(error))
             self._requests.on_failed(node_id, failed)
@@ -155,14 +166,17 @@ class Frames:
         error = ShardNotFound(f"model {question.model} is not known here")
         return CommandFailed(command_id=question.command_id, error=ErrorInfo.of(error))
 
-    async def _file(self, connection: Connection, question: GetFile) -> None:
+    async def _file(self, asker_id: str, connection: Connection, question: GetFile) -> None:
         answer: AnyMessage
         payloads: list[bytes] = []
         try:
             manifest = self._cluster.manifests.get(question.model_id)
-            if manifest is None or question.kind != "tokenizer":
-                raise ShardNotFound(f"the coordinator has no {question.kind} of model {short(question.model_id)}")
-            total, piece = await self._tokenizer_piece(manifest, question.offset)
+            if manifest is None:
+                raise ShardNotFound(f"model {short(question.model_id)} is not known here")
+            if question.kind == "tokenizer":
+                total, piece = await self._tokenizer_piece(manifest, question.offset)
+            else:
+                total, piece = await self._shard_piece(asker_id, question)
             padded = piece + bytes(-len(piece) % 4)
             spec = TensorSpec(name="data", dtype=Dtype.INT32, shape=(len(padded) // 4,))
             answer = FileIs(tensors=(spec,), command_id=question.command_id, total_bytes=total, piece_bytes=len(piece))

@@ -35,11 +35,3 @@ def unpack_host(packed: bytes) -> str:
 def is_loopback(host: str) -> bool:
     """Returns: True for 127.0.0.0/8 and ::1. `host` is an IP address."""
     return ipaddress.ip_address(host).is_loopback
-
-
-@lru_cache(maxsize=4096)
-def plain_host(host: str) -> str:
-    """Returns: `host` as a socket reports it, with a mapped IPv4 address and a zone written plainly."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)

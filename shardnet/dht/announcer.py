@@ -26,12 +26,15 @@ log = get("dht")
 
 @dataclass(slots=True)
 class Announcement:
-    """What this node says under one key. `due_at`: loop time of the next renewal; `holders`: who keeps it, as far as known."""
+    """What this node says under one key. `due_at`: loop time of the next renewal; `holders`: who keeps it, as far as known.
+
+    `address` None: nobody could come here for it, so it is kept to itself until this node can be reached.
+    """
 
     key: bytes
     kind: Kind
     facts: dict[str, str | int]
-    address: Address
+    address: Address | None
     torrent_port: int = 0
     memory_free_bytes: int = 0
     due_at: float = 0
@@ -73,8 +76,10 @@ class Announcer:
     def __len__(self) -> int:
         return len(self._announcements)
 
-    def checked_address(self, address: Address) -> Address:
+    def checked_address(self, address: Address | None) -> Address | None:
         """Returns: the address, plainly written. Raises: UsageError if others could not connect to it."""
+        if address is None:
+            return None
         host, port = address
         try:
             plain = unpack_host(pack_host(host))
@@ -109,9 +114,9 @@ class Announcer:
         loop = asyncio.get_running_loop()
         announcement.due_at = loop.time() + interval_s * random.uniform(0.9, 1.0)
         async with self._publishing:
-            if self._announcements.get(announcement.key) is not announcement:
-                return  # replaced or withdrawn while it waited
-            record = self._sign_and_keep(announcement)
+            if self._announcements.get(announcement.key) is not announcement or announcement.address is None:
+                return  # replaced or withdrawn while it waited, or there is nowhere to come to
+            record = self._sign_and_keep(announcement, announcement.address)
             announcement.holders = await self._server.publish(announcement.key, record.raw)
         if not announcement.holders:
             announcement.due_at = min(announcement.due_at, loop.time() + announcement.retry.next_delay_s())
@@ -121,14 +126,14 @@ class Announcer:
             announcement.was_told = True
             self._tell("announced", announcement)
 
-    def _sign_and_keep(self, announcement: Announcement, *, withdrawn: bool = False) -> Record:
+    def _sign_and_keep(self, announcement: Announcement, address: Address, *, withdrawn: bool = False) -> Record:
         now = self._clock()
         self.sequence = max(self.sequence + 1, int(now * 1000))
         record = sign_record(
             self._signer,
             announcement.key,
             announcement.kind,
-            address=announcement.address,
+            address=address,
             sequence=self.sequence,
             expires_at=now + self._settings.record_ttl_s,
             torrent_port=announcement.torrent_port,
@@ -169,16 +174,37 @@ class Announcer:
             except TimeoutError:
                 continue
 
+    async def move(self, address: Address | None) -> None:
+        """Everything is to be had at another address from now on; None: nowhere, until there is one again."""
+        address = self.checked_address(address)
+        loop = asyncio.get_running_loop()
+        for announcement in tuple(self._announcements.values()):
+            before, announcement.address = announcement.address, address
+            announcement.due_at = loop.time()
+            if address is None and before is not None:
+                await self._end(announcement, before)
+        self._renewal_wanted.set()
+
+    def hush(self) -> None:
+        """Say nothing of anything that was announced, not even that it is over: somebody else has this node's name, and announces for himself."""
+        for announcement in self._announcements.values():
+            announcement.address, announcement.holders = None, []
+            self._storage.forget(announcement.key, self._signer.node_id)
+
     async def withdraw(self, key: bytes) -> None:
         """Replace the record by a tombstone, at those who keep it and at those who should."""
         announcement = self._announcements.pop(key, None)
         if announcement is None:
             return
-        async with self._publishing:
-            record = self._sign_and_keep(announcement, withdrawn=True)
-            announcement.holders = await self._server.publish(key, record.raw, announcement.holders)
+        if announcement.address is not None:
+            await self._end(announcement, announcement.address)
         if announcement.was_told:
             self._tell("withdrawn", announcement)
+
+    async def _end(self, announcement: Announcement, address: Address) -> None:
+        async with self._publishing:
+            record = self._sign_and_keep(announcement, address, withdrawn=True)
+            announcement.holders = await self._server.publish(announcement.key, record.raw, announcement.holders)
 
     async def withdraw_all(self) -> None:
         """Withdraw every announcement."""

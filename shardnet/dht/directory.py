@@ -41,9 +41,15 @@ class Directory(Protocol):
     """
 
     async def announce(
-        self, model_id: str, shard_id: int, *, address: Address, torrent_port: int = 0, memory_free_bytes: int = 0
+        self,
+        model_id: str,
+        shard_id: int,
+        *,
+        address: Address | None,
+        torrent_port: int = 0,
+        memory_free_bytes: int = 0,
     ) -> int:
-        """Say that this node holds a shard. `address`: IP address and port where it serves.
+        """Say that this node holds a shard. `address`: IP address and port where it serves; None: nowhere until `move` names one.
 
         Raises: UsageError if `address` is not one that others can connect to.
         """
@@ -57,7 +63,9 @@ class Directory(Protocol):
         """Returns: every known holder of the shard, this node included, by node id."""
         ...
 
-    async def announce_download(self, model_id: str, shard_id: int, *, address: Address, torrent_port: int) -> int:
+    async def announce_download(
+        self, model_id: str, shard_id: int, *, address: Address | None, torrent_port: int
+    ) -> int:
         """Say that this node is fetching a shard, so that others who fetch it find each other. Raises: UsageError as `announce` does."""
         ...
 
@@ -69,7 +77,7 @@ class Directory(Protocol):
         """Returns: every node that is fetching the shard, by node id."""
         ...
 
-    async def announce_coordinator(self, *, address: Address) -> int:
+    async def announce_coordinator(self, *, address: Address | None) -> int:
         """Say that nodes may join at `address`. Raises: UsageError as `announce` does."""
         ...
 
@@ -77,7 +85,7 @@ class Directory(Protocol):
         """Returns: the swarm's coordinators, by node id."""
         ...
 
-    async def announce_manifest(self, model_id: str, *, address: Address) -> int:
+    async def announce_manifest(self, model_id: str, *, address: Address | None) -> int:
         """Say that this node hands out the model's manifest. Raises: UsageError as `announce` does."""
         ...
 
@@ -87,6 +95,17 @@ class Directory(Protocol):
 
     async def lookup_manifest(self, model_id: str) -> list[ManifestRecord]:
         """Returns: holders of the model's manifest, by node id."""
+        ...
+
+    async def move(self, address: Address | None) -> None:
+        """All that is announced is served at another address from now on; None: nowhere, and it is withdrawn until it is somewhere again.
+
+        Raises: UsageError as `announce` does.
+        """
+        ...
+
+    def hush(self) -> None:
+        """Announce nothing any more until `move`, without withdrawing what was announced: it stands for somebody else of this node's name."""
         ...
 
     async def add_peers(self, addresses: Sequence[str]) -> int:

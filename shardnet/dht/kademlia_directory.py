@@ -199,7 +199,13 @@ class KademliaDirectory:
     # announcing
 
     async def announce(
-        self, model_id: str, shard_id: int, *, address: Address, torrent_port: int = 0, memory_free_bytes: int = 0
+        self,
+        model_id: str,
+        shard_id: int,
+        *,
+        address: Address | None,
+        torrent_port: int = 0,
+        memory_free_bytes: int = 0,
     ) -> int:
         """See `Directory`."""
         return await self._announce(
@@ -213,7 +219,9 @@ class KademliaDirectory:
             )
         )
 
-    async def announce_download(self, model_id: str, shard_id: int, *, address: Address, torrent_port: int) -> int:
+    async def announce_download(
+        self, model_id: str, shard_id: int, *, address: Address | None, torrent_port: int
+    ) -> int:
         """See `Directory`."""
         return await self._announce(
             Announcement(
@@ -226,13 +234,13 @@ class KademliaDirectory:
             )
         )
 
-    async def announce_coordinator(self, *, address: Address) -> int:
+    async def announce_coordinator(self, *, address: Address | None) -> int:
         """See `Directory`."""
         return await self._announce(
             Announcement(coordinator_key(), Kind.COORDINATOR, {}, self._announcer.checked_address(address))
         )
 
-    async def announce_manifest(self, model_id: str, *, address: Address) -> int:
+    async def announce_manifest(self, model_id: str, *, address: Address | None) -> int:
         """See `Directory`."""
         facts: dict[str, str | int] = {"model_id": model_id}
         return await self._announce(
@@ -242,6 +250,17 @@ class KademliaDirectory:
     async def _announce(self, announcement: Announcement) -> int:
         await self._ready()
         return await self._announcer.announce(announcement)
+
+    async def move(self, address: Address | None) -> None:
+        """See `Directory`."""
+        self._check_running()
+        self._spawn(self._neighbourhood.show_up())
+        await self._announcer.move(address)
+
+    def hush(self) -> None:
+        """See `Directory`."""
+        self._check_running()
+        self._announcer.hush()
 
     # withdrawing
 

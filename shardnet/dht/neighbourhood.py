@@ -118,6 +118,14 @@ class Neighbourhood:
 
     async def refresh(self) -> None:
         """Ping who was not heard, and look somewhere at random for new peers."""
+        await self._ping(self._server.protocol.quiet_contacts())
+        await self._server.near(secrets.token_bytes(20))
+
+    async def show_up(self) -> None:
+        """This machine has another address: ping every contact, so that each finds out where we are now."""
+        await self._ping(list(self._server.protocol.router.contacts()))
+
+    async def _ping(self, nodes: Sequence[Node]) -> None:
         protocol = self._server.protocol
         limit = asyncio.Semaphore(SWEEP_PINGS_AT_ONCE)
 
@@ -125,8 +133,7 @@ class Neighbourhood:
             async with limit:
                 await protocol.call_ping(node)
 
-        await asyncio.gather(*(ping(node) for node in protocol.quiet_contacts()))
-        await self._server.near(secrets.token_bytes(20))
+        await asyncio.gather(*(ping(node) for node in nodes))
 
     async def remember(self, sequence: int) -> None:
         """Write the neighbours down, with the highest sequence so far. A node that lost everybody keeps the old list: those are the ones to ask."""

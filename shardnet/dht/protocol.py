@@ -18,7 +18,7 @@ from typing import Any
 from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
-from shardnet.dht.addresses import is_loopback, plain_host
+from shardnet.dht.addresses import is_loopback
 from shardnet.dht.answers import Answers
 from shardnet.dht.calls import Calls
 from shardnet.dht.directory import Address
@@ -48,6 +48,7 @@ from shardnet.dht.sealing import Sealer
 from shardnet.dht.settings import DhtSettings
 from shardnet.dht.storage import RecordStorage
 from shardnet.errors import RemoteProtocolError
+from shardnet.hosts import plain_host
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -19,6 +19,7 @@ from shardnet.dht.sealing import Sealer
 from shardnet.dht.settings import DhtSettings, split_host_port
 from shardnet.dht.storage import RecordStorage
 from shardnet.errors import LocalProtocolError, SettingsError
+from shardnet.hosts import take_both_families
 
 
 class SealedServer(Server):  # type: ignore[misc]
@@ -67,16 +68,16 @@ class SealedServer(Server):  # type: ignore[misc]
         """Bind the socket. Returns: where it listens. Raises: SettingsError if the address cannot be had."""
         host, port = self._settings.listen_host, self._settings.listen_port
         try:
-            await self.listen(port, host)
+            sock = await asyncio.to_thread(_bound, host, port)
         except OSError as error:
             raise SettingsError(
                 f"cannot listen on UDP {host}:{port}: {error.strerror}; change dht.listen_host or dht.listen_port"
             ) from error
+        loop = asyncio.get_running_loop()
+        opened: Any = await loop.create_datagram_endpoint(self._create_protocol, sock=sock)
+        self.transport, self.protocol = opened
         bound: Address = self.transport.get_extra_info("sockname")[:2]
         return bound
-
-    def refresh_table(self, interval: float = 3600) -> None:
-        """Nothing: the directory's sweep refreshes, and its tasks are awaited."""
 
     def save_state(self, fname: str) -> None:
         """Refused: the stock format is a pickle. See `peers.py`."""
@@ -113,6 +114,21 @@ class SealedServer(Server):  # type: ignore[misc]
         nodes = {node.id: node for node in (*also, *await self.near(key))}
         kept = await asyncio.gather(*(self.protocol.call_store(node, key, (raw,)) for node in nodes.values()))
         return [node for node, count in zip(nodes.values(), kept, strict=True) if count]
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Returns: a UDP socket; at `::` it takes IPv4 too. Blocks while a name is looked up. Raises: OSError."""
+    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            take_both_families(sock, str(where[0]))
+        sock.bind(where)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 async def resolve(entry: str, *, ipv6: bool) -> list[Address]:

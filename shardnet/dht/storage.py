@@ -139,6 +139,12 @@ class RecordStorage(IStorage):  # type: ignore[misc]
                 gone += 1
         return gone
 
+    def forget(self, key: bytes, node_id: str) -> None:
+        """Forget what a node announced under `key`. Harmless when it is not here."""
+        shelf = self._shelves.get(key)
+        if shelf is not None and node_id in shelf.by_node:
+            self._drop(key, node_id)
+
     def forget_revoked(self) -> int:
         """Forget what nodes announced that were revoked since. Returns: how many records went."""
         revoked = self._verifier.revoked() & self._keys_of.keys()

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,12 +36,14 @@ STOP_TIMEOUT_S = 10.0
 class Process:
     """One running daemon and the last lines it logged."""
 
-    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], on_line: OnLine) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict[str, str], on_line: OnLine, prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.tail: deque[str] = deque(maxlen=400)
         self._on_line = on_line
         self.popen = subprocess.Popen(
-            [*python_module("shardnet"), *arguments],
+            [*prefix, *python_module("shardnet"), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -117,10 +119,12 @@ class LocalSwarm:
     ) -> None:
         self.stop()
 
-    def start(self, name: str, *arguments: str, env: dict[str, str] | None = None) -> Process:
-        """Start `shardnet ARGUMENTS...` in this swarm."""
+    def start(
+        self, name: str, *arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> Process:
+        """Start `shardnet ARGUMENTS...` in this swarm, by way of the command `prefix`, which becomes it."""
         environment = os.environ | {"SHARDNET_HOME": str(self.home), EXIT_WITH_PARENT: str(os.getpid())} | (env or {})
-        process = Process(name, [*arguments, "--log-format", self._log_format], environment, self._on_line)
+        process = Process(name, [*arguments, "--log-format", self._log_format], environment, self._on_line, prefix)
         self.processes[name] = process
         return process
 
@@ -134,12 +138,18 @@ class LocalSwarm:
         self.wait_for(lambda: self._health() is not None, 30, "the coordinator's API")
         return process
 
-    def start_node(self, name: str, models_cache: Path, *arguments: str, env: dict[str, str] | None = None) -> Process:
+    def start_node(
+        self,
+        name: str,
+        models_cache: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> Process:
         """Start a node that joins this swarm's coordinator, on a free port where `arguments` name none."""
         listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
-        return self.start(
-            name, "node", "--name", name, *listen, "--models-cache", str(models_cache), *arguments, env=env
-        )
+        whole = ("node", "--name", name, *listen, "--models-cache", str(models_cache), *arguments)
+        return self.start(name, *whole, env=env, prefix=prefix)
 
     @property
     def api(self) -> str:

@@ -70,7 +70,7 @@ class Answering:
             case NextStep():
                 self._tasks.accept_next(message, frame.payloads)
             case ExecuteTask():
-                self._tasks.accept(message, frame.payloads)
+                self._accept(message, frame)
             case FreeSequence():
                 self._tasks.free(message.sequence_id)
             case CancelTask():
@@ -91,7 +91,7 @@ class Answering:
             case Revoked():
                 self.revoke(frozenset(message.node_ids))
             case _:
-                self._from_anybody(connection, message)
+                self._from_anybody(connection, message, is_coordinator=True)
 
     def from_peer(self, connection: Connection, frame: Frame[AnyMessage]) -> None:
         """Handle one frame of another node.
@@ -102,17 +102,22 @@ class Answering:
         if isinstance(message, NextStep):
             self._tasks.accept_next(message, frame.payloads, connection.peer_id)
         elif isinstance(message, ExecuteTask):
-            self._tasks.accept(message, frame.payloads)
+            self._accept(message, frame)
         else:
-            self._from_anybody(connection, message)
+            self._from_anybody(connection, message, is_coordinator=False)
+
+    def _accept(self, task: ExecuteTask, frame: Frame[AnyMessage]) -> None:
+        for stage in task.route:
+            self._links.follow(stage.node_id, stage.address)
+        self._tasks.accept(task, frame.payloads)
 
     def revoke(self, node_ids: frozenset[str]) -> None:
         """These are no longer members, from now on and after a restart too."""
         self._identity.set_revoked(node_ids)
         self._spawn(asyncio.to_thread(remember_revoked, self._identity, node_ids), "remember revocations")
 
-    def _from_anybody(self, connection: Connection, message: AnyMessage) -> None:
-        if not self._files.take(connection, message):
+    def _from_anybody(self, connection: Connection, message: AnyMessage, *, is_coordinator: bool) -> None:
+        if not self._files.take(connection, message, is_coordinator=is_coordinator):
             raise RemoteProtocolError(f"a node does not take {message.type} from this peer")
 
     async def _load_unknown(self, exchange: ShardExchange, command: LoadShard) -> None:

@@ -9,14 +9,25 @@ from contextlib import AsyncExitStack
 import structlog
 
 from shardnet.dht.directory import Directory
-from shardnet.errors import ShardnetError, UsageError
-from shardnet.ids import ShardKey, new_id, short
+from shardnet.errors import ShardnetError
+from shardnet.ids import NodeId, ShardKey, new_id, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
 from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
-from shardnet.messages import PROTOCOL_VERSION, Address, Capabilities, Hello, Leaving, ManifestOffer, StageRef, Welcome
+from shardnet.messages import (
+    COPIED,
+    PROTOCOL_VERSION,
+    Address,
+    Capabilities,
+    Hello,
+    Leaving,
+    ManifestOffer,
+    Reach,
+    StageRef,
+    Welcome,
+)
 from shardnet.node.answering import Answering
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.links.coordinator_link import CoordinatorLink
@@ -46,16 +57,10 @@ from shardnet.node.weights.holders import Holders
 from shardnet.node.weights.store import ModelStore
 from shardnet.node.weights.swarming import SwarmExchange
 from shardnet.swarm.acceptor import Diversion
-from shardnet.swarm.addresses import (
-    is_loopback,
-    is_wildcard,
-    own_address,
-    parse_address,
-    parse_host_port,
-    read_coordinator_addresses,
-)
+from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import follow_revocations
+from shardnet.swarm.whereabouts import Whereabouts, advertised_address
 from shardnet.transport import Connection, Listener, listen
 
 log = get("node")
@@ -88,6 +93,11 @@ class NodeDaemon:
         self._advertised = advertised_address(node.advertise) if node.advertise else None
         given = parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
         self._finder = CoordinatorFinder(identity.home, given, settings.dht.bootstrap)
+        self._whereabouts = Whereabouts(self._advertised, lambda: self._finder.host, self._moved)
+        self._told = Reach()
+        self._is_copy = False
+        self._may_share = asyncio.Event()
+        """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
         self._jobs = Jobs()
         self._listener: Listener | None = None
@@ -113,17 +123,18 @@ class NodeDaemon:
             identity,
             lambda: self._hello(None),
             lambda connection, frame: self._answering.from_peer(connection, frame),
-            lambda node_id, error: self._tasks.peer_lost(node_id, error),
+            self._peer_lost,
             self._jobs.spawn,
             dial_timeout_s=node.dial_timeout_s,
             redial_after_s=node.redial_after_s,
         )
         self._coordinator = CoordinatorLink(
             identity,
-            self._finder.find,
+            self._find_coordinator,
             self._hello,
             self._joined,
             lambda: self._tasks.coordinator_lost(),
+            self._not_joined,
             lambda connection, frame: self._answering.from_coordinator(connection, frame),
             timeout_s=node.join_timeout_s,
         )
@@ -158,6 +169,7 @@ class NodeDaemon:
             self._jobs.spawn,
             interval_s=node.heartbeat_interval_s,
             memory_limit_bytes=settings.inference.memory_limit_bytes,
+            moved_to=lambda: self._whereabouts.reach if self._whereabouts.reach != self._told else None,
         )
         self._answering = Answering(
             identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
@@ -186,6 +198,7 @@ class NodeDaemon:
             )
             await resources.enter_async_context(self._listener)
             log.info("node_listening", address=str(self._listener.address))
+            await self._whereabouts.settle(self._listener.address)
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
@@ -224,7 +237,9 @@ class NodeDaemon:
             directory = open_directory(self._identity, self._settings.dht, listening, [known] if known else [])
             self._finder.directory = await resources.enter_async_context(directory)
         if self._swarming is not None:
-            await resources.enter_async_context(self._swarming.serving(listening, self._finder.directory))
+            await resources.enter_async_context(
+                self._swarming.serving(listening, lambda: self._whereabouts.address, self._finder.directory)
+            )
 
     async def _live(self) -> None:
         """What is here goes into memory first; only then the node joins."""
@@ -233,12 +248,14 @@ class NodeDaemon:
         now_s = asyncio.get_running_loop().time()
         self._performer.post(PreloadAsked(node.preload == "all", node.preload_options, now_s))
         await self._performer.preloaded.wait()
-        if self._exchange is not None:
-            self._performer.post(ShareAsked())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pulse.run(), name="heartbeat")
             group.create_task(self._coordinator.run(), name="coordinator")
             group.create_task(self._keep_looking(), name="files")
+            group.create_task(self._whereabouts.follow(), name="whereabouts")
+            if self._exchange is not None:
+                await self._may_share.wait()
+                self._performer.post(ShareAsked())
 
     async def _keep_looking(self) -> None:
         """Files that somebody moves or deletes are promised to nobody any more."""
@@ -264,19 +281,30 @@ class NodeDaemon:
 
     # -- greetings -----------------------------------------------------------------------------------------------------------
 
+    async def _find_coordinator(self) -> Address:
+        try:
+            address = await self._finder.find()
+        except ShardnetError as error:
+            self._not_joined(error)
+            raise
+        await self._whereabouts.look()  # the address that we tell is the one by which we reach the coordinator
+        return address
+
     def _hello(self, coordinator: Address | None) -> Hello:
         """Returns: what we say to the coordinator at that address; to another node, None, in a few words."""
         if coordinator is None:
             return Hello(
                 protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, name=self._identity.name, role="node"
             )
+        self._told = self._whereabouts.reach
         return Hello(
             protocol=PROTOCOL_VERSION,
             node_id=self._identity.node_id,
             name=self._identity.name,
             role="node",
             run_id=self._run_id,
-            listen=self._listening_for(coordinator),
+            listen=self._told.listen,
+            trouble=self._told.trouble,
             capabilities=Capabilities(
                 shard_loaded=self._state.loaded_before_join,
                 devices=self._pulse.devices,
@@ -290,19 +318,6 @@ class NodeDaemon:
             held=self._pulse.held(),
             refused=self._store.refused,
         )
-
-    def _listening_for(self, coordinator: Address) -> Address | None:
-        """Returns: where the coordinator's other nodes can dial us; None if they cannot, and go through the coordinator."""
-        if self._advertised is not None:
-            return self._advertised
-        assert self._listener is not None
-        address = self._listener.address
-        if is_wildcard(address.host):
-            host = "127.0.0.1" if is_loopback(coordinator.host) else own_address()
-            return Address(host=host, port=address.port) if host is not None else None
-        if is_loopback(address.host) and not is_loopback(coordinator.host):
-            return None
-        return address
 
     def _joined(self, welcome: Welcome) -> None:
         self._epoch = max(self._epoch, welcome.epoch)
@@ -318,6 +333,35 @@ class NodeDaemon:
         for manifest in held:
             self._coordinator.tell(ManifestOffer(manifest=manifest))
         self._pulse.beat()
+        self._may_share.set()
+        if self._is_copy and self._swarming is not None:
+            self._is_copy = False
+            self._jobs.spawn(self._swarming.resume(), "share again")
+
+    def _not_joined(self, error: ShardnetError) -> None:
+        """The coordinator did not take us in, or was not there."""
+        if error.facts.get("reason") != COPIED:
+            self._may_share.set()
+        elif not self._is_copy and self._swarming is not None:
+            self._is_copy = True
+            log.warning(
+                "node_shares_nothing", reason="another node that runs has its key, and gives shards by its name"
+            )
+            self._jobs.spawn(self._swarming.hush(), "share nothing")
+
+    def _peer_lost(self, node_id: NodeId, error: ShardnetError) -> None:
+        """The link to another node broke, or led to where it was before it moved: its engine is not reached there either."""
+        self._row_links.cut(node_id)
+        self._tasks.peer_lost(node_id, error)
+
+    def _moved(self) -> None:
+        """Others reach this node at another address now: the coordinator hears it with this heartbeat."""
+        self._coordinator.check_address()
+        self._links.check_addresses()
+        self._row_links.cut_all()
+        self._pulse.beat()
+        if self._swarming is not None and not self._is_copy:
+            self._jobs.spawn(self._swarming.move(), "announce the new address")
 
     def _greeted(self, connection: Connection, hello: Hello) -> Welcome:
         """Another member dialled us."""
@@ -347,14 +391,6 @@ class NodeDaemon:
         )
         self._jobs.spawn(self._look(), "files")
         self._pulse.beat()
-
-
-def advertised_address(text: str) -> Address:
-    """Returns: what `node.advertise` says. Raises: UsageError for what nobody can dial."""
-    address = parse_address(text, what="node.advertise")
-    if is_wildcard(address.host):
-        raise UsageError(f"node.advertise {text!r} cannot be dialled: name the address that other nodes are to use")
-    return address
 
 
 def _membership(identity: Identity) -> Membership:

@@ -10,13 +10,17 @@ from shardnet.errors import ShardnetError
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import Report
 from shardnet.lifecycle import Spawn
-from shardnet.messages import AnyMessage, DeviceInfo, Heartbeat, HeldShard
+from shardnet.messages import AnyMessage, DeviceInfo, Heartbeat, HeldShard, Reach
 from shardnet.node.shards.machine import NodeState
 from shardnet.node.tasks.runner import TaskRunner
 
 
 class Pulse:
-    """Sends heartbeats, from the latest report of the engine."""
+    """Sends heartbeats, from the latest report of the engine.
+
+    Args:
+        moved_to: where others reach this node, if that is not what the coordinator was told when we joined.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class Pulse:
         *,
         interval_s: float,
         memory_limit_bytes: int,
+        moved_to: Callable[[], Reach | None] = lambda: None,
     ) -> None:
         self._state = state
         self._tasks = tasks
@@ -36,6 +41,7 @@ class Pulse:
         self._spawn = spawn
         self._interval_s = interval_s
         self._memory_limit_bytes = memory_limit_bytes
+        self._moved_to = moved_to
         self._asking: asyncio.Task[None] | None = None
         self._report: Report | None = None
         self._asked_s = 0.0
@@ -63,6 +69,7 @@ class Pulse:
                 sequences=self._report.sequences if self._report is not None else 0,
                 handover_us=self._tasks.times.handover_us,
                 draining=self._state.is_draining,
+                reach=self._moved_to(),
             )
         )
 

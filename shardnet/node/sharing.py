@@ -37,6 +37,7 @@ from shardnet.node.weights.swarming import SwarmExchange
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.membership import follow_revocations
+from shardnet.swarm.whereabouts import Whereabouts, advertised_address
 from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
 
@@ -53,7 +54,8 @@ class SharingDaemon:
     """Seeds a models cache; with `model`, first fetches all of it, and then ends.
 
     Args:
-        settings: `node.models_cache` is what is shared; `node.coordinator`, `node.listen`, `[torrent]` and `[dht]` count, the rest does not.
+        settings: `node.models_cache` is what is shared; `node.coordinator`, `node.listen`, `node.advertise`, `[torrent]` and `[dht]` count, and
+            nothing else.
         identity: claimed and released by the caller.
         model: a name or id to fetch; None: seed until stopped.
         stays: seed until stopped, also after a fetch.
@@ -82,6 +84,11 @@ class SharingDaemon:
         self._catalogue = Catalogue(node.models_cache, Assignment())
         self._coordinator = CoordinatorVisit(
             identity, parse_address(node.coordinator, what="--coordinator") if node.coordinator else None
+        )
+        self._whereabouts = Whereabouts(
+            advertised_address(node.advertise) if node.advertise else None,
+            lambda: self._coordinator.host,
+            lambda: self._jobs.spawn(self._exchange.move(), "announce the new address"),
         )
         self._links = PeerLinks(
             identity,
@@ -129,21 +136,26 @@ class SharingDaemon:
                     self._identity, self._settings.dht, listener.address, [known] if known else []
                 )
                 self._directory = await resources.enter_async_context(directory)
-            await resources.enter_async_context(self._exchange.serving(listener.address, self._directory))
+            await self._whereabouts.settle(listener.address)
+            await resources.enter_async_context(
+                self._exchange.serving(listener.address, lambda: self._whereabouts.address, self._directory)
+            )
             resources.push_async_callback(self._links.close)
             resources.push_async_callback(self._coordinator.close)
             async with asyncio.TaskGroup() as self._jobs.group:
                 stopping = self._jobs.group.create_task(self._stopping.wait(), name="stop")
                 working = self._jobs.group.create_task(self._work(), name="share")
                 following = self._jobs.group.create_task(follow_revocations(self._identity), name="revocations")
+                looking = self._jobs.group.create_task(self._whereabouts.follow(), name="whereabouts")
                 await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 await listener.close()
-                for task in (stopping, working, following, *self._jobs):
+                for task in (stopping, working, following, looking, *self._jobs):
                     task.cancel()
 
     async def _work(self) -> None:
         try:
             await self._coordinator.meet(self._directory)
+            await self._whereabouts.look()
         except UnreachableError as error:
             self._not_met = error
             log.info("no_coordinator_met", reason=str(error))

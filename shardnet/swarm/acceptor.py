@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
+from shardnet.hosts import plain_host
 from shardnet.log import get
 from shardnet.messages import Address
 from shardnet.swarm.addresses import bound_address
@@ -76,7 +77,7 @@ class TlsAcceptor(Generic[P]):
 
     def __init__(
         self,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         context: ssl.SSLContext,
         make_protocol: Callable[[], P],
         serve: Callable[[P, str], Awaitable[None]],
@@ -86,12 +87,13 @@ class TlsAcceptor(Generic[P]):
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """Args:
+        listening: one socket at least; the first one's address is the acceptor's.
         diversion: of connections that are not ours to serve.
         serve: gets the protocol, connected, and the peer's `host:port`. While it runs, and until the link is closed after, the connection counts.
         """
-        self.address: Address = bound_address(listening)
+        self.address: Address = bound_address(listening[0])
         self.refusals = RefusalLog()
-        self._socket = listening
+        self._sockets = tuple(listening)
         self._context = context
         self._make_protocol = make_protocol
         self._serve = serve
@@ -101,34 +103,38 @@ class TlsAcceptor(Generic[P]):
         self._handshakes: dict[asyncio.Task[None], None] = {}  # oldest first
         self._serving: set[asyncio.Task[None]] = set()
         self._open_links = 0
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to accept."""
-        self._accepting = asyncio.get_running_loop().create_task(self._accept(), name=f"accept {self.address}")
+        loop = asyncio.get_running_loop()
+        self._accepting = [
+            loop.create_task(self._accept(one), name=f"accept {bound_address(one)}") for one in self._sockets
+        ]
 
     async def close(self) -> None:
         """Stop accepting and end what is in progress; established links are their owner's to close."""
-        tasks = [task for task in (self._accepting, *self._handshakes, *self._serving) if task is not None]
+        tasks = [*self._accepting, *self._handshakes, *self._serving]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._socket.close()
+        for one in self._sockets:
+            one.close()
 
     def link_closed(self) -> None:
         """One established link is gone: its place is free again."""
         self._open_links -= 1
 
-    async def _accept(self) -> None:
+    async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                accepted, where = await loop.sock_accept(self._socket)
+                accepted, where = await loop.sock_accept(listening)
             except OSError as error:
-                log.error("accept_failed", address=str(self.address), reason=error.strerror or str(error))
+                log.error("accept_failed", address=str(bound_address(listening)), reason=error.strerror or str(error))
                 await asyncio.sleep(OUT_OF_DESCRIPTORS_PAUSE_S)
                 continue
-            peer = f"{where[0]}:{where[1]}"
+            peer = str(Address(host=plain_host(where[0]), port=where[1]))
             if self._open_links + len(self._handshakes) >= self._max_connections:
                 accepted.close()
                 self.refusals.refused(peer, f"all {self._max_connections} connections are taken")

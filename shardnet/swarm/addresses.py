@@ -5,6 +5,7 @@ Several coordinators may run of one home, and end in any order. So each also wri
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from contextlib import suppress
@@ -13,9 +14,13 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shardnet.errors import SettingsError, UnreachableError, UsageError
+from shardnet.hosts import addresses_of, take_both_families
 from shardnet.messages import Address
 from shardnet.shards import Frozen
 from shardnet.swarm.home import Home, is_held, make_folder, read_records, write_records
+
+PORT_TRIES = 16
+"""For a port that is free at both loopback addresses."""
 
 HostPort = tuple[str, int]
 """An address to listen at; port 0 lets the system choose."""
@@ -113,51 +118,66 @@ def is_wildcard(host: str) -> bool:
         return False
 
 
-def reachable(listening: Address) -> Address | None:
-    """Returns: where others dial a daemon that listens there: the address itself, for a wildcard this machine's own; None without a network."""
-    if not is_wildcard(listening.host):
-        return listening
-    host = own_address()
-    return Address(host=host, port=listening.port) if host is not None else None
+def open_listening_sockets(address: HostPort) -> list[socket.socket]:
+    """Returns: non-blocking listening TCP sockets, all at one port: `[::]` takes IPv4 too, `localhost` is both loopback addresses, and another name
+    all its addresses that this machine has.
 
-
-def own_address() -> str | None:
-    """Returns: the address by which this machine reaches the network; None without one. Sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address: only the routing table is asked
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
-
-
-def open_listening_socket(address: HostPort) -> socket.socket:
-    """Returns: a non-blocking listening TCP socket.
-
-    Raises: UnreachableError if the host is not one of this machine's; SettingsError if the port is taken or not allowed.
+    Raises: UnreachableError if the host is not known here; SettingsError if the port is taken or not allowed, or no address is one of this machine's.
     """
-    host, port = address
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise UnreachableError(f"cannot listen at {shown}: this machine does not know the host {host!r}") from error
-    family, kind, number, _, where = found[0]
-    listening = socket.socket(family, kind, number)
+    shown = str_of(address)
+    hosts = ["127.0.0.1", "::1"] if address[0] == "localhost" else addresses_of(address[0])
+    if not hosts:
+        raise UnreachableError(f"cannot listen at {shown}: this machine does not know the host {address[0]!r}")
+    tries = 1 if address[1] else PORT_TRIES
+    while True:
+        opened, trouble = _open_all(hosts, address[1])
+        if trouble is None or (opened and trouble.errno != errno.EADDRINUSE):
+            return opened  # of a name that has an address elsewhere, or IPv6 where this machine has none
+        for one in opened:
+            one.close()
+        tries -= 1
+        if not tries or trouble.errno != errno.EADDRINUSE:
+            raise SettingsError(
+                f"cannot listen at {shown}: {(trouble.strerror or str(trouble)).lower()}; "
+                "stop the program that has this port, or choose another"
+            ) from trouble
+
+
+def _open_all(hosts: list[str], port: int) -> tuple[list[socket.socket], OSError | None]:
+    """Returns: those that could be opened, all at the port that the first one got; and what was wrong with another."""
+    opened: list[socket.socket] = []
+    trouble = None
+    for host in hosts:
+        try:
+            opened.append(_open(host, port))
+        except OSError as error:
+            trouble = error
+            if error.errno == errno.EADDRINUSE:
+                break
+        else:
+            port = bound_address(opened[0]).port
+    return opened, trouble
+
+
+def _open(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.bind(where)
+        if listening.family == socket.AF_INET6:
+            take_both_families(listening, host)
+        listening.bind((host, port))
         listening.listen(256)
         listening.setblocking(False)
-    except OSError as error:
+    except OSError:
         listening.close()
-        raise SettingsError(
-            f"cannot listen at {shown}: {(error.strerror or str(error)).lower()}; "
-            "stop the program that has this port, or choose another"
-        ) from error
+        raise
     return listening
+
+
+def str_of(address: HostPort) -> str:
+    """Returns: host and port as people write them."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bound_address(listening: socket.socket) -> Address:

@@ -17,7 +17,7 @@ from shardnet.messages import Address, ErrorInfo
 from shardnet.mutual_tls import modern
 from shardnet.swarm import authority
 from shardnet.swarm.acceptor import TlsAcceptor
-from shardnet.swarm.addresses import HostPort, open_listening_socket, read_coordinator_addresses
+from shardnet.swarm.addresses import HostPort, open_listening_sockets, read_coordinator_addresses
 from shardnet.swarm.enrol_lines import (
     MAX_LINE_BYTES,
     Admission,
@@ -68,7 +68,7 @@ class EnrolmentServer:
     async def __aenter__(self) -> Self:
         """Raises: SettingsError if this home does not own the swarm or the port is taken; UnreachableError for a host that is not here."""
         context = await asyncio.to_thread(_service_context, self._swarm)
-        listening = open_listening_socket(self._wanted)
+        listening = open_listening_sockets(self._wanted)
         self._acceptor = TlsAcceptor(
             listening,
             context,

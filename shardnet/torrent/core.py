@@ -31,7 +31,7 @@ from shardnet.torrent.alerts import (
     translate,
 )
 from shardnet.torrent.entry import Address, Torrent
-from shardnet.torrent.native import open_native, refusing, torrent_params
+from shardnet.torrent.native import Piece, missing_pieces, open_native, put_piece, refusing, torrent_params
 from shardnet.torrent.settings import TorrentSettings
 from shardnet.torrent.slots import SeedReading, UploadSlots
 from shardnet.torrent.tls import FFDHE2048_PEM, TlsMaterial
@@ -192,6 +192,25 @@ class TorrentCore:
         for address in torrent.peers if peers is None else peers:
             if address not in torrent.banned:
                 torrent.native.connect_peer(address)
+
+    async def missing(self, torrent: Torrent) -> list[Piece]:
+        """Returns: its pieces that are not here, in order."""
+        native = torrent.native
+        if native is None:
+            return []
+        return await asyncio.to_thread(missing_pieces, native, torrent.facts.file_bytes)
+
+    def put(self, torrent: Torrent, piece: Piece, data: bytes) -> None:
+        """Have libtorrent prove a piece and keep it. One that is here already changes nothing."""
+        if torrent.native is not None:
+            put_piece(torrent.native, piece, data)
+
+    def redial(self, torrent: Torrent) -> None:
+        """End all its connections and make them anew."""
+        if torrent.native is not None:
+            torrent.native.pause()
+            torrent.native.resume()
+            self.dial(torrent)
 
     def _pump(self) -> None:
         if self._native is None:

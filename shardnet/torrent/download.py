@@ -154,9 +154,7 @@ class Download:
             case Remedy.RECONNECT:
                 self._core.dial(torrent)
             case Remedy.RESTART:
-                torrent.native.pause()
-                torrent.native.resume()
-                self._core.dial(torrent)
+                self._core.redial(torrent)
             case Remedy.READD:
                 await self._park()
                 self._flushing = None

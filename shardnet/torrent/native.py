@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import libtorrent as lt
 
 from shardnet.errors import SettingsError
+from shardnet.hosts import take_both_families
 from shardnet.torrent.alerts import MASK
 from shardnet.torrent.entry import Torrent
 from shardnet.torrent.settings import TorrentSettings
@@ -36,12 +39,11 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
         address = ipaddress.ip_address(settings.listen_host)
     except ValueError as error:
         raise SettingsError(f"torrent.listen_host must be an IP address, not {settings.listen_host!r}") from error
-    host = f"[{address}]" if address.version == 6 else str(address)
     has_limit = settings.upload_limit_bytes_per_s > 0 or settings.download_limit_bytes_per_s > 0
     encryption = lt.enc_policy.pe_disabled if with_tls else lt.enc_policy.pe_enabled
     session = lt.session(
         {
-            "listen_interfaces": f"{host}:{settings.listen_port}{'s' if with_tls else ''}",
+            "listen_interfaces": _interfaces(address, settings.listen_port, "s" if with_tls else ""),
             "listen_system_port_fallback": False,
             "max_retry_port_bind": 0,
             "alert_mask": int(MASK),
@@ -70,7 +72,9 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             "max_failcount": 255,
             "peer_connect_timeout": 5,
             "handshake_timeout": 5,
-            "peer_timeout": 30,
+            # A peer says something every three seconds; one that moved or vanished without a word keeps no blocks for long.
+            "peer_timeout": 6,
+            "request_timeout": 10,
             # Where a limit is set, every message of a handshake waits for a tick.
             "tick_interval": LIMITED_TICK_MS if has_limit else TICK_MS,
             "unchoke_interval": 1,
@@ -86,6 +90,53 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
     everyone.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << lt.session.global_peer_class_id)
     session.set_peer_class_filter(everyone)
     return session
+
+
+def _interfaces(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, suffix: str) -> str:
+    """Returns: where libtorrent is to listen. It takes a wildcard for each address of the machine, and would give each a port of its own where none
+    is named; and its IPv6 sockets take IPv6 alone, so that `::` has to be both wildcards."""
+    if address.is_unspecified:
+        port = port or _free_port(str(address))
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return f"{host}:{port}{suffix}" + (f",0.0.0.0:{port}{suffix}" if host == "[::]" else "")
+
+
+def _free_port(wildcard: str) -> int:
+    """Returns: a TCP port that is free at every address now."""
+    family = socket.AF_INET6 if ":" in wildcard else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if family == socket.AF_INET6:
+            take_both_families(probe, wildcard)
+        probe.bind((wildcard, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece of a torrent's file. `offset`, `n_bytes`: where it stands there."""
+
+    index: int
+    offset: int
+    n_bytes: int
+
+
+def missing_pieces(native: Any, file_bytes: int) -> list[Piece]:
+    """Returns: a torrent's pieces that are not here, in order; none while its file is being looked at. Blocks: call it in a thread."""
+    status, info = native.status(lt.status_flags_t.query_pieces), native.torrent_file()
+    if info is None or status.state not in (lt.torrent_status.states.downloading, lt.torrent_status.states.finished):
+        return []
+    size = info.piece_length()
+    return [
+        Piece(index, index * size, min(size, file_bytes - index * size))
+        for index, is_here in enumerate(status.pieces)
+        if not is_here
+    ]
+
+
+def put_piece(native: Any, piece: Piece, data: bytes) -> None:
+    """Give a torrent a whole piece, to be proved by its hashes as if a peer had sent it. One of another length is passed over."""
+    native.add_piece(piece.index, data, 0)
 
 
 def refusing(hosts: Iterable[str]) -> Any:

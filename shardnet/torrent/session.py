@@ -14,6 +14,7 @@ from shardnet.torrent.core import TorrentCore
 from shardnet.torrent.download import PARTIAL_SUFFIX, Download, OnProgress
 from shardnet.torrent.entry import Address, Torrent
 from shardnet.torrent.metainfo import TorrentFacts, check_torrent, parse_torrent
+from shardnet.torrent.native import Piece
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.settings import TorrentSettings
 from shardnet.torrent.tls import TlsMaterial
@@ -146,6 +147,23 @@ class TorrentSession:
         """Name holders of a torrent of this session, as (IP address, port); unknown torrents and odd addresses are passed over."""
         if (entry := self._core.torrents.get(info_hash)) is not None:
             self._core.know_peers(entry, peers)
+
+    async def missing(self, info_hash: str) -> list[Piece]:
+        """Returns: pieces of a download that are not here, in order; none if it is over or only begins."""
+        entry = self._core.torrents.get(info_hash)
+        return await self._core.missing(entry) if entry is not None and info_hash in self._fetching else []
+
+    def put(self, info_hash: str, piece: Piece, data: bytes) -> None:
+        """A piece of a download came by another way: it is proved and kept as if a peer had sent it. Harmless when the download is over."""
+        entry = self._core.torrents.get(info_hash)
+        if entry is not None and info_hash in self._fetching:
+            self._core.put(entry, piece, data)
+
+    def redial(self) -> None:
+        """This machine's address is another one: end the connections of every download, and dial again from here."""
+        for info_hash in self._fetching:
+            if (entry := self._core.torrents.get(info_hash)) is not None:
+                self._core.redial(entry)
 
     def block(self, hosts: Iterable[str]) -> None:
         """Have nothing to do with these IP addresses from now on; open connections end. Replaces earlier lists."""

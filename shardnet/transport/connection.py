@@ -65,6 +65,10 @@ class Connection:
         """Tell the peer why and end the connection."""
         self._link.refuse(error)
 
+    def check_address(self) -> None:
+        """End the connection if it was made from an address that this machine does not have any more."""
+        self._link.check_address()
+
     async def close(self) -> None:
         """Send what is queued, then end the connection; returns when it has ended. Harmless when repeated."""
         await self._link.close()

@@ -7,6 +7,8 @@ Welcome is explained too.
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 
 from shardnet.errors import Busy, PeerLost, PeerRefused, ShardnetError, UnreachableError
@@ -20,6 +22,8 @@ from shardnet.transport.limits import GREETING_TIMEOUT_S
 from shardnet.transport.link import Link
 
 DIAL_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 3.0
+"""For a TCP connection to one address. The kernel asks after 1, 3 and 7 seconds: to begin anew finds a network that is back sooner."""
 
 
 async def dial(
@@ -46,8 +50,7 @@ async def dial(
         async with asyncio.timeout(timeout_s):
             _, link = await loop.create_connection(
                 Link,
-                address.host,
-                address.port,
+                sock=await connect(address),
                 ssl=context,
                 server_hostname="",  # nothing about the swarm goes over the wire in clear
                 ssl_handshake_timeout=min(HANDSHAKE_TIMEOUT_S, timeout_s),
@@ -66,6 +69,31 @@ async def dial(
         if link is not None:
             link.abort()
         raise
+
+
+async def connect(address: Address) -> socket.socket:
+    """Returns: a connected TCP socket. A name is looked up anew each time; of several addresses each gets its chance.
+
+    Raises: OSError for the last one; TimeoutError if it did not answer within `CONNECT_TIMEOUT_S`.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    trouble: OSError = OSError(errno.EADDRNOTAVAIL, "it has no address")
+    for family, kind, number, _, where in found:
+        sock = socket.socket(family, kind, number)
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.sock_connect(sock, where)
+        except OSError as error:  # TimeoutError is one
+            sock.close()
+            trouble = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise trouble
 
 
 async def _greet(identity: Identity, link: Link, address: Address, hello: Hello, expect: NodeId | None) -> Connection:
@@ -88,7 +116,9 @@ async def _greet(identity: Identity, link: Link, address: Address, hello: Hello,
         if last_word is not None and last_word.code == Busy.code:
             raise UnreachableError(f"the daemon at {address} is busy: {last_word.message}") from error
         if last_word is not None:
-            raise PeerRefused(f"the daemon at {address} refused this node: {last_word.message}") from error
+            raise PeerRefused(
+                f"the daemon at {address} refused this node: {last_word.message}", **last_word.facts
+            ) from error
         raise PeerRefused(
             f"the daemon at {address} and this node do not work together: {error}", **error.facts
         ) from error

@@ -23,6 +23,13 @@ JOIN_BYTES = 64 << 10
 CHUNK_BYTES = 256 << 10
 """Larger ones in pieces that stay in the processor's cache while they are encrypted."""
 
+ASK_AFTER_TICKS = 2
+"""Looks (one each `CHECK_INTERVAL_S`) without a byte from the peer before it is asked whether it is there."""
+LOST_AFTER_TICKS = 6
+"""Looks without a byte before the link is given up. Looks, not seconds: while our own process is held up nobody else is to blame."""
+BULK_BYTES = 64 << 10
+"""With more than this on its way to the peer, its acknowledgements count as signs of life: an answer would have to wait behind all that."""
+
 MAX_KEPT_FRAMES = 64
 """Frames kept for a handler that is not set yet; then reading pauses."""
 MAX_KEPT_BYTES = 1 << 20

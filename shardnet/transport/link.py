@@ -1,7 +1,8 @@
 """One TLS link as the event loop sees it: received bytes become frames at once, sent frames become bytes at once.
 
 Callbacks are synchronous and run on the event loop, because a step of inference waits for them; handlers only decide, and start elsewhere
-what takes long. Knows TLS's outcome (who the peer is) and framing, not what any message means but `Refusal`.
+what takes long. Knows TLS's outcome (who the peer is) and framing, not what any message means but `Refusal`, and the `Ping` and `Pong` by which
+the two links of a connection tell each other that somebody is there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from shardnet.errors import PeerLost, PeerRefused, ShardnetError
+from shardnet.hosts import is_ours, plain_host
 from shardnet.ids import short
 from shardnet.log import get
-from shardnet.messages import MESSAGES, AnyMessage, ErrorInfo, Refusal, Welcome
+from shardnet.messages import ALIVE, MESSAGES, Address, AnyMessage, ErrorInfo, Ping, Pong, Refusal, Welcome
 from shardnet.swarm.tls import peer_node_id
-from shardnet.tcp import Patience, tune
+from shardnet.tcp import Patience, tune, unacknowledged
 from shardnet.transport.limits import (
     CHECK_INTERVAL_S,
     CHUNK_BYTES,
@@ -25,19 +27,21 @@ from shardnet.transport.limits import (
     MAX_KEPT_BYTES,
     MAX_KEPT_FRAMES,
     MAX_QUEUED_BYTES,
+    STALLED_TIMEOUT_S,
 )
 from shardnet.transport.outbox import Outbox
-from shardnet.transport.pace import ReceivingPace, SendingPace
+from shardnet.transport.pace import ReceivingPace, SendingPace, Silence
 from shardnet.wire import GREETING, Buffer, Frame, FrameDecoder, Limits, encode
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
 OnFrame = Callable[[Frame[AnyMessage]], None]
 OnClose = Callable[[ShardnetError], None]
 
-PATIENCE = Patience(idle_s=15, interval_s=5, questions=3)
-"""A dead peer's kernel is noticed in the end even where heartbeats are off."""
+PATIENCE = Patience(idle_s=5, interval_s=2, questions=3, unacknowledged_s=int(STALLED_TIMEOUT_S))
+"""What the kernel notices by itself. The link's own questions are quicker; these stand where the process has no time for them."""
 
 log = get("transport")
 
@@ -49,6 +53,7 @@ class Link(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._decoder: FrameDecoder[AnyMessage] = FrameDecoder(MESSAGES, GREETING)
         self._transport: asyncio.Transport
+        self._socket: socket.socket | None = None
         self._on_frame: OnFrame | None = None
         self._on_close: OnClose | None = None
         self._kept: deque[Frame[AnyMessage]] = deque()
@@ -60,9 +65,14 @@ class Link(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._receiving = ReceivingPace()
         self._sending = SendingPace()
+        self._silence = Silence()
+        self._received_bytes = 0
+        self._is_greeted = False
         self._sink = memoryview(b"")
         self.peer_id = ""
         self.peername = "?"
+        self.asks = True
+        """False: a silent peer is not asked whether it is there; only the kernel's questions count."""
         self.opens_at_welcome = False
         """Of the dialling side: what follows the peer's Welcome at once may be of any size."""
         self.error: ShardnetError | None = None
@@ -80,12 +90,12 @@ class Link(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._outbox = Outbox(self._transport.write)
         self._transport.set_write_buffer_limits(high=CHUNK_BYTES)
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
+        self._socket = transport.get_extra_info("socket")
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                tune(sock, PATIENCE)
+                tune(self._socket, PATIENCE)
         peer = transport.get_extra_info("peername")
-        self.peername = f"{peer[0]}:{peer[1]}" if peer else "?"
+        self.peername = str(Address(host=plain_host(peer[0]), port=peer[1])) if peer else "?"
         ssl_object: ssl.SSLObject = transport.get_extra_info("ssl_object")
         try:
             self.peer_id = peer_node_id(ssl_object)
@@ -104,6 +114,7 @@ class Link(asyncio.BufferedProtocol):
         """Bytes have arrived."""
         if self.error is not None:
             return
+        self._received_bytes += nbytes
         try:
             for frame in self._decoder.advance(nbytes):
                 self._deliver(frame)
@@ -169,8 +180,12 @@ class Link(asyncio.BufferedProtocol):
         return self._kept.popleft()
 
     def greeted(self) -> None:
-        """The peer may send everything from now on."""
+        """The peer may send everything from now on, and shall say something now and then."""
         self._decoder.limits = Limits()
+        if not self._is_greeted:
+            self._is_greeted = True
+            if self._timer is None and self.error is None:
+                self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._watch)
 
     def set_handler(self, on_frame: OnFrame, on_close: OnClose) -> None:
         """Hand over kept frames, then each new one as it comes. If the link has ended already, `on_close` is called soon."""
@@ -198,6 +213,11 @@ class Link(asyncio.BufferedProtocol):
                 self.send(Refusal(error=ErrorInfo.of(error)))
             self._finish(error)
             self._close_when_sent()
+
+    def check_address(self) -> None:
+        """End the link if it was made from an address that this machine does not have any more."""
+        if self.error is None and (moved := self._moved()) is not None:
+            self._evict(moved)
 
     async def close(self) -> None:
         """Send what is queued, then end the link; returns when it has ended."""
@@ -236,6 +256,9 @@ class Link(asyncio.BufferedProtocol):
             self.refusal = frame.message
             self._finish(PeerRefused(f"{self} ended the connection: {frame.message.error.message}"))
             self._transport.close()
+        elif isinstance(frame.message, Ping | Pong) and frame.message.command_id == ALIVE and self._is_greeted:
+            if isinstance(frame.message, Ping):
+                self.send(Pong(command_id=ALIVE))
         elif self._on_frame is not None and not self._kept:
             self._on_frame(frame)
         else:
@@ -301,19 +324,43 @@ class Link(asyncio.BufferedProtocol):
 
     def _watch(self) -> None:
         now_s = self._loop.time()
-        queued = self._outbox.queued_bytes + self._transport.get_write_buffer_size()
+        waiting = self._transport.get_write_buffer_size() + self._outbox.queued_bytes
         reason = None
         if self._decoder.buffered and not self._reading_paused:
             reason = self._receiving.too_slow(
                 now_s, frame=self._decoder.frames, payload_bytes=self._decoder.payload_in_progress
             )
         if reason is None:
-            taken = self._outbox.put_bytes - queued
-            reason = self._sending.stalled(now_s, taken_bytes=taken, queued_bytes=queued)
+            taken = self._outbox.put_bytes - waiting
+            reason = self._sending.stalled(now_s, taken_bytes=taken, queued_bytes=waiting)
+        if reason is None and self._is_greeted and not self._reading_paused:
+            reason = self._silent(self._outbox.put_bytes - waiting)
         if reason is not None:
             self._timer = None
             self._evict(reason)
-        elif self._decoder.buffered or self._outbox.blocked:
+        elif self.error is not None:
+            self._timer = None  # it ended over the question
+        elif self._is_greeted or self._decoder.buffered or self._outbox.blocked:
             self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._watch)
         else:
             self._timer = None
+
+    def _silent(self, taken_bytes: int) -> str | None:
+        """Ask a peer that says nothing whether it is there. Returns: why it is given up, or None."""
+        sock, silence = self._socket, self._silence
+        on_its_way = 0 if sock is None or sock.fileno() < 0 else unacknowledged(sock)
+        silence.look(received_bytes=self._received_bytes, taken_bytes=taken_bytes, unacknowledged_bytes=on_its_way)
+        if not silence.ticks:
+            return None
+        if (moved := self._moved()) is not None:
+            return moved
+        if silence.asks and self.asks and not self._outbox.blocked:
+            with contextlib.suppress(PeerLost):
+                self.send(Ping(command_id=ALIVE))
+        return silence.verdict if self.asks else None
+
+    def _moved(self) -> str | None:
+        own = self._transport.get_extra_info("sockname")
+        if not own or is_ours(own):
+            return None
+        return f"this machine does not have the address {plain_host(own[0])} any more"

@@ -12,7 +12,7 @@ from shardnet.ids import short
 from shardnet.log import get
 from shardnet.messages import Address, Hello, Welcome
 from shardnet.swarm.acceptor import Diversion, TlsAcceptor
-from shardnet.swarm.addresses import HostPort, open_listening_socket
+from shardnet.swarm.addresses import HostPort, open_listening_sockets
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.tls import check_not_revoked, server_context
 from shardnet.transport.connection import Connection
@@ -66,6 +66,7 @@ class Listener:
             connection = Connection(link, self._identity, hello)
             connection.hold()
             welcome = self._on_hello(connection, hello)
+            link.asks = hello.role != "client"  # it may rest for as long as it likes
             link.greeted()
             connection.release(welcome)
         except TimeoutError:
@@ -119,7 +120,7 @@ async def listen(
     async def greet(link: Link, peer: str) -> None:
         await listener.greet(link, peer)
 
-    listening = await asyncio.to_thread(open_listening_socket, address)
+    listening = await asyncio.to_thread(open_listening_sockets, address)
     acceptor = TlsAcceptor(listening, context, Link, greet, diversion=diversion, max_connections=MAX_LINKS)
     listener = Listener(identity, acceptor, on_hello)
     acceptor.start()

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,11 +46,13 @@ class ProbedSwarm(LocalSwarm):
         """Where the probe writes."""
         return self.folder / "held"
 
-    def start(self, name: str, *arguments: str, env: dict[str, str] | None = None) -> Process:
+    def start(
+        self, name: str, *arguments: str, env: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> Process:
         """As of any swarm."""
         probe = (sys.executable, "-m", "tests.support.probed_loop", str(self.told))
         with patch.object(processes, "python_module", lambda _: probe) if name == "coordinator" else nullcontext():
-            return super().start(name, *arguments, env=env)
+            return super().start(name, *arguments, env=env, prefix=prefix)
 
 
 def looks_alike(size: int) -> str:
@@ -90,6 +92,7 @@ def called(number: int, text: str) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "type": "function", "function": call}]}
 
 
+LENGTHS = {"/v1/responses": "max_output_tokens"}
 CHAT, COMPLETION, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 BODIES: dict[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
     "chat one message": lambda size: (CHAT, {"messages": asked(looks_alike(size))}),
@@ -110,6 +113,9 @@ BODIES: dict[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
         CHAT,
         {"messages": asked("Hi"), "chat_template_kwargs": {"x": many(2000, size - 100_000, lambda _, text: [text])}},
     ),
+    "messages": lambda size: ("/v1/messages", {"messages": many(10_000, size - 400_000, turn)}),
+    "responses": lambda size: ("/v1/responses", {"input": many(10_000, size - 400_000, turn)}),
+    "embeddings": lambda size: ("/v1/embeddings", {"input": [looks_alike(size)]}),
     "completion text": lambda size: (COMPLETION, {"prompt": looks_alike(size)}),
     "completion 128 texts": lambda size: (COMPLETION, {"prompt": many(128, size, lambda _, text: text)}),
     "completion token ids": lambda size: (COMPLETION, {"prompt": [number % 1000 for number in range(size // 5)]}),
@@ -144,6 +150,7 @@ def poll(address: str, told: Connection) -> None:
     """Ask `/healthz` until told to end. Sends: when each request was sent, and the seconds that it took."""
     connection = http.client.HTTPConnection(address, timeout=60)
     times: list[tuple[float, float]] = []
+    told.send("there")
     while not told.poll():
         began_s = time.monotonic()
         connection.request("GET", "/healthz")
@@ -161,6 +168,7 @@ def polled(api: str) -> Iterator[list[tuple[float, float]]]:
     found: list[tuple[float, float]] = []
     poller = multiprocessing.get_context("spawn").Process(target=poll, args=(urlsplit(api).netloc, theirs))
     poller.start()
+    own.recv()
     try:
         yield found
         own.send(None)
@@ -192,14 +200,13 @@ def tell(case: str, **facts: Any) -> None:
 
 def measure(swarm: ProbedSwarm, cases: list[str], size: int, times: int) -> None:
     with polled(swarm.api) as found:
-        time.sleep(IDLE_S / 3)  # the other process starts
         begun_s = time.monotonic()
         time.sleep(IDLE_S)
         spans: dict[str, list[tuple[float, float]]] = {"idle": [(begun_s, time.monotonic())]}
         told: dict[str, dict[str, Any]] = {"idle": {"load": os.getloadavg()[0]}}
         for case in cases:
             path, asked_for = BODIES[case](size)
-            body = json.dumps({"model": "model", "max_tokens": 1} | asked_for).encode()
+            body = json.dumps({"model": "model", LENGTHS.get(path, "max_tokens"): 1} | asked_for).encode()
             for _ in range(times):
                 begun_s = time.monotonic()
                 status, answer = ask(swarm.api, path, body)

@@ -6,7 +6,7 @@ Run it from the repository's root. Two nodes with one thread each and a coordina
 this one, over raw sockets; one client and all of them take turns. `first_s`, `first_p99_s`: seconds to the first token; `gap_ms`, `gap_p99_ms`:
 milliseconds between two events of one client; `coordinator_us`: processor time of the coordinator for each token, all of its work. Prints a line of
 JSON for each number of clients. With `--before`, the same for a coordinator and nodes that run the source in another folder (a worktree of an earlier
-commit), in turns, and the ratios after / before.
+commit, with `shardnet/inference/llama/_capture*.so` copied from here: engines without it work otherwise), in turns, and the ratios after / before.
 """
 
 from __future__ import annotations

@@ -19,8 +19,10 @@ from shardnet.inference.engine.steps import NO_TOKEN, READINGS, StepDone
 from shardnet.messages import ShardOptions
 from shardnet.wire import Frame
 from tests.conftest import SplitSmolLM2
-from tests.support.engine_world import NewRoute, SplitModel, Stage, hidden_of, make_step
+from tests.support.engine_world import NewRoute, SplitModel, Stage, hidden_of, make_step, split
 from tests.support.plain_embeddings import plain_embedding, plain_row_logits
+from tests.support.quantised_models import quantise
+from tests.support.random_models import tiny_llama
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -86,6 +88,28 @@ async def test_logprobs_are_those_of_the_logits_of_every_row(engine: EngineProce
     assert np.abs(np.take_along_axis(expected, tokens, axis=1) - logprobs).max() < 2e-6
     assert frame.message.tokens == (int(logits[-1].argmax()),)
     assert frame.message.position == len(PROMPT)
+
+
+async def test_weights_that_are_laid_out_anew_give_the_numbers_of_one_batch_too(tmp_path: Path) -> None:
+    """Their kernels take four rows at once, and the rest one by one."""
+    plain = tiny_llama(tmp_path / "plain.gguf", n_layers=2, n_embd=256, n_kv_heads=4, quantisation="F32")
+    model = split(quantise(plain, tmp_path / "tiny.gguf", "Q4_K_M"), 2, tmp_path / "cache")
+    engine = EngineProcess(InferenceSettings(threads=1))
+    await engine.start()
+    try:
+        stages = [Stage(engine, model, (index, index + 1)) for index in range(2)]
+        for stage in stages:
+            await stage.load()
+        frame = await read(stages, PROMPT, "logprobs")
+        last = numbers(await read(stages, PROMPT, "last"), "pooled")[0]
+    finally:
+        await engine.close()
+    logits = plain_row_logits(model.whole, PROMPT).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    found = numbers(frame, "logprobs")[:, 0]
+    right = expected[range(len(found)), PROMPT[1:]]
+    assert np.all(np.abs(right - found) < 1.2e-7 * np.abs(right) + 5e-7)  # float32's own rounding
+    assert np.array_equal(last, plain_embedding(model.whole, PROMPT, "last"))
 
 
 async def test_what_follows_a_prompt_that_was_read_is_what_follows_one_that_was_not(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import Busy, LocalProtocolError, PeerLost, PeerRefused, ShardnetError, UnreachableError
-from shardnet.messages import AnyMessage, CancelTask, Done, Heartbeat, Hello, Ping, Pong, Refusal, Welcome
+from shardnet.messages import Address, AnyMessage, CancelTask, Done, Heartbeat, Hello, Ping, Pong, Refusal, Welcome
 from shardnet.swarm.addresses import bound_address
-from shardnet.transport import Connection, Listener, dial, limits, listen
+from shardnet.transport import Connection, Listener, dial, limits, link, listen
 from shardnet.wire import Frame
 from tests.support.golden_messages import COMMAND, HELD, SAMPLES, payloads
 from tests.support.swarm_world import LOOPS, World, hello_of, run, tensor, until
@@ -317,5 +317,68 @@ def test_many_connections_leave_no_descriptor_behind(world: World, loop: str) ->
                 if round_number == 0:
                     before = open_files()
             await until(lambda: open_files() <= before)
+
+    run(loop, main())
+
+
+def test_a_peer_of_which_nothing_comes_back_is_given_up_and_one_that_only_has_nothing_to_say_is_not(
+    world: World, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "CHECK_INTERVAL_S", 0.02)
+
+    async def main() -> None:
+        async with connected(world) as (_, here, there):
+            ended: asyncio.Future[ShardnetError] = asyncio.get_running_loop().create_future()
+            here.set_handler(lambda _: None, ended.set_result)
+            await asyncio.sleep(0.02 * 5 * limits.LOST_AFTER_TICKS)
+            assert here.is_open, "the other end's link answers, though nobody speaks"
+            assert world.frames.empty(), "and no daemon is bothered with it"
+            there._link.asks = False
+            there._link._transport.pause_reading()  # as if the network were cut: nothing gets there, so nothing comes back
+            assert "nothing came back for" in str(await ended)
+            there.abort()
+
+    run(loop, main())
+
+
+def test_a_client_that_rests_is_not_asked_anything(world: World, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CHECK_INTERVAL_S", 0.02)
+
+    async def main() -> None:
+        async with await listen(world.server, LOOPBACK, world.on_hello) as listener:
+            here = await dial(world.client, listener.address, hello_of(world.client, role="client"))
+            there = await world.accepted.get()
+            here._link.asks = False
+            received = here._link._received_bytes
+            await asyncio.sleep(0.02 * 3 * limits.LOST_AFTER_TICKS)
+            assert there.is_open
+            assert here._link._received_bytes == received
+            await here.close()
+
+    run(loop, main())
+
+
+def test_a_link_from_an_address_that_this_machine_has_no_more_ends_at_once(
+    world: World, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with connected(world) as (_, here, _there):
+            here.check_address()
+            assert here.is_open
+            monkeypatch.setattr(link, "is_ours", lambda _where: False)
+            here.check_address()
+            assert not here.is_open
+            with pytest.raises(PeerLost, match=r"does not have the address 127\.0\.0\.1 any more"):
+                here.send(Done(command_id=COMMAND))
+
+    run(loop, main())
+
+
+def test_a_name_is_dialled_at_each_of_its_addresses(world: World, loop: str) -> None:
+    async def main() -> None:
+        async with await listen(world.server, LOOPBACK, world.on_hello) as listener:
+            named = Address(host="localhost", port=listener.address.port)  # ::1 comes first where a machine has it
+            connection = await dial(world.client, named, hello_of(world.client))
+            await connection.close()
 
     run(loop, main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,56 @@ async def test_a_withdrawn_shard_vanishes_at_once_and_for_everybody(tmp_path: Pa
             assert await holders(node) == {net.id_of(nodes[2])}
         await nodes[1].announce(MODEL, 0, address=address(1))
         assert await holders(nodes[5]) == {net.id_of(nodes[1]), net.id_of(nodes[2])}
+
+
+async def where(node: KademliaDirectory) -> list[tuple[str, int]]:
+    """Returns: at which addresses shard 0 is to be had, as `node` is told."""
+    return [record.address for record in await node.lookup(MODEL, 0)]
+
+
+async def test_a_node_that_moved_is_found_where_it_is_now_under_every_key(tmp_path: Path) -> None:
+    async with world(tmp_path) as net:
+        nodes = await net.grow(8)
+        await nodes[1].announce(MODEL, 0, address=address(1), torrent_port=6881)
+        await nodes[1].announce_manifest(MODEL, address=address(1))
+        await nodes[1].move(address(2))
+        for node in (nodes[0], nodes[5]):
+            await eventually(partial(_is_at, node, address(2)))
+        assert [record.address for record in await nodes[6].lookup_manifest(MODEL)] == [address(2)]
+        assert [record.torrent_port for record in await nodes[6].lookup(MODEL, 0)] == [6881]
+
+
+async def test_a_node_that_nobody_can_dial_is_not_found_until_it_can_be(tmp_path: Path) -> None:
+    async with world(tmp_path) as net:
+        nodes = await net.grow(8)
+        assert await nodes[1].announce(MODEL, 0, address=None) == 0
+        assert await where(nodes[5]) == []
+        await nodes[1].move(address(1))
+        await eventually(partial(_is_at, nodes[5], address(1)))
+        await nodes[1].move(None)
+        assert await where(nodes[5]) == []
+
+
+async def test_a_node_that_shares_its_key_with_another_falls_silent_and_withdraws_nothing_in_its_name(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as net:
+        nodes = await net.grow(6)
+        copy = await net.start(net.make(signer=net.signers[nodes[1]], record_ttl_s=3))
+        await copy.announce(MODEL, 0, address=address(2))
+        copy.hush()
+        await nodes[1].announce(MODEL, 0, address=address(1))
+        assert await where(nodes[4]) == [address(1)]
+        await copy.announce(MODEL, 0, address=None)
+        await asyncio.sleep(1.5)  # longer than it would renew after
+        assert await where(nodes[4]) == [address(1)]
+        await copy.close()
+        assert await where(nodes[4]) == [address(1)], "nor when it leaves"
+        net.nodes.remove(copy)
+
+
+async def _is_at(node: KademliaDirectory, wanted: tuple[str, int]) -> bool:
+    return await where(node) == [wanted]
 
 
 async def test_a_clean_leave_withdraws_everything(tmp_path: Path) -> None:

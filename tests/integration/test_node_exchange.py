@@ -104,6 +104,12 @@ class FakeExchange:
     async def manifest(self, model_id: str, sources: tuple[ShardSource, ...]) -> Manifest:
         raise ManifestError(f"nobody has model {model_id}")
 
+    async def piece(self, manifest: Manifest, shard_id: int, offset: int, most_bytes: int) -> bytes:
+        return b"piece"
+
+    def meet(self, manifest: Manifest, shard_id: int, asker: ShardSource) -> None:
+        raise AssertionError("nobody is met here")
+
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         if shard_id:
             raise ShardNotFound("no torrent of it")

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from shardnet.errors import Busy, DeadlineExceeded, ManifestError, SettingsError, ShardCorrupt, ShardNotFound
+from shardnet.hosts import is_ours
 from shardnet.torrent.metainfo import info_hash
+from shardnet.torrent.native import Piece
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.session import TorrentSession
 from tests.support.torrent_world import Authority, Reached, Shard, World, make_shard
@@ -307,3 +309,48 @@ async def test_the_first_holder_sends_little_more_than_one_copy_however_many_wan
         while (sent := holder.stats()[info_hash(shard.torrent)].uploaded_bytes) < shard.size:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert sent < 1.4 * shard.size
+
+
+async def pieces_of(session: TorrentSession, shard: Shard) -> list[Piece]:
+    """Returns: what is missing, once the session has looked."""
+    while not (found := await session.missing(info_hash(shard.torrent))):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def test_pieces_that_came_another_way_are_proved_and_complete_a_download_without_any_peer(
+    world: World, tmp_path: Path
+) -> None:
+    shard = make_shard(tmp_path / "origin", 300_001)
+    content, target = shard.path.read_bytes(), world.target("alone")
+    session = await world.session("alone")
+    fetching = asyncio.create_task(session.fetch(shard.torrent, target, **shard.wanted()))
+    missing = await pieces_of(session, shard)
+    assert sum(piece.n_bytes for piece in missing) == shard.size
+    session.put(info_hash(shard.torrent), missing[0], bytes(missing[0].n_bytes))
+    session.put(info_hash(shard.torrent), missing[-1], content[missing[-1].offset :] + b"more than the file has")
+    for piece in missing[1:-1]:
+        session.put(info_hash(shard.torrent), piece, content[piece.offset :][: piece.n_bytes])
+    async with asyncio.timeout(20):
+        while await session.missing(info_hash(shard.torrent)) != [missing[0], missing[-1]]:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    for piece in (missing[0], missing[-1]):
+        session.put(info_hash(shard.torrent), piece, content[piece.offset :][: piece.n_bytes])
+    async with asyncio.timeout(20):
+        await fetching
+    assert target.read_bytes() == content
+    session.put(info_hash(shard.torrent), missing[0], b"")  # harmless when all is here
+
+
+async def test_one_port_that_the_system_chose_takes_transfers_at_every_address_and_over_both_families(
+    world: World, shard: Shard
+) -> None:
+    if not is_ours(("::1",)):
+        pytest.skip("this machine has no IPv6")
+    first = await world.session("first", listen_host="::")
+    await first.seed(shard.torrent, shard.path, label="0")
+    for number, host in enumerate(("127.0.0.1", "::1")):
+        other = await world.session(f"other-{number}", listen_host=host)
+        target = world.target(f"other-{number}")
+        await other.fetch(shard.torrent, target, peers=[(host, first.port)], deadline_s=20, **shard.wanted())
+        assert target.read_bytes() == shard.path.read_bytes()

@@ -85,6 +85,10 @@ VALID: dict[str, list[dict[str, Any]]] = {
             "tool_choice": {"type": "function", "name": "f"},
         },
     ],
+    "/v1/embeddings": [
+        {"model": "tiny", "input": ["hi", "ho"], "dimensions": 8, "encoding_format": "float"},
+        {"input": [[72, 73]], "encoding_format": "base64"},
+    ],
     "/v1/messages": [
         {
             "messages": [

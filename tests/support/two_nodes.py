@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,14 @@ class Halves:
         """Start the coordinator; also once more, when it was killed."""
         swarm.start_coordinator("--models-cache", str(self.cache), "--stages", "2", *arguments)
 
-    def start_node(self, swarm: LocalSwarm, index: int, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def start_node(
+        self,
+        swarm: LocalSwarm,
+        index: int,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         """Start `node-0` or `node-1`; also once more, when it was killed. It has its own half and no other."""
         own = swarm.folder / f"node-{index}"
         target = own / "shards" / self.folder.name
@@ -65,7 +73,7 @@ class Halves:
             for name in (f"shard-{index}.gguf", "tokenizer.gguf", "manifest.json"):
                 os.link(self.folder / name, target / name)
         shard = ("--shard", f"{self.name}:{index}")
-        swarm.start_node(f"node-{index}", own, *shard, "--threads", "1", *arguments, env=env)
+        swarm.start_node(f"node-{index}", own, *shard, "--threads", "1", *arguments, env=env, prefix=prefix)
 
 
 def free_port() -> int:

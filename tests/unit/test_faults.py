@@ -97,7 +97,7 @@ def test_what_is_missing_and_what_is_no_json_is_said() -> None:
         ("{'a': 1}", "a name in double quotes is missing"),
         ('{"a": "\n"}', "a line break or another control character"),
         ('{"a": "\\x"}', "an escape that JSON does not know"),
-        ('{"a": "\\u12"}', "a character in it is none|an escape"),
+        ('{"a": "\\u12"}', "half a surrogate pair|an escape"),
         ('{"a": "b', "too early|a text in it does not end"),
         ("{} {}", "more follows behind its end"),
         ("{} x", "more follows behind its end"),

@@ -28,6 +28,7 @@ GROUND = {
     "lifecycle",
     "limits",
     "mutual_tls",
+    "hosts",
     "tcp",
     "web_hosts",
 }
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors", "faults"},
     "log": set(),
     "mutual_tls": set(),
+    "hosts": set(),
     "tcp": set(),
     "web_hosts": set(),
     "lifecycle": {"errors", "log"},

@@ -11,10 +11,13 @@ from starlette.types import ASGIApp
 
 from shardnet.coordinator.api.refusing import RefusingProtocol
 from shardnet.messages import Address
-from shardnet.swarm.addresses import HostPort, bound_address, open_listening_socket
+from shardnet.swarm.addresses import HostPort, bound_address, open_listening_sockets
+from shardnet.tcp import Patience, tune
 
 GRACEFUL_S = 2
 MAX_CONNECTIONS = 1024
+PATIENCE = Patience(idle_s=15, interval_s=5, questions=3, unacknowledged_s=120)
+"""A client that is gone without a word does not keep its answer's place; one that only does not read for a while does."""
 
 
 class _Server(uvicorn.Server):
@@ -25,22 +28,25 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves an ASGI app until `stop`. The socket is open from the start, so that the address is known."""
+    """Serves an ASGI app until `stop`. The sockets are open from the start, so that the address is known."""
 
-    def __init__(self, listening: socket.socket) -> None:
-        self._socket = listening
+    def __init__(self, listening: list[socket.socket]) -> None:
+        self._sockets = listening
         self._server: _Server | None = None
         self._stopped = False
 
     @classmethod
     def listen(cls, address: HostPort) -> HttpServer:
         """Raises: SettingsError if the port is taken; UnreachableError if the host is not one of this machine's."""
-        return cls(open_listening_socket(address))
+        listening = open_listening_sockets(address)
+        for one in listening:
+            tune(one, PATIENCE)  # what is accepted takes it over
+        return cls(listening)
 
     @property
     def address(self) -> Address:
         """Returns: where it listens."""
-        return bound_address(self._socket)
+        return bound_address(self._sockets[0])
 
     async def run(self, app: ASGIApp) -> None:
         """Serve; returns after `stop`, when every connection is closed."""
@@ -60,9 +66,9 @@ class HttpServer:
         self._server = _Server(config)
         self._server.should_exit = self._stopped
         try:
-            await self._server.serve(sockets=[self._socket])
+            await self._server.serve(sockets=self._sockets)
         finally:
-            self._socket.close()
+            self.close()
 
     def stop(self) -> None:
         """Ask it to end."""
@@ -71,5 +77,6 @@ class HttpServer:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Close the socket, if it never ran."""
-        self._socket.close()
+        """Close the sockets."""
+        for one in self._sockets:
+            one.close()

@@ -6,14 +6,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shardnet.coordinator.api.foreign_fields import check_foreign
 from shardnet.coordinator.api.structure_fields import StructureFields

@@ -8,6 +8,7 @@ from shardnet.coordinator.placement.assign import layers_of
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.node_view import NodeView
 from shardnet.coordinator.placement.planning import Route, measured_pace
+from shardnet.coordinator.placement.reach import reach_notes
 from shardnet.coordinator.placement.readiness import node_label, not_ready
 from shardnet.coordinator.placement.standing import Standing
 from shardnet.coordinator.placement.streaming import stays_sentence
@@ -48,6 +49,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "node_id": node.node_id,
         "name": node.label,
         "address": str(node.address) if node.address else None,
+        "reach": reach_notes(cluster, node),
         "state": "leaving" if node.draining else "up",
         "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
         "connected_s": round(at_s - node.joined_at_s, 1),

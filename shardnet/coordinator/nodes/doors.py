@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from shardnet.swarm.addresses import (
     is_loopback,
     is_wildcard,
     parse_host_port,
-    reachable,
     write_coordinator_addresses,
 )
 from shardnet.swarm.enrol_service import EnrolmentServer
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import Identity
+from shardnet.swarm.whereabouts import Whereabouts, advertised_address
 from shardnet.transport import HelloHandler, listen
 
 log = get("coordinator")
@@ -35,6 +36,7 @@ class Wanted:
     nodes: HostPort
     api: HostPort
     enrol: HostPort | None
+    advertised: Address | None = None
 
     @classmethod
     def of(cls, where: ListenSettings) -> Wanted:
@@ -43,6 +45,7 @@ class Wanted:
             nodes=parse_host_port(where.nodes, what="listen.nodes"),
             api=parse_host_port(where.api, what="listen.api"),
             enrol=parse_host_port(where.enrol, what="listen.enrol") if where.enrol else None,
+            advertised=advertised_address(where.advertise, "listen.advertise") if where.advertise else None,
         )
 
 
@@ -55,6 +58,7 @@ class Doors:
     enrol: Address | None
     dht: Address | None
     directory: KademliaDirectory | None
+    advertised: Address | None = None
 
     @property
     def addresses(self) -> dict[str, Address | None]:
@@ -80,14 +84,31 @@ class Doors:
             log.warning("api_open_to_everybody", address=str(self.api), advice="set api.key, or listen on 127.0.0.1")
 
     async def be_found(self) -> None:
-        """Announce the coordinator on the DHT, if others can reach it."""
-        where = reachable(self.nodes)
-        if self.directory is None or where is None:
+        """Announce the coordinator on the DHT, as far as others can reach it, and again when that is elsewhere; until cancelled."""
+        directory = self.directory
+        if directory is None:
             return
+        moved = asyncio.Event()
+        whereabouts = Whereabouts(self.advertised, lambda: None, moved.set, setting="listen.advertise")
+        await whereabouts.settle(self.nodes)
+
+        async def say() -> None:
+            where = whereabouts.address
+            try:
+                await directory.move((where.host, where.port) if where is not None else None)
+            except UsageError as error:
+                log.warning("coordinator_not_announced", reason=str(error))
+
+        await directory.announce_coordinator(address=None)
+        await say()
+        following = asyncio.create_task(whereabouts.follow(), name="whereabouts")
         try:
-            await self.directory.announce_coordinator(address=(where.host, where.port))
-        except UsageError as error:
-            log.warning("coordinator_not_announced", reason=str(error))
+            while True:
+                await moved.wait()
+                moved.clear()
+                await say()
+        finally:
+            following.cancel()
 
 
 async def open_doors(
@@ -120,7 +141,7 @@ async def open_doors(
         directory = await resources.enter_async_context(open_directory(identity, dht_settings, nodes))
         host, port = directory.address
         dht = Address(host=host, port=port)
-    return Doors(nodes=nodes, api=api, enrol=enrol, dht=dht, directory=directory)
+    return Doors(nodes=nodes, api=api, enrol=enrol, dht=dht, directory=directory, advertised=wanted.advertised)
 
 
 def port_error(error: SettingsError, address: HostPort, flag: str) -> SettingsError:

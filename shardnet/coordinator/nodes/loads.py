@@ -99,20 +99,31 @@ class Loader:
         Never raises but when cancelled.
         """
         try:
-            link = await (self._measure_pair(source, target) if source else self._measure_own(target))
+            link = await (self._measure_either(source, target) if source else self._measure_own(target))
         except PeerLost:
             return  # one of the two has gone meanwhile
         except (UnreachableError, DeadlineExceeded) as error:
-            log.info("link_unreachable", source=source[:12], target=target[:12], reason=str(error))
-            if source:
+            if source and (source, target) not in self._cluster.unreachable:
+                log.warning("link_unreachable", source=source[:12], target=target[:12], reason=str(error))
                 self._apply(LinkKnown(source, target, None))
             return
         except ShardnetError as error:
             log.info("link_not_measured", source=source[:12], target=target[:12], reason=str(error))
             return
         self._apply(LinkKnown(source, target, link))
-        if (target, source) not in self._cluster.unreachable:
-            self._apply(LinkKnown(target, source, link))
+        self._apply(LinkKnown(target, source, link))
+
+    async def _measure_either(self, source: str, target: str) -> LinkTime:
+        """A link serves both directions, whoever dialled: where one cannot dial the other, the other may dial the one."""
+        try:
+            return await self._measure_pair(source, target)
+        except PeerLost:
+            raise
+        except (UnreachableError, DeadlineExceeded) as error:
+            try:
+                return await self._measure_pair(target, source)
+            except (UnreachableError, DeadlineExceeded):
+                raise error from None
 
     async def _measure_pair(self, source: str, target: str) -> LinkTime:
         node = self._cluster.nodes.get(target)

@@ -12,6 +12,10 @@ class ListenSettings(Section):
     """Where the coordinator listens. Beyond loopback only where it is told so."""
 
     nodes: str = Field(default="127.0.0.1:7700", description="HOST:PORT for TLS links of nodes; port 0: any free one")
+    advertise: str | None = Field(
+        default=None,
+        description="HOST:PORT at which nodes reach `nodes`, behind port forwarding; not set: where it listens",
+    )
     enrol: str = Field(
         default="127.0.0.1:7701", description='HOST:PORT that takes in machines with a join token; "": nowhere'
     )

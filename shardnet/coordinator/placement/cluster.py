@@ -101,6 +101,9 @@ class Cluster:
     # -- nodes ---------------------------------------------------------------------------------------------------------------
 
     def _joined(self, event: NodeJoined) -> list[Effect]:
+        before = self.nodes.get(event.hello.node_id)
+        if before is not None and before.address != event.hello.listen:
+            self._forget_links(event.hello.node_id)
         self.nodes[event.hello.node_id] = NodeView.of(event.hello, event.at_s)
         self.version += 1
         return [PlanNeeded("a node joined")]
@@ -117,6 +120,10 @@ class Cluster:
         node.held = {(shard.model_id, shard.shard_id): shard for shard in beat.held}
         if beat.devices:
             node.capabilities = node.capabilities.model_copy(update={"devices": beat.devices})
+        if beat.reach is not None and (beat.reach.listen, beat.reach.trouble) != (node.address, node.trouble):
+            node.address, node.trouble = beat.reach.listen, beat.reach.trouble
+            self._forget_links(event.node_id)
+            self.version += 1
         effects: list[Effect] = []
         gone = [key for key in node.ready if key not in node.held or not node.held[key].loaded]
         for key in gone:
@@ -138,10 +145,13 @@ class Cluster:
     def _left(self, event: NodeLeft) -> list[Effect]:
         if self.nodes.pop(event.node_id, None) is None:
             return []
-        self.links = {pair: link for pair, link in self.links.items() if event.node_id not in pair}
-        self.unreachable = {pair for pair in self.unreachable if event.node_id not in pair}
+        self._forget_links(event.node_id)
         self.version += 1
         return [PlanNeeded("a node left")]
+
+    def _forget_links(self, node_id: str) -> None:
+        self.links = {pair: link for pair, link in self.links.items() if node_id not in pair}
+        self.unreachable = {pair for pair in self.unreachable if node_id not in pair}
 
     def _drains(self, event: NodeDrains) -> list[Effect]:
         node = self.nodes.get(event.node_id)

@@ -61,6 +61,7 @@ class NodeView:
     Attributes:
         run_id: which start of the node this is, where it says so.
         ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
+        address: where others dial it; None: nobody can. `trouble`: why that is so, or may be, in a sentence.
         unserved: model_id -> a manifest that the node offered and that may not be served.
         refused: sentences about files of its models cache that are of no use.
     """
@@ -82,6 +83,7 @@ class NodeView:
     sequences: int = 0
     handover_us: float | None = None
     draining: bool = False
+    trouble: str = ""
     run_id: str | None = None
 
     @property
@@ -115,6 +117,7 @@ class NodeView:
             heard_at_s=at_s,
             held={(shard.model_id, shard.shard_id): shard for shard in hello.held},
             refused=hello.refused,
+            trouble=hello.trouble,
             run_id=hello.run_id,
             memory_free_bytes=_free_of(hello),
         )

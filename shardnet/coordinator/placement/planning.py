@@ -381,8 +381,8 @@ def stage_refs(cluster: Cluster, stages: tuple[Stage, ...]) -> tuple[StageRef, .
     """Returns: the stages as they travel. A stage that the one before cannot dial has no address: the coordinator relays."""
     refs = []
     for index, stage in enumerate(stages):
-        before = stages[index - 1].node_id if index else ""
-        relayed = index > 0 and (before, stage.node_id) in cluster.unreachable
+        before = stages[index - 1].node_id  # the last one sends the first its tokens
+        relayed = (before, stage.node_id) in cluster.unreachable
         address = None if relayed else cluster.nodes[stage.node_id].address
         refs.append(
             StageRef(node_id=stage.node_id, address=address, first_shard=stage.first_shard, end_shard=stage.end_shard)

@@ -49,6 +49,11 @@ class PlacementSettings(Section):
     load_deadline_s: float = Field(
         default=3600.0, gt=0, le=86_400, description="seconds a node may take to fetch and load one shard"
     )
+    relay_bytes_per_s: int = Field(
+        default=16 << 20,
+        ge=0,
+        description="weights that go through the coordinator where nodes cannot dial each other, bytes per second; 0: none do",
+    )
     measure_links: bool = Field(default=True, description="measure the links between nodes when they join")
 
 

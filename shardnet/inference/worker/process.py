@@ -168,6 +168,7 @@ class Worker:
                 self._queue.halt(command_id)
             case Query(command_id=command_id):
                 self._share_cores()
+                self._links.look()
                 self._send(
                     Report(
                         command_id=command_id,

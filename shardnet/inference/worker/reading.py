@@ -1,7 +1,7 @@
 """What a step tells of a prompt's own rows: log-probabilities of the tokens that follow, or final hidden states. Lives in the engine process only.
 
 llama.cpp keeps the logits of all rows that are read, a whole vocabulary each. So the shard with the head runs such a step in pieces of a few rows,
-which changes no number, and what leaves it is one hidden state, or a few numbers a row.
+cut where that changes no number, and what leaves it is one hidden state, or a few numbers a row.
 """
 
 from __future__ import annotations
@@ -21,25 +21,34 @@ from shardnet.inference.llama.sampling import top_logprobs
 from shardnet.inference.worker.shard import Shard
 from shardnet.inference.worker.tasks import NOTHING_READ, Read, Task
 
+BLOCK = 4
+"""Rows that a kernel takes at once."""
+
 
 def pieces(kind: str, count: int, most: int = READ_ROWS) -> list[tuple[int, int, bool]]:
-    """Cut a step's rows so that no piece that is read has more than `most`, and none a single row: one row alone is multiplied by other kernels.
+    """Cut a step's rows so that no piece that is read has more than `most`, such that the numbers are those of the step in one piece.
+
+    Kernels take rows in blocks of four where weights were laid out anew (Q4_K and the like), so cuts are where blocks end; and one row alone is
+    multiplied by others than several, so no piece has a single one (findings/llama-cpp-rows-beside-others.sh).
 
     Args:
         kind: one of `READINGS`.
         count: rows of the step.
-        most: at least 3.
+        most: a multiple of four, 8 at least.
 
     Returns: first row, end, and whether it is read, of each piece in order.
     """
     if count <= most:
         return [(0, count, True)]
-    if kind in ("first", "last"):
-        read = min(most, count - 2)
-        cut = read if kind == "first" else count - read
-        return [(0, cut, kind == "first"), (cut, count, kind == "last")]
-    n_pieces = -(-count // most)
-    cuts = [index * count // n_pieces for index in range(n_pieces + 1)]
+    if kind == "first":
+        cut = most if count - most > 1 else most - BLOCK
+        return [(0, cut, True), (cut, count, False)]
+    if kind == "last":
+        cut = -(-(count - most) // BLOCK) * BLOCK
+        return [(0, cut, False), (cut, count, True)]
+    cuts = [*range(0, count, most), count]
+    if count - cuts[-2] == 1:
+        cuts[-2] -= BLOCK
     return [(first, end, True) for first, end in pairwise(cuts)]
 
 

@@ -6,14 +6,18 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from shardnet.errors import RemoteProtocolError
+from shardnet.hosts import is_ours
 from shardnet.inference.engine.steps import ROW_BYTES, TOKEN
 from shardnet.messages import MESSAGES
 from shardnet.steps import MAX_STAGES, NEXT_STEP, TIMING, NextStep
+from shardnet.tcp import acknowledged
 from shardnet.wire import MAGIC, PREFIX, VERSION, Buffer
 
 WELCOME = b"\x01"
 MAX_UNSENT_BYTES = 4 << 20
 """What may wait for a slow reader before its link is cut."""
+MOST_STUCK_LOOKS = 6
+"""Looks in a row at which rows were on their way and none had arrived since the last. For an engine that only computes, its kernel acknowledges."""
 FIRST_BUFFER_BYTES = 64 << 10
 MAX_HEADER_BYTES = NEXT_STEP.size + MAX_STAGES * TIMING.size
 KIND = next(kind for kind, message in MESSAGES.compact.items() if message is NextStep)
@@ -34,6 +38,8 @@ class RowLink:
         self._start = self._end = 0
         self.unsent = bytearray()
         self._put: list[Buffer] = []
+        self._acknowledged = 0
+        self._stuck_looks = 0
 
     def put(self, header: bytes, payload: Sequence[Buffer]) -> None:
         """Have one frame sent with the next `flush`: the header of a `NextStep`, and its tensors."""
@@ -57,6 +63,17 @@ class RowLink:
         self.unsent = bytearray(data[sent:])
         if len(self.unsent) > MAX_UNSENT_BYTES:
             raise ConnectionAbortedError("it takes nothing")
+
+    def trouble(self) -> str | None:
+        """Look whether rows still get through; to be called about once a second. Returns: why not, or None."""
+        if not is_ours(self.tls.getsockname()):
+            return "this machine's address is another one now"
+        seen = acknowledged(self.tls)
+        if seen is None:
+            return None
+        self._stuck_looks = self._stuck_looks + 1 if seen.waits and seen.n_bytes == self._acknowledged else 0
+        self._acknowledged = seen.n_bytes
+        return "its rows are not acknowledged any more" if self._stuck_looks >= MOST_STUCK_LOOKS else None
 
     def receive(self, take: OnRow) -> None:
         """Take in all that has arrived, so that rows which came together can run together.

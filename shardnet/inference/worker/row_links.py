@@ -216,6 +216,16 @@ class RowLinks:
             if link.unsent:
                 self._watch(link)
 
+    def look(self) -> None:
+        """End links over which rows do not get through any more. Called about once a second."""
+        for link in tuple(self._links.values()):
+            try:
+                reason = link.trouble()
+            except OSError as error:
+                reason = str(error)
+            if reason is not None:
+                self.end(link, reason)
+
     def _receive(self, link: RowLink) -> None:
         link.receive(self._take)
         if link.is_dialled and link.is_welcome:

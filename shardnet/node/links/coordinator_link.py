@@ -18,6 +18,9 @@ from shardnet.wire import Buffer, Frame
 LASTING_S = 2.0
 """A connection that held for less was no success: the next attempt waits longer."""
 
+MOST_DELAY_S = 2.0
+"""Between two dials, however long the coordinator has been away: a network that is back should not be waited for."""
+
 log = get("node")
 
 
@@ -28,6 +31,7 @@ class CoordinatorLink:
         find: tells where the coordinator is; asked before every dial, since it may have moved.
         hello: what we say, given the address that is dialled.
         on_joined: called when the coordinator has welcomed us, before any of its frames are handled.
+        on_refused: called when it did not, or was not to be reached.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class CoordinatorLink:
         hello: Callable[[Address], Hello],
         on_joined: Callable[[Welcome], None],
         on_left: Callable[[], None],
+        on_refused: Callable[[ShardnetError], None],
         on_frame: Callable[[Connection, Frame[AnyMessage]], None],
         *,
         timeout_s: float,
@@ -46,6 +51,7 @@ class CoordinatorLink:
         self._hello = hello
         self._on_joined = on_joined
         self._on_left = on_left
+        self._on_refused = on_refused
         self._on_frame = on_frame
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
@@ -60,6 +66,11 @@ class CoordinatorLink:
         except PeerLost as error:
             log.debug("coordinator_not_told", reason=str(error))
 
+    def check_address(self) -> None:
+        """This machine's address is another one: dial anew, if the connection was made from the old one."""
+        if self._connection is not None:
+            self._connection.check_address()
+
     async def ask(self, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: the coordinator's answer. Raises: its own error; PeerLost, also if there is no coordinator; DeadlineExceeded."""
         if self._connection is None:
@@ -68,7 +79,7 @@ class CoordinatorLink:
 
     async def run(self) -> None:
         """Keep the connection until cancelled; then send what is queued and end it."""
-        backoff = Backoff()
+        backoff = Backoff(most_s=MOST_DELAY_S)
         told = ""
         try:
             while True:
@@ -92,7 +103,11 @@ class CoordinatorLink:
 
     async def _stay(self, address: Address) -> ShardnetError:
         """Returns: why the connection ended. Raises: UnreachableError, PeerRefused if there was none."""
-        connection = await dial(self._identity, address, self._hello(address), timeout_s=self._timeout_s)
+        try:
+            connection = await dial(self._identity, address, self._hello(address), timeout_s=self._timeout_s)
+        except ShardnetError as error:
+            self._on_refused(error)
+            raise
         ended: asyncio.Future[ShardnetError] = asyncio.get_running_loop().create_future()
 
         def on_close(error: ShardnetError) -> None:

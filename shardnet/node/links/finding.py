@@ -34,6 +34,12 @@ class CoordinatorFinder:
         self._dialled: Address | None = None
         self._dials = 0
 
+    @property
+    def host(self) -> str | None:
+        """Returns: where the coordinator is, as far as known: what was dialled last, or is to be dialled."""
+        where = self._dialled or self._given
+        return where.host if where is not None else None
+
     async def find(self) -> Address:
         """Returns: where to dial next: the address that was given; else what a coordinator on this machine wrote down and what the DHT says, in turn.
 

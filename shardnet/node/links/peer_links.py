@@ -42,13 +42,18 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Peer:
-    """One other node. Either a connection, or a dial with its waiting messages, or neither."""
+    """One other node. Either a connection, or a dial with its waiting messages, or neither.
+
+    `told`: where the coordinator said last that it is dialled.
+    """
 
     connection: Connection | None = None
     waiting: list[_Waiting] = field(default_factory=list)
     dialling: asyncio.Future[Connection] | None = None
     alone_until_s: float = 0.0
     last_error: ShardnetError | None = None
+    told: Address | None = None
+    is_adopted: bool = False
 
 
 class PeerLinks:
@@ -82,10 +87,15 @@ class PeerLinks:
         self._questions = Questions()
 
     def adopt(self, connection: Connection) -> None:
-        """Handle a link that the other node dialled; send over it too, if there is no other."""
+        """Handle a link that the other node dialled; send over it too, if there is no other. It dials us once: over an older link of its it does not
+        hear us any more."""
         peer = self._peers.setdefault(connection.peer_id, _Peer())
+        if peer.connection is not None and peer.is_adopted:
+            before, peer.connection = peer.connection, None
+            before.abort()
+            self._lost(before, PeerLost(f"node {short(connection.peer_id)} connected anew"))
         if peer.connection is None and peer.dialling is None:
-            peer.connection = connection
+            peer.connection, peer.is_adopted = connection, True
         connection.set_handler(
             lambda frame: self._take(connection, frame), lambda error: self._closed(connection, error)
         )
@@ -118,6 +128,18 @@ class PeerLinks:
             return
         peer.waiting.append(_Waiting(message, payloads, on_unreachable))
 
+    def follow(self, node_id: NodeId, address: Address | None) -> None:
+        """The coordinator, which a node that moved tells first, says where it is: a link to where it was leads nowhere."""
+        peer = self._peers.get(node_id)
+        if peer is None or address is None or peer.told == address:
+            return
+        before, peer.told = peer.told, address
+        peer.alone_until_s = 0.0
+        if before is not None and peer.connection is not None:
+            connection, peer.connection = peer.connection, None
+            connection.abort()
+            self._lost(connection, PeerLost(f"node {short(node_id)} is at {address} now, no longer at {before}"))
+
     async def ask(self, node_id: NodeId, address: Address, question: Question, timeout_s: float) -> Frame[AnyMessage]:
         """Returns: another node's answer, dialling it first where that is needed.
 
@@ -145,6 +167,12 @@ class PeerLinks:
             ) from None
         return quick_s, PADDING_BYTES / max(large_s - quick_s, 1e-6)
 
+    def check_addresses(self) -> None:
+        """This machine's address is another one: end the links that were made from the old one."""
+        for peer in tuple(self._peers.values()):
+            if peer.connection is not None:
+                peer.connection.check_address()
+
     async def close(self) -> None:
         """End every link; what is queued is sent first."""
         open_links = [peer.connection for peer in self._peers.values() if peer.connection is not None]
@@ -156,7 +184,7 @@ class PeerLinks:
 
     def _begin_dial(self, node_id: NodeId, address: Address | None) -> _Peer:
         """Returns: the peer, being dialled. Raises: UnreachableError if there is no use in it now."""
-        peer = self._peers.setdefault(node_id, _Peer())
+        peer = self._peers.setdefault(node_id, _Peer(told=address))
         if peer.dialling is not None:
             return peer
         loop = asyncio.get_running_loop()
@@ -186,7 +214,7 @@ class PeerLinks:
                 one.on_unreachable(error)
             return
         dialling, peer.dialling = peer.dialling, None
-        peer.connection = connection
+        peer.connection, peer.is_adopted = connection, False
         connection.set_handler(
             lambda frame: self._take(connection, frame), lambda error: self._closed(connection, error)
         )
@@ -213,11 +241,16 @@ class PeerLinks:
             self._on_frame(connection, frame)
 
     def _closed(self, connection: Connection, error: ShardnetError) -> None:
-        self._questions.lost(connection, error)
         peer = self._peers.get(connection.peer_id)
         if peer is not None and peer.connection is connection:
             peer.connection = None
-            self._on_lost(connection.peer_id, error)
+            self._lost(connection, error)
+        else:
+            self._questions.lost(connection, error)
+
+    def _lost(self, connection: Connection, error: ShardnetError) -> None:
+        self._questions.lost(connection, error)
+        self._on_lost(connection.peer_id, error)
 
     async def _ping(self, connection: Connection, padding_bytes: int, timeout_s: float) -> float:
         """Returns: seconds until the answer. (The event loop's own clock counts in milliseconds.)"""

@@ -31,6 +31,8 @@ class CoordinatorVisit:
         self._questions = Questions()
         self._connection: Connection | None = None
         self._dialling = asyncio.Lock()
+        self.host: str | None = given.host if given is not None else None
+        """Where the coordinator is, as far as known."""
 
     async def meet(self, directory: Directory | None) -> None:
         """Dial, and let the DHT begin where the coordinator says. Raises: UnreachableError, PeerRefused."""
@@ -42,7 +44,7 @@ class CoordinatorVisit:
                 protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, name=self._identity.name, role="client"
             )
             connection = await dial(self._identity, address, hello)
-            self._connection = connection
+            self._connection, self.host = connection, address.host
 
             def on_close(error: Exception) -> None:
                 self._connection = None

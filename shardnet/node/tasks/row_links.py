@@ -14,7 +14,7 @@ from shardnet.ids import NodeId, short
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import CutRows, DialRows, RowsLost, RowsMet, TakeRows
 from shardnet.log import get
-from shardnet.messages import StageRef
+from shardnet.messages import Address, StageRef
 from shardnet.swarm.authority import node_id_of_certificate
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.tls import check_not_revoked
@@ -38,6 +38,7 @@ class RowLinks:
         self._redial_after_s = redial_after_s
         self._numbers = itertools.count(1)
         self._dialled: dict[int, NodeId] = {}
+        self._address: dict[NodeId, Address] = {}  # where each was dialled last
         self._accepted: dict[int, NodeId | None] = {}  # None: who it is is not known yet
         self._alone_until_s: dict[NodeId, float] = {}
         engine.on_link = self._take_news
@@ -46,6 +47,8 @@ class RowLinks:
     def want(self, stage: StageRef) -> None:
         """Rows will go to this stage's engine: make a link, unless there is one, or was none to be had a moment ago."""
         now_s = asyncio.get_running_loop().time()
+        if stage.address is not None and self._address.get(stage.node_id, stage.address) != stage.address:
+            self.cut(stage.node_id)  # it moved: the link leads to where it was
         if (
             stage.address is None
             or stage.node_id in self._dialled.values()
@@ -55,8 +58,21 @@ class RowLinks:
         self._alone_until_s = {one: until_s for one, until_s in self._alone_until_s.items() if until_s > now_s}
         link_id = next(self._numbers)
         self._dialled[link_id] = stage.node_id
+        self._address[stage.node_id] = stage.address
         self._alone_until_s[stage.node_id] = now_s + self._redial_after_s
         self._engine.link(DialRows(link_id=link_id, host=stage.address.host, port=stage.address.port))
+
+    def cut(self, node_id: NodeId) -> None:
+        """Rows do not get through to this node's engine any more: end the link to it, and make another when it is wanted next."""
+        for link_id in [link_id for link_id, other in self._dialled.items() if other == node_id]:
+            self._engine.link(CutRows(link_id=link_id))
+            del self._dialled[link_id]
+        self._alone_until_s.pop(node_id, None)
+
+    def cut_all(self) -> None:
+        """This machine's address is another one: no link leads anywhere."""
+        for node_id in set(self._dialled.values()):
+            self.cut(node_id)
 
     def adopt(self, connection: socket.socket) -> None:
         """Another engine dialled. Its first bytes have not been read."""
@@ -71,6 +87,7 @@ class RowLinks:
         """The engine died, and its links with it."""
         self._dialled.clear()
         self._accepted.clear()
+        self._address.clear()
         self._alone_until_s.clear()
 
     def _take_news(self, news: RowsMet | RowsLost) -> None:

@@ -63,3 +63,11 @@ class ShardExchange(Protocol):
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         """Returns: the shard's torrent file. Raises: ShardNotFound if there is none here."""
         ...
+
+    async def piece(self, manifest: Manifest, shard_id: int, offset: int, most_bytes: int) -> bytes:
+        """Returns: bytes of an offered shard's file, at the pace that this node may give. Raises: ShardNotFound if it is not offered; ShardError."""
+        ...
+
+    def meet(self, manifest: Manifest, shard_id: int, asker: ShardSource) -> None:
+        """Somebody wants an offered shard, and may not be able to dial this node: let transfers dial it."""
+        ...

@@ -1,4 +1,4 @@
-"""One shard's way here: a torrent of it from any holder, then its pieces from all of them.
+"""One shard's way here: a torrent of it from any holder, then its pieces from all of them; through the coordinator where none can be connected to.
 
 The torrent is asked of holders over our own links, and believed only as far as hashes carry: pieces by the torrent, the whole file by the manifest.
 If the bytes that a torrent promises are not the manifest's, the torrent was the lie, and another holder is asked for another one.
@@ -20,6 +20,7 @@ from shardnet.node.weights import torrent_files
 from shardnet.node.weights.exchange import FetchProgress, OnFetchProgress
 from shardnet.node.weights.holders import Holder, Holders
 from shardnet.node.weights.presence import Presence
+from shardnet.node.weights.relaying import RelayedPieces
 from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.torrent import disk
 from shardnet.torrent.metainfo import MAX_TORRENT_BYTES, TorrentFacts, check_torrent
@@ -115,12 +116,7 @@ class ShardFetch:
             for holder in holders:
                 try:
                     torrent = await self._holders.torrent(holder, manifest, shard_id, most_bytes=MAX_TORRENT_BYTES)
-                    facts = check_torrent(
-                        torrent,
-                        expect_bytes=size,
-                        root_cert_pem=self._authority,
-                        expect_open_info_hash=manifest.files[shard_id].info_hash,
-                    )
+                    facts = self._checked(torrent)
                 except ShardnetError as error:
                     why = str(error)
                     continue
@@ -128,6 +124,14 @@ class ShardFetch:
                     return Found(torrent, facts, holders)
             if self._trouble is not None:
                 raise self._trouble
+            try:  # nobody who has it can be asked: perhaps the coordinator can
+                torrent = await self._holders.torrent_by_relay(manifest, shard_id, most_bytes=MAX_TORRENT_BYTES)
+                facts = self._checked(torrent)
+            except ShardnetError as error:
+                log.debug("torrent_not_relayed", shard_id=shard_id, reason=str(error))
+            else:
+                if facts.info_hash not in self._refused:
+                    return Found(torrent, facts, holders)
             if loop.time() >= until_s:
                 raise ShardNotFound(
                     f"shard {shard_id} of {manifest.name} can be had from nobody: {why}; "
@@ -140,16 +144,27 @@ class ShardFetch:
                 log.info("shard_has_no_holder_yet", shard_id=shard_id, model=manifest.name, reason=why)
             await asyncio.sleep(ASK_AGAIN_S)
 
+    def _checked(self, torrent: bytes) -> TorrentFacts:
+        """Raises: ManifestError, ShardCorrupt if it is not the torrent of this shard and swarm."""
+        return check_torrent(
+            torrent,
+            expect_bytes=self._manifest.content.shards[self._shard_id].bytes,
+            root_cert_pem=self._authority,
+            expect_open_info_hash=self._manifest.files[self._shard_id].info_hash,
+        )
+
     # -- the pieces ----------------------------------------------------------------------------------------------------------
 
     async def _download(self, found: Found) -> disk.Stamp | None:
         loop = asyncio.get_running_loop()
         manifest, shard_id = self._manifest, self._shard_id
         session = self._presence.session()
-        most_bytes, moved_s = -1, loop.time()
+        most_bytes, moved_s, direct_s, taken_bytes = -1, loop.time(), loop.time(), 0
 
         def on_stats(stats: TorrentStats) -> None:
-            nonlocal most_bytes, moved_s
+            nonlocal most_bytes, moved_s, direct_s, taken_bytes
+            if stats.downloaded_bytes > taken_bytes or stats.is_checking:
+                taken_bytes, direct_s = stats.downloaded_bytes, loop.time()
             if stats.bytes_done > most_bytes:
                 most_bytes, moved_s = stats.bytes_done, loop.time()
             rate = float(max(0, stats.download_bytes_per_s))
@@ -185,15 +200,21 @@ class ShardFetch:
             name=f"fetch {shard_id}",
         )
         watching = asyncio.create_task(watch(), name=f"watch fetch {shard_id}")
+        relay = RelayedPieces(
+            manifest, shard_id, found.facts.info_hash, session, self._holders, lambda: loop.time() - direct_s
+        )
+        relaying = asyncio.create_task(relay.run(), name=f"relay of {shard_id}")
         try:
-            await asyncio.wait({fetching, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({fetching, watching, relaying}, return_when=asyncio.FIRST_COMPLETED)
+            if relaying.done():
+                await relaying  # it ends only by a fault of ours
             if not fetching.done():
                 await watching
             return await fetching
         finally:
-            for task in (fetching, watching):
+            for task in (fetching, watching, relaying):
                 task.cancel()
-            await asyncio.gather(fetching, watching, return_exceptions=True)
+            await asyncio.gather(fetching, watching, relaying, return_exceptions=True)
             leaving = self._presence.withdraw_download(manifest, shard_id)
             try:
                 self._spawn(leaving, f"download {shard_id} is over")

@@ -10,7 +10,6 @@ from shardnet.errors import PeerLost, ShardnetError, ShardNotFound
 from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import (
-    MAX_FILE_PIECE,
     AnyMessage,
     CommandFailed,
     ErrorInfo,
@@ -49,7 +48,7 @@ class FileAnswers:
         self._spawn = spawn
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
 
-    def take(self, connection: Connection, message: AnyMessage) -> bool:
+    def take(self, connection: Connection, message: AnyMessage, *, is_coordinator: bool = False) -> bool:
         """Returns: False if the message is no such question."""
         match message:
             case Ping():
@@ -57,7 +56,7 @@ class FileAnswers:
             case GetManifest():
                 self.answer(connection, message.command_id, self._manifest(message))
             case GetFile():
-                self.answer(connection, message.command_id, self._file(message))
+                self.answer(connection, message.command_id, self._file(message, is_coordinator))
             case _:
                 return False
         return True
@@ -85,17 +84,26 @@ class FileAnswers:
     async def _manifest(self, question: GetManifest) -> tuple[AnyMessage, list[bytes]]:
         return ManifestIs(command_id=question.command_id, manifest=self._find(question.model).manifest), []
 
-    async def _file(self, question: GetFile) -> tuple[AnyMessage, list[bytes]]:
+    async def _file(self, question: GetFile, is_coordinator: bool) -> tuple[AnyMessage, list[bytes]]:
         model = self._find(question.model_id)
-        if question.kind == "tokenizer":
-            path = model.folder / model.manifest.content.tokenizer.file
-            total, piece = await self._store.read_piece(path, question.offset)
-        else:
-            if self._exchange is None:
-                raise ShardNotFound(f"this node has no torrent of shard {question.shard_id}")
-            torrent = await self._exchange.torrent(model.manifest, question.shard_id)
-            total, piece = len(torrent), torrent[question.offset :][:MAX_FILE_PIECE]
+        total, piece = await self._piece(model, question, is_coordinator)
         padded = piece + bytes(-len(piece) % 4)
         spec = TensorSpec(name="data", dtype=Dtype.INT32, shape=(len(padded) // 4,))
         answer = FileIs(tensors=(spec,), command_id=question.command_id, total_bytes=total, piece_bytes=len(piece))
         return answer, [padded]
+
+    async def _piece(self, model: LocalModel, question: GetFile, is_coordinator: bool) -> tuple[int, bytes]:
+        """Returns: the file's length, and a piece of it."""
+        shard_id, offset, most = question.shard_id, question.offset, question.most_bytes
+        if question.kind == "tokenizer":
+            total, piece = await self._store.read_piece(model.folder / model.manifest.content.tokenizer.file, offset)
+            return total, piece[:most]
+        if self._exchange is None or (question.kind == "shard" and not is_coordinator):
+            raise ShardNotFound(f"this node gives no {question.kind} of shard {shard_id} this way")
+        if question.kind == "shard":
+            piece = await self._exchange.piece(model.manifest, shard_id, offset, most)
+            return model.manifest.content.shards[shard_id].bytes, piece
+        torrent = await self._exchange.torrent(model.manifest, shard_id)
+        if question.asker is not None and is_coordinator:
+            self._exchange.meet(model.manifest, shard_id, question.asker)
+        return len(torrent), torrent[offset:][:most]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import ManifestError, ShardCorrupt, ShardnetError, ShardNotFound
@@ -17,6 +18,8 @@ from shardnet.swarm.signing import signature_is_valid
 from shardnet.wire import Frame
 
 ANSWER_TIMEOUT_S = 10.0
+RELAY_TIMEOUT_S = 60.0
+"""Two slow ways, and others whose pieces are before ours."""
 
 AskNode = Callable[[NodeId, Address, Question, float], Awaitable[Frame[AnyMessage]]]
 """`(node id, address, question, timeout in seconds)` -> its answer."""
@@ -112,14 +115,35 @@ class Holders:
 
     async def torrent(self, holder: Holder, manifest: Manifest, shard_id: int, *, most_bytes: int) -> bytes:
         """Returns: what a holder says is the shard's torrent. Raises: its error; PeerLost, ...; ShardCorrupt."""
-        question = GetFile(
+        question = self._question(manifest, "torrent", shard_id)
+        return await self._whole_file(self._asking(holder), question, most_bytes)
+
+    async def torrent_by_relay(self, manifest: Manifest, shard_id: int, *, most_bytes: int) -> bytes:
+        """Returns: as `torrent`, from a holder that only the coordinator reaches. Raises: as it does; ShardNotFound if there is none."""
+        question = self._question(manifest, "torrent", shard_id)
+        return await self._whole_file(self._ask_coordinator, question, most_bytes)
+
+    async def piece_by_relay(self, manifest: Manifest, shard_id: int, offset: int, n_bytes: int) -> bytes:
+        """Returns: bytes of a shard, through the coordinator; nothing is proved. Raises: its error or the holder's; PeerLost, ...; ShardCorrupt."""
+        question = self._question(manifest, "shard", shard_id).model_copy(
+            update={"offset": offset, "most_bytes": n_bytes}
+        )
+        frame = await self._ask_coordinator(question, RELAY_TIMEOUT_S)
+        payload = frame.payload("data")
+        if not isinstance(frame.message, FileIs) or payload is None or frame.message.piece_bytes != n_bytes:
+            raise ShardCorrupt(
+                f"a piece of shard {shard_id} of {manifest.name} that came through the coordinator is not whole"
+            )
+        return bytes(payload[:n_bytes])
+
+    def _question(self, manifest: Manifest, kind: Literal["torrent", "shard"], shard_id: int) -> GetFile:
+        return GetFile(
             command_id=new_id(),
             deadline_s=ANSWER_TIMEOUT_S,
             model_id=manifest.model_id,
-            kind="torrent",
+            kind=kind,
             shard_id=shard_id,
         )
-        return await self._whole_file(self._asking(holder), question, most_bytes)
 
     async def tokenizer(self, manifest: Manifest, holders: Iterable[Holder]) -> bytes:
         """Returns: the tokenizer as somebody gives it: length by the manifest, hash not checked. Raises: ShardNotFound if nobody does."""

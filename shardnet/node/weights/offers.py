@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardnet.errors import ShardNotFound
+from shardnet.errors import ShardError, ShardNotFound
 from shardnet.ids import ShardKey
 from shardnet.lifecycle import Spawn
 from shardnet.log import get
@@ -30,6 +30,7 @@ class _Offer:
     path: Path
     file_bytes: int
     since_s: float
+    torrent: bytes
 
 
 class Offers:
@@ -68,6 +69,7 @@ class Offers:
         self._rotted = rotted
         self._offered: dict[ShardKey, _Offer] = {}
         self._hashing = asyncio.Semaphore(1)
+        self._is_paused = False
 
     async def add(self, manifest: Manifest, shard_id: int, path: Path) -> None:
         """A proved file is here: seed it and announce it. Raises: ShardCorrupt, ShardError if the file or its torrent cannot be used."""
@@ -77,8 +79,10 @@ class Offers:
         facts = check_torrent(
             torrent, expect_bytes=manifest.content.shards[shard_id].bytes, root_cert_pem=self._authority
         )
-        await session.seed(torrent, path, label=str(shard_id))
-        self._offered[key] = _Offer(facts.info_hash, path, facts.file_bytes, asyncio.get_running_loop().time())
+        if not self._is_paused:
+            await session.seed(torrent, path, label=str(shard_id))
+        since_s = asyncio.get_running_loop().time()
+        self._offered[key] = _Offer(facts.info_hash, path, facts.file_bytes, since_s, torrent)
         await self._presence.announce(manifest, shard_id)
 
     async def withdraw(self, key: ShardKey) -> None:
@@ -93,9 +97,43 @@ class Offers:
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         """Returns: the shard's torrent file. Raises: ShardNotFound if it is not offered."""
         offered = self._offered.get(ShardKey((manifest.model_id, shard_id)))
-        if offered is None:
+        if offered is None or self._is_paused:
             raise ShardNotFound(f"shard {shard_id} of {manifest.name} is not offered by this node")
-        return await asyncio.to_thread(torrent_files.read_or_make, offered.path, manifest, shard_id, self._authority)
+        return offered.torrent
+
+    async def piece(self, key: ShardKey, offset: int, most_bytes: int) -> bytes:
+        """Returns: bytes of an offered file. Raises: ShardNotFound if it is not offered; ShardError if it cannot be read."""
+        offered = self._offered.get(key)
+        if offered is None or self._is_paused:
+            raise ShardNotFound(f"shard {key[1]} is not offered by this node")
+        path = offered.path
+
+        def read() -> bytes:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(most_bytes)
+
+        try:
+            return await asyncio.to_thread(read)
+        except OSError as error:
+            raise ShardError(f"{path.name} cannot be read here: {error.strerror or error}") from error
+
+    def info_hash(self, key: ShardKey) -> str | None:
+        """Returns: the torrent of an offered file; None if it is not offered."""
+        offered = self._offered.get(key)
+        return offered.info_hash if offered is not None and not self._is_paused else None
+
+    async def pause(self) -> None:
+        """Give nothing to anybody until `resume`; what is offered stays known."""
+        self._is_paused = True
+        for offered in tuple(self._offered.values()):
+            await self._presence.stop_seeding(offered.info_hash)
+
+    async def resume(self) -> None:
+        """Give again."""
+        self._is_paused = False
+        for key, offered in tuple(self._offered.items()):
+            await self._presence.session().seed(offered.torrent, offered.path, label=str(key[1]))
 
     def on_rotten(self, _label: str, path: Path) -> None:
         """The session found a seeded file damaged."""

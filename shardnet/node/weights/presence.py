@@ -15,7 +15,6 @@ from shardnet.manifest import Manifest
 from shardnet.messages import Address
 from shardnet.node.weights.holders import Holder
 from shardnet.node.weights.settings import NodeTorrentSettings
-from shardnet.swarm.addresses import reachable
 from shardnet.swarm.identity import Identity
 from shardnet.torrent.progress import TorrentStats
 from shardnet.torrent.session import TorrentSession
@@ -41,17 +40,23 @@ class Presence:
         self._memory_free = memory_free
         self._session: TorrentSession | None = None
         self._directory: Directory | None = None
-        self._address: Address | None = None
+        self._address: Callable[[], Address | None] = lambda: None
+        self._is_hushed = False
         self._seen_at: dict[NodeId, set[str]] = {}
 
     @asynccontextmanager
     async def serving(
-        self, listening: Address, directory: Directory | None, on_rotten: Callable[[str, Path], None]
+        self,
+        listening: Address,
+        address: Callable[[], Address | None],
+        directory: Directory | None,
+        on_rotten: Callable[[str, Path], None],
     ) -> AsyncIterator[None]:
         """Take part inside.
 
         Args:
             listening: where this node answers questions of others.
+            address: where others dial it, now.
             on_rotten: called with label and path of a seeded file that was found damaged.
         Raises: SettingsError if the torrent port is taken or the key cannot be read.
         """
@@ -65,7 +70,7 @@ class Presence:
         async with TorrentSession(settings, tls, self._state_dir, on_rotten=on_rotten) as session:
             self._session = session
             self._directory = directory
-            self._address = reachable(listening)
+            self._address = address
             unwatch = identity.watch_revocations(self._fence_off)
             try:
                 yield
@@ -87,7 +92,9 @@ class Presence:
     @property
     def torrent_port(self) -> int:
         """Returns: where other nodes' transfers connect to; 0 while nowhere."""
-        return self._session.port if self._session is not None else 0
+        if self._session is None:
+            return 0
+        return self._settings.advertise_port or self._session.port
 
     def stats(self) -> dict[str, TorrentStats]:
         """Returns: figures of every torrent, by info-hash."""
@@ -100,22 +107,43 @@ class Presence:
 
     # -- the DHT -------------------------------------------------------------------------------------------------------------
 
+    @property
+    def _where(self) -> tuple[str, int] | None:
+        address = None if self._is_hushed else self._address()
+        return (address.host, address.port) if address is not None else None
+
     async def announce(self, manifest: Manifest, shard_id: int) -> None:
         """Say that the shard, and the model's manifest, can be had here."""
-        if self._directory is None or self._address is None:
+        if self._directory is None:
             return
-        where = (self._address.host, self._address.port)
         try:
             await self._directory.announce(
                 manifest.model_id,
                 shard_id,
-                address=where,
+                address=self._where,
                 torrent_port=self.torrent_port,
                 memory_free_bytes=self._memory_free(),
             )
-            await self._directory.announce_manifest(manifest.model_id, address=where)
+            await self._directory.announce_manifest(manifest.model_id, address=self._where)
         except UsageError as error:
             log.warning("shard_not_announced", shard_id=shard_id, reason=str(error))
+
+    async def move(self) -> None:
+        """This node is reached somewhere else now: say so of all that was announced, and let transfers begin anew from here."""
+        self._is_hushed = False
+        if self._session is not None:
+            self._session.redial()
+        if self._directory is not None:
+            try:
+                await self._directory.move(self._where)
+            except UsageError as error:
+                log.warning("shards_not_announced", reason=str(error))
+
+    def hush(self) -> None:
+        """Announce nothing until `move`: another node that lives goes by this one's name."""
+        self._is_hushed = True
+        if self._directory is not None:
+            self._directory.hush()
 
     async def withdraw(self, model_id: str, shard_id: int) -> None:
         """The shard cannot be had here any more."""
@@ -129,11 +157,10 @@ class Presence:
 
     async def announce_download(self, manifest: Manifest, shard_id: int) -> None:
         """Say that the shard is on its way here: others who fetch it can have what is there."""
-        if self._directory is not None and self._address is not None:
-            where = (self._address.host, self._address.port)
+        if self._directory is not None:
             with suppress(UsageError):  # said when the shard is here
                 await self._directory.announce_download(
-                    manifest.model_id, shard_id, address=where, torrent_port=self.torrent_port
+                    manifest.model_id, shard_id, address=self._where, torrent_port=self.torrent_port
                 )
 
     async def withdraw_download(self, manifest: Manifest, shard_id: int) -> None:
@@ -152,7 +179,7 @@ class Presence:
 
     def _fence_off(self, revoked: frozenset[str]) -> None:
         """Transfers tell members by their certificates only, which a revoked one still has: refuse the addresses where it was known to be."""
-        hosts = hosts_to_block(self._seen_at, revoked, own=self._address.host if self._address else "")
+        hosts = hosts_to_block(self._seen_at, revoked, own=address.host if (address := self._address()) else "")
         if self._session is not None:
             self._session.block(hosts)
         if hosts:

@@ -14,6 +14,12 @@ class NodeTorrentSettings(TorrentSettings):
     listen_host: str = Field(
         default="", description="IP address that other nodes' transfers connect to; empty: the host of node.listen"
     )
+    advertise_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="TCP port at which others reach `listen_port`, behind port forwarding; 0: the same",
+    )
     find_holders_s: float = Field(
         default=5.0, ge=0, description="seconds to look for a holder of a shard before saying that there is none"
     )

@@ -15,7 +15,7 @@ from shardnet.dht.directory import Directory
 from shardnet.errors import ShardCorrupt, ShardError, ShardnetError
 from shardnet.files import write_whole
 from shardnet.ids import ShardKey
-from shardnet.lifecycle import Spawn
+from shardnet.lifecycle import Pace, Spawn
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import Address, ShardSource
@@ -65,6 +65,8 @@ class SwarmExchange:
         self._settings = settings
         self._holders = holders
         self._spawn = spawn
+        limit = settings.upload_limit_bytes_per_s
+        self._upload_pace = Pace(limit) if limit else None
         self._presence = Presence(identity, settings, state_dir, memory_free)
         self._offers = Offers(
             self._presence,
@@ -78,14 +80,31 @@ class SwarmExchange:
             rotted=rotted,
         )
 
-    def serving(self, listening: Address, directory: Directory | None) -> AbstractAsyncContextManager[None]:
+    def serving(
+        self, listening: Address, address: Callable[[], Address | None], directory: Directory | None
+    ) -> AbstractAsyncContextManager[None]:
         """Take and give shards inside.
 
         Args:
             listening: where this node answers questions of others.
+            address: where they dial it, now.
         Raises: SettingsError if the torrent port is taken or the key cannot be read.
         """
-        return self._presence.serving(listening, directory, self._offers.on_rotten)
+        return self._presence.serving(listening, address, directory, self._offers.on_rotten)
+
+    async def move(self) -> None:
+        """Others reach this node at another address now."""
+        await self._presence.move()
+
+    async def hush(self) -> None:
+        """Give nothing, and say nothing, until `resume`: another node that lives goes by this one's name."""
+        self._presence.hush()
+        await self._offers.pause()
+
+    async def resume(self) -> None:
+        """Give again what was offered before and since `hush`."""
+        await self._offers.resume()
+        await self._presence.move()
 
     @property
     def torrent_port(self) -> int:
@@ -109,6 +128,19 @@ class SwarmExchange:
     async def torrent(self, manifest: Manifest, shard_id: int) -> bytes:
         """See `ShardExchange`."""
         return await self._offers.torrent(manifest, shard_id)
+
+    async def piece(self, manifest: Manifest, shard_id: int, offset: int, most_bytes: int) -> bytes:
+        """See `ShardExchange`."""
+        if self._upload_pace is not None:
+            await self._upload_pace.take(most_bytes)
+        return await self._offers.piece(ShardKey((manifest.model_id, shard_id)), offset, most_bytes)
+
+    def meet(self, manifest: Manifest, shard_id: int, asker: ShardSource) -> None:
+        """See `ShardExchange`."""
+        info_hash = self._offers.info_hash(ShardKey((manifest.model_id, shard_id)))
+        if info_hash is not None:
+            peers = self._presence.peers_of([Holder(asker.node_id, asker.address, asker.torrent_port)])
+            self._presence.session().add_peers(info_hash, peers)
 
     # -- taking --------------------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from shardnet.cli import app
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.messages import Address
-from shardnet.node.daemon import advertised_address
 from shardnet.node.settings import NodeSettings
 from shardnet.settings import Section, load_settings
+from shardnet.swarm.whereabouts import advertised_address
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 
 from shardnet.cli.swarm import parse_duration_s
 from shardnet.errors import SettingsError, UnreachableError, UsageError
+from shardnet.hosts import is_ours
 from shardnet.messages import Address
 from shardnet.swarm.addresses import (
     bound_address,
     is_loopback,
     is_wildcard,
-    open_listening_socket,
+    open_listening_sockets,
     parse_address,
     parse_host_port,
     read_coordinator_addresses,
@@ -61,14 +63,14 @@ def test_a_taken_port_is_named_with_what_to_do() -> None:
         with pytest.raises(
             SettingsError, match=rf"cannot listen at {address}: address already in use; .* choose another"
         ):
-            open_listening_socket(("127.0.0.1", address.port))
+            open_listening_sockets(("127.0.0.1", address.port))
 
 
 def test_a_host_that_is_not_here_is_named() -> None:
     with pytest.raises(SettingsError, match=r"cannot listen at 192\.0\.2\.1:0"):
-        open_listening_socket(("192.0.2.1", 0))
+        open_listening_sockets(("192.0.2.1", 0))
     with pytest.raises(UnreachableError, match="does not know the host"):
-        open_listening_socket(("no such host", 0))
+        open_listening_sockets(("no such host", 0))
 
 
 def test_the_coordinators_addresses_are_remembered(home: Path) -> None:
@@ -111,3 +113,43 @@ def test_commands_ask_the_coordinator_that_runs_and_not_one_that_came_and_went(h
         with claim_identity(here, "coordinator-2", "node"):
             assert found() == 8001, "a node that took the other's name over is no coordinator"
     assert found() == 8002, "none runs: what was written last"
+
+
+def families(listening: list[socket.socket]) -> list[str]:
+    """Returns: by which loopback addresses somebody listens there."""
+    port, found = bound_address(listening[0]).port, []
+    for host in ("127.0.0.1", "::1"):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            found.append(host)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("localhost", ["127.0.0.1", "::1"]),
+        ("::", ["127.0.0.1", "::1"]),
+        ("0.0.0.0", ["127.0.0.1"]),
+        ("::1", ["::1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+    ],
+)
+def test_localhost_and_the_ipv6_wildcard_answer_over_both_families(host: str, answers: list[str]) -> None:
+    if "::1" in answers and not is_ours(("::1",)):
+        pytest.skip("this machine has no IPv6")
+    listening = open_listening_sockets((host, 0))
+    try:
+        assert families(listening) == answers
+        assert len({bound_address(one).port for one in listening}) == 1
+    finally:
+        for one in listening:
+            one.close()
+
+
+def test_a_port_of_localhost_that_is_taken_in_one_family_is_taken() -> None:
+    if not is_ours(("::1",)):
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = bound_address(taken).port
+        with pytest.raises(SettingsError, match=rf"cannot listen at localhost:{port}: address already in use"):
+            open_listening_sockets(("localhost", port))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from shardnet.transport.limits import HEADER_TIMEOUT_S, MIN_PAYLOAD_BYTES_PER_S, STALLED_TIMEOUT_S
-from shardnet.transport.pace import ReceivingPace, SendingPace
+from shardnet.transport.limits import (
+    BULK_BYTES,
+    HEADER_TIMEOUT_S,
+    LOST_AFTER_TICKS,
+    MIN_PAYLOAD_BYTES_PER_S,
+    STALLED_TIMEOUT_S,
+)
+from shardnet.transport.pace import ReceivingPace, SendingPace, Silence
 
 
 def test_a_header_has_five_seconds_however_its_bytes_drip_in() -> None:
@@ -43,3 +49,49 @@ def test_a_peer_that_takes_nothing_for_ten_seconds_is_cut() -> None:
 def test_an_empty_queue_is_never_stalled() -> None:
     pace = SendingPace()
     assert all(pace.stalled(second, taken_bytes=5, queued_bytes=0) is None for second in range(60))
+
+
+def test_a_silent_peer_is_asked_every_other_second_and_given_up_after_six() -> None:
+    silence = Silence()
+    silence.look(received_bytes=100, taken_bytes=0, unacknowledged_bytes=0)
+    asked, verdicts = [], []
+    for _ in range(LOST_AFTER_TICKS):
+        silence.look(received_bytes=100, taken_bytes=0, unacknowledged_bytes=0)
+        asked.append(silence.asks)
+        verdicts.append(silence.verdict)
+    assert asked == [False, True] * 3
+    assert verdicts[:-1] == [None] * 5
+    assert "nothing came back for 6 s" in str(verdicts[-1])
+
+
+def test_one_byte_from_a_peer_is_a_sign_of_life() -> None:
+    silence = Silence()
+    for second in range(60):
+        silence.look(received_bytes=second // 5, taken_bytes=0, unacknowledged_bytes=0)
+        assert silence.verdict is None
+
+
+def test_a_peer_that_acknowledges_a_large_tensor_bit_by_bit_is_alive_though_it_says_nothing() -> None:
+    silence = Silence()
+    silence.look(received_bytes=0, taken_bytes=0, unacknowledged_bytes=0)
+    left = 100 * BULK_BYTES
+    silence.look(received_bytes=0, taken_bytes=left, unacknowledged_bytes=left)
+    for _ in range(60):
+        left -= BULK_BYTES
+        silence.look(received_bytes=0, taken_bytes=100 * BULK_BYTES, unacknowledged_bytes=left)
+        assert silence.ticks == 0
+
+
+def test_what_is_only_put_in_and_never_acknowledged_is_no_sign_of_life() -> None:
+    silence = Silence()
+    for second in range(LOST_AFTER_TICKS + 2):
+        waiting = second * 2 * BULK_BYTES
+        silence.look(received_bytes=0, taken_bytes=waiting, unacknowledged_bytes=waiting)
+    assert silence.verdict is not None
+
+
+def test_a_kernel_that_acknowledges_our_questions_for_a_hung_process_is_no_sign_of_life() -> None:
+    silence = Silence()
+    for second in range(LOST_AFTER_TICKS + 1):
+        silence.look(received_bytes=0, taken_bytes=60 * second, unacknowledged_bytes=0)
+    assert silence.verdict is not None

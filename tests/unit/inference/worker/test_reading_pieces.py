@@ -12,9 +12,13 @@ from shardnet.inference.engine.steps import READINGS
 from shardnet.inference.worker.reading import pieces
 
 
-@given(st.sampled_from(READINGS[1:]), st.integers(1, 2000), st.integers(3, 64))
-def test_every_row_is_run_once_in_order_and_none_alone_where_there_are_more(kind: str, count: int, most: int) -> None:
+@given(st.sampled_from(READINGS[1:]), st.integers(1, 2000), st.integers(2, 16))
+def test_every_row_is_run_once_in_order_in_its_block_and_none_alone_where_there_are_more(
+    kind: str, count: int, blocks: int
+) -> None:
+    most = 4 * blocks
     found = pieces(kind, count, most)
+    assert all(first % 4 == 0 for first, _, _ in found)
     assert (found[0][0], found[-1][1]) == (0, count)
     assert all(one[1] == following[0] for one, following in pairwise(found))
     assert all(end - first >= min(2, count) for first, end, _ in found)
