@@ -124,7 +124,10 @@ class Pet(BaseModel):
 PEOPLE = ("Ada", "Bruno", "Chiara", "Dmitri", "Esra", "Fatou", "Goran", "Hana", "Ines", "Jiří")
 PARSED: tuple[tuple[type[BaseModel], str], ...] = (
     *((Person, f"{name} is {31 + at} years old and lives at 7 Long Street.") for at, name in enumerate(PEOPLE[:8])),
-    *((Tree, f"A small tree with the value {at} at its root and two leaves.") for at in range(6)),
+    *(
+        (Tree, f"A tree with the value {at} at its root and two leaves, 1 and 2, whose left and right are null.")
+        for at in range(6)
+    ),
     *((Pet, f"{name} is a {'cat' if at % 2 else 'dog'}.") for at, name in enumerate(PEOPLE[:6])),
 )
 SOME_TOOL_PROMPTS, SOME_PARSED = TOOL_PROMPTS[::4], PARSED[::4]
