@@ -1,5 +1,6 @@
 // The openai package for Node: chats, streams, tools, structures. Prints a JSON line for each call, as the Python scripts do.
 import OpenAI from "openai";
+import { LengthFinishReasonError } from "openai/error";
 import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
 import { VERSION } from "openai/version";
 import { z } from "zod";
@@ -141,7 +142,9 @@ const calls = {
       model, messages: [{ role: "user", content: toolPrompts[11] }], max_tokens: 200, temperature: 0,
       tools: [{ type: "function", function: { name: "multiply", description: "Multiply two whole numbers", parameters: product, parse: JSON.parse, function: ({ a, b }) => { seen.push([a, b]); return String(a * b); } } }],
     }, { maxChatCompletions: 4 });
-    await runner.done();
+    await runner.done().catch((error) => {
+      if (!(error instanceof LengthFinishReasonError)) throw error; // a small model that goes on and on
+    });
     expect(seen.length && runner.messages.some((one) => one.role === "tool"), { seen });
     return `${JSON.stringify(seen)} ${runner.messages.at(-1).content}`;
   },
