@@ -278,7 +278,12 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
                     },
                     {"first": 4, "end": 6, "first_shard": 2, "end_shard": 3, "holders": []},
                 ],
-                "pipelines": [[{"node": "a", "layers": "[0, 4)"}, {"node": "b", "layers": "[4, 6)"}]],
+                "pipelines": [
+                    [
+                        {"node": "a", "layers": "[0, 4)", "relayed": False},
+                        {"node": "b", "layers": "[4, 6)", "relayed": True},
+                    ]
+                ],
                 "notes": ["a split is quicker"],
                 "proved": False,
                 "unproved_reason": "it was cut from an address",
