@@ -73,7 +73,8 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "api_listening": ("COORDINATOR", "OpenAI API at http://{address}/v1"),
     "next_machine": (
         "COORDINATOR",
-        "The next machine: `shardnet swarm invite` here prints a token; there `shardnet join TOKEN`, then `shardnet node`",
+        "The next machine: `shardnet swarm invite --address THIS-MACHINE:{enrol_port}` here prints a token; "
+        "there `shardnet join TOKEN`, then `shardnet node --listen 0.0.0.0:7710`",
     ),
     "next_node": (
         "COORDINATOR",

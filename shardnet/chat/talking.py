@@ -113,10 +113,11 @@ class Talk:
             self._screen.say(reply.facts())
         return reply
 
-    def _stream(self) -> Reply:
+    def _stream(self, begins: Callable[[], None]) -> Reply:
         reply, began_s = Reply(), time.perf_counter()
         with closing(self._client.stream(PATH, self.conversation.body())) as events:
             first = next(events, None)  # errors that come at once are told without an empty answer before them
+            begins()
             try:
                 with self._screen.answering(reply) as show:
                     while first is not None:

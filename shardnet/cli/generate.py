@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -78,23 +79,20 @@ def generate(
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
 
-    has_begun = False
-
-    def write(piece: str) -> None:
-        nonlocal has_begun
-        has_begun = True
-        if not as_json:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-
     with SwarmClient(api, model=model) as client:
 
-        def ask() -> Answer:
+        def ask(begins: Callable[[], None]) -> Answer:
+            def write(piece: str) -> None:
+                begins()
+                if not as_json:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+
             if raw:
                 return client.complete(text, on_text=write, **options)
             return client.chat(messages, on_text=write, **options)
 
-        answer = once_loaded(ask, byte_bar, has_begun=lambda: has_begun)
+        answer = once_loaded(ask, byte_bar)
     if not as_json:
         typer.echo()
         return

@@ -22,7 +22,7 @@ def join(
     from shardnet.ids import short
     from shardnet.lifecycle import run_loop
     from shardnet.log import configure
-    from shardnet.swarm.addresses import read_coordinator_addresses
+    from shardnet.swarm.addresses import is_loopback, read_coordinator_addresses
     from shardnet.swarm.enrol import enrol
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import checked_name
@@ -44,4 +44,5 @@ def join(
         return
     typer.echo(f"✓ Joined swarm {short(str(facts['swarm_id']))} as {name} ({short(str(facts['node_id']))})")
     known = f" (its coordinator is {coordinator})" if coordinator else ""
-    typer.echo(f"  Start a node with: shardnet node{known}")
+    listen = "" if coordinator is None or is_loopback(coordinator.host) else " --listen 0.0.0.0:7710"
+    typer.echo(f"  Start a node with: shardnet node{listen}{known}")

@@ -163,7 +163,9 @@ def split(
                 f"{certificate.decode_tokens} decoded tokens" + (f" ({certificate.why})" if certificate.why else "")
             )
         elif certificate is None:
-            typer.echo("  not proved (--verify none): run `shardnet verify` before you rely on it")
+            typer.echo(
+                "  not proved (--verify none): run `shardnet verify FOLDER --source MODEL` before you rely on it"
+            )
         if len(namesakes) > 1:
             which = "this one" if meant.model_id == manifest.model_id else f"model {meant.model_id[:12]}"
             typer.echo(

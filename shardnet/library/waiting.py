@@ -17,29 +17,35 @@ T = TypeVar("T")
 
 
 def once_loaded(
-    ask: Callable[[], T],
+    ask: Callable[[Callable[[], None]], T],
     bar: Bar,
     *,
-    has_begun: Callable[[], bool] = lambda: False,
     pause: Callable[[float], None] = time.sleep,
 ) -> T:
     """Ask again and again as long as the coordinator answers that the model is being loaded. Blocks.
 
     Args:
-        has_begun: true once part of an answer came: what fails then is not asked again.
+        ask: is given what it calls once part of an answer came: the bar goes then, and what fails later is not asked again.
 
     Returns: what `ask` gives.
 
     Raises: as `ask`, for everything else.
     """
+    has_begun = False
     with ExitStack() as shown:
         show: Callable[[int, int], None] | None = None
+
+        def begins() -> None:
+            nonlocal has_begun
+            has_begun = True
+            shown.close()
+
         while True:
             try:
-                return ask()
+                return ask(begins)
             except PlacementError as error:
                 done, total = (error.facts.get(f"{LOADING}{name}") for name in ("done_bytes", "total_bytes"))
-                if has_begun() or not isinstance(done, int) or not isinstance(total, int):
+                if has_begun or not isinstance(done, int) or not isinstance(total, int):
                     raise
                 show = show or shown.enter_context(bar("Loading the model"))
                 show(done, total)

@@ -144,7 +144,7 @@ def _explained(identity: Identity, address: Address, error: BaseException) -> Un
             )
         return PeerRefused(
             f"the daemon at {address} belongs to another swarm than this machine ({short(identity.swarm.swarm_id)}): "
-            "run `shardnet join TOKEN` here with a token from its owner, or correct the address"
+            "run `shardnet join TOKEN --replace` here with a token from its owner, or correct the address"
         )
     if isinstance(error, ssl.SSLError):
         why = alert_reason(error) or "it does not speak shardnet's TLS 1.3"

@@ -185,7 +185,7 @@ def test_a_node_of_another_swarm_reads_what_to_do(world: World, loop: str, parse
                 await dial(world.stranger, listener.address, hello_of(world.stranger))
             assert time.monotonic() - began_s < REFUSED_WITHIN_S
             assert f"the daemon at {listener.address} belongs to another swarm than this machine" in str(caught.value)
-            assert "run `shardnet join TOKEN` here" in str(caught.value)
+            assert "run `shardnet join TOKEN --replace` here" in str(caught.value)
             assert parsed_bytes == []
 
     run(loop, main())

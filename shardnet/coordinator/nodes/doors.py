@@ -79,7 +79,7 @@ class Doors:
         if is_loopback(self.nodes.host):
             log.info("next_node", address=str(self.nodes))
         elif self.enrol:
-            log.info("next_machine")
+            log.info("next_machine", enrol_port=self.enrol.port)
         if not is_loopback(self.api.host) and not has_key:
             log.warning("api_open_to_everybody", address=str(self.api), advice="set api.key, or listen on 127.0.0.1")
 

@@ -319,7 +319,7 @@ def _check_held(manifest: Manifest, nodes: Sequence[NodeOffer], seeded: frozense
     if barred:
         raise PlacementError(
             f"model {manifest.name}: no connected node may run {layer_list(manifest, barred)}: "
-            "those that have the files are bound to other shards, are leaving, or failed to load them"
+            "those that have the files are bound to other shards, are leaving, or failed to load them; start another `shardnet node`"
         )
 
 
