@@ -148,7 +148,9 @@ def port_error(error: SettingsError, address: HostPort, flag: str) -> SettingsEr
     """Returns: the error, with the flag that chooses another port where this one is taken."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-        return SettingsError(f"port {address[1]} on {address[0]} is in use; choose another with {flag}")
+        return SettingsError(
+            f"port {address[1]} on {address[0]} is in use; choose another with {flag}, unless it is your own coordinator that runs there"
+        )
     return error
 
 

@@ -230,7 +230,7 @@ async def test_what_a_chat_refuses_is_refused_with_the_items_place(make: Callabl
                 "input.1: the chat template of tiny leaves",
                 "input",
             ),
-            ({"input": "x" * 5000}, "the prompt has ", None),
+            ({"input": "x" * 5000}, "the prompt is too long: it has ", None),
             ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format: ", "text.format"),
             ({"input": "hi", "store": True}, "store: ", "store"),
             ({"model": "gpt"}, "model 'gpt' is not known here", None),
