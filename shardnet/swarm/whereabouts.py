@@ -18,7 +18,7 @@ from shardnet.swarm.addresses import is_loopback, is_wildcard, parse_address
 
 LOOK_S = 1.0
 RESOLVE_S = 10.0
-"""Between two look-ups of a name that stands for this node."""
+"""Between two look-ups of a name that stands for this node, or for the coordinator."""
 RESOLVE_TIMEOUT_S = 5.0
 
 log = get("node")
@@ -103,8 +103,8 @@ class Whereabouts:
         self._setting = setting
         self._coordinator_host = coordinator_host
         self._listening: Address | None = None
-        self._resolved: tuple[str, ...] = ()
-        self._resolved_at_s: float | None = None
+        self._resolved: dict[str, tuple[tuple[str, ...], float]] = {}
+        """Name -> its IP addresses, best first, and when they were looked up."""
         self.reach = Reach()
 
     @property
@@ -134,20 +134,20 @@ class Whereabouts:
             await self.look()
 
     async def _find(self, listening: Address) -> Reach:
-        if self._advertised is not None:
-            await self._resolve(self._advertised.host)
+        resolved = () if self._advertised is None else await self._resolve(self._advertised.host)
         coordinator = self._coordinator_host()
         if coordinator is not None and not _is_ip(coordinator):
-            coordinator = next(iter(await _look_up(coordinator)), None)
-        return reach_of(Place(listening, self._advertised, self._resolved, coordinator, self._setting))
+            coordinator = next(iter(await self._resolve(coordinator)), None)
+        return reach_of(Place(listening, self._advertised, resolved, coordinator, self._setting))
 
-    async def _resolve(self, host: str) -> None:
+    async def _resolve(self, host: str) -> tuple[str, ...]:
         now_s = asyncio.get_running_loop().time()
-        if self._resolved and (_is_ip(host) or now_s - (self._resolved_at_s or 0.0) < RESOLVE_S):
-            return
-        found = tuple(await _look_up(host))
-        self._resolved_at_s = now_s
-        self._resolved = found or self._resolved  # a name server that is away changes nothing
+        known, at_s = self._resolved.get(host, ((), 0.0))
+        if known and (_is_ip(host) or now_s - at_s < RESOLVE_S):
+            return known
+        found = tuple(await _look_up(host)) or known  # a name server that is away changes nothing
+        self._resolved[host] = found, now_s
+        return found
 
 
 def advertised_address(text: str, setting: str = "node.advertise") -> Address:
