@@ -208,9 +208,9 @@ class Busy(ShardnetError):
     code = "BUSY"
 
 
-def printable(sentence: str) -> str:
-    """Returns: a sentence with names out of somebody's file or request, in which control characters are escapes: nothing in it steers a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in sentence)
+def printable(text: str, *, keep: str = "") -> str:
+    """Returns: a text of somebody else's, in which control characters but those to keep are escapes: nothing in it steers a terminal."""
+    return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
 
 
 def _tree(root: type[ShardnetError]) -> dict[str, type[ShardnetError]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardnet.errors import UsageError
+from shardnet.faults import no_json
 
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
@@ -147,10 +148,7 @@ class Conversation:
 
 def from_json(text: str, source: str) -> Conversation:
     """Returns: a conversation that was saved, or a plain list of messages. Raises: UsageError with what is wrong."""
-    try:
-        read = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{source} is not JSON: {error}") from None
+    read = _json(text, source)
     kept = {"messages": read} if isinstance(read, list) else read
     messages = kept.get("messages") if isinstance(kept, dict) else None
     if not isinstance(messages, list):
@@ -165,6 +163,20 @@ def from_json(text: str, source: str) -> Conversation:
     if not isinstance(options, dict) or not (system is None or isinstance(system, str)):
         raise UsageError(f"{source} is no conversation: its options or its system message are of the wrong kind")
     return Conversation(None, system, messages, check_tools(tools, source), options)
+
+
+def tools_from_json(text: str, source: str) -> list[dict[str, Any]]:
+    """Returns: as `check_tools`. Raises: UsageError with what is wrong."""
+    return check_tools(_json(text, source), source)
+
+
+def _json(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{source} is not JSON: {no_json(str(error))}") from None
+    except RecursionError:
+        raise UsageError(f"{source} is nested too deeply") from None
 
 
 def check_tools(read: Any, source: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardnet.chat.commands import Command, help_lines, option, parse, said
-from shardnet.chat.conversation import Conversation, Reply, check_tools, from_json
+from shardnet.chat.conversation import Conversation, Reply, from_json, tools_from_json
 from shardnet.chat.terminal import Lines, Screen
 from shardnet.coordinator.api.client import ApiClient
 from shardnet.errors import ShardnetError, UsageError
@@ -116,14 +116,14 @@ class Talk:
     def _stream(self, begins: Callable[[], None]) -> Reply:
         reply, began_s = Reply(), time.perf_counter()
         with closing(self._client.stream(PATH, self.conversation.body())) as events:
-            first = next(events, None)  # errors that come at once are told without an empty answer before them
+            event = next(events, None)  # errors that come at once are told without an empty answer before them
             begins()
             try:
                 with self._screen.answering(reply) as show:
-                    while first is not None:
-                        reply.take(first, time.perf_counter() - began_s)
+                    while event is not None:
+                        reply.take(event, time.perf_counter() - began_s)
                         show()
-                        first = next(events, None)
+                        event = next(events, None)
             except KeyboardInterrupt:
                 reply.broken_off = True
         return reply
@@ -137,7 +137,7 @@ class Talk:
             case "thoughts":
                 self._screen.say(self._thoughts or "the model told no thoughts")
             case "retry":
-                self._again(lines)
+                self._converse(self._taken_back(), lines)
             case "edit":
                 self._prefill = self._taken_back()
             case "undo":
@@ -179,9 +179,6 @@ class Talk:
                     [f"{name} {json.dumps(value)}" for name, value in talk.options.items()] or ["nothing is set"]
                 )
 
-    def _again(self, lines: Lines) -> None:
-        self._converse(self._taken_back(), lines)
-
     def _taken_back(self) -> str:
         text = self.conversation.take_back()
         if text is None:
@@ -208,7 +205,4 @@ class Talk:
 
 def read_tools(path: str | Path, flag: str) -> list[dict[str, Any]]:
     """Returns: the tools in a JSON file. Raises: UsageError for one that cannot be read, or holds no tools."""
-    try:
-        return check_tools(json.loads(text_of(path, flag)), str(path))
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
+    return tools_from_json(text_of(path, flag), str(path))

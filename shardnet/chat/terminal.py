@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
+from shardnet import errors
 from shardnet.chat.conversation import Reply
 from shardnet.chat.markdown_parts import finished
 
@@ -25,7 +26,7 @@ REASONING_LINES = 6
 
 def printable(text: str) -> str:
     """Returns: a text in which every character that could steer a terminal is spelled out; line ends and tabs stay."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    return errors.printable(text, keep="\n\t")
 
 
 class Lines:
