@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from shardnet.inference.engine.memory import SPARE_DIVISOR
 from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import StreamedWeights
 
 GUESSED_READ_BYTES_PER_S = 5e8
 """Of a disk that was not measured yet: a plain SSD."""
-SPARE_SHARE = 1 / 16
-"""Of what is free, a node's engine leaves so much alone (`memory_mode`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def share_of(manifest: Manifest, shards: Sequence[int], needs: Sequence[int], ro
     needed = sum(needs[shard] for shard in shards)
     if needed <= room:
         return Share(weights, 0, layers)
-    budget = int(room * (1 - SPARE_SHARE)) - (needed - weights)
+    budget = int(room * (1 - 1 / SPARE_DIVISOR)) - (needed - weights)
     if budget < sum(least_weights(manifest, shard) for shard in shards):
         return None
     # Of n layers each a part passes, and there is room for two such parts: what is missing, over the n - 2 others.
@@ -109,4 +108,4 @@ def least_weights(manifest: Manifest, shard_id: int) -> int:
 def least_need(manifest: Manifest, shard_id: int, needs: Sequence[int]) -> int:
     """Returns: free memory that a streamed shard needs at least; `needs` as in `share_of`."""
     beside = needs[shard_id] - manifest.content.shards[shard_id].bytes
-    return int((beside + least_weights(manifest, shard_id)) / (1 - SPARE_SHARE)) + 1
+    return int((beside + least_weights(manifest, shard_id)) / (1 - 1 / SPARE_DIVISOR)) + 1

@@ -16,6 +16,8 @@ GPU_HEADROOM_BYTES = 512 << 20
 COMPUTE_WIDTHS = 8
 """Hidden states alive at once in a layer's graph. Measured: 6 for Llama; a few more for families with gates."""
 COMPUTE_FF_WIDTHS = 3
+SPARE_DIVISOR = 16
+"""For streamed shards this part of what is free is left alone."""
 READ_ROWS = 32
 """Rows of a prompt whose logits llama.cpp holds at the same time, where they are read."""
 MASK_BYTES = 2

@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shardnet.errors import NoRoomError
-from shardnet.inference.engine.memory import Need, refuse_if_too_large
+from shardnet.inference.engine.memory import SPARE_DIVISOR, Need, refuse_if_too_large
 from shardnet.inference.llama.residency import bytes_to_keep, least_budget
 from shardnet.inference.worker.budgets import Shared, share_out
 from shardnet.limits.memory import Room
 from shardnet.log import human_bytes
 from shardnet.messages import MemoryMode
-
-SPARE_DIVISOR = 16
-"""This part of what is free is left alone."""
 
 
 @dataclass(frozen=True, slots=True)

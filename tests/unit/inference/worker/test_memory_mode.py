@@ -9,11 +9,11 @@ from unittest.mock import Mock
 import pytest
 
 from shardnet.errors import NoRoomError
-from shardnet.inference.engine.memory import Need
+from shardnet.inference.engine.memory import SPARE_DIVISOR, Need
 from shardnet.inference.llama.model import LlamaContext
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.worker.budgets import Budgets, Shared, share_out
-from shardnet.inference.worker.memory_mode import SPARE_DIVISOR, Asked, Free, choose
+from shardnet.inference.worker.memory_mode import Asked, Free, choose
 from shardnet.inference.worker.shard import Shard
 from shardnet.limits.memory import Bound, Room
 
