@@ -33,6 +33,7 @@ class NodeSection(Section):
     models_cache: Path = Field(default=Path("models_cache"), description="folder of the models' shards")
     shards: tuple[str, ...] = Field(
         default=(),
+        max_length=10_000,
         description='shards this node is bound to, each "MODEL:ID" or "ID"; empty: whatever the coordinator gives it',
     )
     preload: Literal["assigned", "all"] = Field(
@@ -49,19 +50,26 @@ class NodeSection(Section):
         default=ShardOptions().n_batch, ge=1, le=8192, description="most tokens in one batch of a preloaded shard"
     )
     heartbeat_interval_s: float = Field(
-        default=1.0, gt=0, le=60, description="seconds between two heartbeats to the coordinator"
+        default=1.0, ge=0.01, le=60, description="seconds between two heartbeats to the coordinator"
     )
-    dial_timeout_s: float = Field(default=3.0, gt=0, description="seconds that another node may take to answer a dial")
-    join_timeout_s: float = Field(default=10.0, gt=0, description="seconds that the coordinator may take to answer")
+    dial_timeout_s: float = Field(
+        default=3.0, gt=0, le=3600, description="seconds that another node may take to answer a dial"
+    )
+    join_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="seconds that the coordinator may take to answer"
+    )
     redial_after_s: float = Field(
         default=5.0,
         gt=0,
+        le=86_400,
         description="seconds that a node which could not be dialled is reached through the coordinator",
     )
     drain_timeout_s: float = Field(
-        default=10.0, ge=0, description="seconds that running tasks may take when the node is asked to stop"
+        default=10.0, ge=0, le=86_400, description="seconds that running tasks may take when the node is asked to stop"
     )
-    max_tasks: int = Field(default=1024, ge=1, description="tasks here at the same time; more are refused as busy")
+    max_tasks: int = Field(
+        default=1024, ge=1, le=1_000_000, description="tasks here at the same time; more are refused as busy"
+    )
 
     @field_validator("shards")
     @classmethod
