@@ -12,7 +12,9 @@ from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
 from shardnet.node.weights.settings import NodeTorrentSettings
-from shardnet.settings import Section
+from shardnet.settings import Section, as_fault
+from shardnet.swarm.addresses import parse_address, parse_host_port
+from shardnet.swarm.whereabouts import advertised_address
 
 
 class NodeSection(Section):
@@ -76,9 +78,41 @@ class NodeSection(Section):
     def _shards_name_a_shard(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         from shardnet.node.shards.assignment import parse_binding
 
-        for text in texts:
-            parse_binding(text)
+        with as_fault():
+            for text in texts:
+                parse_binding(text)
         return texts
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_a_name(cls, name: str | None) -> str | None:
+        from shardnet.swarm.identity import checked_name
+
+        with as_fault():
+            return None if name is None else checked_name(name)
+
+    @field_validator("listen")
+    @classmethod
+    def _listens_at_an_address(cls, text: str) -> str:
+        with as_fault():
+            parse_host_port(text)
+        return text
+
+    @field_validator("coordinator")
+    @classmethod
+    def _can_be_dialled(cls, text: str | None) -> str | None:
+        with as_fault():
+            if text is not None:
+                parse_address(text)
+        return text
+
+    @field_validator("advertise")
+    @classmethod
+    def _others_can_dial_it(cls, text: str | None) -> str | None:
+        with as_fault():
+            if text is not None:
+                advertised_address(text)
+        return text
 
     @property
     def preload_options(self) -> ShardOptions:

@@ -6,7 +6,7 @@ Begin with `reading.py`; `section.py` is what a section inherits, docs/configura
 
 from shardnet.settings.home import default_home, expand_user
 from shardnet.settings.reading import Fault, Origin, Reading, load_settings, read_settings, whole
-from shardnet.settings.section import MOST_BYTES, Key, Section, keys_of
+from shardnet.settings.section import MOST_BYTES, Key, Section, as_fault, keys_of, value_at
 
 __all__ = [
     "MOST_BYTES",
@@ -15,10 +15,12 @@ __all__ = [
     "Origin",
     "Reading",
     "Section",
+    "as_fault",
     "default_home",
     "expand_user",
     "keys_of",
     "load_settings",
     "read_settings",
+    "value_at",
     "whole",
 ]

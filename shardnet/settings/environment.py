@@ -63,7 +63,9 @@ def variables(
                 continue
             yield from (one for one in _leaves(kind, known[name], value, name) if one.path not in foreign)
         elif BETWEEN in name:
-            yield SettingsError(f"the variable {name} is not known{_nearest_variable(name, (*known, *of_others))}")
+            yield SettingsError(
+                f"the variable {name[:200]} is not known{_nearest_variable(name, (*known, *of_others))}"
+            )
 
 
 def unread(environ: Mapping[str, str], kinds: Iterable[type[Section]]) -> list[str]:
@@ -120,14 +122,8 @@ def _leaves(kind: type[Section], path: str, value: Any, name: str) -> Iterator[V
 
 
 def _from_text(text: str, annotation: Any, name: str) -> Any:
-    """Returns: a variable's value as TOML would hold it; None for a key that need not be set and is empty.
-
-    Raises: SettingsError if it must be JSON and is none.
-    """
-    kinds = kinds_of(annotation)
-    if not text.strip() and type(None) in kinds:
-        return None
-    is_section, is_list = section_of(annotation) is not None, bool({tuple, list} & set(kinds))
+    """Returns: a variable's value as TOML would hold it. Raises: SettingsError if it must be JSON and is none."""
+    is_section, is_list = section_of(annotation) is not None, bool({tuple, list} & set(kinds_of(annotation)))
     if not (is_section or is_list):
         return text
     if is_list and not text.lstrip().startswith("["):

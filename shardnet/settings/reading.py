@@ -20,8 +20,8 @@ from shardnet.settings.section import Section, keys_of, sections_of
 from shardnet.settings.toml_file import TomlFile, read_toml
 
 S = TypeVar("S", bound=Section)
-LONGEST_SHOWN = 100
-"""Characters of a wrong value that an error repeats."""
+LONGEST_SHOWN = 300
+"""Characters of a wrong value, or of what is wrong with it, that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,14 @@ class Reading(Generic[S]):
     Attributes:
         settings: None where there are faults.
         origins: of each key that is not at its default.
+        rest: what remains of the settings without what is wrong.
         unread: sentences about variables that look like settings and are none.
     """
 
     settings: S | None
     origins: Mapping[str, Origin]
     faults: tuple[Fault, ...] = ()
+    rest: S | None = None
     unread: tuple[str, ...] = ()
 
 
@@ -119,7 +121,11 @@ def read_settings(
             said.put(key, value, Origin("command line", (flag_names or {}).get(key, "")))
     settings = said.validate()
     return Reading(
-        None if said.faults else settings, said.origins, tuple(said.faults), tuple(unread(environ, (kind, *others)))
+        settings=None if said.faults else settings,
+        origins=said.origins,
+        faults=tuple(said.faults),
+        rest=settings,
+        unread=tuple(unread(environ, (kind, *others))),
     )
 
 
@@ -173,11 +179,11 @@ class _Said(Generic[S]):
         origin = self._origin(place, words)
         source = "" if origin.source == "default" else f" in {origin}"
         if words == "is not known":
-            return Fault(f"setting {place!r}{source} is not known{self._meant(place)}", place, origin)
+            return Fault(f"setting {shortened(repr(place))}{source} is not known{self._meant(place)}", place, origin)
         shown = ""
-        if key is not None and not key.is_secret:
+        if key is not None and not key.is_secret and not _is_told(given, words):
             shown = f" (got {_short(given)})"
-        return Fault(f"setting {place!r}{source} {words}{shown}", place, origin)
+        return Fault(f"setting {place!r}{source} {shortened(words)}{shown}", place, origin)
 
     def _origin(self, place: str, words: str) -> Origin:
         """Returns: where that, or what it is in, was said; of a section that is wrong as a whole, the key that the fault speaks of."""
@@ -230,9 +236,21 @@ def _copy(values: dict[str, Any]) -> dict[str, Any]:
     return {name: _copy(value) if isinstance(value, dict) else value for name, value in values.items()}
 
 
+def _is_told(given: Any, words: str) -> bool:
+    return any(
+        isinstance(one, str) and repr(one) in words for one in (given if isinstance(given, list | tuple) else (given,))
+    )
+
+
 def _short(given: Any) -> str:
     try:
         shown = repr(given)
     except ValueError:  # a number of thousands of digits
         shown = "a number of thousands of digits"
-    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+    return shortened(shown)
+
+
+def shortened(text: str) -> str:
+    """Returns: a text that may repeat what somebody wrote, its middle left out where it is long."""
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} [...] {text[-half:]}"

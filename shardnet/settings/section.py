@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+
+from shardnet.errors import ShardnetError
 
 PREFIX = "SHARDNET_"
 BETWEEN = "__"
@@ -25,13 +29,24 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic would take `true` for 1, and a path with a NUL in it, on which the first use of it fails."""
+        """pydantic would take `true` for 1, and a path with a NUL, with which nothing can be opened. An empty text sets nothing where that may be."""
         kinds = kinds_of(cls.model_fields[str(info.field_name)].annotation)
+        if type(None) in kinds and isinstance(value, str) and not value.strip():
+            return None
         if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
             raise ValueError(f"must be a {'whole ' if float not in kinds else ''}number")
         if any(_has_control_characters(one) for one in (value if isinstance(value, list | tuple) else (value,))):
             raise ValueError("must not have control characters")
         return value
+
+
+@contextmanager
+def as_fault() -> Iterator[None]:
+    """For a section's validators: an error of ours that is raised within is one of the value. Raises: ValueError."""
+    try:
+        yield
+    except ShardnetError as error:
+        raise ValueError(f"cannot be used: {error}") from error
 
 
 def _has_control_characters(value: object) -> bool:
@@ -72,6 +87,14 @@ def keys_of(kind: type[Section], prefix: str = "") -> dict[str, Key]:
     for name, field in kind.model_fields.items():
         inner = section_of(field.annotation)
         found |= keys_of(inner, f"{prefix}{name}.") if inner else {prefix + name: Key(prefix + name, field)}
+    return found
+
+
+def value_at(settings: Section, path: str) -> Any:
+    """Returns: what stands at `section.key`."""
+    found: Any = settings
+    for name in path.split("."):
+        found = getattr(found, name)
     return found
 
 
