@@ -30,6 +30,7 @@ def check_daemon(daemon: Daemon, file: Path | None, environ: Mapping[str, str] |
     """Returns: what is wrong with the settings that a daemon would read now. Names are looked up, which may take seconds."""
     reading = read_daemon(daemon, file=file, environ=environ)
     found = [Finding("error", fault.sentence, fault.key, fault.origin.where) for fault in reading.faults]
+    found.sort(key=lambda one: [int(number) for number in one.where.rpartition(":")[2:] if number.isdecimal()])
     found += [Finding("warning", sentence) for sentence in reading.unread]
     if any(not fault.key and fault.origin.source == "file" for fault in reading.faults):
         return found  # nothing is known of what a file says that cannot be read
@@ -37,7 +38,10 @@ def check_daemon(daemon: Daemon, file: Path | None, environ: Mapping[str, str] |
 
 
 def _warnings(reading: Reading[Any]) -> Iterator[Finding]:
+    wrong = {fault.key for fault in reading.faults}
     for key, words in warnings_for(reading.rest) if reading.rest is not None else ():
+        if key in wrong:
+            continue  # what is looked at is its default
         where = reading.origins[key].where if key in reading.origins else ""
         yield Finding("warning", f"{key}{f' in {where}' if where else ''} {words}", key, where)
 

@@ -66,7 +66,8 @@ def daemon_of(values: Mapping[str, Any]) -> Daemon:
 def _likeness(kind: type[Section], values: Mapping[str, Any]) -> tuple[int, int]:
     known = keys_of(kind)
     places = {f"{section}.{key}" for section, inner in values.items() if isinstance(inner, dict) for key in inner}
-    return len((places | set(values)) & set(known)), len(set(values) & set(kind.model_fields))
+    at_top = {name for name, value in values.items() if isinstance(value, dict) or name in known}
+    return len((places | at_top) & set(known)), len(at_top & set(kind.model_fields))
 
 
 def home_said() -> str:

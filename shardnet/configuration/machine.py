@@ -23,6 +23,8 @@ from shardnet.swarm.home import Home
 from shardnet.swarm.whereabouts import Place, reach_of
 
 PRIVILEGED = 1024
+MADE_WHEN_NEEDED = Path("models_cache")
+"""The default: that it is not there yet is no news."""
 Warned = tuple[str, str]
 """`section.key`, and the sentence."""
 
@@ -38,8 +40,7 @@ def _for_node(settings: NodeSettings) -> Iterator[Warned]:
     yield from _listening("node.listen", node.listen)
     yield from _listening("torrent.listen_host", torrent.listen_host, torrent.listen_port)
     yield from _listening("dht.listen_host", dht.listen_host, dht.listen_port)
-    advertised = parse_address(node.advertise) if node.advertise else None
-    yield from _reached("node.advertise", node.listen, advertised, node.coordinator)
+    yield from _reached("node.advertise", node.listen, node.advertise, node.coordinator)
     yield from _resolves("node.coordinator", node.coordinator)
     for one in dht.bootstrap:
         yield from _resolves("dht.bootstrap", one)
@@ -92,8 +93,7 @@ def _for_coordinator(settings: CoordinatorSettings) -> Iterator[Warned]:
             yield from _listening(key, text)
     yield from _same_port(settings)
     yield from _listening("dht.listen_host", settings.dht.listen_host, settings.dht.listen_port)
-    advertised = parse_address(listen.advertise) if listen.advertise else None
-    yield from _reached("listen.advertise", listen.nodes, advertised, None)
+    yield from _reached("listen.advertise", listen.nodes, listen.advertise, None)
     for one in settings.dht.bootstrap:
         yield from _resolves("dht.bootstrap", one)
     yield from _folder("models.cache", settings.models.cache)
@@ -161,14 +161,18 @@ def _first_free_port() -> int:
         return PRIVILEGED
 
 
-def _reached(key: str, listen: str, advertised: Address | None, coordinator: str | None) -> Iterator[Warned]:
+def _reached(key: str, listen: str, advertise: str | None, coordinator: str | None) -> Iterator[Warned]:
     """Whether others could dial it: as the daemon itself will find."""
+    advertised = parse_address(advertise) if advertise else None
+    resolved = tuple(addresses_of(advertised.host)) if advertised else ()
+    if advertised and not resolved:
+        yield from _resolves(key, advertise)
+        return
     host, port = parse_host_port(listen)
     hosts = addresses_of(host)
     if not hosts or not (is_wildcard(hosts[0]) or is_ours((hosts[0],))):
         return  # that was said
     towards = next(iter(addresses_of(parse_address(coordinator).host)), None) if coordinator else None
-    resolved = tuple(addresses_of(advertised.host)) if advertised else ()
     listening = Address(host=hosts[0], port=port or 1)
     if trouble := reach_of(Place(listening, advertised, resolved, towards, key)).trouble:
         yield key, f"keeps others from dialling it: {trouble.replace(str(listening), listen)}"
@@ -189,7 +193,7 @@ def _folder(key: str, folder: Path) -> Iterator[Warned]:
         yield key, f"is {folder}, and {where} is no folder"
     elif not may_write:
         yield key, f"is {folder}, and this user may not write into {where}"
-    elif not folder.exists():
+    elif folder != MADE_WHEN_NEEDED and not folder.exists():
         yield key, f"is {folder}, which is not there: it is made when something is put into it"
 
 

@@ -175,11 +175,13 @@ class _Said(Generic[S]):
                 return None
 
     def _fault(self, place: str, words: str, given: Any) -> Fault:
+        if place in sections_of(self.kind) and not isinstance(given, dict):
+            words = f"is a section: write [{place}], and its keys in lines below"
         key = next((key for key in keys_of(self.kind).values() if f"{place}.".startswith(f"{key.path}.")), None)
         origin = self._origin(place, words)
         source = "" if origin.source == "default" else f" in {origin}"
         if words == "is not known":
-            return Fault(f"setting {shortened(repr(place))}{source} is not known{self._meant(place)}", place, origin)
+            return Fault(f"setting {shortened(repr(place))}{source} is not known{self._meant(place, given)}", place, origin)
         shown = ""
         if key is not None and not key.is_secret and not _is_told(given, words):
             shown = f" (got {_short(given)})"
@@ -195,17 +197,17 @@ class _Said(Generic[S]):
         named = [origin for path, origin in within if path.rpartition(".")[2] in words]
         return next(iter(reversed(named or [origin for _, origin in within])), Origin())
 
-    def _meant(self, place: str) -> str:
+    def _meant(self, place: str, given: Any) -> str:
         """Returns: which key was meant perhaps, behind a sentence: one of that name elsewhere, one of another daemon, one that is written alike."""
         ours = (*keys_of(self.kind), *sections_of(self.kind))
-        if any(place in keys_of(other) or place in sections_of(other) for other in self.others):
+        if any(place in (sections_of if isinstance(given, dict) else keys_of)(other) for other in self.others):
             return " here: it is a setting of another daemon"
         section, _, name = place.rpartition(".")
         elsewhere = [path for path in ours if path.rpartition(".")[2] == name]
         siblings = {path.rpartition(".")[2]: path for path in ours if path.rpartition(".")[0] == section}
         if len(elsewhere) == 1:
             return f": did you mean {elsewhere[0]}?"
-        return nearest(name, siblings) or nearest(place, {path: path for path in ours})
+        return nearest(name, siblings) or nearest(place, {path: path for path in keys_of(self.kind)})
 
 
 def _leaf_paths(values: dict[str, Any], sections: set[str], prefix: str = "") -> list[str]:
@@ -244,7 +246,7 @@ def _is_told(given: Any, words: str) -> bool:
 
 def _short(given: Any) -> str:
     try:
-        shown = repr(given)
+        shown = str(given).lower() if isinstance(given, bool) else repr(given)
     except ValueError:  # a number of thousands of digits
         shown = "a number of thousands of digits"
     return shortened(shown)
