@@ -181,7 +181,9 @@ class _Said(Generic[S]):
         origin = self._origin(place, words)
         source = "" if origin.source == "default" else f" in {origin}"
         if words == "is not known":
-            return Fault(f"setting {shortened(repr(place))}{source} is not known{self._meant(place, given)}", place, origin)
+            return Fault(
+                f"setting {shortened(repr(place))}{source} is not known{self._meant(place, given)}", place, origin
+            )
         shown = ""
         if key is not None and not key.is_secret and not _is_told(given, words):
             shown = f" (got {_short(given)})"

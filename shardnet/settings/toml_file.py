@@ -91,7 +91,8 @@ def _not_toml(path: Path, told: str) -> str:
     place = _AT.search(told)
     line = f":{place[1]}" if place and place[1] else ""
     column = f", column {place[2]}" if place and place[2] else ", at its end" if place else ""
-    words = next((words for pattern, words in _SAID if re.search(pattern, told)), _AT.sub("", told))
+    told = _AT.sub("", told)
+    words = next((words for pattern, words in _SAID if re.search(pattern, told)), told)
     return f"settings file {path}{line}{column} is not TOML: {words}"
 
 
