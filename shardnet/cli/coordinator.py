@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def coordinator(
     context: typer.Context,
@@ -35,8 +37,22 @@ def coordinator(
     n_seq: Annotated[int | None, typer.Option(min=1, help="Sequences side by side in each pipeline.")] = None,
     n_batch: Annotated[int | None, typer.Option(min=1, help="Tokens in one prompt chunk at most.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file, see configs/coordinator.toml.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, pretty or json.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
+    ] = None,
 ) -> None:
     """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
     from shardnet.cli.flags import COORDINATOR, names_of, settings_of

@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to ask; "-" reads it from standard input.')],
-    model: Annotated[str | None, typer.Option(help="Name or id; not needed where only one is served.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name or id; not needed where only one is served.", autocompletion=completing.models),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of the answer at most; without it, until the context is full.")

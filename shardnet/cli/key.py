@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 Name = Annotated[str, typer.Argument(help="Who or what uses it: laptop, alice, my-agent.")]
 
@@ -60,7 +62,10 @@ def list_all(as_json: AsJson = False) -> None:
 
 
 @key.command()
-def remove(name: Name, as_json: AsJson = False) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="The name it was made with.", autocompletion=completing.keys)],
+    as_json: AsJson = False,
+) -> None:
     """Take a key away; a running coordinator refuses it within a second."""
     from shardnet.swarm.api_keys import remove_key
     from shardnet.swarm.home import Home

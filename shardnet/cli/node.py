@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def node(
     context: typer.Context,
@@ -34,7 +36,11 @@ def node(
     ] = None,
     shard: Annotated[
         list[str] | None,
-        typer.Option(metavar="[MODEL:]ID", help="Bind this node to a shard; may be given several times."),
+        typer.Option(
+            metavar="[MODEL:]ID",
+            help="Bind this node to a shard; may be given several times.",
+            autocompletion=completing.shards,
+        ),
     ] = None,
     memory_limit: Annotated[
         str | None,
@@ -45,6 +51,7 @@ def node(
         typer.Option(
             metavar="resident|streamed|auto",
             help="Shards larger than memory: refused, or read from their file for each token; resident if nothing is said.",
+            autocompletion=completing.words("resident", "streamed", "auto"),
         ),
     ] = None,
     threads: Annotated[
@@ -52,12 +59,29 @@ def node(
         typer.Option(min=0, max=1024, help="CPU threads for arithmetic; 0: this engine's share of the physical cores."),
     ] = None,
     n_gpu_layers: Annotated[
-        str | None, typer.Option(metavar="auto|N", help="Layers of each shard on the GPU; auto: as many as fit.")
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="Layers of each shard on the GPU; auto: as many as fit.",
+            autocompletion=completing.words("auto"),
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (configs/node.toml shows every key).")] = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
 ) -> None:
     """Run a node: keep shards in memory, and run them for the coordinator's requests until stopped.

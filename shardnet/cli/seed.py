@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 CoordinatorOption = Annotated[
     str | None,
     typer.Option(
@@ -44,9 +46,21 @@ def seed(
         ),
     ] = False,
     config: ConfigOption = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
 ) -> None:
     """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory.
@@ -82,7 +96,7 @@ def seed(
 
 def fetch(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Name or id of the model.")],
+    model: Annotated[str, typer.Argument(help="Name or id of the model.", autocompletion=completing.models)],
     out: Annotated[
         Path | None, typer.Option(help="Models cache to put it into; models_cache if nothing is said.")
     ] = None,
@@ -91,9 +105,21 @@ def fetch(
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     config: ConfigOption = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written; warning.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written; warning.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was fetched as JSON.")] = False,
 ) -> None:
