@@ -53,6 +53,13 @@ def node(
     n_gpu_layers: Annotated[
         str | None, typer.Option(metavar="auto|N", help="Layers of each shard on the GPU; auto: as many as fit.")
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (configs/node.toml shows every key).")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
     log_level: Annotated[
@@ -93,6 +100,7 @@ def node(
             "inference.memory_mode": memory_mode,
             "inference.threads": threads,
             "inference.n_gpu_layers": gpu_layers,
+            "metrics.listen": metrics_listen,
             "log.format": log_format,
             "log.level": log_level,
         },
