@@ -17,7 +17,7 @@ from shardnet.errors import ShardnetError
 from shardnet.hosts import addresses_of, take_both_families
 from shardnet.node.settings import NodeSettings
 from shardnet.swarm.addresses import HostPort, open_listening_sockets, parse_host_port, str_of
-from shardnet.swarm.home import Home, is_held
+from shardnet.swarm.home import Home, running
 
 Transport = Literal["TCP", "UDP"]
 
@@ -117,7 +117,7 @@ def coordinator_ports(settings: CoordinatorSettings, *, is_certain: bool) -> lis
 
 def look_at_ports(wanted: list[PortWanted], home: Home) -> list[PortFacts]:
     """Gather: listen at each for an instant. Nobody is answered there."""
-    ours = _pids_of(home)
+    ours = frozenset(running(home).values())
     return [_try(one, ours) for one in wanted]
 
 
@@ -163,16 +163,6 @@ def _holder(port: int, transport: Transport) -> tuple[int | None, str]:
             if one.laddr and one.laddr.port == port and listens and one.pid is not None:
                 return one.pid, f"{psutil.Process(one.pid).name()}, process {one.pid}"
     return None, ""
-
-
-def _pids_of(home: Home) -> frozenset[int]:
-    """Returns: the processes that run with identities of this home."""
-    found = set()
-    for lock in home.nodes.glob("*/lock"):
-        with suppress(OSError, ValueError, ShardnetError):
-            if is_held(lock):
-                found.add(int(lock.read_text()))
-    return frozenset(found)
 
 
 def has_run_a_coordinator(home: Home) -> bool:
