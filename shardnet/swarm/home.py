@@ -111,7 +111,7 @@ def is_held(path: Path) -> bool:
 
 
 def running(home: Home) -> dict[str, int]:
-    """Returns: the identities of this home that processes run with: name -> process id, 0 if it did not say. Not under `Home.locked()`: it takes it."""
+    """Returns: the identities of this home that processes run with: name -> process id, 0 if it did not say. Takes the lock of the home."""
     found = {}
     if home.nodes.is_dir():
         with suppress(SettingsError), home.locked():  # a home that cannot be written to has no daemons that run
