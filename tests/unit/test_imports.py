@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
+    "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
     "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
