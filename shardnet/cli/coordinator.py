@@ -36,6 +36,13 @@ def coordinator(
     n_ctx: Annotated[int | None, typer.Option(min=8, help="Tokens of context of each sequence.")] = None,
     n_seq: Annotated[int | None, typer.Option(min=1, help="Sequences side by side in each pipeline.")] = None,
     n_batch: Annotated[int | None, typer.Option(min=1, help="Tokens in one prompt chunk at most.")] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file, see configs/coordinator.toml.")] = None,
     log_format: Annotated[
         str | None,

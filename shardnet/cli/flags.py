@@ -16,6 +16,7 @@ NODE = {
     "memory_mode": "inference.memory_mode",
     "threads": "inference.threads",
     "n_gpu_layers": "inference.n_gpu_layers",
+    "metrics_listen": "metrics.listen",
     "log_format": "log.format",
     "log_level": "log.level",
 }
@@ -48,6 +49,7 @@ COORDINATOR = {
     "n_ctx": "sequences.n_ctx",
     "n_seq": "sequences.n_seq",
     "n_batch": "sequences.n_batch",
+    "metrics_listen": "metrics.listen",
     "log_format": "log.format",
     "log_level": "log.level",
 }

@@ -66,6 +66,13 @@ def node(
             autocompletion=completing.words("auto"),
         ),
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (configs/node.toml shows every key).")] = None,
     log_format: Annotated[
         str | None,

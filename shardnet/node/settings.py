@@ -11,6 +11,7 @@ from shardnet.dht.settings import DhtSettings
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.log import LogFormat, LogLevel
 from shardnet.messages import ShardOptions
+from shardnet.metrics.settings import MetricsSettings
 from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.settings import Section, as_fault
 from shardnet.swarm.addresses import parse_address, parse_host_port
@@ -152,4 +153,5 @@ class NodeSettings(Section):
     inference: InferenceSettings = Field(default=InferenceSettings(), description="the engine")
     torrent: NodeTorrentSettings = Field(default=NodeTorrentSettings(), description="transfers")
     dht: NodeDhtSettings = Field(default=NodeDhtSettings(), description="meeting others")
+    metrics: MetricsSettings = Field(default=MetricsSettings(), description="figures for Prometheus")
     log: LogSection = Field(default=LogSection(), description="logging")

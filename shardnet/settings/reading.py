@@ -20,6 +20,8 @@ from shardnet.settings.section import Section, keys_of, sections_of
 from shardnet.settings.toml_file import TomlFile, read_toml
 
 S = TypeVar("S", bound=Section)
+MOST_MEANT = 3
+"""Keys that a wrong one is asked to have meant."""
 LONGEST_SHOWN = 300
 """Characters of a wrong value, or of what is wrong with it, that an error repeats."""
 
@@ -207,8 +209,8 @@ class _Said(Generic[S]):
         section, _, name = place.rpartition(".")
         elsewhere = [path for path in ours if path.rpartition(".")[2] == name]
         siblings = {path.rpartition(".")[2]: path for path in ours if path.rpartition(".")[0] == section}
-        if len(elsewhere) == 1:
-            return f": did you mean {elsewhere[0]}?"
+        if 0 < len(elsewhere) <= MOST_MEANT:
+            return f": did you mean {' or '.join(elsewhere)}?"
         return nearest(name, siblings) or nearest(place, {path: path for path in keys_of(self.kind)})
 
 

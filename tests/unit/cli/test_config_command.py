@@ -141,7 +141,7 @@ def test_all_errors_of_a_file_are_said_at_once_in_the_order_of_its_lines(tmp_pat
     assert lines == [
         "error: setting 'node.shards' in SHARDNET_NODE__SHARDS cannot be used: 'x' names no shard: write MODEL:ID, as in SmolLM2:0, or ID alone",
         "error: setting 'colour' in FILE:1 is not known",
-        "error: setting 'listen' in FILE:2 is not known: did you mean node.listen?",
+        "error: setting 'listen' in FILE:2 is not known: did you mean node.listen or metrics.listen?",
         "error: setting 'inference.threads' in FILE:4 must be a whole number (got true)",
         "error: setting 'inference.use_mmap' in FILE:5 must be true or false (got 'perhaps')",
         "error: setting 'inference.thread' in FILE:6 is not known: did you mean inference.threads?",
