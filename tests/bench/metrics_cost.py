@@ -161,12 +161,17 @@ def query(address: str, expression: str) -> float:
 def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: int, seconds: float) -> None:
     """Compare what clients saw with what Prometheus says."""
     with prometheus(folder, targets) as address:
-        time.sleep(4)  # some scrapes from before the load
+        while query(address, "sum(up) or vector(0)") < len(targets):
+            time.sleep(0.2)
+        time.sleep(2)  # so that there are samples of all of them from before the load
         began = time.time()
         seen = load(swarm.api, clients, seconds)
-        took = time.time() - began
-        time.sleep(4)  # and from after it
-        window = f"[{int(took) + 8}s]"
+        ended = time.time()
+        took = ended - began
+        while query(address, "min(timestamp(up))") < ended + 2:
+            time.sleep(0.2)
+        seconds_back = int(time.time() - began) + 2
+        window = f"[{seconds_back}s]"
 
         def grew(name: str) -> float:
             # A window of a raw series gives every sample: the last less the first, nothing extrapolated.
@@ -191,7 +196,7 @@ def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: 
             ("http", seen.answers, grew('shardnet_http_requests_total{path="/v1/completions",status="200"}')),
         ):
             tell("seen", what=what, client=ours, prometheus=theirs)
-        rate = query(address, f"sum(rate(shardnet_generation_tokens_total{window}))") * (int(took) + 8) / took
+        rate = query(address, f"sum(rate(shardnet_generation_tokens_total{window}))") * seconds_back / took
         tell("seen", what="tokens a second", client=seen.tokens / took, prometheus=rate)
         for what, values, name in (
             ("time to first token", seen.first, "shardnet_time_to_first_token_seconds"),

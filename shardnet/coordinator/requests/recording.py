@@ -92,8 +92,7 @@ class Recording:
     def sent(self, task: ExecuteTask, at_s: float) -> None:
         """A step goes out."""
         step = Step(task.position, task.n_tokens, at_s, len(self.tries), task.samples)
-        if self._keep(step):
-            self._open[task.command_id] = step
+        self._begin(task.command_id, step)
 
     def answered(self, result: TaskResult, at_s: float) -> None:
         """The last stage answered a step; with `ahead`, the next one of its run is under way."""
@@ -107,8 +106,7 @@ class Recording:
         step.end_s, step.timings = at_s, result.timings
         if result.ahead:
             following = Step(result.position, 1, at_s, len(self.tries), samples=True, goes_on=True)
-            if self._keep(following):
-                self._open[result.command_id] = following
+            self._begin(result.command_id, following)
 
     def ended(self, outcome: str, at_s: float) -> None:
         """It is over."""
@@ -117,12 +115,12 @@ class Recording:
         self._open.clear()
         self.ended_s, self.outcome = at_s, outcome
 
-    def _keep(self, step: Step) -> bool:
-        if len(self.steps) >= MOST_STEPS:
+    def _begin(self, command_id: str, step: Step) -> None:
+        self._open[command_id] = step
+        if len(self.steps) < MOST_STEPS:
+            self.steps.append(step)
+        else:
             self.steps_left_out += 1
-            return False
-        self.steps.append(step)
-        return True
 
 
 @dataclass(slots=True)
