@@ -9,6 +9,7 @@ import typer
 
 
 def coordinator(
+    context: typer.Context,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="TLS links of nodes. [default: 127.0.0.1:7700]")
     ] = None,
@@ -45,34 +46,15 @@ def coordinator(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
-    from shardnet import log
+    from shardnet.cli.flags import COORDINATOR, names_of, settings_of
+    from shardnet.configuration.daemons import begin
     from shardnet.coordinator.daemon import Coordinator
     from shardnet.coordinator.settings import CoordinatorSettings
     from shardnet.lifecycle import run_loop, serve
-    from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
 
-    settings = load_settings(
-        CoordinatorSettings,
-        file=config,
-        flags={
-            "listen.nodes": listen,
-            "listen.api": api,
-            "listen.enrol": enrol,
-            "dht.listen_port": dht_port,
-            "models.cache": models_cache,
-            "placement.stages": stages,
-            "placement.replicas": replicas,
-            "placement.copies": copies,
-            "sequences.n_ctx": n_ctx,
-            "sequences.n_seq": n_seq,
-            "sequences.n_batch": n_batch,
-            "metrics.listen": metrics_listen,
-            "log.format": log_format,
-            "log.level": log_level,
-        },
-    )
-    log.configure(level=settings.log.level, form=settings.log.format)
+    flags, names = settings_of(context.params, COORDINATOR), names_of(COORDINATOR)
+    settings = begin(CoordinatorSettings, file=config, flags=flags, flag_names=names)
 
     async def main() -> None:
         await serve(Coordinator(settings, Home()))

@@ -392,6 +392,8 @@ class Coordinator:
             "version": __version__,
             "epoch": self._epoch,
             "uptime_s": round(at_s - self._began_s, 1),
+            "clock_s": round(time.time(), 3),
+            "dht_contacts": self._doors.n_dht_contacts if self._doors is not None else None,
             "refused": list(self._catalogue.refused),
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }

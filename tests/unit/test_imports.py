@@ -31,6 +31,7 @@ GROUND = {
     "hosts",
     "tcp",
     "web_hosts",
+    "packages",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hosts": set(),
     "tcp": set(),
     "web_hosts": set(),
+    "packages": set(),
     "lifecycle": {"errors", "log"},
     "limits": {"errors", "log"},
     "inference": GROUND,
@@ -66,6 +68,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
+    "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""

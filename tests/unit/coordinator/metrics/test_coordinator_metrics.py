@@ -49,9 +49,13 @@ async def test_the_figures_say_what_a_client_saw(make_world: MakeWorld) -> None:
         assert value(after, "shardnet_requests_running", {"model": "tiny"}) == 0
 
 
+def held(status: dict[str, Any]) -> list[str]:
+    return [one["state"] for row in status["models"][0]["layers"] for one in row["holders"]]
+
+
 async def test_missing_layers_and_failures_are_counted(make_world: MakeWorld) -> None:
     async with make_world() as world, world.node("a", 0):
-        await world.until(lambda status: len(status["nodes"]) == 1)
+        await world.until(lambda status: held(status) == ["ready"])
         assert (await world.chat()).status_code == 503
         assert (await world.client.get("/made-up-path")).status_code == 404
         found = samples((await world.client.get("/metrics")).text)
