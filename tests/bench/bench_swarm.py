@@ -1,6 +1,6 @@
 """What a swarm's first holder pays when everybody wants everything. Real processes over loopback; one JSON line per figure.
 
-    python -m tests.bench.bench_swarm [--nodes 5] [--shards 3] [--limit-megabytes 10] [--model GGUF] [--folder DIR]
+    python -m tests.bench.bench_swarm [--nodes 5] [--shards 3] [--limit-megabytes 0 10] [--model GGUF] [--folder DIR]
 
 One process (`shardnet seed`) holds all shards of the model (SmolLM2 if none is named), the others (`shardnet fetch --stay`) start empty. A star
 would send the model once for each of them: `sent_over_model` would be nodes - 1. With a limit, `time_over_limit` is the time until the last one is
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=5)
     parser.add_argument("--shards", type=int, default=3)
-    parser.add_argument("--limit-megabytes", type=int, default=10)
+    parser.add_argument("--limit-megabytes", type=int, nargs="+", default=[0, 10], help="one run each; 0: no limit")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if not given")
     arguments = parser.parse_args()
@@ -92,10 +93,11 @@ def main() -> None:
         root = Path(scratch)
         cache = root / "cache"
         _, manifest = split(arguments.model or find_demo_model(), cache, arguments.shards)
-        for limit in (0, arguments.limit_megabytes):
+        for limit in arguments.limit_megabytes:
             run = root / f"run-{limit}"
             run.mkdir()
             measure(run, cache, manifest, arguments.nodes, limit)
+            shutil.rmtree(run)
 
 
 if __name__ == "__main__":
