@@ -28,6 +28,12 @@ def node(
         typer.Option(metavar="HOST:PORT", help="Where other nodes reach this one; 127.0.0.1:0 if nothing is said."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="This node's name: node, node-2, ... if nothing is said.")] = None,
+    join_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A join token: a home without a certificate joins with it at its first start."
+        ),
+    ] = None,
     models_cache: Annotated[
         Path | None, typer.Option(help="Folder of shards; models_cache if nothing is said.")
     ] = None,
@@ -66,12 +72,13 @@ def node(
     from shardnet import log
     from shardnet.errors import UsageError
     from shardnet.inference.splitting.cuts import parse_size
-    from shardnet.lifecycle import run_loop, serve
+    from shardnet.lifecycle import leave_tidily_on_sigterm, run_loop, serve
     from shardnet.node.daemon import NodeDaemon
     from shardnet.node.settings import NodeSettings
     from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
+    from shardnet.swarm.joining import join_once
 
     gpu_layers: int | str | None = n_gpu_layers
     if n_gpu_layers is not None and n_gpu_layers != "auto":
@@ -87,6 +94,7 @@ def node(
             "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
             "node.listen": listen,
             "node.name": name,
+            "node.join_token_file": join_token_file,
             "node.models_cache": models_cache,
             "node.shards": tuple(shard) if shard else None,
             "inference.memory_limit_bytes": parse_size(memory_limit) if memory_limit else None,
@@ -100,6 +108,9 @@ def node(
     log.configure(level=settings.log.level, form=settings.log.format)
 
     async def main() -> None:
+        if settings.node.join_token_file is not None:
+            leave_tidily_on_sigterm()  # it may wait for a coordinator, and no daemon runs yet
+            await join_once(settings.node.join_token_file, Home(), settings.node.name or "node")
         with claim_identity(Home(), settings.node.name, "node") as identity:
             await serve(NodeDaemon(settings, identity))
 

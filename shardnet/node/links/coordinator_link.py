@@ -57,6 +57,11 @@ class CoordinatorLink:
         self._connection: Connection | None = None
         self._questions = Questions()
 
+    @property
+    def is_joined(self) -> bool:
+        """True while the coordinator has us."""
+        return self._connection is not None
+
     def tell(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
         """Send to the coordinator; does nothing while there is none: it learns what it needs when we are back."""
         if self._connection is None:
