@@ -30,7 +30,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY requirements.lock ./
 COPY shardnet/inference/llama/native/llama.cmake shardnet/inference/llama/native/
-# One instruction set for every machine that runs this image: AVX2 with FMA and F16C (docs/decisions/0014-instruction-set.md). CMAKE_ARGS comes last and prevails.
+# One instruction set for every machine that runs this image: AVX2 with FMA and F16C (docs/decisions/0015-instruction-set.md). CMAKE_ARGS comes last and prevails.
 ARG CMAKE_ARGS=""
 # As in the Makefile: without what shardnet never loads.
 RUN python3 -m venv /opt/shardnet \
@@ -72,7 +72,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --gid 0 --no-create-home --home-dir /home/shardnet shardnet \
-    && mkdir -p /home/shardnet/.shardnet /models_cache /join \
+    && mkdir -p /home/shardnet/.shardnet /models_cache /join/1 /join/2 /join/3 \
     && chown -R 10001:0 /home/shardnet /models_cache /join \
     && chmod -R u=rwX,g=u,o= /home/shardnet /models_cache /join
 COPY --from=build /opt/shardnet /opt/shardnet

@@ -45,7 +45,7 @@ class Found:
     """A daemon that runs in this home.
 
     Attributes:
-        told: None if it has said nothing yet, or its file cannot be read.
+        told: None if its file cannot be read.
         silent_s: seconds since it last said anything.
     """
 
@@ -56,7 +56,7 @@ class Found:
     def trouble(self, *, must_be_ready: bool) -> str:
         """Returns: what is wrong with it; "" if nothing is."""
         if self.told is None:
-            return "has not said yet how it is"
+            return f"cannot be told how it is: its {FILE} cannot be read"
         if self.silent_s > STALE_S:
             return f"hangs: it has said nothing for {self.silent_s:.0f} s (process {self.told.pid}); end it, and start it again"
         if self.told.state == "starting" or (must_be_ready and self.told.state != "ready"):
@@ -83,7 +83,8 @@ def running_daemons(home: Home, name: str | None = None) -> list[Found]:
     if home.nodes.is_dir():
         with home.locked():
             held = [path.parent for path in sorted(home.nodes.glob("*/lock")) if is_held(path)]
-        found = [_look(folder) for folder in held if name in (None, folder.name)]
+        # Who holds an identity and has no such file is no daemon: `shardnet seed`, say.
+        found = [_look(folder) for folder in held if name in (None, folder.name) and (folder / FILE).exists()]
     if not found:
         which = f"no daemon called {name!r}" if name else "no daemon"
         raise UnreachableError(f"{which} runs in {home.path}: start `shardnet coordinator` or `shardnet node` there")

@@ -67,12 +67,12 @@ def test_one_that_ended_is_not_there_whatever_its_file_says(daemon: Callable[[st
     daemon("a", "ready").release()
     with pytest.raises(UnreachableError, match="no daemon runs in"):
         asked()
+    daemon("b", "ready")
     with pytest.raises(UnreachableError, match="no daemon called 'x' runs"):
-        daemon("b", "ready")
         asked(name="x")
 
 
 def test_a_damaged_file_is_no_traceback(daemon: Callable[[str, State], Identity]) -> None:
     (daemon("a", "ready").folder / FILE).write_text("{")
-    with pytest.raises(UnreachableError, match="'a' has not said yet how it is"):
+    with pytest.raises(UnreachableError, match="'a' cannot be told how it is"):
         asked()

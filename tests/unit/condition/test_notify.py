@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,13 @@ from shardnet.condition.notify import Notifier, datagram, socket_address
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, socket.socket]:
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
     """The manager's end of a real socket, and its name as it stands in the environment."""
     text = str(tmp_path / "notify") if request.param == "path" else f"@shardnet-test-{os.getpid()}"
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    request.addfinalizer(listening.close)
-    listening.bind(socket_address(text) or "")
-    listening.settimeout(5)
-    return text, listening
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(socket_address(text) or "")
+        listening.settimeout(5)
+        yield text, listening
 
 
 def test_a_real_socket_of_either_kind_gets_the_words(manager: tuple[str, socket.socket]) -> None:

@@ -12,8 +12,10 @@ import pytest
 from shardnet.condition.notify import Notifier
 from shardnet.condition.record import FILE, State, running_daemons
 from shardnet.condition.telling import Condition
+from shardnet.errors import UnreachableError
 from shardnet.swarm.home import Home
 from shardnet.swarm.identity import claim_identity
+from tests.support.swarm_world import until
 
 
 @pytest.fixture
@@ -52,8 +54,7 @@ async def test_the_watchdog_is_fed_by_the_event_loop_and_hungers_when_that_hangs
     notifier = Notifier(str(tmp_path / "notify"), watchdog_s=0.04)
     async with Condition(tmp_path, "node", lambda: ("ready", "x"), notifier=notifier):
         async with asyncio.timeout(10):
-            while heard(manager).count("WATCHDOG=1") < 1:
-                await asyncio.sleep(0.01)
+            await until(lambda: "WATCHDOG=1" in heard(manager))
         heard(manager)
         deadline = asyncio.get_running_loop().time() + 0.1
         while asyncio.get_running_loop().time() < deadline:
@@ -64,16 +65,18 @@ async def test_the_watchdog_is_fed_by_the_event_loop_and_hungers_when_that_hangs
 async def test_the_file_in_the_home_says_how_the_running_daemon_is(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with claim_identity(home, None, "node") as identity:
-        assert running_daemons(home)[0].told is None
+        with pytest.raises(UnreachableError, match="no daemon runs"):
+            running_daemons(home)  # one that says nothing is none
         said: list[tuple[State, str]] = [("waiting", "not joined")]
         async with Condition(identity.folder, "node", lambda: said[-1], notifier=Notifier(), interval_s=0.01):
             async with asyncio.timeout(10):
-                while (told := running_daemons(home)[0].told) is None:
-                    await asyncio.sleep(0.01)
+                await until((identity.folder / FILE).exists)
+                told = running_daemons(home)[0].told
+                assert told is not None
                 assert (told.state, told.sentence) == ("waiting", "not joined")
                 said.append(("ready", "joined"))
-                while (told := running_daemons(home)[0].told) is None or told.state != "ready":
-                    await asyncio.sleep(0.01)
+                await until(lambda: '"joined"' in (identity.folder / FILE).read_text())
+                assert running_daemons(home)[0].trouble(must_be_ready=True) == ""
 
 
 async def test_a_disk_that_takes_nothing_ends_no_daemon(tmp_path: Path) -> None:
