@@ -9,9 +9,11 @@ import typer
 from shardnet.cli import (
     bench,
     chat,
+    config,
     coordinator,
     demo,
     devices,
+    doctor,
     generate,
     health,
     inspect,
@@ -72,6 +74,7 @@ for _command in (
     chat.chat,
     status.status,
     health.health,
+    doctor.doctor,
     plan.plan,
     join.join,
     demo.demo,
@@ -80,3 +83,4 @@ for _command in (
     app.command()(_command)
 app.add_typer(swarm.swarm, name="swarm")
 app.add_typer(key.key, name="key")
+app.add_typer(config.config, name="config")

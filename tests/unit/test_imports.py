@@ -31,6 +31,7 @@ GROUND = {
     "hosts",
     "tcp",
     "web_hosts",
+    "packages",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tcp": set(),
     "web_hosts": set(),
     "condition": GROUND | {"swarm"},
+    "packages": set(),
     "lifecycle": {"errors", "log"},
     "limits": {"errors", "log"},
     "inference": GROUND,
@@ -58,13 +60,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torrent": GROUND - {"messages", "wire"},
     "swarm": GROUND,
     "transport": GROUND | {"swarm"},
-    "node": GROUND | {"condition", "inference", "dht", "torrent", "swarm", "transport"},
-    "coordinator": GROUND | {"condition", "inference", "dht", "torrent", "swarm", "transport"},
+    "http_server": GROUND | {"swarm"},
+    "metrics": GROUND | {"dht", "http_server", "swarm"},
+    "node": GROUND | {"condition", "inference", "dht", "torrent", "swarm", "transport", "metrics"},
+    "coordinator": GROUND
+    | {"condition", "inference", "dht", "torrent", "swarm", "transport", "http_server", "metrics"},
     "preparing": GROUND | {"inference", "node", "swarm"},
     "local": GROUND | {"swarm"},
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
+    "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""
@@ -90,6 +97,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
         "page": {"api", "requests", "nodes", "placement", "text"},
+        "metrics": {"api", "requests", "placement"},
     },
     "node": {
         "tasks": set(),

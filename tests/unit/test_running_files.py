@@ -102,7 +102,7 @@ def test_every_variable_is_a_setting(file: Path) -> None:
 
 
 def test_each_daemon_is_given_variables_that_it_knows() -> None:
-    kinds = {"coordinator": CoordinatorSettings, "node": NodeSettings}
+    kinds: dict[str, type[Section]] = {"coordinator": CoordinatorSettings, "node": NodeSettings}
     given = {name: service.get("environment", {}) for name, service in COMPOSE["services"].items() if name != "prepare"}
     given |= {
         container["name"]: [one["name"] for one in container.get("env", []) if one["name"].startswith("SHARDNET_")]

@@ -58,8 +58,8 @@ class CoordinatorLink:
         self._questions = Questions()
 
     @property
-    def is_joined(self) -> bool:
-        """True while the coordinator has us."""
+    def is_up(self) -> bool:
+        """True while this node is a member of a coordinator's swarm."""
         return self._connection is not None
 
     def tell(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:

@@ -42,7 +42,7 @@ async def test_ready_is_said_once_when_it_is_up_and_stopping_at_its_end(manager:
     async with Condition(tmp_path, "node", lambda: said[-1], notifier=notifier) as condition:
         assert heard(manager) == ["STATUS=a"]
         for now in ("waiting", "b"), ("ready", "c"), ("waiting", "d"), ("ready", "d"), ("stopping", "e"):
-            said.append(now)  # type: ignore[arg-type]
+            said.append(now)
             condition.look()
             condition.look()
     assert heard(manager) == ["STATUS=b\nREADY=1", "STATUS=c", "STATUS=d", "STATUS=d", "STATUS=e\nSTOPPING=1"]
