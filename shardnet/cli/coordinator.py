@@ -37,7 +37,10 @@ def coordinator(
     log_format: Annotated[str | None, typer.Option(help="auto, pretty or json.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
-    """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
+    """Place shards, run requests, serve the OpenAI API.
+
+    Nodes join it, each with the shards that it has or fetches. Ctrl-C stops it.
+    """
     from shardnet import log
     from shardnet.coordinator.daemon import Coordinator
     from shardnet.coordinator.settings import CoordinatorSettings

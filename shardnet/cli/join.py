@@ -18,7 +18,10 @@ def join(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Obtain a certificate with a join token, so that nodes of this machine can take part."""
+    """Make this machine a member of a swarm, with a join token.
+
+    It obtains a certificate with which its nodes take part.
+    """
     from shardnet.ids import short
     from shardnet.lifecycle import run_loop
     from shardnet.log import configure

@@ -109,7 +109,7 @@ class Coordinator:
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 
@@ -216,9 +216,10 @@ class Coordinator:
             for order, options in orders:
                 work = self._loader.load(order, options, self._settings.placement.load_deadline_s)
                 self._spawn(work, f"load shard {order.shard_id} on {short(order.node_id)}")
-            self._standing.tell()
             if orders:
                 await asyncio.sleep(0)  # each load tells the cluster that it is under way before the next plan
+            self._standing.plan_is_due &= self._plan_needed.is_set()  # the loads are under way
+            self._standing.tell()
 
     async def _follow_revocations(self) -> None:
         def tell(node_ids: frozenset[str]) -> None:
@@ -296,8 +297,10 @@ class Coordinator:
         is_known = self._peers.remove(node_id, connection, PeerLost(f"node {short(node_id)} is gone: {error}"))
         if not is_known or self._is_over:
             return
-        if node is not None:
-            log.info("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
+        if node is not None and node.draining:
+            log.info("peer_left", name=node.label, node_id=short(node_id))
+        elif node is not None:
+            log.warning("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
         self._apply(NodeLeft(time.monotonic(), node_id))
         self._requests.on_node_lost(node_id)
         self._standing.tell()
@@ -309,6 +312,7 @@ class Coordinator:
             match effect:
                 case PlanNeeded():
                     self._plan_needed.set()
+                    self._standing.plan_is_due |= isinstance(event, NodeJoined | NodeLeft | ManifestKnown)
                 case NodeDied():
                     connection = self._peers.connection(effect.node_id)
                     if connection is not None:
@@ -335,6 +339,7 @@ class Coordinator:
             status=self._status,
             health=lambda: views.health(self._standing),
             why_not_served=self._standing.why_not_served,
+            awaits_manifest=self._standing.awaits_manifest,
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
             check_grammar=self._grammars.check,
         )

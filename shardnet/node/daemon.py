@@ -99,6 +99,7 @@ class NodeDaemon:
         self._may_share = asyncio.Event()
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
+        self._stopped_by = ""
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
@@ -175,8 +176,9 @@ class NodeDaemon:
             identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
         )
 
-    def stop(self) -> None:
-        """Ask it to drain and end. Harmless when repeated."""
+    def stop(self, by: str = "") -> None:
+        """Ask it to drain and end. Harmless when repeated. `by`: what asked; the coordinator is told."""
+        self._stopped_by = self._stopped_by or by
         self._stopping.set()
 
     async def run(self) -> None:
@@ -270,7 +272,9 @@ class NodeDaemon:
     async def _drain(self) -> None:
         """Nothing new; what runs is finished, in time or not at all."""
         self._performer.post(DrainBegan())
-        self._coordinator.tell(Leaving(reason="asked to stop"))
+        self._coordinator.tell(
+            Leaving(reason=f"it was stopped there{f' by {self._stopped_by}' if self._stopped_by else ''}")
+        )
         if self._tasks.n_tasks or self._tasks.n_sequences:
             log.info("node_draining", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
         try:

@@ -31,7 +31,7 @@ class OpenSeed:
         self._store = ModelStore(settings.node.models_cache)
         self._stopping = asyncio.Event()
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 

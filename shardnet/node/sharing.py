@@ -112,7 +112,7 @@ class SharingDaemon:
         self.fetched: tuple[Path, Manifest] | None = None
         """Where the model is now, and its manifest."""
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 

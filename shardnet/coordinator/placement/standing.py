@@ -18,6 +18,8 @@ from shardnet.log import get
 from shardnet.manifest import Manifest, ParityCertificate, by_claim, claim
 from shardnet.messages import ShardOptions
 
+INTRODUCTION_S = 2.0
+"""A node that has joined offers the manifests of its models at once."""
 CHUNKS_GOOD_S = 2.0
 MAX_CHUNKS = 256
 STREAMED_SHOWN = 3
@@ -26,7 +28,11 @@ log = get("coordinator")
 
 
 class Standing:
-    """Remembers what the last plan could not do, and the routes of the cluster's present version."""
+    """Remembers what the last plan could not do, and the routes of the cluster's present version.
+
+    Attributes:
+        plan_is_due: the cluster changed, and no plan has taken that in yet; whoever asks for plans says so.
+    """
 
     def __init__(
         self, cluster: Cluster, models: ModelsSettings, placement: PlacementSettings, sequences: SequenceSettings
@@ -42,6 +48,7 @@ class Standing:
         self._routes: dict[str, tuple[int, list[Route]]] = {}
         self._chunks: dict[tuple[Route, int], tuple[float, Chunks]] = {}
         self._told: dict[str, str] = {}
+        self.plan_is_due = False
 
     def served(self) -> list[Manifest]:
         """Returns: models that are to be in memory, by name: of each name the one that it means (`by_claim`), and what the settings name by id."""
@@ -75,6 +82,16 @@ class Standing:
         """Returns: models that are not served for want of a proof, by name, each with the reason."""
         known = sorted(self.cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
         return [(one, reason) for one in known if (reason := self.kept_out(one))]
+
+    def spare(self, node: NodeView) -> str:
+        """Returns: a sentence if a node has nothing to do although all is well: every layer is in others' memory; "" if that is not so."""
+        served = self.served()
+        is_idle = not (node.draining or node.loads or node.refusals or any(one.loaded for one in node.held.values()))
+        if not served or not is_idle or not all(self.routes(one.model_id) for one in served):
+            return ""
+        if all(node.allowed(one.model_id, one.name) == frozenset() for one in served):
+            return ""  # it is bound to something else
+        return "spare: every layer is held by others; it takes over when a node goes"
 
     def unserved(self, node: NodeView) -> list[Unserved]:
         """Returns: models that a node has and that no request can ask for, each with the reason."""
@@ -156,7 +173,16 @@ class Standing:
                 f"model {short(model_id)} is not in memory: {holder.name} means the newer or proved model {short(holder.model_id)}; "
                 "name its whole id in the coordinator's models.serve to have it too"
             )
-        return not_ready(self.cluster, self.cluster.manifests[model_id], self.problem(model_id))
+        return not_ready(self.cluster, wanted, self.problem(model_id), plan_is_due=self.plan_is_due)
+
+    def awaits_manifest(self) -> bool:
+        """True if a node joined a moment ago, and has a model of which it is about to say what it is."""
+        joined_after_s = time.monotonic() - INTRODUCTION_S
+        return any(
+            node.joined_at_s > joined_after_s
+            and any(model not in self.cluster.manifests and model not in node.unserved for model, _ in node.held)
+            for node in self.cluster.nodes.values()
+        )
 
     def problem(self, model_id: str) -> ShardnetError | None:
         """Returns: why the last plan has no place for all of a model's layers."""
@@ -198,7 +224,10 @@ class Standing:
         )
 
     def tell(self) -> None:
-        """Log when a model becomes complete or is so no longer, and which one a name means if there are several; each new reason once."""
+        """Log when a model becomes complete or is so no longer, and which one a name means if there are several; each new reason once.
+
+        While a plan is due nothing is said of what is missing: in a moment it is on its way, or the plan says why not.
+        """
         for manifest, reason in self.all_kept_out():
             if self._told.get(manifest.model_id) != reason:
                 self._told[manifest.model_id] = reason
@@ -210,6 +239,8 @@ class Standing:
                     log.warning("name_of_several_models", model=manifest.name, note=note)
             ready = self.routes(manifest.model_id)
             sentence = stages_sentence(self.cluster, manifest, ready[0]) if ready else ""
+            if not ready and self.plan_is_due:
+                continue
             fact = sentence or str(self.not_ready(manifest.model_id))
             if self._told.get(manifest.model_id) == fact:
                 continue

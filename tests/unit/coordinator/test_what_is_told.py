@@ -1,0 +1,56 @@
+"""What the coordinator tells in moments of change: a plan that is due, and nodes that go, with a word or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from shardnet.log import sentence
+from shardnet.messages import Leaving
+
+
+async def test_a_question_between_a_node_s_joining_and_the_plan_is_told_to_wait(make_world: Callable[..., Any]) -> None:
+    async with make_world(placement={"debounce_s": 2}) as world, world.node("a", 0, 1, 2, loaded=False):
+        answer = await world.chat()
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        error = answer.json()["error"]
+        assert error["loading"] == {
+            "share": 0,
+            "done_bytes": 0,
+            "total_bytes": world.manifest.total_bytes,
+            "bytes_per_s": 0,
+            "seconds_left": None,
+        }
+        assert "ask again in a moment" in error["message"]
+
+
+async def test_without_any_node_nothing_is_promised(make_world: Callable[..., Any]) -> None:
+    async with make_world(placement={"debounce_s": 2}) as world:
+        answer = await world.chat()
+        assert answer.status_code == 503
+        assert "loading" not in answer.json()["error"]
+        assert "start one with `shardnet node`" in answer.json()["error"]["message"]
+
+
+async def test_a_node_that_says_good_bye_is_told_otherwise_than_one_that_breaks_off(
+    make_world: Callable[..., Any],
+) -> None:
+    with capture_logs() as logs:
+        async with make_world() as world:
+            async with world.node("polite", 0) as polite:
+                polite.connection.send(Leaving(reason="it was stopped there by Ctrl-C"))
+                await world.until(lambda status: status["nodes"][0]["state"] == "leaving")
+            async with world.node("cut", 1):
+                await world.until(lambda status: [one["name"] for one in status["nodes"]] == ["cut"])
+            await world.until(lambda status: not status["nodes"])
+    about = [line for line in logs if line["event"] in ("node_leaving", "peer_left", "peer_lost")]
+    assert [(line["event"], line["log_level"]) for line in about] == [
+        ("node_leaving", "info"),
+        ("peer_left", "info"),
+        ("peer_lost", "warning"),
+    ]
+    assert sentence(about[0]) == "[COORDINATOR] polite is leaving: it was stopped there by Ctrl-C"
+    assert "cut" in sentence(about[2])
+    assert "did not say good-bye" in sentence(about[2])
