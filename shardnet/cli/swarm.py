@@ -101,6 +101,7 @@ def invite(
     typer.echo(
         f"On the other machine: shardnet join TOKEN  (once, until {at(token.expires_at_s)}, at {where})", err=True
     )
+    typer.echo("It will be called by its host name; `--name NAME` there calls it otherwise.", err=True)
     if only_here:
         typer.echo(
             f"⚠️  {where.host} is this machine only. For others start the coordinator on an address of your network, or give --address.",

@@ -128,6 +128,7 @@ class Coordinator:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
+            resources.callback(self._forget_what_failed)
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -188,6 +189,11 @@ class Coordinator:
                 _, wrong = group.split(_Stopped)
                 if wrong is not None:
                     raise first_of(wrong) from None
+
+    def _forget_what_failed(self) -> None:
+        """A coordinator that never listened, since another one has its ports, is no member."""
+        if not self._ready.is_set():
+            self._identity.forget_if_new()
 
     async def _drain(self) -> None:
         """Finish what runs, as far as time allows."""

@@ -100,6 +100,7 @@ class NodeDaemon:
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
         self._stopped_by = ""
+        self._has_started = False
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
@@ -191,6 +192,9 @@ class NodeDaemon:
                 await self._run()
             except* ShardnetError as errors:
                 raise first_of(errors) from None
+            finally:
+                if not self._has_started:
+                    self._identity.forget_if_new()
         log.info("node_stopped")
 
     async def _run(self) -> None:
@@ -204,6 +208,7 @@ class NodeDaemon:
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
+            self._has_started = True
             resources.callback(self._performer.close)
             async with asyncio.TaskGroup() as self._jobs.group:
                 children = [

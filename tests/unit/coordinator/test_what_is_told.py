@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
+from shardnet.coordinator.daemon import Coordinator
+from shardnet.coordinator.settings import CoordinatorSettings
+from shardnet.errors import SettingsError
 from shardnet.log import sentence
 from shardnet.messages import Leaving
+from shardnet.swarm.home import Home, read_records
+from shardnet.swarm.records import MEMBERS
 
 
 async def test_a_question_between_a_node_s_joining_and_the_plan_is_told_to_wait(make_world: Callable[..., Any]) -> None:
-    async with make_world(placement={"debounce_s": 2}) as world, world.node("a", 0, 1, 2, loaded=False):
+    async with make_world(placement={"debounce_s": 60}) as world, world.node("a", 0, 1, 2, loaded=False):
         answer = await world.chat()
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         error = answer.json()["error"]
@@ -27,7 +34,7 @@ async def test_a_question_between_a_node_s_joining_and_the_plan_is_told_to_wait(
 
 
 async def test_without_any_node_nothing_is_promised(make_world: Callable[..., Any]) -> None:
-    async with make_world(placement={"debounce_s": 2}) as world:
+    async with make_world(placement={"debounce_s": 60}) as world:
         answer = await world.chat()
         assert answer.status_code == 503
         assert "loading" not in answer.json()["error"]
@@ -54,3 +61,16 @@ async def test_a_node_that_says_good_bye_is_told_otherwise_than_one_that_breaks_
     assert sentence(about[0]) == "[COORDINATOR] polite is leaving: it was stopped there by Ctrl-C"
     assert "cut" in sentence(about[2])
     assert "did not say good-bye" in sentence(about[2])
+
+
+async def test_a_second_coordinator_whose_ports_are_taken_leaves_no_member_behind(
+    make_world: Callable[..., Any], home: Path
+) -> None:
+    async with make_world() as world:
+        before = read_records(Home(home).members, MEMBERS, {})
+        listen = {"nodes": str(world.addresses["nodes"]), "api": "127.0.0.1:0", "enrol": "127.0.0.1:0"}
+        settings = {"listen": listen, "dht": {"listen_port": 0}, "models": {"cache": home / "none"}}
+        with pytest.raises(SettingsError, match="is in use"):
+            await Coordinator(CoordinatorSettings.model_validate(settings), Home(home)).run()
+        assert read_records(Home(home).members, MEMBERS, {}) == before
+        assert not (Home(home).nodes / "coordinator-2").exists()
