@@ -1,7 +1,8 @@
 """structlog set-up: facts for programs, sentences for people.
 
 Code logs a fixed snake_case fact and keys with units: `log.info("shard_loaded_before_join", shard_id=0, path=...)`. On a terminal the milestones
-that people watch for become the tagged sentences of `MILESTONES`; when piped every fact is one JSON object a line. Prompts, tensors, tokens and keys
+that people watch for become the tagged sentences of `MILESTONES`, and so they do in a file, with the date before them; where JSON is asked for
+every fact is one object a line. Prompts, tensors, tokens and keys
 are never logged; `_redact` is the last fence.
 """
 
@@ -38,6 +39,10 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "shard_memory_mode": ("SHARD", "Shard {shard_id} is {mode}: {why}"),
     "shard_unloaded": ("SHARD", "Unloaded shard {shard_id} of {model}"),
     "shards_scanned": ("SHARD", "{shards:shard} of {models:model} in {path} ({seconds:.2f} s)"),
+    "no_shards_here": (
+        "SHARD",
+        "No shard lies in {path}: --models-cache FOLDER (node.models_cache) names another folder; what this node has to run it fetches",
+    ),
     "load_shard_received": ("LOAD_SHARD", "Shard {shard_id} of {model} requested"),
     "load_shard_already_loaded": ("LOAD_SHARD", "✓ Shard {shard_id} already loaded"),
     "load_shard_local": ("LOAD_SHARD", "✓ Loaded shard {shard_id} from local directory"),
@@ -83,6 +88,10 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "On this machine: `shardnet node`. Other machines cannot reach {address}: for them start with --listen 0.0.0.0:7700 --enrol 0.0.0.0:7701",
     ),
     "page_listening": ("COORDINATOR", "Web page at http://{address}/"),
+    "no_models_here": (
+        "COORDINATOR",
+        "No model lies in {path}: `shardnet split MODEL` puts one there, --models-cache FOLDER (models.cache) names another; nodes bring theirs",
+    ),
     "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards:shard}"),
     "node_leaving": ("COORDINATOR", "{node} is leaving: {reason}"),
     "tokenizer_fetched": ("COORDINATOR", "✓ Tokenizer of {model} is here"),
@@ -107,6 +116,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "request_cancelled": ("TASK", "{request_id} cancelled after {completion_tokens:token}"),
     "step_failed": ("TASK", "⚠️  {request_id}: a step failed on {node}: {reason}"),
     "pipeline_ready": ("COORDINATOR", "✓ {model} is ready: {stages}"),
+    "pipeline_loading": ("COORDINATOR", "{model} is on its way: {reason}"),
     "pipeline_incomplete": ("COORDINATOR", "⚠️  {model} is not complete: {reason}"),
     "member_enrolled": ("COORDINATOR", "✓ {name} ({node_id}) enrolled by invitation"),
     "dht_announced": ("DHT", "✓✓✓ ANNOUNCED SHARD {shard_id} TO DHT ✓✓✓"),
@@ -117,6 +127,10 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "dht_manifest_announced": ("DHT", "✓ Announced manifest {model_id} to DHT"),
     "dht_listening": ("DHT", "Listening on {address} (UDP)"),
     "dht_joined": ("DHT", "✓ Joined with {peers:peer}"),
+    "dht_left_in_haste": (
+        "DHT",
+        "Left without withdrawing {announcements:announcement}: they end by themselves within minutes",
+    ),
     "dht_alone": ("DHT", "⚠️  No bootstrap peer answered; trying again"),
     "dht_rejected": ("DHT", "Left out a {what} from {source}: {reason}; {meaning}"),
     "torrent_progress": ("TORRENT", "shard {shard_id} {percent:.0f} % {rate}, {peers:peer}{left}"),
@@ -158,16 +172,17 @@ Event = MutableMapping[str, Any]
 
 
 def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: TextIO | None = None) -> None:
-    """Set up logging for this process. `auto` writes sentences to a terminal and JSON to anything else."""
+    """Set up logging for this process. `auto` and `pretty` write sentences; into anything but a terminal `auto` writes the date too."""
     stream = stream or sys.stderr
-    pretty = form == "pretty" or (form == "auto" and stream.isatty())
+    pretty = form != "json"
+    clock = "%Y-%m-%d %H:%M:%S" if form == "auto" and not stream.isatty() else "%H:%M:%S"
     threshold = getattr(logging, level.upper())
     renderer = _sentence if pretty else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if pretty else "iso", utc=not pretty),
+            structlog.processors.TimeStamper(fmt=clock if pretty else "iso", utc=not pretty),
             structlog.processors.format_exc_info,
             _redact,
             _tell_watchers,

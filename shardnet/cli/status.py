@@ -91,7 +91,11 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not found["models"] and any(node["not_served"] for node in found["nodes"]):
         shown += ["", "No model is served: the reasons stand below the nodes that have some."]
     elif not found["models"] and not found["kept_out"]:
-        shown += ["", "No model is known: put one into the models cache with `shardnet split`."]
+        shown += [
+            "",
+            f"No model is known: none lies in {about['models_cache']} on the coordinator's machine, and no node brings one. "
+            "Put one there with `shardnet split`, or start coordinator or node with --models-cache FOLDER.",
+        ]
     shown += ["", *_node_lines(found["nodes"])]
     shown += [f"The coordinator's models cache: {reason}" for reason in about["refused"]]
     return shown

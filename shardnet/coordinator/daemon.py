@@ -374,6 +374,7 @@ class Coordinator:
             "epoch": self._epoch,
             "uptime_s": round(at_s - self._began_s, 1),
             "refused": list(self._catalogue.refused),
+            "models_cache": str(self._settings.models.cache.absolute()),
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)

@@ -109,12 +109,12 @@ class NodeDaemon:
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
         self._state = NodeState(
-            node.models_cache,
+            node.models_cache.absolute(),
             assignment,
             can_fetch=exchange is not None or settings.torrent.enabled,
             require_proof=settings.models.require_proof,
         )
-        self._store = ModelStore(node.models_cache)
+        self._store = ModelStore(node.models_cache.absolute())
         self._engine = (
             make_engine(self._engine_came_back)
             if make_engine is not None

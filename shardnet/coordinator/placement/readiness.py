@@ -17,12 +17,18 @@ SOON_S = 1
 
 
 def not_ready(
-    cluster: Cluster, manifest: Manifest, problem: ShardnetError | None, *, plan_is_due: bool = False
+    cluster: Cluster,
+    manifest: Manifest,
+    problem: ShardnetError | None,
+    *,
+    plan_is_due: bool = False,
+    has_just_started: bool = False,
 ) -> ShardnetError:
     """Returns: why a model cannot be run now: which layers are missing, and what is being done or is to be done.
 
     Args:
         plan_is_due: something changed a moment ago, and where the layers go is being thought over: then nothing else is known to be wrong.
+        has_just_started: so has the coordinator, and nodes that were there before it may not have found it yet.
 
     NoRoomError, with the problem's bytes, if nothing but more memory or disk would help; else PlacementError.
     """
@@ -51,6 +57,9 @@ def not_ready(
         return PlacementError(sentence, retry_after_s=SOON_S, **_about_to_arrive(manifest, missing).facts())
     if not cluster.nodes:
         sentence, problem = f"{start}; no node is connected, start one with `shardnet node`", None
+        if has_just_started:
+            sentence += " (the coordinator has just started: nodes that run already come within seconds)"
+            return PlacementError(sentence, retry_after_s=SOON_S, **_about_to_arrive(manifest, missing).facts())
     elif problem is not None:
         rest = str(problem).removeprefix(f"model {manifest.name}")
         if rest.startswith(": layers"):  # the same layers, and what is wrong with them

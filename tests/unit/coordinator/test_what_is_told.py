@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shardnet.coordinator.daemon import Coordinator
+from shardnet.coordinator.placement import standing
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.errors import SettingsError
 from shardnet.log import sentence
@@ -33,8 +34,15 @@ async def test_a_question_between_a_node_s_joining_and_the_plan_is_told_to_wait(
         assert "ask again in a moment" in error["message"]
 
 
-async def test_without_any_node_nothing_is_promised(make_world: Callable[..., Any]) -> None:
+async def test_without_any_node_something_is_promised_in_the_coordinator_s_first_seconds_alone(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with make_world(placement={"debounce_s": 60}) as world:
+        monkeypatch.setattr(standing, "NODES_COME_BACK_S", 1e9)
+        early = (await world.chat()).json()["error"]
+        assert early["loading"]["done_bytes"] == 0
+        assert "nodes that run already come within seconds" in early["message"]
+        monkeypatch.setattr(standing, "NODES_COME_BACK_S", 0.0)
         answer = await world.chat()
         assert answer.status_code == 503
         assert "loading" not in answer.json()["error"]

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from shardnet.coordinator.api.views import swarm_json
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused, NodeDrains, NodeJoined
+from shardnet.coordinator.placement.events import LoadSent, ManifestKnown, ManifestRefused, NodeDrains, NodeJoined
 from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
@@ -168,6 +168,8 @@ def test_a_node_that_is_not_needed_is_called_a_spare_while_all_is_well() -> None
     (line,) = [line for line in status_lines(here) if line.startswith("node-2")]
     assert line.endswith("spare: every layer is held by others; it takes over when a node goes")
     assert not here.spare(cluster.nodes[node_id(1)])
+    cluster.handle(NodeJoined(0.0, hello(3, assigned=((NEW.model_id, 7),))))
+    assert not here.spare(cluster.nodes[node_id(3)])  # bound to a shard that is not there, it takes over nothing
     cluster.handle(NodeDrains(1.0, node_id(1)))
     assert not here.spare(cluster.nodes[node_id(2)])  # now it is needed
 
@@ -205,3 +207,22 @@ def test_nothing_is_logged_as_missing_before_the_plan_that_may_mend_it() -> None
         here.plan_is_due = False
         here.tell()
     assert [line["event"] for line in logs] == ["pipeline_incomplete"]
+
+
+def test_a_model_on_its_way_is_logged_once_and_without_alarm() -> None:
+    """Three nodes that came one by one wrote six warnings, all of them of loads that went well."""
+    cluster = ready_cluster(NEW, {1: (0,)})
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    with capture_logs() as logs:
+        for shard in (1, 2):
+            cluster.handle(LoadSent(0.0, node_id(1), (NEW.model_id, shard), 10))
+            here.tell()
+    assert [(line["event"], line["log_level"]) for line in logs] == [("pipeline_loading", "info")]
+
+
+def test_where_no_model_is_known_the_status_says_where_was_looked_and_how_to_name_another_folder() -> None:
+    """The cache is relative to the folder that one is in: split in one and served from another found nothing, and said no more."""
+    here = Standing(Cluster(), ModelsSettings(), PlacementSettings(), SequenceSettings())
+    (told,) = [line for line in status_lines(here) if line.startswith("No model is known")]
+    assert "/srv/models" in told
+    assert "--models-cache FOLDER" in told
