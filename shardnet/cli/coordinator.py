@@ -61,7 +61,10 @@ def coordinator(
         ),
     ] = None,
 ) -> None:
-    """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
+    """Place shards, run requests, serve the OpenAI API.
+
+    Nodes join it, each with the shards that it has or fetches. Ctrl-C stops it.
+    """
     from shardnet.cli.flags import COORDINATOR, names_of, settings_of
     from shardnet.configuration.daemons import begin
     from shardnet.coordinator.daemon import Coordinator

@@ -22,7 +22,10 @@ def doctor(
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
     ] = None,
 ) -> None:
-    """Check this machine, and the swarm if there is a coordinator: each finding says what to do. Ends with 7 if something must be mended."""
+    """Check this machine and its swarm.
+
+    Check this machine, and the swarm if there is a coordinator: each finding says what to do. Ends with 7 if something must be mended.
+    """
     from shardnet.doctor.examination import examine
     from shardnet.doctor.findings import as_json as worded
     from shardnet.doctor.findings import summary, worst

@@ -97,7 +97,9 @@ def node(
         ),
     ] = None,
 ) -> None:
-    """Run a node: keep shards in memory, and run them for the coordinator's requests until stopped.
+    """Run a node: keep shards in memory, and run them.
+
+    It answers the coordinator's requests until it is stopped.
 
     Ctrl-C or SIGTERM lets running tasks finish; a second one ends the node at once.
     """

@@ -123,7 +123,10 @@ def fetch(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was fetched as JSON.")] = False,
 ) -> None:
-    """Take all shards of a model from the swarm into a folder, verified. What is there already is not fetched again."""
+    """Take a whole model from the swarm into a folder, verified.
+
+    What is there already is not fetched again.
+    """
     import json
 
     from shardnet.cli.flags import FETCH, names_of, settings_of
@@ -131,7 +134,7 @@ def fetch(
     from shardnet.configuration.daemons import begin
     from shardnet.errors import ShardnetError
     from shardnet.lifecycle import run_loop, serve
-    from shardnet.log import human_bytes
+    from shardnet.log import counted, human_bytes
     from shardnet.node.settings import NodeSettings
     from shardnet.node.sharing import SharingDaemon
     from shardnet.swarm.home import Home
@@ -160,7 +163,9 @@ def fetch(
         }
         typer.echo(json.dumps(facts))
     else:
-        typer.echo(f"{manifest.name}: {manifest.n_shards} shards, {human_bytes(manifest.total_bytes)}, in {folder}")
+        typer.echo(
+            f"{manifest.name}: {counted(manifest.n_shards, 'shard')}, {human_bytes(manifest.total_bytes)}, in {folder}"
+        )
 
 
 def torrent(
@@ -172,7 +177,9 @@ def torrent(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Write an ordinary .torrent file (BitTorrent v2) for each shard, to publish a model with any BitTorrent client.
+    """Write a .torrent file for each shard, to publish a model.
+
+    They are ordinary ones (version 2), for any BitTorrent client.
 
     These are open: anybody who has one can take the shard from whoever seeds it, by `shardnet seed DIR --open` or with any client.
     Within a swarm none is needed: nodes hand theirs to each other.
