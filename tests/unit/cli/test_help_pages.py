@@ -24,7 +24,8 @@ TABLES: dict[str, tuple[dict[str, str], str]] = {
 
 
 def commands(group: Any = None, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, command in (group or get_command(app)).commands.items():
+    root: Any = group or get_command(app)
+    for name, command in root.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*before, name))
         else:
