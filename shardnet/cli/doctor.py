@@ -19,7 +19,10 @@ def doctor(
         Path | None, typer.Option(help="Folder of shards; models_cache if nothing is said.")
     ] = None,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
     """Check this machine and its swarm.

@@ -49,7 +49,10 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt before the first token.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
     """Predict speed and memory of each layout of a model.

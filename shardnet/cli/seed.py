@@ -11,9 +11,7 @@ from shardnet.cli import completing
 
 CoordinatorOption = Annotated[
     str | None,
-    typer.Option(
-        "--coordinator", metavar="HOST:PORT", help="The coordinator; if nothing is said, the one last seen here."
-    ),
+    typer.Option("--coordinator", metavar="HOST:PORT", help="The coordinator. [default: the one last seen here]"),
 ]
 BootstrapOption = Annotated[
     list[str] | None,
@@ -22,11 +20,16 @@ BootstrapOption = Annotated[
 ListenOption = Annotated[
     str | None,
     typer.Option(
-        "--listen", metavar="HOST:PORT", help="Where others reach this machine; 127.0.0.1:0 if nothing is said."
+        "--listen",
+        metavar="HOST:PORT",
+        help="Where others reach this machine; port 0: any free one. [default: 127.0.0.1:0]",
     ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (configs/node.toml shows every key).")
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Settings file of a node; `shardnet config show node --defaults` prints one."
+    ),
 ]
 
 
@@ -37,7 +40,7 @@ def seed(
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     upload_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most bytes sent per second, as in 10MB.")
+        str | None, typer.Option(metavar="SIZE", help="Most bytes sent per second, as in 10MB. [default: no limit]")
     ] = None,
     is_open: Annotated[
         bool,
@@ -50,7 +53,7 @@ def seed(
         str | None,
         typer.Option(
             metavar="auto|pretty|json",
-            help="How log lines look.",
+            help="How log lines look. [default: auto]",
             autocompletion=completing.words("auto", "pretty", "json"),
         ),
     ] = None,
@@ -58,7 +61,7 @@ def seed(
         str | None,
         typer.Option(
             metavar="debug|info|warning|error",
-            help="Which log lines are written.",
+            help="Which log lines are written. [default: info]",
             autocompletion=completing.words("debug", "info", "warning", "error"),
         ),
     ] = None,
@@ -98,7 +101,7 @@ def fetch(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Name or id of the model.", autocompletion=completing.models)],
     out: Annotated[
-        Path | None, typer.Option(help="Models cache to put it into; models_cache if nothing is said.")
+        Path | None, typer.Option(metavar="DIR", help="Models cache to put it into. [default: models_cache]")
     ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Give it to others afterwards, until stopped.")] = False,
     coordinator: CoordinatorOption = None,
@@ -109,7 +112,7 @@ def fetch(
         str | None,
         typer.Option(
             metavar="auto|pretty|json",
-            help="How log lines look.",
+            help="How log lines look. [default: auto]",
             autocompletion=completing.words("auto", "pretty", "json"),
         ),
     ] = None,
@@ -117,7 +120,7 @@ def fetch(
         str | None,
         typer.Option(
             metavar="debug|info|warning|error",
-            help="Which log lines are written; warning.",
+            help="Which log lines are written. [default: warning]",
             autocompletion=completing.words("debug", "info", "warning", "error"),
         ),
     ] = None,

@@ -18,7 +18,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(metavar="SECONDS", min=0.2, max=3600, help="How often --watch looks.")] = 1.0,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
     """Show nodes, layers and who holds them, loads in progress."""
