@@ -54,7 +54,7 @@ from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.lifecycle import first_of
-from shardnet.log import get
+from shardnet.log import counted, get
 from shardnet.manifest import Manifest
 from shardnet.messages import COPIED, PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
 from shardnet.metrics.dht_figures import dht
@@ -405,7 +405,7 @@ class Coordinator:
         health = views.health(self._standing)
         n_ready = sum(1 for one in health["models"] if one["ready"])
         n_nodes = health["nodes"]
-        said = f"{n_nodes} node{'s' if n_nodes != 1 else ''}, {n_ready} of {len(health['models'])} models ready"
+        said = f"{counted(n_nodes, 'node')}, {n_ready} of {len(health['models'])} models ready"
         return ("ready" if health["ready"] else "waiting"), said
 
     def _enrol_address(self) -> Address | None:
