@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
+
+from starlette.routing import Route
 
 from shardnet import __version__
 from shardnet.coordinator.api import views
@@ -15,6 +17,9 @@ from shardnet.coordinator.api.endpoints import Api
 from shardnet.coordinator.api.http_server import HttpServer
 from shardnet.coordinator.api.service import Service
 from shardnet.coordinator.frames import Frames
+from shardnet.coordinator.logs.collecting import LogCollector
+from shardnet.coordinator.logs.endpoint import LogsEndpoint
+from shardnet.coordinator.logs.merging import Source
 from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors, port_error
 from shardnet.coordinator.nodes.epoch import next_epoch
 from shardnet.coordinator.nodes.fetching import fetch_piece
@@ -44,6 +49,7 @@ from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
+from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
@@ -95,6 +101,8 @@ class Coordinator:
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
             shard_piece=self._weights.piece,
         )
+        self._journal = Journal(kept=KEPT_FOR_OTHERS)
+        self._logs = LogCollector(self._cluster, self._peers, self._journal, self._own_source)
         self._loader = Loader(self._cluster, self._peers, self._apply, time.monotonic)
         self._stopping = asyncio.Event()
         self._plan_needed = asyncio.Event()
@@ -128,6 +136,7 @@ class Coordinator:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
+            resources.enter_context(self._journal)
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -158,7 +167,12 @@ class Coordinator:
                     doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)
                     if page is not None:
                         log.info("page_listening", address=str(doors.api))
-                    api = Api(self._service(), self._settings.api, self._keys, page.routes if page else None)
+                    logs = LogsEndpoint(self._logs, self._keys)
+
+                    def more(route: Callable[..., Route]) -> list[Route]:
+                        return [*logs.routes(route), *(page.routes(route) if page is not None else [])]
+
+                    api = Api(self._service(), self._settings.api, self._keys, more)
                     children = [
                         self._tasks.create_task(http.run(api.app), name="http"),
                         self._tasks.create_task(self._tick(), name="tick"),
@@ -178,6 +192,7 @@ class Coordinator:
                     self._ready.set()
                     await self._stopping.wait()
                     await self._drain()
+                    self._logs.close()
                     if page is not None:
                         page.feed.close()
                     http.stop()
@@ -264,7 +279,7 @@ class Coordinator:
             lambda frame: self._frames.take(node_id, connection, frame),
             lambda error: self._on_close(node_id, connection, error),
         )
-        self._apply(NodeJoined(time.monotonic(), hello))
+        self._apply(NodeJoined(time.monotonic(), hello, time.time()))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
         return self._welcome()
 
@@ -347,6 +362,9 @@ class Coordinator:
         self._spawn(feed.run(), "page")
         assets = await asyncio.to_thread(load_assets)
         return Page(feed, self._identity.swarm, self._keys, self._enrol_address, assets=assets)
+
+    def _own_source(self) -> Source:
+        return Source(self._identity.node_id, self._identity.name)
 
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""

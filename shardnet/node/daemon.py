@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import structlog
 
+from shardnet import __version__
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError
 from shardnet.ids import NodeId, ShardKey, new_id, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
+from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.messages import (
@@ -25,6 +28,7 @@ from shardnet.messages import (
     Leaving,
     ManifestOffer,
     Reach,
+    Software,
     StageRef,
     Welcome,
 )
@@ -56,6 +60,7 @@ from shardnet.node.weights.exchange import ShardExchange
 from shardnet.node.weights.holders import Holders
 from shardnet.node.weights.store import ModelStore
 from shardnet.node.weights.swarming import SwarmExchange
+from shardnet.packages import LLAMA, installed
 from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
@@ -103,6 +108,8 @@ class NodeDaemon:
         self._listener: Listener | None = None
         self._epoch = 0
         self._run_id = new_id()
+        self._journal = Journal(kept=KEPT_FOR_OTHERS)
+        self._arithmetic = ""
 
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
@@ -172,7 +179,15 @@ class NodeDaemon:
             moved_to=lambda: self._whereabouts.reach if self._whereabouts.reach != self._told else None,
         )
         self._answering = Answering(
-            identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
+            identity,
+            self._state,
+            self._store,
+            self._performer,
+            self._tasks,
+            self._links,
+            exchange,
+            self._jobs.spawn,
+            self._journal,
         )
 
     def stop(self) -> None:
@@ -193,6 +208,7 @@ class NodeDaemon:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
+            resources.enter_context(self._journal)
             self._listener = await listen(
                 self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
             )
@@ -201,7 +217,8 @@ class NodeDaemon:
             await self._whereabouts.settle(self._listener.address)
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
-            self._pulse.devices = (await self._engine.start()).devices
+            ready = await self._engine.start()
+            self._pulse.devices, self._arithmetic = ready.devices, ready.arithmetic
             resources.callback(self._performer.close)
             async with asyncio.TaskGroup() as self._jobs.group:
                 children = [
@@ -313,6 +330,12 @@ class NodeDaemon:
                 bound=tuple(str(binding) for binding in self._assignment.bindings),
                 accepts_any=self._assignment.accepts_any,
                 memory_mode=self._settings.inference.memory_mode,
+                software=Software(
+                    shardnet=__version__,
+                    llama=installed(LLAMA) or "",
+                    arithmetic=self._arithmetic,
+                    clock_s=time.time(),
+                ),
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
             ),
             held=self._pulse.held(),

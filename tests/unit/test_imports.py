@@ -32,6 +32,7 @@ GROUND = {
     "tcp",
     "web_hosts",
     "packages",
+    "journal",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -52,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tcp": set(),
     "web_hosts": set(),
     "packages": set(),
+    "journal": {"errors", "log", "messages"},
     "lifecycle": {"errors", "log"},
     "limits": {"errors", "log"},
     "inference": GROUND,
@@ -92,6 +94,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
         "page": {"api", "requests", "nodes", "placement", "text"},
+        "logs": {"page", "api", "nodes", "placement"},
     },
     "node": {
         "tasks": set(),

@@ -104,7 +104,7 @@ class Cluster:
         before = self.nodes.get(event.hello.node_id)
         if before is not None and before.address != event.hello.listen:
             self._forget_links(event.hello.node_id)
-        self.nodes[event.hello.node_id] = NodeView.of(event.hello, event.at_s)
+        self.nodes[event.hello.node_id] = NodeView.of(event.hello, event.at_s, event.clock_s)
         self.version += 1
         return [PlanNeeded("a node joined")]
 

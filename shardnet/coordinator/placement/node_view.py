@@ -63,6 +63,7 @@ class NodeView:
         ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
         address: where others dial it; None: nobody can. `trouble`: why that is so, or may be, in a sentence.
         unserved: model_id -> a manifest that the node offered and that may not be served.
+        clock_ahead_s: by how much its clock was ahead of the coordinator's when it joined, less the way of its greeting; None: not known.
         refused: sentences about files of its models cache that are of no use.
     """
 
@@ -85,6 +86,7 @@ class NodeView:
     draining: bool = False
     trouble: str = ""
     run_id: str | None = None
+    clock_ahead_s: float | None = None
 
     @property
     def label(self) -> str:
@@ -106,8 +108,13 @@ class NodeView:
         return cpu.limit if cpu is not None else ""
 
     @classmethod
-    def of(cls, hello: Hello, at_s: float) -> Self:
-        """Returns: a node that has just joined."""
+    def of(cls, hello: Hello, at_s: float, clock_s: float | None = None) -> Self:
+        """Returns: a node that has just joined.
+
+        Args:
+            clock_s: Unix time here when it did.
+        """
+        software = hello.capabilities.software
         return cls(
             node_id=hello.node_id,
             name=hello.name,
@@ -119,6 +126,7 @@ class NodeView:
             refused=hello.refused,
             trouble=hello.trouble,
             run_id=hello.run_id,
+            clock_ahead_s=None if software is None or clock_s is None else software.clock_s - clock_s,
             memory_free_bytes=_free_of(hello),
         )
 
