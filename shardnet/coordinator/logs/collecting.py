@@ -72,7 +72,8 @@ class LogCollector:
     def sources(self) -> list[Source]:
         """Returns: the coordinator, then every connected node."""
         nodes = sorted(self._cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
-        return [self._own(), *(Source(one.node_id, one.label, one.capabilities.software is not None) for one in nodes)]
+        told = [Source(one.node_id, one.label, one.run_id, one.capabilities.software is not None) for one in nodes]
+        return [self._own(), *told]
 
     def open(self, wish: Wish) -> LogReader:
         """Returns: a reader, who is to be closed. Raises: UsageError for a name that is nobody's; Busy if too many read."""
@@ -115,7 +116,9 @@ class LogReader:
     def __init__(self, collector: LogCollector, wish: Wish) -> None:
         self._collector = collector
         self._wish = wish
-        self._after: dict[str, int] = {}
+        self._after: dict[tuple[str, str | None], int] = {}
+        """(node, its start) -> the number of the last line that it told."""
+        self._has_begun = False
         self._asking: dict[str, asyncio.Task[Told]] = {}
         self._known: dict[str, Source] = {}
         self._said: dict[str, str] = {}
@@ -138,6 +141,7 @@ class LogReader:
 
     async def _first(self) -> list[Entry]:
         found = await self._round(FIRST_S)
+        self._has_begun = True
         lines = in_order(one for one in found if not one.is_note)
         if self._wish.lines is not None:
             lines = lines[max(0, len(lines) - self._wish.lines) :]
@@ -174,15 +178,15 @@ class LogReader:
         return list(found.values()) if self._wish.nodes else everybody
 
     async def _ask(self, source: Source) -> Told:
-        wish, after = self._wish, self._after.get(source.node_id)
-        most = FOLLOWED_LINES if after is not None else MAX_LOG_LINES if wish.lines is None else wish.lines
+        wish, after = self._wish, self._after.get((source.node_id, source.run_id), 0)
+        most = FOLLOWED_LINES if self._has_begun else MAX_LOG_LINES if wish.lines is None else wish.lines
         question = TellLog(
             command_id=new_id(),
             deadline_s=ANSWER_S,
-            after=after or 0,
+            after=after,
             most_lines=min(MAX_LOG_LINES, most),
             level=wish.level,
-            max_age_s=wish.max_age_s if after is None else None,
+            max_age_s=None if self._has_begun else wish.max_age_s,
         )
         return await self._collector.ask(source, question)
 
@@ -201,9 +205,10 @@ class LogReader:
         if ahead_s and source.node_id not in self._noted_ahead:
             self._noted_ahead.add(source.node_id)
             found.append(clock_note(source, ahead_s, now_s))
-        if told.left_out and source.node_id in self._after:
+        key = source.node_id, source.run_id
+        if told.left_out and key in self._after:
             found.append(left_out(source, told.left_out, told.lines[0].at_s - ahead_s if told.lines else now_s))
-        self._after[source.node_id] = told.newest
+        self._after[key] = told.newest
         return [*found, *entries(source, told, ahead_s)]
 
     def _note(self, source: Source, text: str) -> list[Entry]:

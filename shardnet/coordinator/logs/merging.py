@@ -35,10 +35,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A daemon whose log can be asked for. `tells`: False for a node of an older version."""
+    """A daemon whose log can be asked for.
+
+    Attributes:
+        run_id: which start of it this is: numbers of lines begin anew with each.
+        tells: False for a node of an older version.
+    """
 
     node_id: str
     name: str
+    run_id: str | None = None
     tells: bool = True
 
 
@@ -76,7 +82,9 @@ def chosen(sources: Sequence[Source], wanted: Sequence[str]) -> list[Source]:
 
 
 def _means(name: str, source: Source) -> bool:
-    return name == source.name or (len(name) >= ID_CHARS and source.node_id.startswith(name.lower()))
+    return name in (source.name, source.name.partition(" (")[0]) or (
+        len(name) >= ID_CHARS and source.node_id.startswith(name.lower())
+    )
 
 
 def ahead(told: LogTold, asked_s: float, answered_s: float) -> float:
