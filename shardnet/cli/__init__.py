@@ -9,6 +9,7 @@ import typer
 from shardnet.cli import (
     bench,
     chat,
+    config,
     coordinator,
     demo,
     devices,
@@ -82,3 +83,4 @@ for _command in (
     app.command()(_command)
 app.add_typer(swarm.swarm, name="swarm")
 app.add_typer(key.key, name="key")
+app.add_typer(config.config, name="config")

@@ -61,14 +61,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torrent": GROUND - {"messages", "wire"},
     "swarm": GROUND,
     "transport": GROUND | {"swarm"},
-    "node": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
-    "coordinator": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
+    "http_server": GROUND | {"swarm"},
+    "metrics": GROUND | {"dht", "http_server", "swarm"},
+    "node": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "metrics"},
+    "coordinator": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "http_server", "metrics"},
     "preparing": GROUND | {"inference", "node", "swarm"},
     "local": GROUND | {"swarm"},
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
-    "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "doctor": GROUND | {"inference", "swarm", "node", "coordinator", "configuration"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""
@@ -95,6 +98,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "api": {"requests", "nodes", "placement", "structure", "text"},
         "page": {"api", "requests", "nodes", "placement", "text"},
         "logs": {"page", "api", "nodes", "placement"},
+        "metrics": {"api", "requests", "placement"},
     },
     "node": {
         "tasks": set(),

@@ -89,6 +89,7 @@ class Service:
 
         Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
         """
+        arrived_at_s = self.requests.now_s()
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
@@ -120,6 +121,7 @@ class Service:
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
                     reading=reading,
+                    arrived_at_s=arrived_at_s,
                 )
                 begin = self.requests.open_another if answers else self.requests.open
                 running = await begin(spec, prepared.stream())

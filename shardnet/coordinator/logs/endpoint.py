@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from shardnet.coordinator.api.make_route import MakeRoute
 from shardnet.coordinator.api.streaming import EventStream
 from shardnet.coordinator.logs.collecting import LogCollector, LogReader
 from shardnet.coordinator.logs.merging import Level, Wish
@@ -49,7 +50,7 @@ class LogsEndpoint:
         self._collector = collector
         self._keys = keys
 
-    def routes(self, route: Callable[..., Route]) -> list[Route]:
+    def routes(self, route: MakeRoute) -> list[Route]:
         """Returns: what the API is to serve beside its own."""
         return [route("GET", PATH, self._logs, in_document=False)]
 

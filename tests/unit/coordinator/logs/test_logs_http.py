@@ -92,9 +92,10 @@ async def test_a_node_that_goes_away_in_the_middle_is_told_and_its_lines_come_wh
         asyncio.timeout(20),
         telling(world, "a", "before") as node,
     ):
-        params = {"follow": True, "lines": 0, "node": ["a"]}
+        params: dict[str, Any] = {"follow": True, "lines": 1, "node": ["a"]}
         async with client.stream("GET", "/logs", params=params) as answer:
             lines = events(answer)
+            assert "before" in (await anext(lines))["text"]
             node.journal.take({"event": "while_here", "level": "info"})
             assert "while here" in (await anext(lines))["text"]
             await node.leave()
