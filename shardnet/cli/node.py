@@ -36,6 +36,12 @@ def node(
         str | None,
         typer.Option(metavar="NAME", help="This node's name. [default: the first free one of node, node-2, ...]"),
     ] = None,
+    join_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A join token: a home without a certificate joins with it at its first start."
+        ),
+    ] = None,
     models_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of shards. [default: models_cache]")
     ] = None,
@@ -119,15 +125,19 @@ def node(
     """
     from shardnet.cli.flags import NODE, names_of, settings_of
     from shardnet.configuration.daemons import begin
-    from shardnet.lifecycle import run_loop, serve
+    from shardnet.lifecycle import leave_tidily_on_sigterm, run_loop, serve
     from shardnet.node.daemon import NodeDaemon
     from shardnet.node.settings import NodeSettings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
+    from shardnet.swarm.joining import join_once
 
     settings = begin(NodeSettings, file=config, flags=settings_of(context.params, NODE), flag_names=names_of(NODE))
 
     async def main() -> None:
+        if settings.node.join_token_file is not None:
+            leave_tidily_on_sigterm()  # it may wait for a coordinator, and no daemon runs yet
+            await join_once(settings.node.join_token_file, Home(), settings.node.name or "node")
         with claim_identity(Home(), settings.node.name, "node") as identity:
             await serve(NodeDaemon(settings, identity))
 

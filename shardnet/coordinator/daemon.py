@@ -13,6 +13,8 @@ from typing import Any
 from starlette.routing import Route
 
 from shardnet import __version__
+from shardnet.condition.record import State
+from shardnet.condition.telling import Condition
 from shardnet.coordinator.api import views
 from shardnet.coordinator.api.endpoints import Api
 from shardnet.coordinator.api.http_counts import HttpCounts
@@ -147,6 +149,9 @@ class Coordinator:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
+            condition = await resources.enter_async_context(
+                Condition(self._identity.folder, "coordinator", self._condition)
+            )
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -204,7 +209,9 @@ class Coordinator:
                         measuring = keep_measured(self._cluster, self._loader, time.monotonic)
                         children.append(self._tasks.create_task(measuring, name="measure"))
                     self._ready.set()
+                    condition.look()
                     await self._stopping.wait()
+                    condition.look()
                     await self._drain()
                     if page is not None:
                         page.feed.close()
@@ -377,6 +384,18 @@ class Coordinator:
         self._spawn(feed.run(), "page")
         assets = await asyncio.to_thread(load_assets)
         return Page(feed, self._identity.swarm, self._keys, self._enrol_address, assets=assets)
+
+    def _condition(self) -> tuple[State, str]:
+        """Returns: how this coordinator is, for who watches over it."""
+        if self._stopping.is_set():
+            return "stopping", f"{len(self._requests.running)} requests to finish"
+        if not self._ready.is_set():
+            return "starting", "opening its ports"
+        health = views.health(self._standing)
+        n_ready = sum(1 for one in health["models"] if one["ready"])
+        n_nodes = health["nodes"]
+        said = f"{n_nodes} node{'s' if n_nodes != 1 else ''}, {n_ready} of {len(health['models'])} models ready"
+        return ("ready" if health["ready"] else "waiting"), said
 
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from shardnet.condition.record import State
+from shardnet.condition.telling import Condition
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError
 from shardnet.ids import NodeId, ShardKey, new_id, short
@@ -100,6 +102,7 @@ class NodeDaemon:
         self._whereabouts = Whereabouts(self._advertised, lambda: self._finder.host, self._moved)
         self._told = Reach()
         self._is_copy = False
+        self._why_not_joined = ""
         self._may_share = asyncio.Event()
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
@@ -207,6 +210,7 @@ class NodeDaemon:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
+            condition = await resources.enter_async_context(Condition(self._identity.folder, "node", self._condition))
             self._listener = await listen(
                 self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
             )
@@ -218,12 +222,14 @@ class NodeDaemon:
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
             resources.callback(self._performer.close)
+            condition.look()
             async with asyncio.TaskGroup() as self._jobs.group:
                 children = [
                     self._jobs.group.create_task(self._live(), name="live"),
                     self._jobs.group.create_task(follow_revocations(self._identity), name="revocations"),
                 ]
                 await self._stopping.wait()
+                condition.look()
                 await self._drain()
                 await self._listener.close()  # before the jobs that frames may start have nowhere to run
                 await self._links.close()
@@ -315,6 +321,20 @@ class NodeDaemon:
         except TimeoutError:
             log.warning("node_drain_timeout", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
 
+    def _condition(self) -> tuple[State, str]:
+        """Returns: how this node is, for who watches over it."""
+        if self._stopping.is_set():
+            return "stopping", f"{self._tasks.n_tasks} tasks to finish"
+        if not self._pulse.devices:
+            return "starting", "starting its engine"
+        held = self._state.held({})
+        has = f"{sum(1 for shard in held if shard.loaded)} of {len(held)} shards in memory"
+        if self._coordinator.is_up:
+            return "ready", f"joined, {has}"
+        if not self._performer.preloaded.is_set():
+            return "waiting", f"loading before it joins, {has}"
+        return "waiting", f"not joined, {has}" + (f": {self._why_not_joined}" if self._why_not_joined else "")
+
     # -- greetings -----------------------------------------------------------------------------------------------------------
 
     async def _find_coordinator(self) -> Address:
@@ -376,6 +396,7 @@ class NodeDaemon:
 
     def _not_joined(self, error: ShardnetError) -> None:
         """The coordinator did not take us in, or was not there."""
+        self._why_not_joined = str(error)
         if error.facts.get("reason") != COPIED:
             self._may_share.set()
         elif not self._is_copy and self._swarming is not None:

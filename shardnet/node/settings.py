@@ -33,6 +33,10 @@ class NodeSection(Section):
         default=None,
         description="HOST:PORT at which other nodes reach `listen`, behind port forwarding; not set: where it listens",
     )
+    join_token_file: Path | None = Field(
+        default=None,
+        description="file with a join token, by which a home without a certificate joins at its first start; not read afterwards",
+    )
     models_cache: Path = Field(default=Path("models_cache"), description="folder of the models' shards")
     shards: tuple[str, ...] = Field(
         default=(),

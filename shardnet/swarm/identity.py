@@ -78,9 +78,9 @@ class Identity:
         self.role: Role = role
         self.private_key = key
         self.node_id = authority.id_of(key.public_key())
-        folder = swarm.home.nodes / name
-        self.key_path = folder / "key.pem"
-        self.certificate_path = folder / "cert.pem"
+        self.folder = swarm.home.nodes / name
+        self.key_path = self.folder / "key.pem"
+        self.certificate_path = self.folder / "cert.pem"
         self.certificate_pem = pem
         self.revoked: frozenset[str] = frozenset(_read_revoked(swarm.home))
         self._watchers: set[Callable[[frozenset[str]], None]] = set()
