@@ -32,7 +32,7 @@ ALSO = {
     "download": "pull", "get": "pull", "add": "pull", "import": "pull",
     "ls": "list", "ps": "list", "models": "list", "nodes": "list", "peers": "list", "info": "list", "show": "list", "top": "list",
     "kill": "stop", "down": "stop", "quit": "stop", "quantize": "convert", "quantise": "convert", "shard": "convert",
-    "token": "invite", "check": "diagnose", "health": "diagnose", "debug": "diagnose", "tail": "log", "journal": "log",
+    "token": "invite", "check": "diagnose", "debug": "diagnose", "tail": "log", "journal": "log",
 }  # fmt: skip
 
 
