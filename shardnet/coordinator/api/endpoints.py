@@ -38,8 +38,10 @@ from shardnet.coordinator.api.schemas import (
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
+from shardnet.coordinator.api.traces import HEADER, Traces
 from shardnet.coordinator.api.turns import UNEXPECTED, answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
+from shardnet.coordinator.requests.recording import TRACED
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
@@ -72,6 +74,7 @@ class Api:
         self._settings = settings
         self._keys = keys
         self._counts = counts or HttpCounts()
+        self._traces = Traces(service)
         self._started_s = int(time.time())
         routes = [
             self._route("GET", "/v1/models", self._models),
@@ -89,9 +92,13 @@ class Api:
             self._route("GET", "/healthz", self._health, open_to_all=True),
             self._route("GET", "/openapi.json", self._openapi, needs_key=False),
             *(self._route("GET", path, page_part, needs_key=False, in_document=False) for path in PAGE),
+            *self._traces.routes(self._route),
             *(more(self._route) if more is not None else []),
         ]
         self.routes = routes
+        for route in routes:
+            if route.include_in_schema:
+                self._counts.expect(route.path)
         app = Starlette(routes=routes, exception_handlers={HTTPException: self._no_route})
         app.router.redirect_slashes = False  # a redirect would name whatever Host was sent
         self.app: ASGIApp = WithoutTrailingSlash(app)
@@ -131,7 +138,14 @@ class Api:
         allowed = {"Allow": f"{'GET, HEAD' if method == 'GET' else method}, OPTIONS"}
 
         async def endpoint(request: Request) -> Response:
-            response = await answer(request)
+            traced = self._traces.begin(request) if method == "POST" else None
+            if traced is None:
+                response = await answer(request)
+            else:
+                TRACED.set(traced)  # of this request's task, and of those that it starts
+                response = await answer(request)
+                self._traces.keep(traced)
+                response.headers[HEADER] = traced.trace_id
             self._counts.note(path, response.status_code)
             return response
 

@@ -134,6 +134,8 @@ class Requests:
         )
         now_s = self._swarm.now_s()
         running = Running(generation, answer, self._ended, now_s, asked_at_s)
+        if spec.recording is not None:
+            spec.recording.begins(running.request_id, asked_at_s, now_s)
         self.running.add(running)
         self.figures.began(generation, now_s - asked_at_s)
         if model is not None:
@@ -191,18 +193,24 @@ class Requests:
         if kept is not None:
             route = kept[0].route
         self._places.take(running, route)
-        running.generation.start(route, self._swarm.now_s(), kept)
+        now_s, recording = self._swarm.now_s(), running.generation.spec.recording
+        if recording is not None:
+            recording.began_try(route, kept[1] if kept is not None else 0, now_s)
+        running.generation.start(route, now_s, kept)
         self._go_on(running)
 
     def _go_on(self, running: Running) -> None:
         """Carry out what the machine decided."""
         generation = running.generation
+        recording = generation.spec.recording
         while sends := generation.take_sends():
             for send in sends:
                 try:
                     if send.payload is None:
                         self._swarm.send(send.node_id, send.message)
                         continue
+                    if recording is not None:
+                        recording.sent(send.message, self._swarm.now_s())  # type: ignore[arg-type]
                     self._owners[send.message.command_id] = running  # type: ignore[union-attr]
                     running.command_ids.add(send.message.command_id)  # type: ignore[union-attr]
                     self._swarm.send(send.node_id, send.message, (send.payload,))
@@ -216,6 +224,8 @@ class Requests:
                 self._keeper.at_end(generation)
                 self.pump()
             return
+        if recording is not None and generation.need is not Need.NOTHING:
+            recording.set_back(generation.last_error.code, self._swarm.now_s())
         if generation.need is not Need.NOTHING and running.timer is None:
             if generation.pause_s > 0:
                 loop = asyncio.get_running_loop()
@@ -230,7 +240,10 @@ class Requests:
         if running.generation.wants_route:
             self._find_route(running)
         else:
-            running.generation.resume(self._swarm.now_s())
+            now_s, recording = self._swarm.now_s(), running.generation.spec.recording
+            if recording is not None and running.generation.route is not None:
+                recording.began_try(running.generation.route, 0, now_s)
+            running.generation.resume(now_s)
             self._go_on(running)
 
     def _find_route(self, running: Running) -> None:
@@ -257,6 +270,11 @@ class Requests:
         now_s = self._swarm.now_s()
         self.totals.account(running, now_s)
         self.figures.ended(running.generation, now_s - running.arrived_at_s)
+        if running.generation.spec.recording is not None:
+            error = running.generation.error
+            running.generation.spec.recording.ended(
+                running.generation.finish_reason or (error.code if error else ""), now_s
+            )
 
     # -- what happens --------------------------------------------------------------------------------------------------------
 
@@ -272,6 +290,8 @@ class Requests:
         generation = running.generation
         route = generation.route if generation.owns(result.command_id) else None
         n_tokens, now_s = generation.n_generated, self._swarm.now_s()
+        if route is not None and generation.spec.recording is not None:
+            generation.spec.recording.answered(result, now_s)
         generation.on_result(result, now_s)
         self._go_on(running)
         if generation.emitted:

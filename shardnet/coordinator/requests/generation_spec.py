@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardnet.coordinator.requests.reading import PromptReading
+from shardnet.coordinator.requests.recording import Recording
 from shardnet.errors import ContextExceeded, UsageError
+from shardnet.log import counted
 from shardnet.messages import Sampling
 from shardnet.steps import TokenLogprob
 
@@ -29,6 +31,7 @@ class GenerationSpec:
         is_end: tells end-of-text tokens; they are emitted, and end the answer unless `ignore_eos`.
         reading: what is to be told of the prompt's own rows. Such a request starts from nobody's KV: no row of it may be left out.
         arrived_at_s: when the client asked, by the clock of `Swarm.now_s`; None: when the request is opened.
+        recording: what becomes of it is noted there; None: nobody wants to know.
     """
 
     model_id: str
@@ -43,6 +46,7 @@ class GenerationSpec:
     speculate: bool = True
     reading: PromptReading | None = None
     arrived_at_s: float | None = None
+    recording: Recording | None = None
 
 
 def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:
@@ -55,7 +59,7 @@ def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:
     if n_prompt + (max_tokens != 0) > n_ctx:
         # "prompt is too long": by these words, not by the code beside them, litellm and langchain tell this error from others.
         raise ContextExceeded(
-            f"the prompt is too long: it has {n_prompt} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
+            f"the prompt is too long: it has {counted(n_prompt, 'token')}, and the context of {n_ctx} tokens has to hold it and the answer: "
             "shorten the prompt, or have the model loaded with a larger n_ctx (the coordinator: sequences.n_ctx)",
             prompt_tokens=n_prompt,
             n_ctx=n_ctx,
