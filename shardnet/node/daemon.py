@@ -314,6 +314,7 @@ class NodeDaemon:
                 accepts_any=self._assignment.accepts_any,
                 memory_mode=self._settings.inference.memory_mode,
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
+                copies=True,
             ),
             held=self._pulse.held(),
             refused=self._store.refused,

@@ -146,7 +146,7 @@ class StepQueue:
         if not room:
             return 0
         ahead = min(step.ahead, room) - 1
-        following = step._replace(position=position, n_tokens=1, ahead=ahead, n_embd=0, reads=0)
+        following = step._replace(position=position, n_tokens=1, ahead=ahead, n_embd=0, reads=0, copy_from=NO_SEQUENCE)
         self.put(Task(0, following, np.array([token], dtype=np.int32), None, arrived_s=time.perf_counter()))
         return following.ahead + 1
 
