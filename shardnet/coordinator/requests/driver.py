@@ -8,11 +8,12 @@ batches. Who may begin is for `places`, what begins with a kept sequence for `ke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, assert_never
 
 from shardnet.coordinator.placement.chunks import Chunks
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.beginnings import Cold, Copy, TakeOver, Wait
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.keeping import Keeper
 from shardnet.coordinator.requests.pipeline import Generation, Need
@@ -58,6 +59,8 @@ class Swarm(Protocol):
 
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks: ...
 
+    def can_copy(self, route: Route) -> bool: ...
+
     def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None: ...
 
 
@@ -91,9 +94,14 @@ class Requests:
         self._queue = PlaceQueue(
             self._places, swarm.routes, swarm.not_ready, self.pump, max_queued=max_queued, timeout_s=queue_timeout_s
         )
-        self._keeper = Keeper(prefixes, self._places, swarm.routes, swarm.send)
+        self._keeper = Keeper(prefixes, self._places, swarm.routes, swarm.can_copy, swarm.send)
         self._is_closed = False
         self._changed = asyncio.Event()  # set, and another one made, when places or routes change
+
+    @property
+    def waiting(self) -> int:
+        """Returns: requests that wait for what another one computes of their prompt."""
+        return self._keeper.waiting
 
     @property
     def queued(self) -> int:
@@ -172,14 +180,36 @@ class Requests:
 
     # -- the loop of each request ----------------------------------------------------------------------------------------------
 
-    def _begin(self, running: Running, route: Route) -> None:
+    def _begin(self, running: Running, route: Route, *, may_wait: bool = True) -> None:
         self._places.release(running)
-        kept = self._keeper.before_start(running.generation, route)
-        if kept is not None:
-            route = kept[0].route
-        self._places.take(running, route)
-        running.generation.start(route, self._swarm.now_s(), kept)
+        at_s, generation = self._swarm.now_s(), running.generation
+        found = self._keeper.before_start(running, route, at_s, may_wait=may_wait)
+        self._places.take(running, found.route)
+        match found:
+            case Wait():
+                generation.wait_for_beginning()
+            case TakeOver(kept=kept, count=count):
+                generation.start(found.route, at_s, (kept, count))
+            case Copy(sequence_id=sequence_id, count=count, n_cold=n_cold):
+                generation.start(found.route, at_s, copied=(sequence_id, count, n_cold))
+            case Cold():
+                generation.start(found.route, at_s)
+            case _:
+                assert_never(found)
+        self._keeper.began(running)
         self._go_on(running)
+
+    def _choose_again(self, waited: Iterable[tuple[Running, Route]], *, may_wait: bool = True) -> None:
+        """What these requests waited for is there, or will not come."""
+        for running, route in waited:
+            generation = running.generation
+            if generation.need is not Need.BEGINNING or generation.is_done:
+                continue
+            if route in self._swarm.routes(route.model_id):
+                self._begin(running, route, may_wait=may_wait)
+            else:
+                generation.on_error(UnreachableError("its pipeline went before it had begun"), self._swarm.now_s())
+                self._go_on(running)
 
     def _go_on(self, running: Running) -> None:
         """Carry out what the machine decided."""
@@ -199,11 +229,15 @@ class Requests:
                         break
         if generation.is_done:
             running.wake()
-            if self._places.release(running):
+            had_place = self._places.release(running)
+            if had_place:
                 self._keeper.at_end(generation)
+            self._choose_again(self._keeper.leave(running))
+            if had_place:
                 self.pump()
             return
-        if generation.need is not Need.NOTHING and running.timer is None:
+        self._choose_again(self._keeper.ripe(running))
+        if generation.need in (Need.ROUTE, Need.PAUSE) and running.timer is None:
             if generation.pause_s > 0:
                 loop = asyncio.get_running_loop()
                 running.timer = loop.call_later(generation.pause_s, self._after_pause, running)
@@ -214,8 +248,11 @@ class Requests:
         running.timer = None
         if running.generation.is_done:
             return
+        route = running.generation.route
         if running.generation.wants_route:
             self._find_route(running)
+        elif running.generation.begins_anew and route is not None:
+            self._begin(running, route)
         else:
             running.generation.resume(self._swarm.now_s())
             self._go_on(running)
@@ -255,6 +292,8 @@ class Requests:
             del self._owners[result.command_id]
             running.command_ids.discard(result.command_id)
         generation = running.generation
+        if generation.is_prompt(result.command_id):
+            self.totals.note_prompt(generation.nodes, result.timings)
         generation.on_result(result, self._swarm.now_s())
         self._go_on(running)
         if generation.emitted:
@@ -321,6 +360,7 @@ class Requests:
         for running in tuple(self.running):
             running.generation.on_time(self._swarm.now_s())
             self._go_on(running)
+        self._choose_again(self._keeper.overdue(self._swarm.now_s()), may_wait=False)
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 

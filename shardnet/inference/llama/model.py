@@ -349,7 +349,8 @@ class LlamaContext:
     def copy(self, source: int, slot: int, count: int) -> None:
         """Have a slot begin with the first `count` tokens of another one, and hold nothing else. The numbers are those of the source, to the bit.
 
-        llama.cpp copies a slot's whole KV at the next batch, since each has cells of its own; not for recurrent state, which is that of the last token.
+        llama.cpp copies a slot's whole KV at the next batch, since each has cells of its own. Not for recurrent state, which is that of the last
+        token.
         """
         llama_cpp.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
         self.truncate(slot, count)

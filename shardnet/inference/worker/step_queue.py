@@ -9,7 +9,7 @@ import numpy as np
 
 from shardnet.errors import EngineError, RefusedError, ShardnetError
 from shardnet.inference.engine.protocol import FromEngine
-from shardnet.inference.engine.steps import Step, StepDone
+from shardnet.inference.engine.steps import NO_SEQUENCE, Step, StepDone
 from shardnet.inference.worker.batching import Waiting, next_batch
 from shardnet.inference.worker.busy_time import BusyTime
 from shardnet.inference.worker.chains import Chains

@@ -217,8 +217,9 @@ def test_a_gap_at_the_beginning_starts_over_cold_at_once_and_is_no_retry() -> No
 class World:
     """A swarm of which only the messages are looked at."""
 
-    def __init__(self, *ready: Route) -> None:
+    def __init__(self, *ready: Route, copies: bool = False) -> None:
         self.ready = list(ready)
+        self.copies = copies
         self.sent: list[tuple[str, ExecuteTask | FreeSequence | CancelTask]] = []
 
     def now_s(self) -> float:
@@ -234,6 +235,9 @@ class World:
 
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
         return Chunks(route.options.n_batch, route.options.n_batch)
+
+    def can_copy(self, route: Route) -> bool:
+        return self.copies
 
     def not_ready(self, model_id: str) -> ShardnetError:
         return PlacementError("not ready")
