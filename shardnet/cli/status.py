@@ -80,7 +80,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
         f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
         f"Prompts: {requests['prompt_tokens']} tokens, {requests['prefix_tokens_reused']} of them in KV already, "
-        f"for {requests['prefix_hits']} requests; {requests['sequences_kept']} finished sequences are kept",
+        f"for {requests['prefix_hits']} requests ({requests['prefix_copies']} by a copy of another's beginning, "
+        f"{requests['prefix_waits']} waited for one); {requests['sequences_kept']} finished sequences are kept",
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]

@@ -83,7 +83,7 @@ class Requests:
     ) -> None:
         self.prefixes = prefixes
         self.totals = Totals()
-        self.running: set[Running] = set()
+        self.running: dict[Running, None] = {}  # in order of arrival
         self.idle = asyncio.Event()
         self.idle.set()
         self._swarm = swarm
@@ -130,7 +130,7 @@ class Requests:
             spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id), chunk=self._chunk
         )
         running = Running(generation, answer, self._ended, self._swarm.now_s())
-        self.running.add(running)
+        self.running[running] = None
         if model is not None:
             model.streams += 1
         self.idle.clear()
@@ -272,7 +272,7 @@ class Requests:
             running.timer = None
         for command_id in running.command_ids:
             self._owners.pop(command_id, None)
-        self.running.discard(running)
+        self.running.pop(running, None)
         model = self._speculation(running.generation.spec.model_id)
         if model is not None:
             model.streams -= 1
