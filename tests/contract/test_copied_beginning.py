@@ -10,6 +10,7 @@ import pytest
 
 from shardnet.errors import SequenceGap
 from shardnet.ids import new_id
+from shardnet.inference.engine.steps import NO_SEQUENCE
 from tests.support.engine_world import Route, logits_of, split, stages_of
 from tests.support.random_models import build_random_model
 
@@ -25,16 +26,15 @@ async def prefill(route: Route, tokens: Sequence[int], chunk: int = 16, start: i
         await route.step(first, tokens[first : first + chunk], samples=False)
 
 
-async def answer(route: Route, position: int, rows: Sequence[int], copy_from: str | None = None) -> list[bytes]:
+async def answer(route: Route, position: int, rows: Sequence[int], copy_from: str = NO_SEQUENCE) -> list[bytes]:
     """Returns: the logits behind the rows, and behind each of three tokens after them, as bytes."""
     found: list[bytes] = []
     for _ in range(4):
-        more = {} if copy_from is None else {"copy_from": copy_from}
-        frame = await route.step(position, rows, return_logits=True, **more)
+        frame = await route.step(position, rows, return_logits=True, copy_from=copy_from)
         logits = logits_of(frame)
         assert logits is not None
         found.append(logits.tobytes())
-        position, rows, copy_from = position + len(rows), list(frame.message.tokens), None
+        position, rows, copy_from = position + len(rows), list(frame.message.tokens), NO_SEQUENCE
     return found
 
 

@@ -122,13 +122,14 @@ def choose(asked: Asked, prefixes: Prefixes, owners: Iterable[Owner], used: Mapp
     awaited = _awaited(asked, wanted, here, count + prefixes.min_tokens)
     if awaited is not None:
         return awaited
-    found = Cold(asked.route) if found is None else found
-    if isinstance(found, TakeOver) or prefixes.can_make_room(found.route, used):
+    if isinstance(found, TakeOver):
         return found
-    copier = next((one for one in here if one.copies is not None and one.route == found.route), None)
-    if copier is None:
-        return Cold(asked.route)
-    return Wait(found.route, copier.number, copier.sequence_id, 1)
+    beginning = found or Cold(asked.route)
+    if prefixes.can_make_room(beginning.route, used):
+        return beginning
+    # What would have to make room is being copied: that takes as long as one step.
+    copier = next((one for one in here if one.copies is not None and one.route == beginning.route), None)
+    return beginning if copier is None else Wait(beginning.route, copier.number, copier.sequence_id, 1)
 
 
 def _kept(
