@@ -9,9 +9,11 @@ import typer
 from shardnet.cli import (
     bench,
     chat,
+    config,
     coordinator,
     demo,
     devices,
+    doctor,
     generate,
     inspect,
     join,
@@ -70,6 +72,7 @@ for _command in (
     generate.generate,
     chat.chat,
     status.status,
+    doctor.doctor,
     plan.plan,
     join.join,
     demo.demo,
@@ -78,3 +81,4 @@ for _command in (
     app.command()(_command)
 app.add_typer(swarm.swarm, name="swarm")
 app.add_typer(key.key, name="key")
+app.add_typer(config.config, name="config")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,12 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write what each stage did and when, for ui.perfetto.dev: docs/metrics.md."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     api: Annotated[
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
@@ -48,7 +55,7 @@ def generate(
     from shardnet.cli.progress import byte_bar
     from shardnet.cli.reading import check_text, json_of, standard_input
     from shardnet.errors import UsageError
-    from shardnet.files import text_of
+    from shardnet.files import text_of, unwritable, write_whole
     from shardnet.library.answers import Answer, Options
     from shardnet.library.swarm_client import SwarmClient
     from shardnet.library.waiting import once_loaded
@@ -79,7 +86,7 @@ def generate(
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
 
-    with SwarmClient(api, model=model) as client:
+    with SwarmClient(api, model=model, traced=trace is not None) as client:
 
         def ask(begins: Callable[[], None]) -> Answer:
             def write(piece: str) -> None:
@@ -93,6 +100,11 @@ def generate(
             return client.chat(messages, on_text=write, **options)
 
         answer = once_loaded(ask, byte_bar)
+        if trace is not None:
+            try:
+                write_whole(trace, json.dumps(client.trace()).encode())
+            except OSError as error:
+                raise unwritable(trace, error) from error
     if not as_json:
         typer.echo()
         return

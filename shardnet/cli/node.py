@@ -9,6 +9,7 @@ import typer
 
 
 def node(
+    context: typer.Context,
     coordinator: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +54,13 @@ def node(
     n_gpu_layers: Annotated[
         str | None, typer.Option(metavar="auto|N", help="Layers of each shard on the GPU; auto: as many as fit.")
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (configs/node.toml shows every key).")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
     log_level: Annotated[
@@ -63,41 +71,15 @@ def node(
 
     Ctrl-C or SIGTERM lets running tasks finish; a second one ends the node at once.
     """
-    from shardnet import log
-    from shardnet.errors import UsageError
-    from shardnet.inference.splitting.cuts import parse_size
+    from shardnet.cli.flags import NODE, names_of, settings_of
+    from shardnet.configuration.daemons import begin
     from shardnet.lifecycle import run_loop, serve
     from shardnet.node.daemon import NodeDaemon
     from shardnet.node.settings import NodeSettings
-    from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
 
-    gpu_layers: int | str | None = n_gpu_layers
-    if n_gpu_layers is not None and n_gpu_layers != "auto":
-        try:
-            gpu_layers = int(n_gpu_layers)
-        except ValueError:
-            raise UsageError(f"--n-gpu-layers {n_gpu_layers!r} is neither auto nor a number of layers") from None
-    settings = load_settings(
-        NodeSettings,
-        file=config,
-        flags={
-            "node.coordinator": coordinator,
-            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
-            "node.listen": listen,
-            "node.name": name,
-            "node.models_cache": models_cache,
-            "node.shards": tuple(shard) if shard else None,
-            "inference.memory_limit_bytes": parse_size(memory_limit) if memory_limit else None,
-            "inference.memory_mode": memory_mode,
-            "inference.threads": threads,
-            "inference.n_gpu_layers": gpu_layers,
-            "log.format": log_format,
-            "log.level": log_level,
-        },
-    )
-    log.configure(level=settings.log.level, form=settings.log.format)
+    settings = begin(NodeSettings, file=config, flags=settings_of(context.params, NODE), flag_names=names_of(NODE))
 
     async def main() -> None:
         with claim_identity(Home(), settings.node.name, "node") as identity:

@@ -28,7 +28,11 @@ from shardnet.messages import (
     StageRef,
     Welcome,
 )
+from shardnet.metrics.dht_figures import dht
+from shardnet.metrics.exposition import Exposition
+from shardnet.metrics.vitals import Vitals
 from shardnet.node.answering import Answering
+from shardnet.node.figures import NodeFigures
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.links.coordinator_link import CoordinatorLink
 from shardnet.node.links.finding import CoordinatorFinder
@@ -171,6 +175,16 @@ class NodeDaemon:
             memory_limit_bytes=settings.inference.memory_limit_bytes,
             moved_to=lambda: self._whereabouts.reach if self._whereabouts.reach != self._told else None,
         )
+        self._figures = NodeFigures(
+            self._state,
+            self._pulse,
+            self._tasks,
+            self._engine,
+            is_joined=lambda: self._coordinator.is_up,
+            n_peers=lambda: self._links.n_open,
+            swarming=self._swarming,
+            memory_limit_bytes=settings.inference.memory_limit_bytes,
+        )
         self._answering = Answering(
             identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
         )
@@ -198,6 +212,7 @@ class NodeDaemon:
             )
             await resources.enter_async_context(self._listener)
             log.info("node_listening", address=str(self._listener.address))
+            await self._open_metrics(resources)
             await self._whereabouts.settle(self._listener.address)
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
@@ -214,6 +229,27 @@ class NodeDaemon:
                 await self._links.close()
                 for task in (*children, *self._jobs):
                     task.cancel()
+
+    async def _open_metrics(self, resources: AsyncExitStack) -> None:
+        """Give figures at a port of their own, if there is to be one. Raises: SettingsError if it is taken."""
+        if not self._settings.metrics.listen:
+            return
+        from shardnet.metrics.door import Door  # an HTTP server, which few nodes need
+
+        vitals = resources.enter_context(Vitals("node", self._identity))
+        figures = self._figures
+        exposition = Exposition(
+            [figures.read, vitals.quick, lambda: dht(self._finder.directory)], [vitals.slow, figures.slow]
+        )
+        door = await Door.open(self._settings.metrics, exposition)
+        serving = [asyncio.create_task(door.run(), name="metrics"), asyncio.create_task(vitals.run(), name="vitals")]
+
+        async def close() -> None:
+            door.stop()
+            serving[1].cancel()
+            await asyncio.wait(serving)
+
+        resources.push_async_callback(close)
 
     def _make_swarming(self) -> SwarmExchange:
         holders = Holders(self._identity, self._links.ask, self._coordinator.ask, lambda: self._finder.directory)
@@ -376,6 +412,7 @@ class NodeDaemon:
         self._performer.post(TaskWaits(flight.ticket, task.model_id, stage.first_shard, stage.end_shard, task.options))
 
     def _engine_came_back(self, restored: Restored) -> None:
+        self._figures.restarts += 1
         self._row_links.engine_came_back()
         self._performer.post(
             EngineCameBack(

@@ -31,6 +31,7 @@ GROUND = {
     "hosts",
     "tcp",
     "web_hosts",
+    "packages",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hosts": set(),
     "tcp": set(),
     "web_hosts": set(),
+    "packages": set(),
     "lifecycle": {"errors", "log"},
     "limits": {"errors", "log"},
     "inference": GROUND,
@@ -57,13 +59,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torrent": GROUND - {"messages", "wire"},
     "swarm": GROUND,
     "transport": GROUND | {"swarm"},
-    "node": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
-    "coordinator": GROUND | {"inference", "dht", "torrent", "swarm", "transport"},
+    "http_server": GROUND | {"swarm"},
+    "metrics": GROUND | {"dht", "http_server", "swarm"},
+    "node": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "metrics"},
+    "coordinator": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "http_server", "metrics"},
     "preparing": GROUND | {"inference", "node", "swarm"},
     "local": GROUND | {"swarm"},
     "library": GROUND | {"inference", "swarm", "coordinator", "preparing"},
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
+    "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""
@@ -89,6 +95,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
         "page": {"api", "requests", "nodes", "placement", "text"},
+        "metrics": {"api", "requests", "placement"},
     },
     "node": {
         "tasks": set(),

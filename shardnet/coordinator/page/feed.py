@@ -27,7 +27,6 @@ UNWATCHED_S = 10.0
 """While nobody watches, it is looked so seldom who is there, so that those who leave can be named."""
 SHARE = 100
 MOST_BEHIND = 32
-KEEP_ALIVE_S = 15.0
 
 
 class _Watcher:
@@ -37,16 +36,16 @@ class _Watcher:
         self.waiting: deque[bytes] = deque()
         self.news = asyncio.Event()
 
-    def give(self, event: bytes) -> bool:
+    def give(self, events: bytes) -> bool:
         """Returns: False if it has not read for long."""
         if len(self.waiting) >= MOST_BEHIND:
             return False
-        self.waiting.append(event)
+        self.waiting.append(events)
         self.news.set()
         return True
 
-    def take_all(self) -> list[bytes]:
-        events = list(self.waiting)
+    def take_all(self) -> bytes:
+        events = b"".join(self.waiting)
         self.waiting.clear()
         self.news.clear()
         return events
@@ -163,7 +162,8 @@ class Feed:
         if lines:
             self._sent_line = lines[-1]["number"]
             events.append(_event("log", _worded(lines)))
-        behind = [watcher for watcher in self._watchers if not all(watcher.give(event) for event in events)]
+        told = b"".join(events)  # one write for each page, whatever happened: a write is what a page costs
+        behind = [watcher for watcher in self._watchers if not watcher.give(told)]
         if behind:
             whole = self._whole_event()
             for watcher in behind:
@@ -187,20 +187,18 @@ class Feed:
     # -- watching ------------------------------------------------------------------------------------------------------------
 
     async def follow(self) -> AsyncIterator[bytes]:
-        """Yield server-sent events for one page: first the whole, then what changes, until `close`; a comment where nothing does."""
+        """Yield server-sent events for one page, several at once where several came: first the whole, then what changes, until `close`.
+
+        Something comes each second (`run`), so no comment need keep the connection alive.
+        """
         watcher = _Watcher()
         watcher.give(self._whole_event())
         self._watchers.add(watcher)
         try:
             while not self._is_closed:
-                try:
-                    async with asyncio.timeout(KEEP_ALIVE_S):
-                        await watcher.news.wait()
-                except TimeoutError:
-                    yield b": here\n\n"
-                    continue
-                for event in watcher.take_all():
-                    yield event
+                await watcher.news.wait()
+                if watcher.waiting:
+                    yield watcher.take_all()
         finally:
             self._watchers.discard(watcher)
 
