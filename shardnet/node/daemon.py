@@ -402,6 +402,7 @@ class NodeDaemon:
                     clock_s=time.time(),
                 ),
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
+                copies=True,
             ),
             held=self._pulse.held(),
             refused=self._store.refused,
