@@ -116,7 +116,7 @@ async def test_a_node_that_dies_while_one_looks_is_missed_and_comes_back(
             cells = page.locator(".cell")
             await expect(page.locator("#summary-text")).to_have_text("2 nodes, tiny ready")
             await expect(page.locator(".node")).to_have_count(2)
-            await expect(page.locator(".link.used .label")).to_contain_text(["by the coordinator"])
+            await expect(page.locator(".label.used")).to_contain_text(["relayed"])
             await right.leave()
             await expect(page.locator("#summary-text")).to_have_text("1 node, layers 4 to 5 of tiny on no node")
             await expect(cells.last).to_have_attribute("data-state", "nobody")
