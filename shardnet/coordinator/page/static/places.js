@@ -2,7 +2,7 @@
 // in one column where there is no width.
 
 export const WIDTH = 152, HEIGHT = 66;
-const MOST_AROUND = 8, NEAR = 50, AROUND = 34, ROW = 104, COLUMNS = 4;
+const MOST_AROUND = 8, NEAR = 50, AROUND = 34, ROW = 104, COLUMNS = 4, WORDS = 60;
 
 /** A layout: `{kind, centre, spots, width, height}`, `spots` in the order of the boxes. */
 export const placed = (count, isNarrow) => (isNarrow ? below : count > MOST_AROUND ? rows : around)(count);
@@ -53,6 +53,7 @@ export function way(from, to, { kind, centre }) {
     const bend = { x: middle.x + 2 * AROUND * down.x, y: middle.y + 2 * AROUND * down.y };
     return { d: `M${from.x} ${from.y}Q${bend.x} ${bend.y} ${to.x} ${to.y}`, x: (middle.x + bend.x) / 2, y: (middle.y + bend.y) / 2 + 20, anchor: "middle" };
   }
+  if (Math.abs(to.y - from.y) < HEIGHT && Math.abs(to.x - from.x) > WIDTH + WORDS) return { d: straight, x: middle.x, y: middle.y, anchor: "middle" }; // between the boxes
   const anchor = far < 1 || Math.abs(dx) < 0.4 * far ? "middle" : dx > 0 ? "start" : "end";
   const out = far < 1 ? { x: 0, y: -16 } : { x: (10 * dx) / far, y: (20 * dy) / far };
   return { d: straight, x: middle.x + out.x, y: middle.y + out.y, anchor };
