@@ -27,6 +27,8 @@
       DeadlineExceeded                   exit 1
       Busy                               exit 1   try again later
 
+`shardnet doctor` ends with 7 if it found something that must be mended.
+
 Every error writes one clear sentence. Facts that programs need are in `facts` (JSON scalars only).
 """
 
@@ -34,6 +36,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+EXIT_TO_MEND = 7
 Fact = str | int | float | bool | None
 LOADING = "loading_"
 """How the facts begin that say how far a model is that is being loaded: share, done_bytes, total_bytes, bytes_per_s, seconds_left."""

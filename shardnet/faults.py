@@ -88,18 +88,31 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
 
     Of a value that may be of several kinds the kind that fitted best is the one that was meant.
     """
-    faults = error.errors(include_url=False, include_input=False)
-    by_place: dict[tuple[str, ...], list[Any]] = {}
-    for fault in faults:
-        place = tuple(str(part) for part in fault["loc"] if not _MEMBER.fullmatch(str(part)))
-        by_place.setdefault(place, []).append(fault)
+    by_place = _by_place(error)
     place = max(by_place, key=lambda one: (any(_kind(fault) is None for fault in by_place[one]), len(one)))
-    found = by_place[place]
+    return ".".join(place), _told(by_place[place])
+
+
+def all_faults(error: ValidationError) -> list[tuple[str, str, Any]]:
+    """Returns: of each fault the place, what is wrong there, and what stood there. A value that may be of several kinds is one fault."""
+    return [(".".join(place), _told(found), found[0]["input"]) for place, found in _by_place(error).items()]
+
+
+def _by_place(error: ValidationError) -> dict[tuple[str, ...], list[Any]]:
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for fault in error.errors(include_url=False):
+        place = tuple(str(part) for part in fault["loc"] if not _MEMBER.fullmatch(str(part)))
+        found.setdefault(place, []).append(fault)
+    return found
+
+
+def _told(found: list[Any]) -> str:
+    """Returns: what is wrong with one value, by all that pydantic says of it."""
     kinds = [_kind(fault) or _among(fault) for fault in found]
     fitting = next((fault for fault in found if _kind(fault) is None and (len(found) == 1 or not _among(fault))), None)
     if fitting is not None:
-        return ".".join(place), in_words(fitting)
-    return ".".join(place), "must be " + " or ".join(dict.fromkeys(str(kind) for kind in kinds))
+        return in_words(fitting)
+    return "must be " + " or ".join(dict.fromkeys(str(kind) for kind in kinds))
 
 
 def _plain(value: Any) -> str:

@@ -176,6 +176,9 @@ class Jobs:
         task = self.group.create_task(guarded(), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(
+            lambda _task: work.close()
+        )  # of a job that was cancelled before it began; else there is nothing to close
         return task
 
 

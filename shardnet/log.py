@@ -43,6 +43,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "load_shard_torrent": ("LOAD_SHARD", "✓ Loaded shard {shard_id} from: torrent"),
     "load_shard_failed": ("LOAD_SHARD", "✗ Shard {shard_id}: {reason}"),
     "inference_loaded_shard": ("INFERENCE", "Loaded shard {shard_id} from: {path}"),
+    "variable_unread": ("SETTINGS", "⚠️  {reason}"),
     "engine_started": ("INFERENCE", "Engine process {pid} started ({devices})"),
     "engine_crashed": ("INFERENCE", "⚠️  Engine process died ({reason}); starting it again with its {shards} shards"),
     "engine_restored": ("INFERENCE", "✓ Engine is back with {shards} shards"),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shardnet.inference.llama.batch import Rows, single_sequence_rows
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
+from shardnet.inference.llama.thread_choice import ThreadChoice
 
 Choose = Callable[[list[int], NDArray[np.float32]], int]
 """`(tokens so far, logits float32 (n_vocab,)) -> next token`."""
@@ -52,11 +53,13 @@ class PlainLlama:
     """The unsplit model in this process, greedy. Use as a context manager.
 
     Args:
-        threads: CPU threads; 0 for all.
+        threads: CPU threads; 0 for all; a choice: as many as it says.
         n_seq: sequences for `generate_batched`.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0, n_ctx: int = 4096, n_seq: int = 1, n_batch: int = 512) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | ThreadChoice = 0, n_ctx: int = 4096, n_seq: int = 1, n_batch: int = 512
+    ) -> None:
         self._model = LlamaModel(path)
         self._context = LlamaContext(self._model, n_ctx=n_ctx, n_seq=n_seq, n_batch=n_batch, threads=threads)
         self._n_batch = n_batch

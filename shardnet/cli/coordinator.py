@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def coordinator(
+    context: typer.Context,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="TLS links of nodes. [default: 127.0.0.1:7700]")
     ] = None,
@@ -33,38 +36,41 @@ def coordinator(
     n_ctx: Annotated[int | None, typer.Option(min=8, help="Tokens of context of each sequence.")] = None,
     n_seq: Annotated[int | None, typer.Option(min=1, help="Sequences side by side in each pipeline.")] = None,
     n_batch: Annotated[int | None, typer.Option(min=1, help="Tokens in one prompt chunk at most.")] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file, see configs/coordinator.toml.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, pretty or json.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
+    ] = None,
 ) -> None:
     """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
-    from shardnet import log
+    from shardnet.cli.flags import COORDINATOR, names_of, settings_of
+    from shardnet.configuration.daemons import begin
     from shardnet.coordinator.daemon import Coordinator
     from shardnet.coordinator.settings import CoordinatorSettings
     from shardnet.lifecycle import run_loop, serve
-    from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
 
-    settings = load_settings(
-        CoordinatorSettings,
-        file=config,
-        flags={
-            "listen.nodes": listen,
-            "listen.api": api,
-            "listen.enrol": enrol,
-            "dht.listen_port": dht_port,
-            "models.cache": models_cache,
-            "placement.stages": stages,
-            "placement.replicas": replicas,
-            "placement.copies": copies,
-            "sequences.n_ctx": n_ctx,
-            "sequences.n_seq": n_seq,
-            "sequences.n_batch": n_batch,
-            "log.format": log_format,
-            "log.level": log_level,
-        },
-    )
-    log.configure(level=settings.log.level, form=settings.log.format)
+    flags, names = settings_of(context.params, COORDINATOR), names_of(COORDINATOR)
+    settings = begin(CoordinatorSettings, file=config, flags=flags, flag_names=names)
 
     async def main() -> None:
         await serve(Coordinator(settings, Home()))

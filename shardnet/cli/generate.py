@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to ask; "-" reads it from standard input.')],
-    model: Annotated[str | None, typer.Option(help="Name or id; not needed where only one is served.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name or id; not needed where only one is served.", autocompletion=completing.models),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of the answer at most; without it, until the context is full.")
@@ -33,6 +39,12 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write what each stage did and when, for ui.perfetto.dev: docs/metrics.md."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     api: Annotated[
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
@@ -48,7 +60,7 @@ def generate(
     from shardnet.cli.progress import byte_bar
     from shardnet.cli.reading import check_text, json_of, standard_input
     from shardnet.errors import UsageError
-    from shardnet.files import text_of
+    from shardnet.files import text_of, unwritable, write_whole
     from shardnet.library.answers import Answer, Options
     from shardnet.library.swarm_client import SwarmClient
     from shardnet.library.waiting import once_loaded
@@ -79,7 +91,7 @@ def generate(
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
 
-    with SwarmClient(api, model=model) as client:
+    with SwarmClient(api, model=model, traced=trace is not None) as client:
 
         def ask(begins: Callable[[], None]) -> Answer:
             def write(piece: str) -> None:
@@ -93,6 +105,11 @@ def generate(
             return client.chat(messages, on_text=write, **options)
 
         answer = once_loaded(ask, byte_bar)
+        if trace is not None:
+            try:
+                write_whole(trace, json.dumps(client.trace()).encode())
+            except OSError as error:
+                raise unwritable(trace, error) from error
     if not as_json:
         typer.echo()
         return

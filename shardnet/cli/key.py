@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 Name = Annotated[str, typer.Argument(help="Who or what uses it: laptop, alice, my-agent.")]
 
@@ -21,13 +23,16 @@ def add(
     may_invite: Annotated[
         bool, typer.Option("--may-invite", help="It may make join tokens too, as the web page's button does.")
     ] = False,
+    metrics_only: Annotated[
+        bool, typer.Option("--metrics-only", help="It opens /metrics and nothing else: for Prometheus.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, once. From then on the API wants a key; a running coordinator knows it within a second."""
     from shardnet.swarm.api_keys import make_key
     from shardnet.swarm.home import Home
 
-    made = make_key(Home(), name, may_invite=may_invite)
+    made = make_key(Home(), name, may_invite=may_invite, metrics_only=metrics_only)
     if as_json:
         typer.echo(json.dumps({"name": name, "key": made}))
         return
@@ -46,13 +51,14 @@ def list_all(as_json: AsJson = False) -> None:
     keys = list_keys(home)
     if as_json:
         facts = [
-            {"name": name, "made_at_s": one.made_at_s, "may_invite": one.may_invite}
+            {"name": name, "made_at_s": one.made_at_s, "may_invite": one.may_invite, "metrics_only": one.metrics_only}
             for name, one in (keys or {}).items()
         ]
         typer.echo(json.dumps({"is_asked_for": keys is not None, "keys": facts}))
         return
     for name, one in sorted((keys or {}).items()):
-        typer.echo(f"{name:<24} since {at(one.made_at_s)}{', may invite' if one.may_invite else ''}")
+        more = ", may invite" if one.may_invite else ", /metrics only" if one.metrics_only else ""
+        typer.echo(f"{name:<24} since {at(one.made_at_s)}{more}")
     if keys is None:
         typer.echo("No key was made here: unless api.key is set, the API wants none.")
     elif not keys:
@@ -60,7 +66,10 @@ def list_all(as_json: AsJson = False) -> None:
 
 
 @key.command()
-def remove(name: Name, as_json: AsJson = False) -> None:
+def remove(
+    name: Annotated[str, typer.Argument(help="The name it was made with.", autocompletion=completing.keys)],
+    as_json: AsJson = False,
+) -> None:
     """Take a key away; a running coordinator refuses it within a second."""
     from shardnet.swarm.api_keys import remove_key
     from shardnet.swarm.home import Home

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def node(
+    context: typer.Context,
     coordinator: Annotated[
         str | None,
         typer.Option(
@@ -28,12 +31,22 @@ def node(
         typer.Option(metavar="HOST:PORT", help="Where other nodes reach this one; 127.0.0.1:0 if nothing is said."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="This node's name: node, node-2, ... if nothing is said.")] = None,
+    join_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A join token: a home without a certificate joins with it at its first start."
+        ),
+    ] = None,
     models_cache: Annotated[
         Path | None, typer.Option(help="Folder of shards; models_cache if nothing is said.")
     ] = None,
     shard: Annotated[
         list[str] | None,
-        typer.Option(metavar="[MODEL:]ID", help="Bind this node to a shard; may be given several times."),
+        typer.Option(
+            metavar="[MODEL:]ID",
+            help="Bind this node to a shard; may be given several times.",
+            autocompletion=completing.shards,
+        ),
     ] = None,
     memory_limit: Annotated[
         str | None,
@@ -44,6 +57,7 @@ def node(
         typer.Option(
             metavar="resident|streamed|auto",
             help="Shards larger than memory: refused, or read from their file for each token; resident if nothing is said.",
+            autocompletion=completing.words("resident", "streamed", "auto"),
         ),
     ] = None,
     threads: Annotated[
@@ -51,55 +65,57 @@ def node(
         typer.Option(min=0, max=1024, help="CPU threads for arithmetic; 0: this engine's share of the physical cores."),
     ] = None,
     n_gpu_layers: Annotated[
-        str | None, typer.Option(metavar="auto|N", help="Layers of each shard on the GPU; auto: as many as fit.")
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="Layers of each shard on the GPU; auto: as many as fit.",
+            autocompletion=completing.words("auto"),
+        ),
+    ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (configs/node.toml shows every key).")] = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
 ) -> None:
     """Run a node: keep shards in memory, and run them for the coordinator's requests until stopped.
 
     Ctrl-C or SIGTERM lets running tasks finish; a second one ends the node at once.
     """
-    from shardnet import log
-    from shardnet.errors import UsageError
-    from shardnet.inference.splitting.cuts import parse_size
-    from shardnet.lifecycle import run_loop, serve
+    from shardnet.cli.flags import NODE, names_of, settings_of
+    from shardnet.configuration.daemons import begin
+    from shardnet.lifecycle import leave_tidily_on_sigterm, run_loop, serve
     from shardnet.node.daemon import NodeDaemon
     from shardnet.node.settings import NodeSettings
-    from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
+    from shardnet.swarm.joining import join_once
 
-    gpu_layers: int | str | None = n_gpu_layers
-    if n_gpu_layers is not None and n_gpu_layers != "auto":
-        try:
-            gpu_layers = int(n_gpu_layers)
-        except ValueError:
-            raise UsageError(f"--n-gpu-layers {n_gpu_layers!r} is neither auto nor a number of layers") from None
-    settings = load_settings(
-        NodeSettings,
-        file=config,
-        flags={
-            "node.coordinator": coordinator,
-            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
-            "node.listen": listen,
-            "node.name": name,
-            "node.models_cache": models_cache,
-            "node.shards": tuple(shard) if shard else None,
-            "inference.memory_limit_bytes": parse_size(memory_limit) if memory_limit else None,
-            "inference.memory_mode": memory_mode,
-            "inference.threads": threads,
-            "inference.n_gpu_layers": gpu_layers,
-            "log.format": log_format,
-            "log.level": log_level,
-        },
-    )
-    log.configure(level=settings.log.level, form=settings.log.format)
+    settings = begin(NodeSettings, file=config, flags=settings_of(context.params, NODE), flag_names=names_of(NODE))
 
     async def main() -> None:
+        if settings.node.join_token_file is not None:
+            leave_tidily_on_sigterm()  # it may wait for a coordinator, and no daemon runs yet
+            await join_once(settings.node.join_token_file, Home(), settings.node.name or "node")
         with claim_identity(Home(), settings.node.name, "node") as identity:
             await serve(NodeDaemon(settings, identity))
 

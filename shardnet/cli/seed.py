@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 CoordinatorOption = Annotated[
     str | None,
     typer.Option(
@@ -29,6 +31,7 @@ ConfigOption = Annotated[
 
 
 def seed(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A models cache, or the folder of one model.")],
     coordinator: CoordinatorOption = None,
     bootstrap: BootstrapOption = None,
@@ -43,9 +46,21 @@ def seed(
         ),
     ] = False,
     config: ConfigOption = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
 ) -> None:
     """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory.
@@ -53,14 +68,13 @@ def seed(
     With --open there is no swarm: any BitTorrent v2 client can take the shards by the files that `shardnet torrent` writes. --listen is then
     the TCP address that clients connect to.
     """
-    from shardnet import log
+    from shardnet.cli.flags import SEED, names_of, settings_of
+    from shardnet.configuration.daemons import begin
     from shardnet.errors import UsageError
-    from shardnet.inference.splitting.cuts import parse_size
     from shardnet.lifecycle import run_loop, serve
     from shardnet.node.publishing import OpenSeed
     from shardnet.node.settings import NodeSettings
     from shardnet.node.sharing import SharingDaemon
-    from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
 
@@ -68,20 +82,7 @@ def seed(
         raise UsageError(f"{folder} is not a folder")
     if is_open and (coordinator or bootstrap):
         raise UsageError("--open seeds outside of any swarm: leave out --coordinator and --bootstrap")
-    settings = load_settings(
-        NodeSettings,
-        file=config,
-        flags={
-            "node.models_cache": folder,
-            "node.coordinator": coordinator,
-            "node.listen": listen,
-            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
-            "torrent.upload_limit_bytes_per_s": parse_size(upload_limit) if upload_limit else None,
-            "log.format": log_format,
-            "log.level": log_level,
-        },
-    )
-    log.configure(level=settings.log.level, form=settings.log.format)
+    settings = begin(NodeSettings, file=config, flags=settings_of(context.params, SEED), flag_names=names_of(SEED))
 
     async def main() -> None:
         if is_open:
@@ -94,7 +95,8 @@ def seed(
 
 
 def fetch(
-    model: Annotated[str, typer.Argument(help="Name or id of the model.")],
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name or id of the model.", autocompletion=completing.models)],
     out: Annotated[
         Path | None, typer.Option(help="Models cache to put it into; models_cache if nothing is said.")
     ] = None,
@@ -103,39 +105,40 @@ def fetch(
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     config: ConfigOption = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look.",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written; warning.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written; warning.",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was fetched as JSON.")] = False,
 ) -> None:
     """Take all shards of a model from the swarm into a folder, verified. What is there already is not fetched again."""
     import json
 
-    from shardnet import log
+    from shardnet.cli.flags import FETCH, names_of, settings_of
     from shardnet.cli.progress import byte_bar
+    from shardnet.configuration.daemons import begin
     from shardnet.errors import ShardnetError
     from shardnet.lifecycle import run_loop, serve
     from shardnet.log import human_bytes
     from shardnet.node.settings import NodeSettings
     from shardnet.node.sharing import SharingDaemon
-    from shardnet.settings import load_settings
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import claim_identity
 
-    settings = load_settings(
-        NodeSettings,
-        file=config,
-        flags={
-            "node.models_cache": out,
-            "node.coordinator": coordinator,
-            "node.listen": listen,
-            "dht.bootstrap": tuple(bootstrap) if bootstrap else None,
-            "log.format": log_format,
-            "log.level": log_level,
-        },
-    )
-    log.configure(level=log_level or "warning", form=settings.log.format)  # type: ignore[arg-type]
+    flags, names = settings_of(context.params, FETCH), names_of(FETCH)
+    settings = begin(NodeSettings, file=config, flags=flags, flag_names=names, level=log_level or "warning")
 
     async def main() -> SharingDaemon:
         with claim_identity(Home(), settings.node.name, "client") as identity:

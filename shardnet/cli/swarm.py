@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardnet.cli import completing
 from shardnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -179,7 +180,10 @@ def list_members(as_json: AsJson = False) -> None:
 
 @swarm.command()
 def revoke(
-    node: Annotated[str, typer.Argument(help="A node's id, the beginning of it, or its name.")], as_json: AsJson = False
+    node: Annotated[
+        str, typer.Argument(help="A node's id, the beginning of it, or its name.", autocompletion=completing.members)
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """End a membership: running daemons cut that node off within seconds."""
     from shardnet.ids import short

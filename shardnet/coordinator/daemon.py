@@ -7,14 +7,23 @@ import contextlib
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
+from starlette.routing import Route
+
 from shardnet import __version__
+from shardnet.condition.record import State
+from shardnet.condition.telling import Condition
 from shardnet.coordinator.api import views
 from shardnet.coordinator.api.endpoints import Api
+from shardnet.coordinator.api.http_counts import HttpCounts
 from shardnet.coordinator.api.http_server import HttpServer
+from shardnet.coordinator.api.make_route import MakeRoute
 from shardnet.coordinator.api.service import Service
 from shardnet.coordinator.frames import Frames
+from shardnet.coordinator.metrics.endpoint import metrics_route
+from shardnet.coordinator.metrics.reading import CoordinatorFigures
 from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors, port_error
 from shardnet.coordinator.nodes.epoch import next_epoch
 from shardnet.coordinator.nodes.fetching import fetch_piece
@@ -48,6 +57,11 @@ from shardnet.lifecycle import first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
 from shardnet.messages import COPIED, PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
+from shardnet.metrics.dht_figures import dht
+from shardnet.metrics.door import Door
+from shardnet.metrics.exposition import Exposition
+from shardnet.metrics.settings import MetricsSettings
+from shardnet.metrics.vitals import Vitals
 from shardnet.swarm.api_keys import API_KEYS, KeyRing, list_keys
 from shardnet.swarm.following import follow_records
 from shardnet.swarm.home import Home
@@ -95,6 +109,13 @@ class Coordinator:
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
             shard_piece=self._weights.piece,
         )
+        self._figures = CoordinatorFigures(
+            self._standing,
+            self._requests,
+            HttpCounts(),
+            relayed=lambda: (self._frames.relayed, self._weights.relayed_bytes),
+            now_s=time.monotonic,
+        )
         self._loader = Loader(self._cluster, self._peers, self._apply, time.monotonic)
         self._stopping = asyncio.Event()
         self._plan_needed = asyncio.Event()
@@ -128,6 +149,9 @@ class Coordinator:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
+            condition = await resources.enter_async_context(
+                Condition(self._identity.folder, "coordinator", self._condition)
+            )
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -158,9 +182,18 @@ class Coordinator:
                     doors.log_them(epoch=self._epoch, has_key=self._keys.is_asked_for)
                     if page is not None:
                         log.info("page_listening", address=str(doors.api))
-                    api = Api(self._service(), self._settings.api, self._keys, page.routes if page else None)
+                    vitals = resources.enter_context(Vitals("coordinator", self._identity))
+                    exposition = Exposition(
+                        [self._figures.read, vitals.quick, lambda: dht(doors.directory)], [vitals.slow]
+                    )
+                    more = partial(_more_routes, page, exposition)
+                    api = Api(self._service(), self._settings.api, self._keys, more, self._figures.http)
+                    serving = [self._tasks.create_task(http.serve(api.app), name="http")]
+                    door = await _open_metrics(resources, self._settings.metrics, exposition)
+                    if door is not None:
+                        serving.append(self._tasks.create_task(door.run(), name="metrics"))
                     children = [
-                        self._tasks.create_task(http.run(api.app), name="http"),
+                        self._tasks.create_task(vitals.run(), name="vitals"),
                         self._tasks.create_task(self._tick(), name="tick"),
                         self._tasks.create_task(self._keep_planned(), name="plan"),
                         self._tasks.create_task(self._follow_revocations(), name="revocations"),
@@ -176,12 +209,16 @@ class Coordinator:
                         measuring = keep_measured(self._cluster, self._loader, time.monotonic)
                         children.append(self._tasks.create_task(measuring, name="measure"))
                     self._ready.set()
+                    condition.look()
                     await self._stopping.wait()
+                    condition.look()
                     await self._drain()
                     if page is not None:
                         page.feed.close()
                     http.stop()
-                    await asyncio.wait(children[:1], timeout=5)
+                    if door is not None:
+                        door.stop()
+                    await asyncio.wait(serving, timeout=5)
                     self._is_over = True
                     raise _Stopped
             except BaseExceptionGroup as group:
@@ -348,6 +385,18 @@ class Coordinator:
         assets = await asyncio.to_thread(load_assets)
         return Page(feed, self._identity.swarm, self._keys, self._enrol_address, assets=assets)
 
+    def _condition(self) -> tuple[State, str]:
+        """Returns: how this coordinator is, for who watches over it."""
+        if self._stopping.is_set():
+            return "stopping", f"{len(self._requests.running)} requests to finish"
+        if not self._ready.is_set():
+            return "starting", "opening its ports"
+        health = views.health(self._standing)
+        n_ready = sum(1 for one in health["models"] if one["ready"])
+        n_nodes = health["nodes"]
+        said = f"{n_nodes} node{'s' if n_nodes != 1 else ''}, {n_ready} of {len(health['models'])} models ready"
+        return ("ready" if health["ready"] else "waiting"), said
+
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""
         enrol = self._doors.enrol if self._doors is not None else None
@@ -362,6 +411,8 @@ class Coordinator:
             "version": __version__,
             "epoch": self._epoch,
             "uptime_s": round(at_s - self._began_s, 1),
+            "clock_s": round(time.time(), 3),
+            "dht_contacts": self._doors.n_dht_contacts if self._doors is not None else None,
             "refused": list(self._catalogue.refused),
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
@@ -378,6 +429,20 @@ async def _open_http(resources: AsyncExitStack, wanted: Wanted) -> HttpServer:
         raise port_error(error, wanted.api, "--api") from error
     resources.callback(http.close)
     return http
+
+
+async def _open_metrics(resources: AsyncExitStack, settings: MetricsSettings, exposition: Exposition) -> Door | None:
+    """Open the port for figures alone, if there is to be one. Raises: SettingsError if it is taken."""
+    if not settings.listen:
+        return None
+    door = await Door.open(settings, exposition)
+    resources.callback(door.close)
+    return door
+
+
+def _more_routes(page: Page | None, exposition: Exposition, route: MakeRoute) -> list[Route]:
+    """Returns: what the API serves beside its own."""
+    return [metrics_route(route, exposition), *(page.routes(route) if page is not None else [])]
 
 
 class _Stopped(Exception):

@@ -9,6 +9,7 @@ from shardnet.coordinator.nodes.settings import CoordinatorDhtSettings, ListenSe
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.requests.settings import PrefixSettings, RequestSettings, SpeculationSettings
 from shardnet.log import LogFormat, LogLevel
+from shardnet.metrics.settings import MetricsSettings
 from shardnet.settings import Section
 
 
@@ -35,4 +36,5 @@ class CoordinatorSettings(Section):
     prefixes: PrefixSettings = Field(default=PrefixSettings(), description="keeping finished sequences")
     api: ApiSettings = Field(default=ApiSettings(), description="access to the HTTP API")
     dht: CoordinatorDhtSettings = Field(default=CoordinatorDhtSettings(), description="where nodes meet")
+    metrics: MetricsSettings = Field(default=MetricsSettings(), description="figures for Prometheus")
     log: LogSettings = Field(default=LogSettings(), description="log output")

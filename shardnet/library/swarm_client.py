@@ -5,6 +5,7 @@ Knows where that API is and what its events mean. Refuses to know what happens o
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
@@ -31,13 +32,19 @@ class SwarmClient:
         api: the coordinator's URL; `$SHARDNET_API`, or where this machine's coordinator said it listens, if None.
         key: of the API, where it wants one; `$SHARDNET_API__KEY` if None.
         model: which one to ask, by name or id; not needed where only one is served.
+        traced: the coordinator is to record what happens to each request; `trace` gives it.
 
     Every method raises UnreachableError if no coordinator answers, and the coordinator's own errors: UsageError and ContextExceeded for what the
     caller can mend; PlacementError, NoRoomError, Busy if it cannot be done now.
     """
 
-    def __init__(self, api: str | None = None, *, key: str | None = None, model: str | None = None) -> None:
-        self._client = ApiClient(find_api(api), key)
+    def __init__(
+        self, api: str | None = None, *, key: str | None = None, model: str | None = None, traced: bool = False
+    ) -> None:
+        self._trace_id = secrets.token_hex(16) if traced else ""
+        # W3C, "Trace Context": version, trace, parent, flags; the last one says "sampled".
+        parent = {"traceparent": f"00-{self._trace_id}-{secrets.token_hex(8)}-01"} if traced else None
+        self._client = ApiClient(find_api(api), key, parent)
         self._model = model
 
     def __enter__(self) -> Self:
@@ -57,6 +64,11 @@ class SwarmClient:
     def status(self) -> dict[str, Any]:
         """Returns: nodes, layers and who holds them, loads in progress, counters: what `shardnet status --json` prints."""
         found: dict[str, Any] = self._client.get("/status")
+        return found
+
+    def trace(self) -> dict[str, Any]:
+        """Returns: what happened to this client's requests, in Chrome's trace event format (docs/metrics.md). Raises: UsageError if nothing did."""
+        found: dict[str, Any] = self._client.get(f"/traces/{self._trace_id}")
         return found
 
     def chat(self, messages: Messages, *, on_text: OnText | None = None, **options: Unpack[Options]) -> Answer:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from shardnet.condition.record import State
+from shardnet.condition.telling import Condition
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError
 from shardnet.ids import NodeId, ShardKey, new_id, short
@@ -28,7 +30,11 @@ from shardnet.messages import (
     StageRef,
     Welcome,
 )
+from shardnet.metrics.dht_figures import dht
+from shardnet.metrics.exposition import Exposition
+from shardnet.metrics.vitals import Vitals
 from shardnet.node.answering import Answering
+from shardnet.node.figures import NodeFigures
 from shardnet.node.heartbeat import Pulse
 from shardnet.node.links.coordinator_link import CoordinatorLink
 from shardnet.node.links.finding import CoordinatorFinder
@@ -96,6 +102,7 @@ class NodeDaemon:
         self._whereabouts = Whereabouts(self._advertised, lambda: self._finder.host, self._moved)
         self._told = Reach()
         self._is_copy = False
+        self._why_not_joined = ""
         self._may_share = asyncio.Event()
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
@@ -171,6 +178,16 @@ class NodeDaemon:
             memory_limit_bytes=settings.inference.memory_limit_bytes,
             moved_to=lambda: self._whereabouts.reach if self._whereabouts.reach != self._told else None,
         )
+        self._figures = NodeFigures(
+            self._state,
+            self._pulse,
+            self._tasks,
+            self._engine,
+            is_joined=lambda: self._coordinator.is_up,
+            n_peers=lambda: self._links.n_open,
+            swarming=self._swarming,
+            memory_limit_bytes=settings.inference.memory_limit_bytes,
+        )
         self._answering = Answering(
             identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
         )
@@ -193,27 +210,52 @@ class NodeDaemon:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
+            condition = await resources.enter_async_context(Condition(self._identity.folder, "node", self._condition))
             self._listener = await listen(
                 self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
             )
             await resources.enter_async_context(self._listener)
             log.info("node_listening", address=str(self._listener.address))
+            await self._open_metrics(resources)
             await self._whereabouts.settle(self._listener.address)
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
             resources.callback(self._performer.close)
+            condition.look()
             async with asyncio.TaskGroup() as self._jobs.group:
                 children = [
                     self._jobs.group.create_task(self._live(), name="live"),
                     self._jobs.group.create_task(follow_revocations(self._identity), name="revocations"),
                 ]
                 await self._stopping.wait()
+                condition.look()
                 await self._drain()
                 await self._listener.close()  # before the jobs that frames may start have nowhere to run
                 await self._links.close()
                 for task in (*children, *self._jobs):
                     task.cancel()
+
+    async def _open_metrics(self, resources: AsyncExitStack) -> None:
+        """Give figures at a port of their own, if there is to be one. Raises: SettingsError if it is taken."""
+        if not self._settings.metrics.listen:
+            return
+        from shardnet.metrics.door import Door  # an HTTP server, which few nodes need
+
+        vitals = resources.enter_context(Vitals("node", self._identity))
+        figures = self._figures
+        exposition = Exposition(
+            [figures.read, vitals.quick, lambda: dht(self._finder.directory)], [vitals.slow, figures.slow]
+        )
+        door = await Door.open(self._settings.metrics, exposition)
+        serving = [asyncio.create_task(door.run(), name="metrics"), asyncio.create_task(vitals.run(), name="vitals")]
+
+        async def close() -> None:
+            door.stop()
+            serving[1].cancel()
+            await asyncio.wait(serving)
+
+        resources.push_async_callback(close)
 
     def _make_swarming(self) -> SwarmExchange:
         holders = Holders(self._identity, self._links.ask, self._coordinator.ask, lambda: self._finder.directory)
@@ -279,6 +321,20 @@ class NodeDaemon:
         except TimeoutError:
             log.warning("node_drain_timeout", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
 
+    def _condition(self) -> tuple[State, str]:
+        """Returns: how this node is, for who watches over it."""
+        if self._stopping.is_set():
+            return "stopping", f"{self._tasks.n_tasks} tasks to finish"
+        if not self._pulse.devices:
+            return "starting", "starting its engine"
+        held = self._state.held({})
+        has = f"{sum(1 for shard in held if shard.loaded)} of {len(held)} shards in memory"
+        if self._coordinator.is_up:
+            return "ready", f"joined, {has}"
+        if not self._performer.preloaded.is_set():
+            return "waiting", f"loading before it joins, {has}"
+        return "waiting", f"not joined, {has}" + (f": {self._why_not_joined}" if self._why_not_joined else "")
+
     # -- greetings -----------------------------------------------------------------------------------------------------------
 
     async def _find_coordinator(self) -> Address:
@@ -340,6 +396,7 @@ class NodeDaemon:
 
     def _not_joined(self, error: ShardnetError) -> None:
         """The coordinator did not take us in, or was not there."""
+        self._why_not_joined = str(error)
         if error.facts.get("reason") != COPIED:
             self._may_share.set()
         elif not self._is_copy and self._swarming is not None:
@@ -375,6 +432,7 @@ class NodeDaemon:
         self._performer.post(TaskWaits(flight.ticket, task.model_id, stage.first_shard, stage.end_shard, task.options))
 
     def _engine_came_back(self, restored: Restored) -> None:
+        self._figures.restarts += 1
         self._row_links.engine_came_back()
         self._performer.post(
             EngineCameBack(

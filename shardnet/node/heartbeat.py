@@ -88,6 +88,11 @@ class Pulse:
         """Returns: bytes for more shards, by the engine's latest report."""
         return self._memory_free(self.held())
 
+    @property
+    def report(self) -> Report | None:
+        """Returns: what the engine told last; None before it did."""
+        return self._report
+
     async def _ask(self) -> None:
         try:
             report = await self._engine.report()

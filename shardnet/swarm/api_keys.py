@@ -10,6 +10,7 @@ import hmac
 import re
 import secrets
 import time
+from collections.abc import Mapping
 
 from pydantic import Field, TypeAdapter
 
@@ -30,6 +31,9 @@ class ApiKey(Frozen):
     sha256: Sha256
     made_at_s: float = Field(description="Unix time")
     may_invite: bool = Field(default=False, description="its owner may make join tokens over the HTTP API")
+    metrics_only: bool = Field(
+        default=False, exclude_if=lambda value: not value, description="it opens /metrics and nothing else"
+    )
 
 
 ApiKeys = dict[str, ApiKey]
@@ -44,12 +48,15 @@ def list_keys(home: Home) -> ApiKeys | None:
         return None
 
 
-def make_key(home: Home, name: str, *, may_invite: bool = False) -> str:
+def make_key(home: Home, name: str, *, may_invite: bool = False, metrics_only: bool = False) -> str:
     """Returns: a new key, which nobody can be told again. Raises: UsageError for a name that is taken, or is none.
 
     Args:
         may_invite: whoever has it may let machines into the swarm too, not only ask its models.
+        metrics_only: it opens /metrics and nothing else.
     """
+    if may_invite and metrics_only:
+        raise UsageError("a key for /metrics alone cannot invite: choose one of --may-invite and --metrics-only")
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"{name[:100]!r} is no name for a key: use up to 63 letters, digits, '.', '_' and '-'")
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
@@ -60,7 +67,7 @@ def make_key(home: Home, name: str, *, may_invite: bool = False) -> str:
                 f"there is a key named {name} already: choose another name, or `shardnet key remove {name}`"
             )
         home.swarm.mkdir(mode=0o700, exist_ok=True)
-        made = ApiKey(sha256=_digest(key), made_at_s=time.time(), may_invite=may_invite)
+        made = ApiKey(sha256=_digest(key), made_at_s=time.time(), may_invite=may_invite, metrics_only=metrics_only)
         write_records(home.api_keys, API_KEYS, known | {name: made})
     return key
 
@@ -86,11 +93,14 @@ class KeyRing:
         self._fixed = {"api.key": _digest(fixed)} if fixed else {}
         self._named: dict[str, str] | None = None
         self._inviting: frozenset[str] = frozenset()
+        self._of_scrapers: dict[str, str] = {}
 
     def set_named(self, keys: ApiKeys | None) -> None:
         """Those that were made by `shardnet key`; None if there never was one."""
-        self._named = None if keys is None else {name: key.sha256 for name, key in keys.items()}
-        self._inviting = frozenset(name for name, key in (keys or {}).items() if key.may_invite)
+        named = keys or {}
+        self._named = None if keys is None else {name: key.sha256 for name, key in keys.items() if not key.metrics_only}
+        self._of_scrapers = {name: key.sha256 for name, key in named.items() if key.metrics_only}
+        self._inviting = frozenset(name for name, key in named.items() if key.may_invite)
 
     @property
     def is_asked_for(self) -> bool:
@@ -102,13 +112,20 @@ class KeyRing:
         return self.name_of(key) in self._inviting
 
     def name_of(self, key: str) -> str | None:
-        """Returns: whose key this is; None for nobody's."""
-        given = _digest(key)
-        found = None
-        for name, known in (self._fixed | (self._named or {})).items():
-            if hmac.compare_digest(given, known):
-                found = name
-        return found
+        """Returns: whose key this is; None for nobody's, and for one that opens /metrics alone."""
+        return _owner(key, self._fixed | (self._named or {}))
+
+    def opens_metrics_alone(self, key: str) -> bool:
+        """True for a key that opens /metrics and nothing else."""
+        return _owner(key, self._of_scrapers) is not None
+
+
+def _owner(key: str, keys: Mapping[str, str]) -> str | None:
+    given, found = _digest(key), None
+    for name, known in keys.items():
+        if hmac.compare_digest(given, known):
+            found = name
+    return found
 
 
 def _digest(key: str) -> str:

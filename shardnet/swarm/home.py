@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,6 +108,18 @@ def is_held(path: Path) -> bool:
             return False
     except BlockingIOError:
         return True
+
+
+def running(home: Home) -> dict[str, int]:
+    """Returns: the identities of this home that processes run with: name -> process id, 0 if it did not say. Takes the lock of the home."""
+    found = {}
+    if home.nodes.is_dir():
+        with suppress(SettingsError), home.locked():  # a home that cannot be written to has no daemons that run
+            for lock in sorted(home.nodes.glob("*/lock")):
+                if is_held(lock):
+                    said = lock.read_text(errors="replace").strip()
+                    found[lock.parent.name] = int(said) if said.isdecimal() else 0
+    return found
 
 
 def write_in_home(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:

@@ -78,9 +78,9 @@ class Identity:
         self.role: Role = role
         self.private_key = key
         self.node_id = authority.id_of(key.public_key())
-        folder = swarm.home.nodes / name
-        self.key_path = folder / "key.pem"
-        self.certificate_path = folder / "cert.pem"
+        self.folder = swarm.home.nodes / name
+        self.key_path = self.folder / "key.pem"
+        self.certificate_path = self.folder / "cert.pem"
         self.certificate_pem = pem
         self.revoked: frozenset[str] = frozenset(_read_revoked(swarm.home))
         self._watchers: set[Callable[[frozenset[str]], None]] = set()
@@ -296,7 +296,7 @@ def _key_and_certificate(swarm: SwarmIdentity, name: str) -> tuple[authority.Pri
             f"use another --name, or move {folder} away and join again"
         )
     pem = path.read_bytes() if path.exists() else b""
-    ends = _usable_until(pem, swarm, node_id)
+    ends = certificate_ends(pem, swarm.ca, node_id)
     now = datetime.now(UTC)
     if swarm.is_owner and (ends is None or ends - now < timedelta(days=authority.RENEW_BEFORE_DAYS)):
         certificate = authority.issue(swarm.ca_key(), swarm.ca, key.public_key())
@@ -318,14 +318,14 @@ def _key_and_certificate(swarm: SwarmIdentity, name: str) -> tuple[authority.Pri
     return key, pem
 
 
-def _usable_until(pem: bytes, swarm: SwarmIdentity, node_id: str) -> datetime | None:
-    """Returns: when the certificate ends; None if it is not this swarm's for this key."""
+def certificate_ends(pem: bytes, ca: x509.Certificate, node_id: str) -> datetime | None:
+    """Returns: when the certificate ends; None if it is not this authority's for this key."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         matches = authority.id_of(authority.p256(certificate.public_key())) == node_id
     except ValueError:
         return None
-    return certificate.not_valid_after_utc if matches and authority.is_issued_by(certificate, swarm.ca) else None
+    return certificate.not_valid_after_utc if matches and authority.is_issued_by(certificate, ca) else None
 
 
 # -- records -----------------------------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ class TorrentCore:
         self.tls = tls
         self.port = 0
         self.torrents: dict[str, Torrent] = {}
+        self.past_traffic = 0, 0
+        """Payload bytes sent and taken by torrents that are gone."""
         self._by_handle: dict[int, Torrent] = {}
         self._on_rotten = on_rotten
         self._native: Any = None
@@ -168,6 +170,8 @@ class TorrentCore:
             torrent.native = None
             if self.torrents.get(torrent.facts.info_hash) is torrent:
                 del self.torrents[torrent.facts.info_hash]
+                stats, (sent, taken) = torrent.stats(), self.past_traffic
+                self.past_traffic = sent + stats.uploaded_bytes, taken + stats.downloaded_bytes
 
     def know_peers(self, torrent: Torrent, peers: Iterable[Address]) -> None:
         """Remember addresses and dial them. What is not an IP address with a port, or is ourselves, is passed over."""

@@ -78,6 +78,8 @@ def open_native(settings: TorrentSettings, *, with_tls: bool) -> Any:
             # Where a limit is set, every message of a handshake waits for a tick.
             "tick_interval": LIMITED_TICK_MS if has_limit else TICK_MS,
             "unchoke_interval": 1,
+            # Pieces that a peer may have while it waits for a slot (BEP 6). Five for each peer of a seed would be five each that others have already.
+            "allowed_fast_set_size": 0,
             "send_buffer_low_watermark": READ_AHEAD_BYTES,
             "send_buffer_watermark": 2 * READ_AHEAD_BYTES,
             "stop_tracker_timeout": 0,

@@ -179,6 +179,12 @@ class TorrentSession:
         """Returns: figures of every torrent, by info-hash."""
         return {info_hash: entry.stats() for info_hash, entry in self._core.torrents.items()}
 
+    def traffic(self) -> tuple[int, int]:
+        """Returns: payload bytes sent and taken since the start, those of torrents that are gone included."""
+        now = self.stats().values()
+        sent, taken = self._core.past_traffic
+        return sent + sum(one.uploaded_bytes for one in now), taken + sum(one.downloaded_bytes for one in now)
+
     @property
     def _authority(self) -> bytes | None:
         return self._tls.ca_pem if self._tls is not None else None

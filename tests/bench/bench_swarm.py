@@ -1,16 +1,18 @@
 """What a swarm's first holder pays when everybody wants everything. Real processes over loopback; one JSON line per figure.
 
-    python -m tests.bench.bench_swarm [--nodes 5] [--shards 3] [--limit-megabytes 10] [--model GGUF] [--folder DIR]
+    python -m tests.bench.bench_swarm [--nodes 5] [--shards 3] [--limit-megabytes 0 10] [--model GGUF] [--folder DIR]
 
-One process (`shardnet seed`) holds all shards of the model (SmolLM2 if none is named), the others (`shardnet fetch --stay`) start empty. A star
-would send the model once for each of them: `sent_over_model` would be nodes - 1. With a limit, `time_over_limit` is the time until the last one is
-complete over the time that the limit alone dictates for one copy.
+One process (`shardnet seed`) holds all shards of the model (SmolLM2 if none is named), the others (`shardnet fetch --stay`) are empty, and wait for
+it: time counts from its first announcement. A star would send the model once for each of them: `sent_over_model` would be nodes - 1. With a limit,
+`time_over_limit` is the time until the last one is complete over the time that the limit alone dictates for one copy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,9 @@ from typing import Any
 
 from shardnet.inference.splitting.manifest_file import load_manifest
 from shardnet.local.model import find_demo_model
-from shardnet.local.processes import LocalSwarm
+from shardnet.local.processes import LocalSwarm, Process
 from shardnet.manifest import Manifest
+from shardnet.node.sharing import FETCHES_AT_ONCE
 
 MB = 1_000_000
 
@@ -38,6 +41,11 @@ def split(model: Path, cache: Path, n_shards: int) -> tuple[Path, Manifest]:
     return folder, load_manifest(folder)
 
 
+def has_logged(process: Process, event: str) -> int:
+    """Returns: how often."""
+    return sum(f'"{event}"' in line for line in list(process.tail))
+
+
 def bytes_given(lines: list[str]) -> int:
     for line in lines:
         if '"exchange_ended"' in line:
@@ -46,22 +54,29 @@ def bytes_given(lines: list[str]) -> int:
 
 
 def measure(root: Path, cache: Path, manifest: Manifest, n_nodes: int, limit: int) -> None:
-    """One run: everybody starts at once, until the last one has everything."""
+    """One run: everybody is up and waits, then the holder comes, until the last one has everything."""
     with LocalSwarm(root / "swarm", log_format="json") as swarm:
         swarm.start_coordinator("--models-cache", str(cache))
-        more = ["--upload-limit", f"{limit}MB"] if limit else []
-        holder = swarm.start("holder", "seed", str(cache), *more)
-        swarm.wait_for(
-            lambda: sum('"dht_announced"' in line for line in list(holder.tail)) == manifest.n_shards, 60, "the holder"
-        )
         names = [f"node-{index}" for index in range(1, n_nodes)]
-        began = time.perf_counter()
         for name in names:
             out = str(root / name)
-            swarm.start(name, "fetch", manifest.name, "--out", out, "--stay", "--log-level", "info")
+            fetch = ("fetch", manifest.name, "--out", out, "--stay", "--log-level", "info")
+            swarm.start(name, *fetch, env={"SHARDNET_TORRENT__FIND_HOLDERS_S": "600"})
+
+        def waits(name: str) -> bool:
+            return has_logged(swarm.processes[name], "shard_has_no_holder_yet") >= min(
+                FETCHES_AT_ONCE, manifest.n_shards
+            )
 
         def complete(name: str) -> bool:
             return len(list((root / name).glob("shards/*/shard-*.gguf"))) == manifest.n_shards
+
+        swarm.wait_for(lambda: all(waits(name) for name in names), 120, "the nodes")
+        load = os.getloadavg()[0]
+        more = ["--upload-limit", f"{limit}MB"] if limit else []
+        holder = swarm.start("holder", "seed", str(cache), *more)
+        swarm.wait_for(lambda: has_logged(holder, "dht_announced") > 0, 60, "the holder")
+        began = time.perf_counter()
 
         swarm.wait_for(lambda: all(complete(name) for name in names), 600, "the last node")
         seconds = time.perf_counter() - began
@@ -71,6 +86,7 @@ def measure(root: Path, cache: Path, manifest: Manifest, n_nodes: int, limit: in
         "nodes": n_nodes,
         "model_bytes": manifest.total_bytes,
         "seconds": seconds,
+        "load": load,
         "sent_bytes": sent,
         "sent_over_model": sent / manifest.total_bytes,
         "sent_by_others": [bytes_given(list(processes[name].tail)) for name in names],
@@ -84,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=5)
     parser.add_argument("--shards", type=int, default=3)
-    parser.add_argument("--limit-megabytes", type=int, default=10)
+    parser.add_argument("--limit-megabytes", type=int, nargs="+", default=[0, 10], help="one run each; 0: no limit")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if not given")
     arguments = parser.parse_args()
@@ -92,10 +108,11 @@ def main() -> None:
         root = Path(scratch)
         cache = root / "cache"
         _, manifest = split(arguments.model or find_demo_model(), cache, arguments.shards)
-        for limit in (0, arguments.limit_megabytes):
+        for limit in arguments.limit_megabytes:
             run = root / f"run-{limit}"
             run.mkdir()
             measure(run, cache, manifest, arguments.nodes, limit)
+            shutil.rmtree(run)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class FakeEngine:
         self.loads.append(request)
         return LoadedShard(request, Loaded(command_id=request.command_id, memory_bytes=77))
 
+    pid: int | None = None
+
     async def report(self) -> Report:
         return Report(command_id=new_id(), devices=(), sequences=0, busy_s=0.0)
 

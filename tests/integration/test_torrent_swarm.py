@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -316,6 +317,24 @@ async def pieces_of(session: TorrentSession, shard: Shard) -> list[Piece]:
     while not (found := await session.missing(info_hash(shard.torrent))):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     return found
+
+
+async def test_who_waits_for_a_slot_of_a_seed_gets_no_piece_meanwhile(world: World, tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "origin", 4 * MB, world.authority.pem)  # private: they do not hear of each other
+    seed = await world.session("seed", world.authority.member(), upload_limit_bytes_per_s=2 * MB)
+    await seed.seed(shard.torrent, shard.path, label="0")
+    seen = [Reached(0.3), Reached(0.3)]
+    async with asyncio.TaskGroup() as group:
+        tasks: list[asyncio.Task[Any]] = [group.create_task(one.wait()) for one in seen]
+        for index, reached in enumerate(seen):
+            node, target = await world.session(f"node-{index}", world.authority.member()), world.target(f"node-{index}")
+            peers = [("127.0.0.1", seed.port)]
+            fetch = node.fetch(shard.torrent, target, peers=peers, on_progress=reached, **shard.wanted())
+            tasks.append(group.create_task(fetch))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        assert min(one.reports[-1].downloaded_bytes for one in seen) == 0
 
 
 async def test_pieces_that_came_another_way_are_proved_and_complete_a_download_without_any_peer(

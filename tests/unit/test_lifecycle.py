@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 
 import pytest
 
 from shardnet.errors import PeerLost
-from shardnet.lifecycle import Backoff, peer_guard, run_loop
+from shardnet.lifecycle import Backoff, Jobs, peer_guard, run_loop
 
 
 def test_delays_double_up_to_the_most_and_start_again_after_success() -> None:
@@ -29,6 +31,17 @@ async def test_cancellation_passes_the_guard() -> None:
     with pytest.raises(asyncio.CancelledError):
         async with peer_guard("peer"):
             raise asyncio.CancelledError
+
+
+async def test_a_job_that_ends_before_it_began_leaves_no_warning_behind() -> None:
+    jobs = Jobs()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        async with asyncio.TaskGroup() as jobs.group:
+            jobs.spawn(asyncio.sleep(1), "never begun").cancel()
+        gc.collect()
+    assert not told
+    assert not list(jobs)
 
 
 def test_the_loop_is_uvloop_where_there_is_one() -> None:

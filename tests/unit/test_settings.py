@@ -17,7 +17,7 @@ class Net(Section):
 
 
 class Api(Section):
-    key: str = Field(default="", max_length=8, description="secret")
+    key: str = Field(default="", max_length=8, repr=False, description="secret")
     hosts: tuple[str, ...] = Field(default=(), strict=False, description="names")
 
 
@@ -73,7 +73,7 @@ def test_a_section_in_the_environment_is_written_as_json(tmp_path: Path) -> None
             r"'net.timeout_s' in SHARDNET_NET__TIMEOUT_S must be a number \(got 'soon'\)",
         ),
         ({"SHARDNET_NET__TIMEOUT_S": "0"}, r"must be above 0 \(got '0'\)"),
-        ({"SHARDNET_NET__WAIT": "1"}, "'net.wait' in SHARDNET_NET__WAIT is not known$"),
+        ({"SHARDNET_NET__WAIT": "1"}, "the variable SHARDNET_NET__WAIT is not known$"),
         ({"SHARDNET_API__KEY": "very-secret"}, "'api.key' in SHARDNET_API__KEY must have at most 8 characters$"),
     ],
 )

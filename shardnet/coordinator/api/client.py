@@ -80,11 +80,16 @@ def _http_options(url: str, key: str | None) -> dict[str, Any]:
 
 
 class ApiClient:
-    """One user's or command's use of the API. A context manager."""
+    """One user's or command's use of the API. A context manager.
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    Args:
+        headers: sent with every request.
+    """
+
+    def __init__(self, url: str, key: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         self.url = url
         self._http = httpx.Client(**_http_options(url, key))
+        self._http.headers.update(headers or {})
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,9 @@ from shardnet.coordinator.api.anthropic.request import CountRequest, MessagesReq
 from shardnet.coordinator.api.bodies import read_body
 from shardnet.coordinator.api.embeddings import EmbeddingsRequest
 from shardnet.coordinator.api.errors import error_response
+from shardnet.coordinator.api.http_counts import OTHER, HttpCounts
 from shardnet.coordinator.api.large_json import LargeJSONResponse
+from shardnet.coordinator.api.make_route import MoreRoutes
 from shardnet.coordinator.api.openapi.document import document, endpoints_of
 from shardnet.coordinator.api.openapi.page import PAGE, page_part
 from shardnet.coordinator.api.responses.request import ResponsesRequest
@@ -36,8 +38,10 @@ from shardnet.coordinator.api.schemas import (
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
 from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
+from shardnet.coordinator.api.traces import HEADER, Traces
 from shardnet.coordinator.api.turns import UNEXPECTED, answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
+from shardnet.coordinator.requests.recording import TRACED
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.log import get
 from shardnet.swarm.api_keys import KeyRing
@@ -50,9 +54,6 @@ never sees why."""
 MAX_NAME = 256
 CLIENT_GONE = 499
 
-MoreRoutes = Callable[[Callable[..., Route]], list[Route]]
-"""Given what makes a route with the API's fences: routes of somebody else beside the API's own."""
-
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 log = get("api")
@@ -61,10 +62,19 @@ log = get("api")
 class Api:
     """The routes."""
 
-    def __init__(self, service: Service, settings: ApiSettings, keys: KeyRing, more: MoreRoutes | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        settings: ApiSettings,
+        keys: KeyRing,
+        more: MoreRoutes | None = None,
+        counts: HttpCounts | None = None,
+    ) -> None:
         self._service = service
         self._settings = settings
         self._keys = keys
+        self._counts = counts or HttpCounts()
+        self._traces = Traces(service)
         self._started_s = int(time.time())
         routes = [
             self._route("GET", "/v1/models", self._models),
@@ -82,10 +92,14 @@ class Api:
             self._route("GET", "/healthz", self._health, open_to_all=True),
             self._route("GET", "/openapi.json", self._openapi, needs_key=False),
             *(self._route("GET", path, page_part, needs_key=False, in_document=False) for path in PAGE),
+            *self._traces.routes(self._route),
             *(more(self._route) if more is not None else []),
         ]
         self.routes = routes
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        for route in routes:
+            if route.include_in_schema:
+                self._counts.expect(route.path)
+        app = Starlette(routes=routes, exception_handlers={HTTPException: self._no_route})
         app.router.redirect_slashes = False  # a redirect would name whatever Host was sent
         self.app: ASGIApp = WithoutTrailingSlash(app)
         if settings.allowed_origins:
@@ -110,6 +124,7 @@ class Api:
         told: Callable[[ShardnetError], Response] = error_response,
         needs_key: bool = True,
         in_document: bool = True,
+        takes_metrics_keys: bool = False,
     ) -> Route:
         """The named edge of every request: who may ask, and what errors become.
 
@@ -118,17 +133,30 @@ class Api:
             told: words errors.
             needs_key: false for what says nothing of this swarm: a browser that opens a page sends no key.
             in_document: false for pages and their parts, which `/openapi.json` leaves out.
+            takes_metrics_keys: a key that opens nothing else opens this.
         """
         allowed = {"Allow": f"{'GET, HEAD' if method == 'GET' else method}, OPTIONS"}
 
         async def endpoint(request: Request) -> Response:
+            traced = self._traces.begin(request) if method == "POST" else None
+            if traced is None:
+                response = await answer(request)
+            else:
+                TRACED.set(traced)  # of this request's task, and of those that it starts
+                response = await answer(request)
+                self._traces.keep(traced)
+                response.headers[HEADER] = traced.trace_id
+            self._counts.note(path, response.status_code)
+            return response
+
+        async def answer(request: Request) -> Response:
             try:
                 if not open_to_all:
                     self._check_host(request)
                 if request.method == "OPTIONS":
                     return Response(status_code=204, headers=allowed)
                 if needs_key and not open_to_all:
-                    self._check_key(request)
+                    self._check_key(request, takes_metrics_keys=takes_metrics_keys)
                 return await handler(request)
             except ShardnetError as error:
                 return told(error)
@@ -148,11 +176,16 @@ class Api:
         if "*" not in allowed and name.lower() not in allowed:
             raise UsageError(f"host {name[:100]!r} is not answered here: add it to api.allowed_hosts", http_status=403)
 
-    def _check_key(self, request: Request) -> None:
+    def _check_key(self, request: Request, *, takes_metrics_keys: bool) -> None:
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        given = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
-        is_known = any(self._keys.name_of(one.strip()) is not None for one in given)
-        if self._keys.is_asked_for and not is_known:
+        both = [bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+        given = [one.strip() for one in both]
+        if not self._keys.is_asked_for or any(self._keys.name_of(one) is not None for one in given):
+            return
+        is_metrics_key = any(map(self._keys.opens_metrics_alone, given))
+        if is_metrics_key and not takes_metrics_keys:
+            raise UsageError("this key opens /metrics and nothing else: `shardnet key add` makes one", http_status=403)
+        if not is_metrics_key:
             raise UsageError(
                 "this API wants a key (`shardnet key add` makes one): send the header 'Authorization: Bearer KEY'",
                 http_status=401,
@@ -185,6 +218,11 @@ class Api:
         if not fits:
             raise too_large
         return await read_body(bytes(body), kind)
+
+    async def _no_route(self, request: Request, error: Exception) -> Response:
+        response = _http_error(request, error)
+        self._counts.note(OTHER, response.status_code)
+        return response
 
     # -- models and state ----------------------------------------------------------------------------------------------------
 
@@ -296,7 +334,7 @@ class WithoutTrailingSlash:
         await self._app(scope, receive, send)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the same shape as everything else."""
     assert isinstance(error, HTTPException)
     path, headers = request.scope["path"][:MAX_NAME], dict(error.headers or {})

@@ -1,82 +1,18 @@
-"""uvicorn inside the coordinator's own event loop: our socket, our signals, our logs."""
+"""The API's HTTP server: so many connections, refused in the API's own shape."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from collections.abc import Iterator
-
-import uvicorn
 from starlette.types import ASGIApp
 
+from shardnet import http_server
 from shardnet.coordinator.api.refusing import RefusingProtocol
-from shardnet.messages import Address
-from shardnet.swarm.addresses import HostPort, bound_address, open_listening_sockets
-from shardnet.tcp import Patience, tune
 
-GRACEFUL_S = 2
 MAX_CONNECTIONS = 1024
-PATIENCE = Patience(idle_s=15, interval_s=5, questions=3, unacknowledged_s=120)
-"""A client that is gone without a word does not keep its answer's place; one that only does not read for a while does."""
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are the daemon's business."""
-        yield
-
-
-class HttpServer:
+class HttpServer(http_server.HttpServer):
     """Serves an ASGI app until `stop`. The sockets are open from the start, so that the address is known."""
 
-    def __init__(self, listening: list[socket.socket]) -> None:
-        self._sockets = listening
-        self._server: _Server | None = None
-        self._stopped = False
-
-    @classmethod
-    def listen(cls, address: HostPort) -> HttpServer:
-        """Raises: SettingsError if the port is taken; UnreachableError if the host is not one of this machine's."""
-        listening = open_listening_sockets(address)
-        for one in listening:
-            tune(one, PATIENCE)  # what is accepted takes it over
-        return cls(listening)
-
-    @property
-    def address(self) -> Address:
-        """Returns: where it listens."""
-        return bound_address(self._sockets[0])
-
-    async def run(self, app: ASGIApp) -> None:
+    async def serve(self, app: ASGIApp) -> None:
         """Serve; returns after `stop`, when every connection is closed."""
-        config = uvicorn.Config(
-            app,
-            http=RefusingProtocol,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=GRACEFUL_S,
-        )
-        self._server = _Server(config)
-        self._server.should_exit = self._stopped
-        try:
-            await self._server.serve(sockets=self._sockets)
-        finally:
-            self.close()
-
-    def stop(self) -> None:
-        """Ask it to end."""
-        self._stopped = True
-        if self._server is not None:
-            self._server.should_exit = True
-
-    def close(self) -> None:
-        """Close the sockets."""
-        for one in self._sockets:
-            one.close()
+        await self.run(app, protocol=RefusingProtocol, most_connections=MAX_CONNECTIONS)

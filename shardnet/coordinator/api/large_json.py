@@ -7,7 +7,7 @@ whatever thread writes. So no list is encoded, copied or sent as a whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -25,11 +25,11 @@ class LargeJSONResponse(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: Any, headers: Mapping[str, str] | None = None) -> None:
         self.status_code = 200
         self.background = None
         self.chunks = list(_chunks(content))
-        self.init_headers({"Content-Length": str(sum(map(len, self.chunks)))})
+        self.init_headers({"Content-Length": str(sum(map(len, self.chunks))), **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""

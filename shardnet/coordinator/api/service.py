@@ -22,6 +22,7 @@ from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec, answer_limit
 from shardnet.coordinator.requests.reading import PromptReading
+from shardnet.coordinator.requests.recording import TRACED
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.words import Words
@@ -89,6 +90,7 @@ class Service:
 
         Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
         """
+        arrived_at_s = self.requests.now_s()
         request.check_supported()
         manifest = self._ready_model(request)
         words = await self.words(manifest)
@@ -105,6 +107,7 @@ class Service:
         if reading is not None:
             _check_size(sum(map(len, prompts)) * n * (1 + reading.top))
         answers: list[Answering] = []
+        traced = TRACED.get()
         try:
             for index in range(len(prompts) * n):
                 prompt = prompts[index // n]
@@ -120,6 +123,8 @@ class Service:
                     epoch=self.epoch,
                     speculate=request.speculation is not False,
                     reading=reading,
+                    arrived_at_s=arrived_at_s,
+                    recording=None if traced is None else traced.recording(len(prompt)),
                 )
                 begin = self.requests.open_another if answers else self.requests.open
                 running = await begin(spec, prepared.stream())

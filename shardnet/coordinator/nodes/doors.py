@@ -65,6 +65,11 @@ class Doors:
         """Returns: `nodes`, `enrol`, `api`, `dht`."""
         return {"nodes": self.nodes, "enrol": self.enrol, "api": self.api, "dht": self.dht}
 
+    @property
+    def n_dht_contacts(self) -> int | None:
+        """Returns: members that it hears on the DHT; None where it takes no part."""
+        return self.directory.stats().contacts if self.directory is not None else None
+
     def write_down(self, home: Home, identity: Identity) -> None:
         """Tell the commands of this machine. Blocking. Raises: SettingsError, NoRoomError."""
         where = {what: _dialable(address) for what, address in self.addresses.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from shardnet.dht.settings import DhtSettings
-from shardnet.settings import Section
+from shardnet.settings import Section, as_fault
+from shardnet.swarm.addresses import parse_host_port
+from shardnet.swarm.whereabouts import advertised_address
 
 
 class ListenSettings(Section):
@@ -20,6 +22,22 @@ class ListenSettings(Section):
         default="127.0.0.1:7701", description='HOST:PORT that takes in machines with a join token; "": nowhere'
     )
     api: str = Field(default="127.0.0.1:8080", description="HOST:PORT of the HTTP API (plain HTTP)")
+
+    @field_validator("nodes", "api", "enrol")
+    @classmethod
+    def _are_addresses(cls, text: str, info: ValidationInfo) -> str:
+        with as_fault():
+            if text or info.field_name != "enrol":
+                parse_host_port(text)
+        return text
+
+    @field_validator("advertise")
+    @classmethod
+    def _nodes_can_dial_it(cls, text: str | None) -> str | None:
+        with as_fault():
+            if text is not None:
+                advertised_address(text, "listen.advertise")
+        return text
 
 
 class CoordinatorDhtSettings(DhtSettings):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shardnet.coordinator.api.make_route import MakeRoute
 from shardnet.coordinator.api.streaming import EventStream
 from shardnet.coordinator.page.feed import Feed
 from shardnet.coordinator.page.inviting import make_token, who_asks
@@ -43,16 +43,6 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 NOT_KEPT = {"Cache-Control": "no-store"}
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-class MakeRoute(Protocol):
-    """How the API makes a route: with its fences, and its errors."""
-
-    def __call__(
-        self, method: str, path: str, handler: Handler, *, needs_key: bool = True, in_document: bool = True
-    ) -> Route: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from cryptography import x509
+
 from shardnet.coordinator.text.words import Words, open_words
 from shardnet.errors import ShardCorrupt, ShardnetError, ShardNotFound, UsageError
 from shardnet.files import unwritable, write_whole
@@ -31,6 +33,21 @@ FetchPiece = Callable[[str, int], Awaitable[tuple[int, bytes]]]
 """`(model_id, offset)` -> (total bytes, one piece)."""
 
 log = get("catalogue")
+
+
+def signature_fault(manifest: Manifest, authority: x509.Certificate) -> str | None:
+    """Returns: why a manifest that lies elsewhere than in the coordinator's own cache may not be served; None if it may."""
+    if signature_is_valid(manifest, authority):
+        return None
+    who = (
+        "nobody signed its manifest"
+        if manifest.signature is None
+        else "its manifest is signed by another swarm's owner"
+    )
+    return (
+        f"{who}: split the model on the machine that owns this swarm, "
+        "or copy the folder with its manifest.json into the coordinator's models cache and start the coordinator again"
+    )
 
 
 class Catalogue:
@@ -66,17 +83,7 @@ class Catalogue:
 
     def fault_of(self, manifest: Manifest) -> str | None:
         """Returns: why a manifest that a node offers may not be served, or None if it may."""
-        if signature_is_valid(manifest, self._swarm.ca):
-            return None
-        who = (
-            "nobody signed its manifest"
-            if manifest.signature is None
-            else "its manifest is signed by another swarm's owner"
-        )
-        return (
-            f"{who}: split the model on the machine that owns this swarm, "
-            "or copy the folder with its manifest.json into the coordinator's models cache and start the coordinator again"
-        )
+        return signature_fault(manifest, self._swarm.ca)
 
     async def words(self, manifest: Manifest) -> Words:
         """Returns: vocabulary and template, made at the first call.

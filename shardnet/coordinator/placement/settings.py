@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from shardnet.messages import ShardOptions
-from shardnet.settings import Section
+from shardnet.settings import MOST_BYTES, Section
 
 
 class ModelsSettings(Section):
@@ -52,6 +52,7 @@ class PlacementSettings(Section):
     relay_bytes_per_s: int = Field(
         default=16 << 20,
         ge=0,
+        le=MOST_BYTES,
         description="weights that go through the coordinator where nodes cannot dial each other, bytes per second; 0: none do",
     )
     measure_links: bool = Field(default=True, description="measure the links between nodes when they join")

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from shardnet.coordinator.placement.chunks import Chunks
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.figures import Figures
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.keeping import Keeper
 from shardnet.coordinator.requests.pipeline import Generation, Need
@@ -80,6 +81,7 @@ class Requests:
     ) -> None:
         self.prefixes = prefixes
         self.totals = Totals()
+        self.figures = Figures()
         self.running: set[Running] = set()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -100,6 +102,14 @@ class Requests:
         """Returns: requests that wait for a sequence."""
         return len(self._queue)
 
+    def queued_for(self, model_id: str) -> int:
+        """Returns: those of them that wait for this model."""
+        return self._queue.count(model_id)
+
+    def now_s(self) -> float:
+        """Returns: seconds of the clock that all times of requests are of."""
+        return self._swarm.now_s()
+
     def check_ready(self, model_id: str) -> None:
         """Raises: what `open` would raise for a model without a pipeline."""
         if not self._swarm.routes(model_id):
@@ -113,6 +123,7 @@ class Requests:
         if self._is_closed:
             raise Busy(STOPPING, retry_after_s=RETRY_AFTER_S)
         self.check_ready(spec.model_id)
+        asked_at_s = self._swarm.now_s()
         route = None if self._queue.has(spec.model_id) else self._places.pick(self._swarm.routes(spec.model_id))
         if route is None:
             route = await self._queue.wait(spec.model_id)
@@ -121,8 +132,12 @@ class Requests:
         generation = Generation(
             spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id), chunk=self._chunk
         )
-        running = Running(generation, answer, self._ended, self._swarm.now_s())
+        now_s = self._swarm.now_s()
+        running = Running(generation, answer, self._ended, now_s, asked_at_s)
+        if spec.recording is not None:
+            spec.recording.begins(running.request_id, asked_at_s, now_s)
         self.running.add(running)
+        self.figures.began(generation, now_s - asked_at_s)
         if model is not None:
             model.streams += 1
         self.idle.clear()
@@ -178,18 +193,24 @@ class Requests:
         if kept is not None:
             route = kept[0].route
         self._places.take(running, route)
-        running.generation.start(route, self._swarm.now_s(), kept)
+        now_s, recording = self._swarm.now_s(), running.generation.spec.recording
+        if recording is not None:
+            recording.began_try(route, kept[1] if kept is not None else 0, now_s)
+        running.generation.start(route, now_s, kept)
         self._go_on(running)
 
     def _go_on(self, running: Running) -> None:
         """Carry out what the machine decided."""
         generation = running.generation
+        recording = generation.spec.recording
         while sends := generation.take_sends():
             for send in sends:
                 try:
                     if send.payload is None:
                         self._swarm.send(send.node_id, send.message)
                         continue
+                    if recording is not None:
+                        recording.sent(send.message, self._swarm.now_s())  # type: ignore[arg-type]
                     self._owners[send.message.command_id] = running  # type: ignore[union-attr]
                     running.command_ids.add(send.message.command_id)  # type: ignore[union-attr]
                     self._swarm.send(send.node_id, send.message, (send.payload,))
@@ -203,6 +224,8 @@ class Requests:
                 self._keeper.at_end(generation)
                 self.pump()
             return
+        if recording is not None and generation.need is not Need.NOTHING:
+            recording.set_back(generation.last_error.code, self._swarm.now_s())
         if generation.need is not Need.NOTHING and running.timer is None:
             if generation.pause_s > 0:
                 loop = asyncio.get_running_loop()
@@ -217,7 +240,10 @@ class Requests:
         if running.generation.wants_route:
             self._find_route(running)
         else:
-            running.generation.resume(self._swarm.now_s())
+            now_s, recording = self._swarm.now_s(), running.generation.spec.recording
+            if recording is not None and running.generation.route is not None:
+                recording.began_try(running.generation.route, 0, now_s)
+            running.generation.resume(now_s)
             self._go_on(running)
 
     def _find_route(self, running: Running) -> None:
@@ -241,7 +267,14 @@ class Requests:
             model.streams -= 1
         if not self.running:
             self.idle.set()
-        self.totals.account(running, self._swarm.now_s())
+        now_s = self._swarm.now_s()
+        self.totals.account(running, now_s)
+        self.figures.ended(running.generation, now_s - running.arrived_at_s)
+        if running.generation.spec.recording is not None:
+            error = running.generation.error
+            running.generation.spec.recording.ended(
+                running.generation.finish_reason or (error.code if error else ""), now_s
+            )
 
     # -- what happens --------------------------------------------------------------------------------------------------------
 
@@ -255,7 +288,11 @@ class Requests:
             del self._owners[result.command_id]
             running.command_ids.discard(result.command_id)
         generation = running.generation
-        generation.on_result(result, self._swarm.now_s())
+        route = generation.route if generation.owns(result.command_id) else None
+        n_tokens, now_s = generation.n_generated, self._swarm.now_s()
+        if route is not None and generation.spec.recording is not None:
+            generation.spec.recording.answered(result, now_s)
+        generation.on_result(result, now_s)
         self._go_on(running)
         if generation.emitted:
             if running.first_token_at_s is None:
@@ -263,6 +300,12 @@ class Requests:
                 self.totals.began(running, running.first_token_at_s)
                 self._keeper.note_first_token(generation)
             running.wake()
+        if route is not None:  # the next step is on its way: now there is time for figures
+            self.figures.step(route, result.timings)
+            if generation.n_generated > n_tokens:
+                since_s = running.token_at_s or running.arrived_at_s
+                self.figures.token(generation.spec.model_id, now_s - since_s, is_first=running.token_at_s is None)
+                running.token_at_s = now_s
 
     def on_read(self, node_id: str, frame: Frame[RowsRead]) -> None:
         """A last stage told what it read of a prompt's rows; its result follows."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardnet.coordinator.requests.reading import PromptReading
+from shardnet.coordinator.requests.recording import Recording
 from shardnet.errors import ContextExceeded, UsageError
 from shardnet.messages import Sampling
 from shardnet.steps import TokenLogprob
@@ -28,6 +29,8 @@ class GenerationSpec:
         speculate: tokens may be proposed, if the coordinator does so at all.
         is_end: tells end-of-text tokens; they are emitted, and end the answer unless `ignore_eos`.
         reading: what is to be told of the prompt's own rows. Such a request starts from nobody's KV: no row of it may be left out.
+        arrived_at_s: when the client asked, by the clock of `Swarm.now_s`; None: when the request is opened.
+        recording: what becomes of it is noted there; None: nobody wants to know.
     """
 
     model_id: str
@@ -41,6 +44,8 @@ class GenerationSpec:
     epoch: int = 0
     speculate: bool = True
     reading: PromptReading | None = None
+    arrived_at_s: float | None = None
+    recording: Recording | None = None
 
 
 def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:

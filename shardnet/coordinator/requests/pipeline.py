@@ -103,6 +103,11 @@ class Generation:
         return self._attempt.route if self._attempt is not None else None
 
     @property
+    def last_error(self) -> ShardnetError:
+        """Returns: what went wrong last."""
+        return self._setbacks.last_error
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Returns: those of its route, while it needs them."""
         return () if self.is_done or self._attempt is None else self._attempt.route.node_ids

@@ -97,6 +97,10 @@ class PlaceQueue:
         """True if somebody waits for a place of the model."""
         return any(waiting.model_id == model_id for waiting in self._queue)
 
+    def count(self, model_id: str) -> int:
+        """Returns: how many wait for a place of the model."""
+        return sum(waiting.model_id == model_id for waiting in self._queue)
+
     async def wait(self, model_id: str) -> Route:
         """Returns: a route with a free place, which is to be taken before anything else happens.
 

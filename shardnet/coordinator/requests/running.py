@@ -36,17 +36,28 @@ class Running:
     Args:
         ended: called once, when nobody wants more of it.
         at_s: now, seconds of the clock that `first_token_at_s` will be of.
+        asked_at_s: when it began to wait for its place; `at_s` if it did not.
     """
 
     def __init__(
-        self, generation: Generation, answer: AnswerStream, ended: Callable[[Running], None], at_s: float
+        self,
+        generation: Generation,
+        answer: AnswerStream,
+        ended: Callable[[Running], None],
+        at_s: float,
+        asked_at_s: float | None = None,
     ) -> None:
         self.request_id = new_id()
         self.generation = generation
         self.command_ids: set[str] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.started_at_s = at_s
+        self.asked_at_s = at_s if asked_at_s is None else asked_at_s
+        arrived_at_s = generation.spec.arrived_at_s
+        self.arrived_at_s = self.asked_at_s if arrived_at_s is None else arrived_at_s
         self.first_token_at_s: float | None = None
+        self.token_at_s: float | None = None
+        """When the last token came."""
         self._answer = answer
         self._tell_ended = ended
         self._has_news = False

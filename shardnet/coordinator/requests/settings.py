@@ -33,6 +33,9 @@ class RequestSettings(Section):
         description="seconds of processor time that a model's chat template may take for one request",
     )
     max_body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="largest HTTP request body")
+    traces: int = Field(
+        default=16, ge=0, le=256, description="traces that are kept, of requests that asked for one; 0: none is made"
+    )
 
 
 class SpeculationSettings(Section):

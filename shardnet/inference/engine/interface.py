@@ -58,6 +58,11 @@ def answer_of(engine: Engine, step: Step, payloads: Sequence[Buffer]) -> asyncio
 class Engine(Protocol):
     """Runs shards. All methods are called on the event loop and never block it."""
 
+    @property
+    def pid(self) -> int | None:
+        """Returns: the engine's process id; None while it is down."""
+        ...
+
     async def start(self) -> Ready:
         """Start the engine process. Raises: EngineError if it cannot be started."""
         ...

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from shardnet.inference.engine.device_map import MODES, Wish, caps_of, check_map
-from shardnet.settings import Section
+from shardnet.settings import MOST_BYTES, Section
 
 
 class InferenceSettings(Section):
@@ -19,7 +19,7 @@ class InferenceSettings(Section):
         le=1024,
         description="CPU threads for arithmetic; 0: this engine's share of the physical cores, or of what affinity and CPU quota allow",
     )
-    n_gpu_layers: int | Literal["auto"] = Field(
+    n_gpu_layers: Annotated[int, Field(ge=-1, le=1 << 20)] | Literal["auto"] = Field(
         default="auto",
         description='layers of each shard to keep on GPUs, the head counted as one; "auto": as many as fit, -1: all',
     )
@@ -40,11 +40,15 @@ class InferenceSettings(Section):
         "as far as not everything fits on GPUs",
     )
     gpu_memory_bytes: int | None = Field(
-        default=None, ge=0, description="most memory of all GPUs together; not set: what is free, less some headroom"
+        default=None,
+        ge=0,
+        le=MOST_BYTES,
+        description="most memory of all GPUs together; not set: what is free, less some headroom",
     )
     memory_limit_bytes: int = Field(
         default=0,
         ge=0,
+        le=MOST_BYTES,
         description="most memory for all shards together; 0: what this process can have of the machine's, within its control groups "
         "and resource limits",
     )
@@ -57,8 +61,12 @@ class InferenceSettings(Section):
         default=True,
         description="map weights from the file, so that they can be shared and dropped, rather than copy them",
     )
-    start_timeout_s: float = Field(default=60.0, gt=0, description="seconds the engine process may take to start")
-    stop_timeout_s: float = Field(default=5.0, gt=0, description="seconds the engine process may take to end by itself")
+    start_timeout_s: float = Field(
+        default=60.0, gt=0, le=86_400, description="seconds the engine process may take to start"
+    )
+    stop_timeout_s: float = Field(
+        default=5.0, gt=0, le=86_400, description="seconds the engine process may take to end by itself"
+    )
 
     @field_validator("device_map")
     @classmethod

@@ -28,6 +28,9 @@ COMMAND: Sequence[str] = python_module("shardnet.inference.worker.process")
 CHILD_ENVIRONMENT = {
     # No debugger is started to print a backtrace: that would take seconds, and the last line says why the process ended.
     "GGML_NO_BACKTRACE": "1",
+    # How long a thread of llama.cpp's spins for the others before it lets go of its core. The default of some milliseconds is longer than any wait on
+    # idle cores, and on busy ones it takes the core from the very thread that is waited for (docs/decisions/0014-threads.md).
+    "GOMP_SPINCOUNT": "1000",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from shardnet.inference.llama.capture import (
 )
 from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.llama.placing import Placing
+from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.limits.memory import refuse_to_map
 
 LLAMA_CPP_VERSION = str(llama_cpp.__version__)
@@ -133,6 +135,7 @@ class LlamaContext:
         n_batch: most rows in one batch; also the physical batch, so that a prompt chunk is computed in one piece.
         capture: take out the raw output of the last layer instead of logits.
         probe: collect the outputs of some layers on the way to the logits.
+        threads: CPU threads; 0: all that this process can keep busy; a choice: as many as it says before each batch.
         watch: told of each layer that was computed; a probe brings its own.
         unified: one KV cache for all sequences, so that a batch of sequences of different lengths is computed in one piece.
 
@@ -146,7 +149,7 @@ class LlamaContext:
         n_ctx: int,
         n_seq: int = 1,
         n_batch: int = 512,
-        threads: int = 0,
+        threads: int | ThreadChoice = 0,
         capture: bool = False,
         probe: LayerProbe | None = None,
         watch: LayerWatch | None = None,
@@ -155,12 +158,16 @@ class LlamaContext:
     ) -> None:
         self.model = model
         self.n_ctx, self.n_seq, self.n_batch = n_ctx, n_seq, n_batch
-        threads = threads or usable_threads()
+        self.choice = (
+            threads if isinstance(threads, ThreadChoice) else ThreadChoice(threads or usable_threads(), learns=False)
+        )
+        self.spared_threads = 0
+        self._n_threads = self.choice.most
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx * n_seq
         params.n_seq_max = n_seq
         params.n_batch = params.n_ubatch = n_batch
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._n_threads
         if not model.uses_gpu:
             # On the CPU its result depends on the number of threads, and it adds up in float16 (docs/decisions/0002-flash-attention.md).
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -212,9 +219,12 @@ class LlamaContext:
             llama_cpp.llama_free(self.pointer)
             self.pointer = None
 
-    def set_threads(self, threads: int) -> None:
-        """Use so many CPU threads from the next batch on. It changes no number."""
-        llama_cpp.llama_set_n_threads(self.pointer, threads, threads)
+    def use_threads(self, threads: int) -> None:
+        """Compute the next batch with so many CPU threads, less `spared_threads`. It changes no number."""
+        threads = max(1, threads - self.spared_threads)
+        if threads != self._n_threads:
+            self._n_threads = threads
+            llama_cpp.llama_set_n_threads(self.pointer, threads, threads)
 
     def decode(self, rows: Rows) -> None:
         """Run one batch. Afterwards `hidden` or `logits` hold its results until the next call.
@@ -238,7 +248,10 @@ class LlamaContext:
             self._capture.reset()
             if self._capture.takes_input and hidden is not None:
                 self._capture.replace_input(hidden)
+        self.use_threads(self.choice.threads(id(self), count))
+        began_s = time.perf_counter()
         code = llama_cpp.llama_decode(self.pointer, batch)
+        self.choice.note(time.perf_counter() - began_s)
         if code == 1:
             raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
         if code != 0:

@@ -24,6 +24,7 @@ from shardnet.inference.llama.capture import LayerProbe, LayerWatch
 from shardnet.inference.llama.model import LLAMA_CPP_VERSION, LlamaContext, LlamaModel
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.llama.stages import stages_of
+from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.proof.numbers import array_in, check_room, max_abs_diff
 from shardnet.inference.proof.steps import (
     LONG_PROMPT,
@@ -61,7 +62,7 @@ class HowToRun:
         method: how the batches are made.
         decode_tokens: greedy tokens after each prompt; all stages are fed the unsplit model's.
         weights_budget: bytes of weights that may be in memory; None if the unsplit model fits, as llama.cpp lays it out.
-        threads: to compute with; 0 for all.
+        threads: to compute with; 0 for all; a choice: as many as it says.
         longest_prompt: tokens that the built-in prompts are cut to.
         rows_per_step: as `ROWS_PER_STEP`, more where weights are read for each step.
     """
@@ -69,7 +70,7 @@ class HowToRun:
     method: Method = "full"
     decode_tokens: int = 32
     weights_budget: int | None = None
-    threads: int = 0
+    threads: int | ThreadChoice = 0
     longest_prompt: int = LONG_PROMPT
     rows_per_step: int = ROWS_PER_STEP
 

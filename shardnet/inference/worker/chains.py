@@ -119,11 +119,6 @@ class Chains:
         self.gpus = self.gpus - shard.gpus
         self.mapped_bytes -= shard.mapped_bytes
 
-    def set_threads(self, threads: int) -> None:
-        """Use so many CPU threads from the next batch on, for every shard here."""
-        for shard in self.shards():
-            shard.set_threads(threads)
-
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence in every model."""
         for model in self._models.values():

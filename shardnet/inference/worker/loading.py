@@ -25,6 +25,7 @@ from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.llama.placing import Placing
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.llama.stages import Stage, experts_of, stages_of
+from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.worker.budgets import Budgets
 from shardnet.inference.worker.memory_mode import Asked, Chosen, Free, choose
 from shardnet.inference.worker.shard import Shard
@@ -65,7 +66,7 @@ class Loader:
         settings: what the engine may use.
         report: called on the loader's thread with `Progress` and `Finished`.
         used_bytes: tells what the shards in memory take.
-        threads: tells the CPU threads that a new shard is to use.
+        threads: how many CPU threads shards use.
         budgets: the memory of streamed shards; not in `used_bytes`.
     """
 
@@ -74,7 +75,7 @@ class Loader:
         settings: InferenceSettings,
         report: Callable[[Progress | Finished], None],
         used_bytes: Callable[[], Used],
-        threads: Callable[[], int],
+        threads: ThreadChoice,
         budgets: Budgets,
     ) -> None:
         self._budgets = budgets
@@ -179,6 +180,9 @@ class Loader:
             on_experts = ahead.experts_chosen if experts else None
             layers = LayerWatch(model.n_layer, ahead.stage_done, model.architecture, on_experts)
             context = self._context(model, request, has_head, layers)
+            context.spared_threads = (
+                1  # for the one that reads: with as many as cores, each waits for that one at every layer
+            )
             stack.pop_all()  # the shard closes them
             self._budgets.join(ahead)
         buffers = Counter(model.buffers) + Counter(context.buffers)
@@ -206,7 +210,7 @@ class Loader:
             n_ctx=options.n_ctx,
             n_seq=options.n_seq,
             n_batch=options.n_batch,
-            threads=self._threads(),
+            threads=self._threads,
             capture=not has_head,
             watch=layers,
         )

@@ -43,6 +43,7 @@ from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, Step
 from shardnet.inference.llama.census import EngineCensus, share_of_cores
 from shardnet.inference.llama.devices import all_devices, usable_threads
 from shardnet.inference.llama.model import start_backend
+from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.worker.busy_time import BusyTime
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.pacing import Pacing
@@ -69,8 +70,9 @@ class Worker:
         self._packets = packets
         self._packet = memoryview(bytearray(ROW_BYTES))
         self._census = census
-        self._wanted_threads = settings.inference.threads
-        self._threads = self._fair_threads()
+        wanted = settings.inference.threads
+        self._threads = ThreadChoice(wanted or self._fair_threads(), learns=not wanted)
+        self._shares_cores = not wanted
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._chains = Chains()
         self._pacing = Pacing()
@@ -90,7 +92,7 @@ class Worker:
             tell=self._send,
             fail=self._fail,
             wake=self._ring,
-            threads=lambda: self._threads,
+            threads=self._threads,
         )
 
     def _forget_pace(self, model_id: str) -> None:
@@ -201,14 +203,12 @@ class Worker:
                 raise RemoteProtocolError("settings came twice")
 
     def _fair_threads(self) -> int:
-        return self._wanted_threads or share_of_cores(usable_threads(), self._census.count())
+        return share_of_cores(usable_threads(), self._census.count())
 
     def _share_cores(self) -> None:
         """Engines come and go: each takes its share of the cores, unless its user named a number."""
-        threads = self._fair_threads()
-        if threads != self._threads:
-            self._threads = threads
-            self._chains.set_threads(threads)
+        if self._shares_cores:
+            self._threads.most = self._fair_threads()
 
     # -- steps -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ needed, changes the same state, and leaves everything else alone: a step that do
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,8 @@ class Lane:
         self, contexts: Sequence[LlamaContext], shard_ids: Sequence[int], state: SequenceState, sampling: Sampling
     ) -> None:
         last = contexts[-1]
+        self._contexts = tuple(contexts)
+        self._choice = last.choice
         self._state = state
         self._lengths = state.lengths
         self._shard_ids = tuple(shard_ids)
@@ -124,7 +127,13 @@ class Lane:
         history = self._state.history
         if self._head is not None and len(history) != position:
             return None
-        if NATIVE_ROW(self._address, token, None if self._reads_tokens else hidden_address, position):  # type: ignore[misc]
+        threads = self._choice.threads(self._shard_ids, 1)
+        for context in self._contexts:
+            context.use_threads(threads)
+        began_s = time.perf_counter()
+        failed = NATIVE_ROW(self._address, token, None if self._reads_tokens else hidden_address, position)  # type: ignore[misc]
+        self._choice.note(time.perf_counter() - began_s)
+        if failed:
             for shard_id in self._shard_ids:
                 lengths[shard_id] = (
                     position + 1

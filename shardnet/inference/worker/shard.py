@@ -58,13 +58,6 @@ class Shard:
         """Returns: how it is held."""
         return "resident" if self.ahead is None else "streamed"
 
-    def set_threads(self, threads: int) -> None:
-        """Compute with so many CPU threads from the next batch on. It changes no number.
-
-        A streamed shard leaves one of them to the thread that reads: with as many as cores, each waits for that one at every layer.
-        """
-        self.context.set_threads(threads if self.ahead is None else max(1, threads - 1))
-
     def decode(self, rows: Rows) -> None:
         """Run one batch, as `LlamaContext.decode`."""
         if self.ahead is not None:

@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from shardnet.errors import ShardnetError
 from shardnet.inference.engine.protocol import FromEngine, Load, Loaded, Loading, Unload, Unloaded
 from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.worker.budgets import Budgets
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.loading import Finished, Loader, Used
@@ -25,7 +26,7 @@ class ShardOrders:
         tell: sends to the daemon.
         fail: tells the daemon that a command failed.
         wake: called on the loader's thread when `take_loaded` has something to do.
-        threads: tells the CPU threads that a shard is to use.
+        threads: how many CPU threads shards use.
     """
 
     def __init__(
@@ -37,14 +38,13 @@ class ShardOrders:
         tell: Callable[[FromEngine], None],
         fail: Callable[[str, ShardnetError], None],
         wake: Callable[[], None],
-        threads: Callable[[], int],
+        threads: ThreadChoice,
     ) -> None:
         self._chains = chains
         self._chains_change = chains_change
         self._tell = tell
         self._fail = fail
         self._wake = wake
-        self._threads = threads
         self._loads: deque[Load] = deque()
         self._unloads: list[Unload] = []
         self._loaded: SimpleQueue[Progress | Finished] = SimpleQueue()
@@ -109,7 +109,6 @@ class ShardOrders:
                 self._fail(request.command_id, event.result)
             else:
                 shard = event.result
-                shard.set_threads(self._threads())  # the share may have changed while it was loaded
                 self._chains_change(request.model_id)
                 self._chains.add(shard)
                 self._tell(_loaded(request, shard))

@@ -57,6 +57,11 @@ class CoordinatorLink:
         self._connection: Connection | None = None
         self._questions = Questions()
 
+    @property
+    def is_up(self) -> bool:
+        """True while this node is a member of a coordinator's swarm."""
+        return self._connection is not None
+
     def tell(self, message: AnyMessage, payloads: Sequence[Buffer] = ()) -> None:
         """Send to the coordinator; does nothing while there is none: it learns what it needs when we are back."""
         if self._connection is None:

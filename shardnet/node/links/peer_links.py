@@ -86,6 +86,11 @@ class PeerLinks:
         self._peers: dict[NodeId, _Peer] = {}
         self._questions = Questions()
 
+    @property
+    def n_open(self) -> int:
+        """Returns: nodes that are linked with this one now."""
+        return sum(peer.connection is not None for peer in self._peers.values())
+
     def adopt(self, connection: Connection) -> None:
         """Handle a link that the other node dialled; send over it too, if there is no other. It dials us once: over an older link of its it does not
         hear us any more."""

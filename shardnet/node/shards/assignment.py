@@ -51,7 +51,7 @@ def parse_binding(text: str) -> Binding:
     """
     model, _, number = text.strip().rpartition(":")
     if not (number.isascii() and number.isdecimal()) or int(number[:6]) > MAX_SHARD_ID or text.strip().startswith(":"):
-        raise UsageError(f"--shard {text!r} names no shard: write MODEL:ID, as in SmolLM2:0, or ID alone")
+        raise UsageError(f"{text!r} names no shard: write MODEL:ID, as in SmolLM2:0, or ID alone")
     return Binding(model or None, int(number))
 
 

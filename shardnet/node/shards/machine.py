@@ -132,6 +132,17 @@ class NodeState:
         found = (record.as_held(times.get(key, ShardTimes())) for key, record in sorted(self._records.items()))
         return tuple(held for held in found if held is not None)
 
+    def memory_wanted(self) -> tuple[int, int]:
+        """Returns: bytes of the files of all shards in memory, and bytes of their KV caches by the options they were loaded with."""
+        weights = kv = 0
+        for (model_id, shard_id), record in self._records.items():
+            if record.memory is not None and model_id in self.catalogue.models:
+                shard = self.catalogue.models[model_id].manifest.content.shards[shard_id]
+                options = record.memory.options
+                weights += shard.bytes
+                kv += options.n_ctx * options.n_seq * shard.kv_bytes_per_token
+        return weights, kv
+
     def assigned(self) -> tuple[ShardKey, ...]:
         """Returns: the shards this node is bound to, as far as their models are known."""
         return self._resolve()[0]

@@ -76,8 +76,7 @@ class Presence:
                 yield
             finally:
                 unwatch()
-                stats = self.stats().values()
-                sent, taken = sum(one.uploaded_bytes for one in stats), sum(one.downloaded_bytes for one in stats)
+                sent, taken = self.traffic()
                 log.info("exchange_ended", sent_bytes=sent, taken_bytes=taken)
                 self._session = self._directory = None
 
@@ -99,6 +98,10 @@ class Presence:
     def stats(self) -> dict[str, TorrentStats]:
         """Returns: figures of every torrent, by info-hash."""
         return self._session.stats() if self._session is not None else {}
+
+    def traffic(self) -> tuple[int, int]:
+        """Returns: payload bytes sent and taken since the start."""
+        return self._session.traffic() if self._session is not None else (0, 0)
 
     async def stop_seeding(self, info_hash: str) -> None:
         """Give a torrent's file to nobody any more. Harmless after the end."""

@@ -21,10 +21,14 @@ class NodeTorrentSettings(TorrentSettings):
         description="TCP port at which others reach `listen_port`, behind port forwarding; 0: the same",
     )
     find_holders_s: float = Field(
-        default=5.0, ge=0, description="seconds to look for a holder of a shard before saying that there is none"
+        default=5.0,
+        ge=0,
+        le=86_400,
+        description="seconds to look for a holder of a shard before saying that there is none",
     )
     give_up_s: float = Field(
         default=300.0,
         gt=0,
+        le=30 * 86_400,
         description="seconds without a byte after which a download is given up; its pieces are kept",
     )

@@ -115,6 +115,10 @@ class SwarmExchange:
         """Returns: figures of every torrent, by info-hash."""
         return self._presence.stats()
 
+    def traffic(self) -> tuple[int, int]:
+        """Returns: payload bytes of shards sent and taken since the start."""
+        return self._presence.traffic()
+
     # -- giving --------------------------------------------------------------------------------------------------------------
 
     async def offer(self, manifest: Manifest, shard_id: int, path: Path) -> None:

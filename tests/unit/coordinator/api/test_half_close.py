@@ -77,7 +77,7 @@ class Answers:
 async def served(app: ASGIApp) -> AsyncIterator[socket.socket]:
     """Yields: a client's socket, connected."""
     server = HttpServer.listen(("127.0.0.1", 0))
-    running = asyncio.create_task(server.run(app))
+    running = asyncio.create_task(server.serve(app))
     own = socket.create_connection((server.address.host, server.address.port))
     own.setblocking(False)
     try:

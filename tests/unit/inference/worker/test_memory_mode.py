@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -10,11 +9,9 @@ import pytest
 
 from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import SPARE_DIVISOR, Need
-from shardnet.inference.llama.model import LlamaContext
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.worker.budgets import Budgets, Shared, share_out
 from shardnet.inference.worker.memory_mode import Asked, Free, choose
-from shardnet.inference.worker.shard import Shard
 from shardnet.limits.memory import Bound, Room
 
 MB = 1 << 20
@@ -72,17 +69,6 @@ def test_streamed_where_everything_fits_keeps_everything() -> None:
 def test_what_goes_to_gpus_needs_no_main_memory_in_resident_mode() -> None:
     on_gpu = Asked(SHARD.what, SHARD.need, 900 * MB, STAGES, SHARD.process_bytes)
     assert choose("auto", on_gpu, free(200 * MB)).mode == "resident"
-
-
-@pytest.mark.parametrize(("threads", "computing"), [(4, 3), (2, 1), (1, 1)])
-def test_a_streamed_shard_leaves_a_thread_to_reading(threads: int, computing: int) -> None:
-    context = Mock(spec=LlamaContext)
-    shard = Shard(Mock(), Mock(), context, has_head=True, memory_bytes=0, gpus=Counter(), mapped_bytes=0)
-    shard.set_threads(threads)
-    context.set_threads.assert_called_with(threads)
-    shard.ahead = Mock(spec=ReadAhead)
-    shard.set_threads(threads)
-    context.set_threads.assert_called_with(computing)
 
 
 def test_streamed_shards_share_what_there_is_by_what_they_lack() -> None:

@@ -1,0 +1,119 @@
+"""Threads on a busy machine: decoding and prompts with each fixed number of threads, and with the number that the engine learns, in turns.
+
+python -m tests.bench.bench_threads MODEL.gguf [--loops 0,1,2] [--rounds 5] [--tokens 48]
+
+For each number of busy loops beside it, a JSON line for each way: its medians and its share of the best fixed number's. Each way is a process of its
+own, with the environment of an engine; `plain` is llama.cpp as it comes: all threads, OpenMP's own waiting. All tokens have to be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from shardnet.bench.plain import PlainLlama
+from shardnet.children import python_module
+from shardnet.inference.engine.spawning import CHILD_ENVIRONMENT
+from shardnet.inference.llama.devices import usable_threads
+from shardnet.inference.llama.thread_choice import ThreadChoice
+
+PROMPT = [(17 * place) % 900 + 100 for place in range(192)]
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Processes that never rest."""
+    running = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
+def one_way(model: Path, threads: int, tokens: int, rounds: int) -> None:
+    """Serve turns: a line in, a line with what the next generation took out. `threads`: 0: as many as is learnt."""
+    with PlainLlama(model, threads=threads or ThreadChoice(usable_threads()), n_ctx=1024, n_batch=64) as llama:
+        for _ in range(rounds):
+            if not sys.stdin.readline():
+                return
+            began_s = time.perf_counter()
+            run = llama.generate(PROMPT, tokens)
+            whole_s = time.perf_counter() - began_s
+            fact = {"decode": run.decode_tokens_per_s, "prompt": len(PROMPT) / run.prefill_s, "s": whole_s}
+            print(json.dumps(fact | {"tokens": run.tokens}), flush=True)
+
+
+def measure(model: Path, loops: int, rounds: int, tokens: int) -> list[dict[str, Any]]:
+    """Returns: a row for each way."""
+    plain = {name: value for name, value in os.environ.items() if name not in CHILD_ENVIRONMENT}
+    ways = {f"{count} threads": (count, os.environ | CHILD_ENVIRONMENT) for count in range(1, usable_threads() + 1)}
+    ways |= {"plain": (usable_threads(), plain), "learnt": (0, os.environ | CHILD_ENVIRONMENT)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    limits = ("--rounds", str(rounds), "--tokens", str(tokens))
+    children = {
+        name: subprocess.Popen(
+            [*python_module("tests.bench.bench_threads"), str(model), "--way", str(threads), *limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(environment) | {"PYTHONPATH": str(Path.cwd())},
+        )
+        for name, (threads, environment) in ways.items()
+    }
+    try:
+        with busy(loops):
+            for _ in range(rounds):
+                for name, child in children.items():
+                    assert child.stdin is not None
+                    assert child.stdout is not None
+                    child.stdin.write("\n")
+                    child.stdin.flush()
+                    found[name].append(json.loads(child.stdout.readline()))
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+    assert len({tuple(run["tokens"]) for runs in found.values() for run in runs}) == 1, "not the same tokens"
+    rows: list[dict[str, Any]] = []
+    for name, runs in found.items():
+        rows.append(
+            {"loops": loops, "way": name} | {key: median(run[key] for run in runs) for key in ("decode", "prompt")}
+        )
+    for key in ("decode", "prompt"):
+        best = max(row[key] for row in rows if row["way"].endswith("threads"))
+        for row in rows:
+            row[f"{key}_of_best"] = round(row[key] / best, 3)
+            row[key] = round(row[key], 1)
+    return rows
+
+
+def main() -> None:
+    """Print a line for each number of loops and each way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--loops", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.way is not None:
+        one_way(asked.model, asked.way, asked.tokens, asked.rounds)
+        return
+    for loops in (int(word) for word in asked.loops.split(",")):
+        for row in measure(asked.model, loops, asked.rounds, asked.tokens):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The number of threads that is learnt, on made-up machines: what a batch takes, by threads and rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from shardnet.inference.llama.thread_choice import ThreadChoice, others
+
+Machine = Callable[[int], float]
+"""Seconds of a batch, by threads."""
+
+
+def idle(cores: int) -> Machine:
+    return lambda threads: 0.01 / min(threads, cores) + 0.0002 * threads
+
+
+def crowded(free: int) -> Machine:
+    """As many threads as are free serve best; one more, and all of them wait."""
+    return lambda threads: 0.01 / min(threads, free) + (0.05 if threads > free else 0.0)
+
+
+def work(choice: ThreadChoice, machine: Machine, seconds: float, *, rows: int = 1, noise: float = 0.0) -> float:
+    """Run batches for so long. Returns: seconds that they took a batch."""
+    dice = random.Random(7)
+    spent, count = 0.0, 0
+    while spent < seconds:
+        took = machine(choice.threads("chain", rows)) * (1 + noise * dice.random())
+        choice.note(took)
+        spent += took
+        count += 1
+    return spent / count
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4, 8, 16])
+def test_an_idle_machine_gets_all_its_threads_and_trials_cost_little(cores: int) -> None:
+    choice, machine = ThreadChoice(cores), idle(cores)
+    best = min(machine(threads) for threads in range(1, cores + 1))
+    assert work(choice, machine, 60.0) < 1.05 * best
+
+
+@pytest.mark.parametrize(("cores", "free"), [(2, 1), (4, 1), (4, 3), (16, 5)])
+@pytest.mark.parametrize("noise", [0.0, 0.6])
+def test_a_crowded_machine_gets_as_many_as_serve_it(cores: int, free: int, noise: float) -> None:
+    choice, machine = ThreadChoice(cores), crowded(free)
+    work(choice, machine, 20.0, noise=noise)
+    mean_noise = 1 + noise / 2
+    assert work(choice, machine, 60.0, noise=noise) < 1.1 * mean_noise * machine(free)
+
+
+def test_when_others_come_fewer_threads_are_tried_within_a_few_batches() -> None:
+    choice, busy = ThreadChoice(2), crowded(1)
+    work(choice, idle(2), 5.0)
+    assert choice.now == {"row": 2}
+    for _ in range(20):
+        choice.note(busy(choice.threads("chain", 1)))
+    assert choice.now == {"row": 1}
+    assert choice.threads("chain", 1) == 1
+
+
+def test_when_others_go_all_threads_come_back_within_seconds() -> None:
+    choice = ThreadChoice(2)
+    work(choice, crowded(1), 20.0)
+    assert choice.now == {"row": 1}
+    work(choice, idle(2), 15.0)
+    assert choice.now == {"row": 2}
+
+
+def test_rows_and_prompts_are_learnt_apart() -> None:
+    choice = ThreadChoice(4)
+    work(choice, crowded(1), 10.0, rows=1)
+    work(choice, crowded(3), 10.0, rows=4)
+    work(choice, idle(4), 10.0, rows=128)
+    assert choice.now == {"row": 1, "rows": 3, "prompt": 4}
+
+
+def test_a_trial_compares_batches_of_one_size_with_their_like() -> None:
+    choice, machine = ThreadChoice(2), idle(2)
+    for _ in range(2000):  # long and short chunks in turns
+        for rows in (500, 20):
+            choice.note(rows * machine(choice.threads("chain", rows)))
+    assert choice.now == {"prompt": 2}
+
+
+def test_a_number_that_the_user_named_is_kept() -> None:
+    choice = ThreadChoice(4, learns=False)
+    for rows in (1, 8, 512) * 100:
+        assert choice.threads("chain", rows) == 4
+        choice.note(9.9)
+
+
+def test_who_shares_the_cores_changes_what_was_learnt() -> None:
+    choice = ThreadChoice(4)
+    work(choice, crowded(1), 10.0)
+    choice.most = 2
+    assert choice.threads("chain", 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "most", "expected"),
+    [(1, 1, []), (1, 2, [2]), (2, 2, [1]), (4, 8, [3, 5, 2, 8, 1]), (16, 16, [12, 8, 1]), (8, 9, [6, 4, 1])],
+)
+def test_numbers_near_and_far_are_tried(threads: int, most: int, expected: list[int]) -> None:
+    assert others(threads, most) == expected
