@@ -106,6 +106,8 @@ class NodeDaemon:
         self._may_share = asyncio.Event()
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
+        self._stopped_by = ""
+        self._has_started = False
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
@@ -114,12 +116,12 @@ class NodeDaemon:
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
         self._state = NodeState(
-            node.models_cache,
+            node.models_cache.absolute(),
             assignment,
             can_fetch=exchange is not None or settings.torrent.enabled,
             require_proof=settings.models.require_proof,
         )
-        self._store = ModelStore(node.models_cache)
+        self._store = ModelStore(node.models_cache.absolute())
         self._engine = (
             make_engine(self._engine_came_back)
             if make_engine is not None
@@ -192,8 +194,9 @@ class NodeDaemon:
             identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
         )
 
-    def stop(self) -> None:
-        """Ask it to drain and end. Harmless when repeated."""
+    def stop(self, by: str = "") -> None:
+        """Ask it to drain and end. Harmless when repeated. `by`: what asked; the coordinator is told."""
+        self._stopped_by = self._stopped_by or by
         self._stopping.set()
 
     async def run(self) -> None:
@@ -206,6 +209,9 @@ class NodeDaemon:
                 await self._run()
             except* ShardnetError as errors:
                 raise first_of(errors) from None
+            finally:
+                if not self._has_started:
+                    self._identity.forget_if_new()
         log.info("node_stopped")
 
     async def _run(self) -> None:
@@ -221,6 +227,7 @@ class NodeDaemon:
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
+            self._has_started = True
             resources.callback(self._performer.close)
             condition.look()
             async with asyncio.TaskGroup() as self._jobs.group:
@@ -312,7 +319,9 @@ class NodeDaemon:
     async def _drain(self) -> None:
         """Nothing new; what runs is finished, in time or not at all."""
         self._performer.post(DrainBegan())
-        self._coordinator.tell(Leaving(reason="asked to stop"))
+        self._coordinator.tell(
+            Leaving(reason=f"it was stopped there{f' by {self._stopped_by}' if self._stopped_by else ''}")
+        )
         if self._tasks.n_tasks or self._tasks.n_sequences:
             log.info("node_draining", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
         try:
