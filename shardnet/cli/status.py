@@ -85,7 +85,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
         f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
         f"Prompts: {counted(requests['prompt_tokens'], 'token')}, {requests['prefix_tokens_reused']} of them in KV already, "
-        f"for {counted(requests['prefix_hits'], 'request')}; {counted(requests['sequences_kept'], 'finished sequence')} kept",
+        f"for {counted(requests['prefix_hits'], 'request')} ({requests['prefix_copies']} by a copy of another's beginning, "
+        f"{requests['prefix_waits']} waited for one); {counted(requests['sequences_kept'], 'finished sequence')} kept",
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
