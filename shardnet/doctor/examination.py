@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from shardnet.coordinator.api.client import find_api
 from shardnet.doctor import cache, engine, machine, membership, network, ports, software, swarm
@@ -106,10 +107,15 @@ def _running_nodes(home: Home) -> dict[str, str]:
 
 
 def _ports(subject: Subject) -> list[Finding]:
-    is_coordinator = subject.of_coordinator or ports.has_run_a_coordinator(subject.home)
+    known = read_coordinator_addresses(subject.home)
+    used = {one.port for one in (known.nodes, known.enrol, known.api, known.dht) if one is not None}
+    has_run = ports.has_run_a_coordinator(subject.home)
     wanted = [
-        *ports.coordinator_ports(subject.coordinator, is_certain=is_coordinator),
-        *ports.node_ports(subject.node, is_certain=subject.of_node),
+        *(
+            replace(one, is_certain=subject.of_coordinator or (has_run and one.address[1] in used))
+            for one in ports.coordinator_ports(subject.coordinator)
+        ),
+        *(replace(one, is_certain=subject.of_node) for one in ports.node_ports(subject.node)),
     ]
     return ports.port_findings(ports.look_at_ports(wanted, subject.home))
 
