@@ -37,7 +37,10 @@ def logs(
         str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
     ] = None,
 ) -> None:
-    """Show the last lines of every daemon's log, the coordinator's and all nodes', by time. Prompts and answers are in no log."""
+    """Show the log lines of all daemons in one stream, by time.
+
+    Prompts and answers are in no log.
+    """
     from shardnet.coordinator.api.client import ApiClient, find_api
 
     pattern = _pattern(grep)

@@ -26,17 +26,12 @@ K = TypeVar("K", bound=Labels)
 PREFIX = "shardnet_"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sum:
     """How often something took place, and how much it was all together: a summary without quantiles."""
 
-    count: int = 0
-    total: float = 0.0
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self.count += 1
-        self.total += value
+    count: int
+    total: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ CERTIFICATE = gauge(
     "certificate",
 )
 THREADS = gauge("threads", "Threads of this process.")
+CLOCK = gauge(
+    "time_seconds", "Unix time by this machine's clock; less the time of the scrape, it is how far that is off."
+)
 
 
 class Vitals:
@@ -76,6 +79,7 @@ class Vitals:
         with self._lock:
             yield LOG_LINES.of(dict(self._lines))
         yield LOOP_LAG.buckets({(): self._lag})
+        yield CLOCK.one(time.time())
 
     def slow(self) -> Iterable[Metric]:
         """Yield what files say. Blocking."""

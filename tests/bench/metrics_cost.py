@@ -58,7 +58,7 @@ class Seen:
     took: list[float] = field(default_factory=list)
 
 
-def ask(api: str, prompt: str, count: int, seen: Seen) -> None:
+def ask(client: httpx.Client, prompt: str, count: int, seen: Seen) -> None:
     """Stream one answer, and note when its tokens came."""
     body = {
         "prompt": prompt,
@@ -71,7 +71,7 @@ def ask(api: str, prompt: str, count: int, seen: Seen) -> None:
     body["stream_options"] = {"include_usage": True}
     began = last = time.perf_counter()
     has_first = False
-    with httpx.stream("POST", f"{api}/v1/completions", json=body, timeout=120, trust_env=False) as answer:
+    with client.stream("POST", "/v1/completions", json=body) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
             if not line.startswith("data: {"):
@@ -93,13 +93,14 @@ def load(api: str, clients: int, seconds: float) -> Seen:
     every = [Seen() for _ in range(clients)]
     end = time.monotonic() + seconds
 
-    def client(number: int) -> None:
+    def asking(number: int) -> None:
         turn = 0
-        while time.monotonic() < end:
-            ask(api, f"Tell story {number}.{turn} of a lighthouse and the sea.", 48, every[number])
-            turn += 1
+        with httpx.Client(base_url=api, timeout=120, trust_env=False) as client:
+            while time.monotonic() < end:
+                ask(client, f"Tell story {number}.{turn} of a lighthouse and the sea.", 48, every[number])
+                turn += 1
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=asking, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -112,9 +112,9 @@ class CoordinatorFigures:
             for model_id, model in figures.models.items()
             for (index, node_id), stage in model.stages.items()
         }
-        yield f.STAGE_QUEUE.sums({key: stage.queue for key, stage in stages.items()})
-        yield f.STAGE_COMPUTE.sums({key: stage.compute for key, stage in stages.items()})
-        yield f.STAGE_HANDOVER.sums({key: stage.handover for key, stage in stages.items()})
+        yield f.STAGE_QUEUE.sums({key: stage.seconds(stage.queue_us) for key, stage in stages.items()})
+        yield f.STAGE_COMPUTE.sums({key: stage.seconds(stage.compute_us) for key, stage in stages.items()})
+        yield f.STAGE_HANDOVER.sums({key: stage.seconds(stage.handover_us) for key, stage in stages.items()})
         yield f.STAGE_ROWS.buckets({key: stage.rows for key, stage in stages.items()})
 
     def _saved(self) -> Iterable[Metric]:

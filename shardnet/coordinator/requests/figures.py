@@ -21,12 +21,16 @@ OUTCOMES = ("stop", "length", CANCELLED, ERROR)
 
 @dataclass(slots=True)
 class StageFigures:
-    """Steps of one stage on one node, seconds each."""
+    """Steps of one stage on one node, microseconds all together, and the rows of their batches."""
 
-    queue: Sum = field(default_factory=Sum)
-    compute: Sum = field(default_factory=Sum)
-    handover: Sum = field(default_factory=Sum)
+    queue_us: float = 0.0
+    compute_us: float = 0.0
+    handover_us: float = 0.0
     rows: Buckets = field(default_factory=lambda: Buckets(ROWS))
+
+    def seconds(self, total_us: float) -> Sum:
+        """Returns: one of the three, of all steps."""
+        return Sum(self.rows.count, total_us * 1e-6)
 
 
 @dataclass(slots=True)
@@ -77,10 +81,11 @@ class Figures:
             found = stages.get((index, node_id))
             if found is None:
                 found = stages[index, node_id] = StageFigures()
-            found.queue.add(timing.queue_us * 1e-6)
-            found.compute.add(timing.compute_us * 1e-6)
-            found.handover.add(timing.engine_us * 1e-6)
-            found.rows.add(timing.batch_tokens)
+            queue_us, compute_us, handover_us, rows = timing
+            found.queue_us += queue_us
+            found.compute_us += compute_us
+            found.handover_us += handover_us
+            found.rows.add(rows)
 
     def token(self, model_id: str, seconds: float, *, is_first: bool) -> None:
         """A token came. Args: seconds: since the one before it, or the first one since the request arrived."""

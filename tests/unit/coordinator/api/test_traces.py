@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from shardnet.coordinator.requests.recording import MOST_STEPS, Recording
 from shardnet.messages import ExecuteTask
 from shardnet.steps import StageTiming, TaskResult, row_tensors
 from tests.support.coordinator_world import route
+from tests.support.exposition import samples, value
 from tests.support.trace_file import check_nested, check_stages, named, processes, spans
 
 MakeWorld = Callable[..., Any]
@@ -159,6 +161,37 @@ async def test_a_sampled_traceparent_asks_too_and_its_id_is_the_traces(make_worl
             told = await world.client.post("/v1/completions", json=body, headers=headers)
             assert told.headers.get("x-shardnet-trace") == (trace_id if kept else None)
             assert (await world.client.get(f"/traces/{trace_id}")).status_code == (200 if kept else 404)
+
+
+async def test_a_node_lost_in_the_middle_is_seen_in_the_trace_and_in_the_figures(make_world: MakeWorld) -> None:
+    async with make_world() as world, world.node("a", 0, 1), world.node("b", 2) as b:
+        await world.ready()
+        entered = asyncio.Event()
+
+        def stop_at_ten(task: ExecuteTask) -> bool:
+            if task.sampling is not None and task.position >= task.sampling.prompt_tokens + 10:
+                entered.set()
+                return False
+            return True
+
+        b.on_task = stop_at_ten
+        body = {"prompt": "hi", "max_tokens": 20, "temperature": 0}
+        asking = asyncio.create_task(world.client.post("/v1/completions", json=body, headers={"X-Shardnet-Trace": "1"}))
+        await entered.wait()
+        await b.leave()
+        async with world.node("spare", 2):
+            told = await asking
+            trace = (await world.client.get(f"/traces/{told.headers['x-shardnet-trace']}")).json()
+            found = samples((await world.client.get("/metrics")).text)
+        check_nested(spans(trace))
+        check_stages(trace, 2)
+        assert len(named(spans(trace), "try")) == 2
+        (recovery,) = named(spans(trace), "recovery")
+        (lost,) = [one for one in spans(trace) if one.args.get("answered") is False]
+        assert lost.end_us <= recovery.begin_us + 0.01
+        assert {"stage 1: b, layers [4, 6)", "stage 1: spare, layers [4, 6)"} & set(processes(trace).values())
+        assert value(found, "shardnet_recoveries_total") == 1
+        assert value(found, "shardnet_generation_tokens_total") == 20
 
 
 async def test_only_the_last_traces_are_kept_and_they_want_a_key_where_the_api_does(make_world: MakeWorld) -> None:
