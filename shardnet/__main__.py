@@ -8,7 +8,10 @@ if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswit
     # `python -m` looks for modules where somebody happens to stand first: a json.py there would run in place of the real one.
     del sys.path[0]
 
-from shardnet.errors import ShardnetError, printable
+from shardnet import standard_streams
+from shardnet.errors import NoRoomError, ShardnetError, printable
+from shardnet.files import FULL
+from shardnet.standard_streams import say
 
 EXIT_INTERRUPTED = 130
 LONGEST_SENTENCE = 10_000  # characters; paths have up to 4,096
@@ -16,23 +19,35 @@ LONGEST_SENTENCE = 10_000  # characters; paths have up to 4,096
 
 def main() -> None:
     """Run the command line and exit with its code (docs/exit-codes.md)."""
+    standard_streams.prepare()
     try:
-        from shardnet.cli import app
+        try:
+            from shardnet.cli import app
 
-        app()
+            app()
+        finally:
+            standard_streams.flush()
     except ShardnetError as error:
-        print(f"shardnet: {_for_a_terminal(str(error))}", file=sys.stderr)
+        say(f"shardnet: {_for_a_terminal(str(error))}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("shardnet: interrupted", file=sys.stderr)
+        say("shardnet: interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit as leaving:
         if leaving.code == EXIT_INTERRUPTED:  # Ctrl-C within a command, which typer makes into this
-            print("shardnet: interrupted", file=sys.stderr)
+            say("shardnet: interrupted")
         raise
     except BrokenPipeError:
-        sys.stderr.close()
+        standard_streams.give_up_output()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        standard_streams.give_up_output()
+        say(
+            f"shardnet: a disk is full, that of standard output perhaps: {error.strerror}; free some space and try again"
+        )
+        sys.exit(NoRoomError.exit_code)
 
 
 def _for_a_terminal(sentence: str) -> str:

@@ -30,6 +30,7 @@ GROUND = {
     "mutual_tls",
     "hosts",
     "tcp",
+    "standard_streams",
     "web_hosts",
     "packages",
 }
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mutual_tls": set(),
     "hosts": set(),
     "tcp": set(),
+    "standard_streams": set(),
     "web_hosts": set(),
     "condition": GROUND | {"swarm"},
     "packages": set(),
