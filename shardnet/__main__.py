@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(f"{sys.path[0]}/"):
@@ -9,8 +10,8 @@ if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswit
     del sys.path[0]
 
 from shardnet import standard_streams
-from shardnet.errors import NoRoomError, ShardnetError, printable
-from shardnet.files import FULL
+from shardnet.errors import NoRoomError, SettingsError, ShardnetError, printable
+from shardnet.files import DENIED, FULL
 from shardnet.standard_streams import say
 
 EXIT_INTERRUPTED = 130
@@ -40,14 +41,31 @@ def main() -> None:
     except BrokenPipeError:
         standard_streams.give_up_output()
         sys.exit(0)
-    except OSError as error:
-        if error.errno not in FULL:
+    except (OSError, ExceptionGroup) as error:
+        told = _of_the_system(error)
+        if told is None:
             raise
         standard_streams.give_up_output()
-        say(
-            f"shardnet: a disk is full, that of standard output perhaps: {error.strerror}; free some space and try again"
+        say(f"shardnet: {_for_a_terminal(str(told))}")
+        sys.exit(told.exit_code)
+
+
+def _of_the_system(error: BaseException) -> ShardnetError | None:
+    """Returns: what the operating system refused, and nobody nearer had words for, as people should read it; None for what may be a bug of ours."""
+    if isinstance(error, ExceptionGroup):
+        return _of_the_system(error.exceptions[0])
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in FULL:
+        return NoRoomError(
+            f"a disk is full, that of standard output perhaps: {where}{error.strerror}; free some space and try again"
         )
-        sys.exit(NoRoomError.exit_code)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return SettingsError(f"{where}{error.strerror}: raise the limit (ulimit -n; LimitNOFILE= of a service)")
+    if error.errno in DENIED and where:
+        return SettingsError(f"{where}{error.strerror}")
+    return None
 
 
 def _for_a_terminal(sentence: str) -> str:

@@ -90,8 +90,8 @@ for f in json.py asyncio.py llama_cpp/__init__.py; do echo 'raise SystemExit("im
     Environment("64 open files", 'ulimit -n 64; exec "$@"'),
     Environment("20 open files", 'ulimit -n 20; exec "$@"'),
     Environment(
-        "16 processes and threads",
-        f'chown 12345 "$T" "$T/home"; exec prlimit --nproc=16 {UNPRIVILEGED} "$@"',
+        "6 processes and threads",
+        f'chown 12345 "$T" "$T/home"; exec prlimit --nproc=6 {UNPRIVILEGED} "$@"',
     ),
     Environment("1 GB of address space", 'ulimit -v 1000000; exec "$@"'),
     Environment("300 MB of address space", 'ulimit -v 300000; exec "$@"'),

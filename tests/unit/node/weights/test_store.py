@@ -143,3 +143,15 @@ async def test_a_hash_that_was_computed_of_other_bytes_is_not_remembered(tmp_pat
         assert HashCache(tmp_path).known(path) is None
     await store.note_proved(path, "a" * 64, stamp(path))
     assert HashCache(tmp_path).known(path) == "a" * 64
+
+
+async def test_a_cache_that_may_not_be_entered_is_refused_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    store = ModelStore(tmp_path)
+    assert (await store.scan()).shards == ()
+    assert "Permission denied" in store.refused[0]
