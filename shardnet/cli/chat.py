@@ -23,7 +23,10 @@ def chat(
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save FILE.json kept.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are, not as Markdown.")] = False,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
     """Talk with a model of the swarm in the terminal. /help in it lists its commands.

@@ -19,7 +19,10 @@ def health(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Say whether the daemons that run in this home are well: exit code 0, or 5 and what is wrong. For containers and scripts."""
+    """Say whether the daemons of this home are well.
+
+    For containers and scripts: exit code 0, or 5 and what is wrong.
+    """
     import json
 
     from shardnet.condition.record import running_daemons

@@ -22,6 +22,9 @@ from shardnet.coordinator.api.http_server import HttpServer
 from shardnet.coordinator.api.make_route import MakeRoute
 from shardnet.coordinator.api.service import Service
 from shardnet.coordinator.frames import Frames
+from shardnet.coordinator.logs.collecting import LogCollector
+from shardnet.coordinator.logs.endpoint import LogsEndpoint
+from shardnet.coordinator.logs.merging import Source
 from shardnet.coordinator.metrics.endpoint import metrics_route
 from shardnet.coordinator.metrics.reading import CoordinatorFigures
 from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors, port_error
@@ -52,9 +55,11 @@ from shardnet.coordinator.requests.stages import Stages
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
+from shardnet.hosts import is_ours
 from shardnet.ids import short
+from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import first_of
-from shardnet.log import get
+from shardnet.log import counted, get
 from shardnet.manifest import Manifest
 from shardnet.messages import COPIED, PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
 from shardnet.metrics.dht_figures import dht
@@ -109,6 +114,8 @@ class Coordinator:
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
             shard_piece=self._weights.piece,
         )
+        self._journal = Journal(kept=KEPT_FOR_OTHERS)
+        self._logs = LogCollector(self._cluster, self._peers, self._journal, self._own_source)
         self._figures = CoordinatorFigures(
             self._standing,
             self._requests,
@@ -123,6 +130,7 @@ class Coordinator:
         self._catalogue: Catalogue
         self._identity: Identity
         self._doors: Doors | None = None
+        self._a_node: str | None = None
         self._epoch = 0
         self._is_over = False
         self._began_s = time.monotonic()
@@ -130,7 +138,7 @@ class Coordinator:
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 
@@ -149,9 +157,11 @@ class Coordinator:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
+            resources.callback(self._forget_what_failed)
             condition = await resources.enter_async_context(
                 Condition(self._identity.folder, "coordinator", self._condition)
             )
+            resources.enter_context(self._journal)
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -174,7 +184,7 @@ class Coordinator:
                         self._identity,
                         self._on_hello,
                     )
-                    self._spawn(doors.be_found(), "announce this coordinator")
+                    self._spawn(doors.be_found(self._find_a_node), "announce this coordinator")
                     await asyncio.to_thread(doors.write_down, self._home, self._identity)
                     page = await self._open_page()  # which hears what is logged from here on
                     for manifest in manifests:
@@ -186,7 +196,7 @@ class Coordinator:
                     exposition = Exposition(
                         [self._figures.read, vitals.quick, lambda: dht(doors.directory)], [vitals.slow]
                     )
-                    more = partial(_more_routes, page, exposition)
+                    more = partial(_more_routes, page, exposition, LogsEndpoint(self._logs, self._keys))
                     api = Api(self._service(), self._settings.api, self._keys, more, self._figures.http)
                     serving = [self._tasks.create_task(http.serve(api.app), name="http")]
                     door = await _open_metrics(resources, self._settings.metrics, exposition)
@@ -213,6 +223,7 @@ class Coordinator:
                     await self._stopping.wait()
                     condition.look()
                     await self._drain()
+                    self._logs.close()
                     if page is not None:
                         page.feed.close()
                     http.stop()
@@ -225,6 +236,11 @@ class Coordinator:
                 _, wrong = group.split(_Stopped)
                 if wrong is not None:
                     raise first_of(wrong) from None
+
+    def _forget_what_failed(self) -> None:
+        """A coordinator that never listened, since another one has its ports, is no member."""
+        if not self._ready.is_set():
+            self._identity.forget_if_new()
 
     async def _drain(self) -> None:
         """Finish what runs, as far as time allows."""
@@ -253,9 +269,10 @@ class Coordinator:
             for order, options in orders:
                 work = self._loader.load(order, options, self._settings.placement.load_deadline_s)
                 self._spawn(work, f"load shard {order.shard_id} on {short(order.node_id)}")
-            self._standing.tell()
             if orders:
                 await asyncio.sleep(0)  # each load tells the cluster that it is under way before the next plan
+            self._standing.plan_is_due &= self._plan_needed.is_set()  # the loads are under way
+            self._standing.tell()
 
     async def _follow_revocations(self) -> None:
         def tell(node_ids: frozenset[str]) -> None:
@@ -301,7 +318,7 @@ class Coordinator:
             lambda frame: self._frames.take(node_id, connection, frame),
             lambda error: self._on_close(node_id, connection, error),
         )
-        self._apply(NodeJoined(time.monotonic(), hello))
+        self._apply(NodeJoined(time.monotonic(), hello, time.time()))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
         return self._welcome()
 
@@ -328,13 +345,21 @@ class Coordinator:
             dht=self._doors.dht if self._doors is not None else None,
         )
 
+    def _find_a_node(self) -> str | None:
+        """Returns: the IP address of a node on another machine; while there is none, the last one's."""
+        hosts = (node.address.host for node in self._cluster.nodes.values() if node.address is not None)
+        self._a_node = next((host for host in hosts if not is_ours((host,))), self._a_node)
+        return self._a_node
+
     def _on_close(self, node_id: str, connection: Connection, error: ShardnetError) -> None:
         node = self._cluster.nodes.get(node_id)
         is_known = self._peers.remove(node_id, connection, PeerLost(f"node {short(node_id)} is gone: {error}"))
         if not is_known or self._is_over:
             return
-        if node is not None:
-            log.info("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
+        if node is not None and node.draining:
+            log.info("peer_left", name=node.label, node_id=short(node_id))
+        elif node is not None:
+            log.warning("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
         self._apply(NodeLeft(time.monotonic(), node_id))
         self._requests.on_node_lost(node_id)
         self._standing.tell()
@@ -346,6 +371,7 @@ class Coordinator:
             match effect:
                 case PlanNeeded():
                     self._plan_needed.set()
+                    self._standing.plan_is_due |= isinstance(event, NodeJoined | NodeLeft | ManifestKnown)
                 case NodeDied():
                     connection = self._peers.connection(effect.node_id)
                     if connection is not None:
@@ -372,6 +398,7 @@ class Coordinator:
             status=self._status,
             health=lambda: views.health(self._standing),
             why_not_served=self._standing.why_not_served,
+            awaits_manifest=self._standing.awaits_manifest,
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
             check_grammar=self._grammars.check,
         )
@@ -394,8 +421,11 @@ class Coordinator:
         health = views.health(self._standing)
         n_ready = sum(1 for one in health["models"] if one["ready"])
         n_nodes = health["nodes"]
-        said = f"{n_nodes} node{'s' if n_nodes != 1 else ''}, {n_ready} of {len(health['models'])} models ready"
+        said = f"{counted(n_nodes, 'node')}, {n_ready} of {len(health['models'])} models ready"
         return ("ready" if health["ready"] else "waiting"), said
+
+    def _own_source(self) -> Source:
+        return Source(self._identity.node_id, self._identity.name)
 
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""
@@ -414,6 +444,7 @@ class Coordinator:
             "clock_s": round(time.time(), 3),
             "dht_contacts": self._doors.n_dht_contacts if self._doors is not None else None,
             "refused": list(self._catalogue.refused),
+            "models_cache": str(self._settings.models.cache.absolute()),
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)
@@ -440,9 +471,9 @@ async def _open_metrics(resources: AsyncExitStack, settings: MetricsSettings, ex
     return door
 
 
-def _more_routes(page: Page | None, exposition: Exposition, route: MakeRoute) -> list[Route]:
+def _more_routes(page: Page | None, exposition: Exposition, logs: LogsEndpoint, route: MakeRoute) -> list[Route]:
     """Returns: what the API serves beside its own."""
-    return [metrics_route(route, exposition), *(page.routes(route) if page is not None else [])]
+    return [metrics_route(route, exposition), *logs.routes(route), *(page.routes(route) if page is not None else [])]
 
 
 class _Stopped(Exception):

@@ -16,7 +16,7 @@ from shardnet.coordinator.placement.events import (
     NodeDrains,
 )
 from shardnet.coordinator.requests.driver import Requests
-from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
+from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound, printable
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.manifest import Manifest, by_claim
@@ -34,6 +34,7 @@ from shardnet.messages import (
     Leaving,
     LinkMeasured,
     LoadProgress,
+    LogTold,
     ManifestIs,
     ManifestOffer,
     Ping,
@@ -97,7 +98,7 @@ class Frames:
                     self._requests.on_failed(node_id, message)
             case LoadProgress():
                 self._peers.on_progress(node_id, message)
-            case ShardReady() | Done() | LinkMeasured() | ManifestIs() | FileIs() | Pong():
+            case ShardReady() | Done() | LinkMeasured() | ManifestIs() | FileIs() | Pong() | LogTold():
                 self._peers.on_answer(node_id, frame, message.command_id)
             case ExecuteTask():
                 if message.stage >= len(message.route):
@@ -110,7 +111,8 @@ class Frames:
             case ManifestOffer():
                 self._offered(node_id, message.manifest)
             case Leaving():
-                log.info("node_leaving", node=short(node_id), reason=message.reason)
+                node = self._cluster.nodes.get(node_id)
+                log.info("node_leaving", node=node.label if node else short(node_id), reason=printable(message.reason))
                 self._apply(NodeDrains(self._now_s(), node_id))
             case Ping():
                 connection.send(Pong(command_id=message.command_id))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import structlog
 
+from shardnet import __version__
 from shardnet.condition.record import State
 from shardnet.condition.telling import Condition
 from shardnet.dht.directory import Directory
@@ -16,6 +18,7 @@ from shardnet.ids import NodeId, ShardKey, new_id, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
+from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.messages import (
@@ -27,6 +30,7 @@ from shardnet.messages import (
     Leaving,
     ManifestOffer,
     Reach,
+    Software,
     StageRef,
     Welcome,
 )
@@ -62,6 +66,7 @@ from shardnet.node.weights.exchange import ShardExchange
 from shardnet.node.weights.holders import Holders
 from shardnet.node.weights.store import ModelStore
 from shardnet.node.weights.swarming import SwarmExchange
+from shardnet.packages import LLAMA, installed
 from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
@@ -106,20 +111,24 @@ class NodeDaemon:
         self._may_share = asyncio.Event()
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
+        self._stopped_by = ""
+        self._has_started = False
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
         self._run_id = new_id()
+        self._journal = Journal(kept=KEPT_FOR_OTHERS)
+        self._arithmetic = ""
 
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
         self._state = NodeState(
-            node.models_cache,
+            node.models_cache.absolute(),
             assignment,
             can_fetch=exchange is not None or settings.torrent.enabled,
             require_proof=settings.models.require_proof,
         )
-        self._store = ModelStore(node.models_cache)
+        self._store = ModelStore(node.models_cache.absolute())
         self._engine = (
             make_engine(self._engine_came_back)
             if make_engine is not None
@@ -189,11 +198,20 @@ class NodeDaemon:
             memory_limit_bytes=settings.inference.memory_limit_bytes,
         )
         self._answering = Answering(
-            identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
+            identity,
+            self._state,
+            self._store,
+            self._performer,
+            self._tasks,
+            self._links,
+            exchange,
+            self._jobs.spawn,
+            self._journal,
         )
 
-    def stop(self) -> None:
-        """Ask it to drain and end. Harmless when repeated."""
+    def stop(self, by: str = "") -> None:
+        """Ask it to drain and end. Harmless when repeated. `by`: what asked; the coordinator is told."""
+        self._stopped_by = self._stopped_by or by
         self._stopping.set()
 
     async def run(self) -> None:
@@ -206,10 +224,14 @@ class NodeDaemon:
                 await self._run()
             except* ShardnetError as errors:
                 raise first_of(errors) from None
+            finally:
+                if not self._has_started:
+                    self._identity.forget_if_new()
         log.info("node_stopped")
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
+            resources.enter_context(self._journal)
             condition = await resources.enter_async_context(Condition(self._identity.folder, "node", self._condition))
             self._listener = await listen(
                 self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
@@ -220,7 +242,9 @@ class NodeDaemon:
             await self._whereabouts.settle(self._listener.address)
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
-            self._pulse.devices = (await self._engine.start()).devices
+            ready = await self._engine.start()
+            self._pulse.devices, self._arithmetic = ready.devices, ready.arithmetic
+            self._has_started = True
             resources.callback(self._performer.close)
             condition.look()
             async with asyncio.TaskGroup() as self._jobs.group:
@@ -312,7 +336,9 @@ class NodeDaemon:
     async def _drain(self) -> None:
         """Nothing new; what runs is finished, in time or not at all."""
         self._performer.post(DrainBegan())
-        self._coordinator.tell(Leaving(reason="asked to stop"))
+        self._coordinator.tell(
+            Leaving(reason=f"it was stopped there{f' by {self._stopped_by}' if self._stopped_by else ''}")
+        )
         if self._tasks.n_tasks or self._tasks.n_sequences:
             log.info("node_draining", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
         try:
@@ -369,7 +395,14 @@ class NodeDaemon:
                 bound=tuple(str(binding) for binding in self._assignment.bindings),
                 accepts_any=self._assignment.accepts_any,
                 memory_mode=self._settings.inference.memory_mode,
+                software=Software(
+                    shardnet=__version__,
+                    llama=installed(LLAMA) or "",
+                    arithmetic=self._arithmetic,
+                    clock_s=time.time(),
+                ),
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
+                copies=True,
             ),
             held=self._pulse.held(),
             refused=self._store.refused,
@@ -377,7 +410,7 @@ class NodeDaemon:
 
     def _joined(self, welcome: Welcome) -> None:
         self._epoch = max(self._epoch, welcome.epoch)
-        dht, directory = self._finder.joined(welcome.dht), self._finder.directory
+        dht, directory = self._finder.joined(welcome.node_id, welcome.dht), self._finder.directory
         if directory is not None and dht is not None:
             self._jobs.spawn(_add_peer(directory, dht), "DHT of the coordinator")
         self._tasks.follow_epoch(welcome.epoch)

@@ -144,7 +144,8 @@ class LogSection(Section):
     """What is written to stderr."""
 
     format: LogFormat = Field(
-        default="auto", description='"pretty" sentences, "json" lines, or "auto": sentences on a terminal only'
+        default="auto",
+        description='"auto": sentences, with the date where they go into a file; "pretty": always as on a terminal; "json": one object a line',
     )
     level: LogLevel = Field(default="info", description="debug, info, warning or error")
 

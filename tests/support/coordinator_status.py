@@ -14,6 +14,7 @@ def status_lines(here: Standing) -> list[str]:
         "swarm_id": "s" * 40,
         "uptime_s": 1,
         "refused": [],
+        "models_cache": "/srv/models",
         "addresses": {"nodes": "a:1", "api": "a:2"},
     }
     counts = dict.fromkeys(
@@ -25,6 +26,8 @@ def status_lines(here: Standing) -> list[str]:
             "prompt_tokens",
             "prefix_tokens_reused",
             "prefix_hits",
+            "prefix_copies",
+            "prefix_waits",
             "sequences_kept",
         ],
         0,

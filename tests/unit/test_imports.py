@@ -33,6 +33,7 @@ GROUND = {
     "standard_streams",
     "web_hosts",
     "packages",
+    "journal",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web_hosts": set(),
     "condition": GROUND | {"swarm"},
     "packages": set(),
+    "journal": {"errors", "log", "messages"},
     "lifecycle": {"errors", "log"},
     "limits": {"errors", "log"},
     "inference": GROUND,
@@ -73,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
     "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
-    "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "doctor": GROUND | {"inference", "swarm", "node", "coordinator", "configuration"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""
@@ -99,6 +101,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
         "page": {"api", "requests", "nodes", "placement", "text"},
+        "logs": {"page", "api", "nodes", "placement"},
         "metrics": {"api", "requests", "placement"},
     },
     "node": {

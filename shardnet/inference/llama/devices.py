@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from typing import Any
 
 import psutil
 
 from shardnet.limits.memory import Room, room_here
 from shardnet.limits.processors import Processors, usable_processors
+from shardnet.log import counted
 from shardnet.messages import DeviceInfo
 
 GGML_DEVICE_GPU, GGML_DEVICE_INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type
@@ -43,9 +45,7 @@ def cpu_device(mapped_bytes: int = 0) -> DeviceInfo:
     room, cores = main_memory(mapped_bytes), processors()
     return DeviceInfo(
         name="CPU",
-        description=f"{cores.threads} core{'s' if cores.threads != 1 else ''}{f' ({cores.limit})' if cores.limit else ''}"[
-            :200
-        ],
+        description=f"{counted(cores.threads, 'core')}{f' ({cores.limit})' if cores.limit else ''}"[:200],
         kind="cpu",
         total_bytes=room.total_bytes,
         free_bytes=room.free_bytes,
@@ -77,6 +77,13 @@ def gpu_devices() -> tuple[DeviceInfo, ...]:
             )
         )
     return tuple(found)
+
+
+def instruction_sets() -> str:
+    """Returns: what this build of llama.cpp computes with, as `AVX AVX2 FMA`: numbers differ between builds that differ in it. Loads llama.cpp."""
+    import llama_cpp
+
+    return " ".join(re.findall(r"(\w+) = 1\b", llama_cpp.llama_print_system_info().decode(errors="replace")))
 
 
 def _device_functions(library: Any) -> tuple[Any, ...]:
