@@ -216,10 +216,11 @@ def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: 
         tell("seen", what="engine busy, mean of two", prometheus=engines)
 
 
-def cpu_s(swarm: LocalSwarm, name: str) -> float:
-    """Returns: processor time of the daemon's own process so far."""
-    times = psutil.Process(swarm.processes[name].pid).cpu_times()
-    return float(times.user + times.system)
+def cpu_s(swarm: LocalSwarm, name: str, *, with_engine: bool = False) -> float:
+    """Returns: processor time of the daemon's own process so far; and of its engine's."""
+    daemon = psutil.Process(swarm.processes[name].pid)
+    processes = [daemon, *(daemon.children(recursive=True) if with_engine else ())]
+    return sum(float(times.user + times.system) for times in (one.cpu_times() for one in processes))
 
 
 def one_scrape(swarm: LocalSwarm, targets: list[str]) -> None:
@@ -269,16 +270,20 @@ def scraping(targets: list[str], every_s: float) -> Iterator[None]:
 
 
 def running_answer(swarm: LocalSwarm, targets: list[str], rounds: int, round_s: float) -> None:
-    """Tell what scraping costs an answer, in turns."""
+    """Tell what scraping costs an answer, in turns: in tokens a second, and in processor time, which other programs disturb less."""
     rates: dict[float, list[float]] = {0: [], 5: [], 1: []}
     spent: dict[float, list[float]] = {0: [], 5: [], 1: []}
+    each: dict[float, list[float]] = {0: [], 5: [], 1: []}
     for _ in range(rounds):
         for every_s, found in rates.items():
             with scraping(targets, every_s):
                 before, began_s = sum(cpu_s(swarm, name) for name in DAEMONS), time.perf_counter()
+                whole = sum(cpu_s(swarm, name, with_engine=True) for name in DAEMONS)
                 seen = load(swarm.api, 1, round_s)
                 took = time.perf_counter() - began_s
                 spent[every_s].append((sum(cpu_s(swarm, name) for name in DAEMONS) - before) / took)
+                whole = sum(cpu_s(swarm, name, with_engine=True) for name in DAEMONS) - whole
+                each[every_s].append(1e3 * whole / seen.tokens)
             found.append(seen.tokens / took)
     for every_s, found in rates.items():
         tell(
@@ -287,6 +292,8 @@ def running_answer(swarm: LocalSwarm, targets: list[str], rounds: int, round_s: 
             tokens_per_s=statistics.median(found),
             over_unscraped=statistics.median(a / b for a, b in zip(found, rates[0], strict=True)),
             daemons_cpu=statistics.median(spent[every_s]),
+            cpu_ms_per_token=statistics.median(each[every_s]),
+            cpu_over_unscraped=statistics.median(a / b for a, b in zip(each[every_s], each[0], strict=True)),
             all=[round(one, 1) for one in found],
         )
 
