@@ -150,9 +150,10 @@ def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
         process.wait(20)
 
 
-def query(address: str, expression: str) -> float:
-    """Returns: the one number that an expression gives now."""
-    told = httpx.get(f"{address}/api/v1/query", params={"query": expression}, timeout=20, trust_env=False).json()
+def query(address: str, expression: str, at_s: float | None = None) -> float:
+    """Returns: the one number that an expression gives at that Unix time, or now."""
+    asked = {"query": expression} | ({} if at_s is None else {"time": str(at_s)})
+    told = httpx.get(f"{address}/api/v1/query", params=asked, timeout=20, trust_env=False).json()
     assert told["status"] == "success", told
     result = told["data"]["result"]
     assert len(result) == 1, f"{expression}: {result}"
@@ -171,23 +172,25 @@ def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: 
         took = ended - began
         while query(address, "min(timestamp(shardnet_build_info))") < ended + 1:
             time.sleep(0.2)
-        seconds_back = int(time.time() - known) + 1
+        now_s = time.time()
+        seconds_back = int(now_s - known) + 1
         window = f"[{seconds_back}s]"
+
+        def at(expression: str) -> float:
+            return query(address, expression, now_s)
 
         def grew(name: str) -> float:
             # A window of a raw series gives every sample: the last less the first, nothing extrapolated.
-            return query(address, f"sum(max_over_time({name}{window}) - min_over_time({name}{window}))")
+            return at(f"sum(max_over_time({name}{window}) - min_over_time({name}{window}))")
 
         def quantile(name: str, share: float) -> float:
-            return query(address, f"histogram_quantile({share}, sum by (le) (increase({name}_bucket{window})))")
+            return at(f"histogram_quantile({share}, sum by (le) (increase({name}_bucket{window})))")
 
-        tell(
-            "seen", what="scrapes", up=query(address, "sum(up)"), samples=query(address, "sum(scrape_samples_scraped)")
-        )
+        tell("seen", what="scrapes", up=at("sum(up)"), samples=at("sum(scrape_samples_scraped)"))
         tell(
             "seen",
             what="scrape_duration_s",
-            mean=query(address, f"avg(avg_over_time(scrape_duration_seconds{window}))"),
+            mean=at(f"avg(avg_over_time(scrape_duration_seconds{window}))"),
         )
         for what, ours, theirs in (
             ("answer tokens", seen.tokens, grew("shardnet_generation_tokens_total")),
@@ -197,7 +200,7 @@ def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: 
             ("http", seen.answers, grew('shardnet_http_requests_total{path="/v1/completions",status="200"}')),
         ):
             tell("seen", what=what, client=ours, prometheus=theirs)
-        rate = query(address, f"sum(rate(shardnet_generation_tokens_total{window}))") * seconds_back / took
+        rate = at(f"sum(rate(shardnet_generation_tokens_total{window}))") * seconds_back / took
         tell("seen", what="tokens a second", client=seen.tokens / took, prometheus=rate)
         for what, values, name in (
             ("time to first token", seen.first, "shardnet_time_to_first_token_seconds"),
@@ -212,7 +215,7 @@ def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: 
         for stage in (0, 1):
             busy = grew(f'shardnet_stage_compute_seconds_sum{{stage="{stage}"}}') / took
             tell("seen", what=f"stage {stage}: compute of all steps over the time", prometheus=busy)
-        engines = query(address, f"avg(rate(shardnet_engine_busy_seconds_total{window}))")
+        engines = at(f"avg(rate(shardnet_engine_busy_seconds_total{window}))")
         tell("seen", what="engine busy, mean of two", prometheus=engines)
 
 
@@ -225,7 +228,7 @@ def cpu_s(swarm: LocalSwarm, name: str, *, with_engine: bool = False) -> float:
 
 def one_scrape(swarm: LocalSwarm, targets: list[str]) -> None:
     """Tell what one scrape takes of each daemon."""
-    with httpx.Client(headers=HEADERS, trust_env=False) as client:
+    with httpx.Client(headers=HEADERS, timeout=60, trust_env=False) as client:
         for name, target in zip(DAEMONS, targets, strict=True):
             client.get(f"http://{target}/metrics")
             began_s, idle = time.perf_counter(), cpu_s(swarm, name)
@@ -253,7 +256,7 @@ def scraping(targets: list[str], every_s: float) -> Iterator[None]:
     over = threading.Event()
 
     def scrape() -> None:
-        with httpx.Client(headers=HEADERS, trust_env=False) as client:
+        with httpx.Client(headers=HEADERS, timeout=60, trust_env=False) as client:
             while not over.wait(every_s):
                 for target in targets:
                     client.get(f"http://{target}/metrics")
