@@ -12,7 +12,7 @@ NATIVE     := shardnet/inference/llama/native
 LLAMA_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/$(NATIVE)/llama.cmake"
 CORES      := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
-.PHONY: help install demo test check format bench package ends lock clean
+.PHONY: help install demo test check format docs bench package ends lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ check: $(STAMP)  ## format, lint, strict types
 format: $(STAMP)  ## let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## make the site of docs/ in build/site
+	$(BIN)/python -m sphinx -q -n -W -b html docs build/site
+	@echo "build/site/index.html"
 
 bench: $(STAMP)  ## speed over nodes beside plain llama.cpp in the same run, as JSON lines
 	$(BIN)/shardnet bench

@@ -39,11 +39,11 @@ log = get("lifecycle")
 
 
 class Component(Protocol):
-    """`run()` is the component's life; `stop()` is synchronous, repeatable, and only asks."""
+    """`run()` is the component's life; `stop()` is synchronous, repeatable, and only asks. `by`: what asked, for who is told of it."""
 
     async def run(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, by: str = "") -> None: ...
 
 
 def leave_tidily_on_sigterm() -> None:
@@ -94,7 +94,7 @@ async def serve(component: Component) -> None:
         asked.append(number)
         if len(asked) > 1:
             os._exit(128 + number)
-        component.stop()
+        component.stop("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)

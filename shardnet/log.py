@@ -1,13 +1,15 @@
 """structlog set-up: facts for programs, sentences for people.
 
 Code logs a fixed snake_case fact and keys with units: `log.info("shard_loaded_before_join", shard_id=0, path=...)`. On a terminal the milestones
-that people watch for become the tagged sentences of `MILESTONES`; when piped every fact is one JSON object a line. Prompts, tensors, tokens and keys
+that people watch for become the tagged sentences of `MILESTONES`, and so they do in a file, with the date before them; where JSON is asked for
+every fact is one object a line. Prompts, tensors, tokens and keys
 are never logged; `_redact` is the last fence.
 """
 
 from __future__ import annotations
 
 import logging
+import string
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
@@ -36,7 +38,11 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "shard_in_memory": ("SHARD", "✓ Shard {shard_id} is in memory: {size} in {seconds:.2f} s ({rate})"),
     "shard_memory_mode": ("SHARD", "Shard {shard_id} is {mode}: {why}"),
     "shard_unloaded": ("SHARD", "Unloaded shard {shard_id} of {model}"),
-    "shards_scanned": ("SHARD", "{shards} shards of {models} models in {path} ({seconds:.2f} s)"),
+    "shards_scanned": ("SHARD", "{shards:shard} of {models:model} in {path} ({seconds:.2f} s)"),
+    "no_shards_here": (
+        "SHARD",
+        "No shard lies in {path}: --models-cache FOLDER (node.models_cache) names another folder; what this node has to run it fetches",
+    ),
     "load_shard_received": ("LOAD_SHARD", "Shard {shard_id} of {model} requested"),
     "load_shard_already_loaded": ("LOAD_SHARD", "✓ Shard {shard_id} already loaded"),
     "load_shard_local": ("LOAD_SHARD", "✓ Loaded shard {shard_id} from local directory"),
@@ -45,18 +51,19 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "inference_loaded_shard": ("INFERENCE", "Loaded shard {shard_id} from: {path}"),
     "variable_unread": ("SETTINGS", "⚠️  {reason}"),
     "engine_started": ("INFERENCE", "Engine process {pid} started ({devices})"),
-    "engine_crashed": ("INFERENCE", "⚠️  Engine process died ({reason}); starting it again with its {shards} shards"),
-    "engine_restored": ("INFERENCE", "✓ Engine is back with {shards} shards"),
+    "engine_crashed": ("INFERENCE", "⚠️  Engine process died ({reason}); starting it again with its {shards:shard}"),
+    "engine_restored": ("INFERENCE", "✓ Engine is back with {shards:shard}"),
     "task_failed": ("TASK", "✗ {task}: {reason}"),
     "request_finished": (
         "TASK",
-        "{request_id}: {prompt_tokens} prompt + {completion_tokens} tokens in {seconds:.2f} s, {tokens_per_s:.1f} tokens/s",
+        "{request_id}: {prompt_tokens} prompt + {completion_tokens:token} in {seconds:.2f} s, {tokens_per_s:.1f} tokens/s",
     ),
     "request_failed": ("TASK", "{request_id} ✗ {reason}"),
     "node_joined": ("NODE", "✓ Joined coordinator {coordinator} as {name} ({node_id})"),
     "node_waits": (
         "NODE",
-        "No shard is held here yet: the coordinator says which one is to be fetched; `shardnet status` shows what it knows",
+        "No shard is held here: the coordinator gives this node one in a moment, or keeps it as a spare if others hold every layer; "
+        "`shardnet status` shows which. Nothing is to be done here",
     ),
     "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
@@ -68,7 +75,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "node_shares_nothing": ("NODE", "⚠️  Nothing is announced and no shard is given: {reason}"),
     "link_unreachable": ("COORDINATOR", "⚠️  {source} cannot dial {target}, steps go through here: {reason}"),
     "node_listening": ("NODE", "Listening on {address}"),
-    "node_draining": ("NODE", "Draining: {tasks} tasks to finish; Ctrl-C once more ends it at once"),
+    "node_draining": ("NODE", "Draining: {tasks:task} to finish; Ctrl-C once more ends it at once"),
     "node_stopped": ("NODE", "Stopped"),
     "coordinator_listening": ("COORDINATOR", "Nodes join at {address}"),
     "api_listening": ("COORDINATOR", "OpenAI API at http://{address}/v1"),
@@ -82,10 +89,18 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "On this machine: `shardnet node`. Other machines cannot reach {address}: for them start with --listen 0.0.0.0:7700 --enrol 0.0.0.0:7701",
     ),
     "page_listening": ("COORDINATOR", "Web page at http://{address}/"),
-    "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards} shards"),
+    "no_models_here": (
+        "COORDINATOR",
+        "No model lies in {path}: `shardnet split MODEL` puts one there, --models-cache FOLDER (models.cache) names another; nodes bring theirs",
+    ),
+    "peer_joined": ("COORDINATOR", "✓ {name} ({node_id}) joined with {shards:shard}"),
     "node_leaving": ("COORDINATOR", "{node} is leaving: {reason}"),
     "tokenizer_fetched": ("COORDINATOR", "✓ Tokenizer of {model} is here"),
-    "peer_lost": ("COORDINATOR", "⚠️  {name} ({node_id}) left: {reason}"),
+    "peer_left": ("COORDINATOR", "{name} ({node_id}) has left in order, as it announced"),
+    "peer_lost": (
+        "COORDINATOR",
+        "⚠️  {name} ({node_id}) is lost, it did not say good-bye: {reason}. Its layers are given to others where there is room",
+    ),
     "peer_refused": ("COORDINATOR", "✗ Peer {peer} refused: {reason}"),
     "link_refused": ("LINK", "✗ Peer {peer} refused: {reason}"),
     "link_evicted": ("LINK", "✗ Link to {node_id} at {peer} cut: {reason}"),
@@ -93,15 +108,16 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "swarm_created": ("SWARM", "✓ New swarm {swarm_id} in {home}"),
     "enrolment_listening": ("COORDINATOR", "Machines with a join token are taken in at {address}"),
     "api_open_to_everybody": ("COORDINATOR", "⚠️  Anybody who reaches {address} can use the API: {advice}"),
-    "coordinator_draining": ("COORDINATOR", "Stopping: {requests} requests to finish"),
+    "coordinator_draining": ("COORDINATOR", "Stopping: {requests:request} to finish"),
     "load_progress": ("COORDINATOR", "Shard {shard_id} of {model} on {node}: {stage} {percent:.0f} %"),
     "load_finished": ("COORDINATOR", "✓ Shard {shard_id} of {model} is in the memory of {node} (from {source})"),
     "load_failed": ("COORDINATOR", "⚠️  Shard {shard_id} of {model} on {node}: {reason}"),
     "placement_note": ("COORDINATOR", "{note}"),
-    "request_rerouted": ("TASK", "{request_id} goes on along another route of {stages} stages"),
-    "request_cancelled": ("TASK", "{request_id} cancelled after {completion_tokens} tokens"),
+    "request_rerouted": ("TASK", "{request_id} goes on along another route of {stages:stage}"),
+    "request_cancelled": ("TASK", "{request_id} cancelled after {completion_tokens:token}"),
     "step_failed": ("TASK", "⚠️  {request_id}: a step failed on {node}: {reason}"),
     "pipeline_ready": ("COORDINATOR", "✓ {model} is ready: {stages}"),
+    "pipeline_loading": ("COORDINATOR", "{model} is on its way: {reason}"),
     "pipeline_incomplete": ("COORDINATOR", "⚠️  {model} is not complete: {reason}"),
     "member_enrolled": ("COORDINATOR", "✓ {name} ({node_id}) enrolled by invitation"),
     "dht_announced": ("DHT", "✓✓✓ ANNOUNCED SHARD {shard_id} TO DHT ✓✓✓"),
@@ -111,10 +127,14 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "dht_coordinator_announced": ("DHT", "✓ Announced this coordinator to DHT"),
     "dht_manifest_announced": ("DHT", "✓ Announced manifest {model_id} to DHT"),
     "dht_listening": ("DHT", "Listening on {address} (UDP)"),
-    "dht_joined": ("DHT", "✓ Joined with {peers} peers"),
+    "dht_joined": ("DHT", "✓ Joined with {peers:peer}"),
+    "dht_left_in_haste": (
+        "DHT",
+        "Left without withdrawing {announcements:announcement}: they end by themselves within minutes",
+    ),
     "dht_alone": ("DHT", "⚠️  No bootstrap peer answered; trying again"),
-    "dht_rejected": ("DHT", "⚠️  Refused a {what}: {reason}"),
-    "torrent_progress": ("TORRENT", "shard {shard_id} {percent:.0f} % {rate} {peers} peers ETA {eta}"),
+    "dht_rejected": ("DHT", "Left out a {what} from {source}: {reason}; {meaning}"),
+    "torrent_progress": ("TORRENT", "shard {shard_id} {percent:.0f} % {rate}, {peers:peer}{left}"),
     "torrent_finished": ("TORRENT", "✓ Shard {shard_id} downloaded and verified ({size} in {seconds:.1f} s)"),
     "torrent_seeding": ("TORRENT", "Seeding shard {shard_id} ({size})"),
     "open_seed_listening": (
@@ -122,8 +142,8 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "⚠️  Anybody who has the torrents and reaches {host} port {port} (TCP) can take these shards",
     ),
     "torrent_peer_banned": ("TORRENT", "⚠️  Banned {peer}: it sent bad pieces"),
-    "shard_evicted": ("SHARD", "Deleted {path} to make room: {holders} others have it"),
-    "exchange_ended": ("TORRENT", "{sent_bytes} bytes given, {taken_bytes} bytes taken"),
+    "shard_evicted": ("SHARD", "Deleted {path} to make room: it is on {holders:other node} still"),
+    "exchange_ended": ("TORRENT", "{sent_bytes:byte} given, {taken_bytes:byte} taken"),
     "shard_has_no_holder_yet": ("TORRENT", "Nobody gives shard {shard_id} of {model} yet: {reason}"),
     "shard_comes_by_relay": ("TORRENT", "⚠️  Shard {shard_id} of {model} comes through the coordinator: {reason}"),
     "shard_file_gone": ("SHARD", "⚠️  {path} is gone: {advice}"),
@@ -153,16 +173,17 @@ Event = MutableMapping[str, Any]
 
 
 def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: TextIO | None = None) -> None:
-    """Set up logging for this process. `auto` writes sentences to a terminal and JSON to anything else."""
+    """Set up logging for this process. `auto` and `pretty` write sentences; into anything but a terminal `auto` writes the date too."""
     stream = stream or sys.stderr
-    pretty = form == "pretty" or (form == "auto" and stream.isatty())
+    pretty = form != "json"
+    clock = "%Y-%m-%d %H:%M:%S" if form == "auto" and not stream.isatty() else "%H:%M:%S"
     threshold = getattr(logging, level.upper())
     renderer = _sentence if pretty else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if pretty else "iso", utc=not pretty),
+            structlog.processors.TimeStamper(fmt=clock if pretty else "iso", utc=not pretty),
             structlog.processors.format_exc_info,
             _redact,
             _tell_watchers,
@@ -215,7 +236,7 @@ def sentence(event: Mapping[str, Any]) -> str:
     if name in MILESTONES:
         tag, words = MILESTONES[name]
         try:
-            text = f"[{tag}] {words.format(**event)}"
+            text = f"[{tag}] {_COUNTING.vformat(words, (), event)}"
         except (KeyError, ValueError, IndexError):
             text = f"[{tag}] {name} {_pairs(event)}"
     else:
@@ -225,6 +246,19 @@ def sentence(event: Mapping[str, Any]) -> str:
     return text
 
 
+class _Counting(string.Formatter):
+    """Fills in a sentence. A noun in place of a format, `{shards:shard}`, writes the number with it."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        """Returns: `3 shards` of 3 and `shard`."""
+        if len(format_spec) > 1 and format_spec.replace(" ", "").isalpha():
+            return counted(value, format_spec)
+        return super().format_field(value, format_spec)
+
+
+_COUNTING = _Counting()
+
+
 def _pairs(event: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in event.items() if key not in CONTEXT_KEYS)
 
@@ -232,6 +266,11 @@ def _pairs(event: Mapping[str, Any]) -> str:
 def get(name: str) -> Any:
     """Returns: a structlog logger bound to `part=name`."""
     return structlog.get_logger(part=name)
+
+
+def counted(number: float, noun: str) -> str:
+    """Returns: `1 peer`, `2 peers`: every sentence that counts something is written with this."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def human_bytes(count: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from shardnet.bench.netem import NETS
 from shardnet.bench.rows import Row
 from shardnet.errors import ShardnetError, UsageError
+from shardnet.log import counted
 
 SUFFIXES = (".svg", ".png")
 PANEL_INCHES = (7.0, 3.6)
@@ -102,7 +103,7 @@ def _bars(
 
 
 def _where(row: Row) -> str:
-    return f"{row.get('net', '')}\n{row['stages']} stage{'s' if row['stages'] != 1 else ''}"
+    return f"{row.get('net', '')}\n{counted(row['stages'], 'stage')}"
 
 
 def _decode(axes: Any, rows: list[Row]) -> None:

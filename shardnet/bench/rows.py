@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from shardnet.log import counted
+
 Row = dict[str, Any]
 
 
@@ -33,7 +35,7 @@ def predicted(name: str, value: float, measured: float, digits: int = 3) -> Row:
 def describe(row: Row) -> str:
     """Returns: a row as a line for people."""
     error = f"{100 * (row['predicted_over_measured'] - 1):+.0f} %"
-    where = f"{row['net']:>8}  {row['stages']} stage{'s' if row['stages'] != 1 else ' '}"
+    where = f"{row['net']:>8}  {counted(row['stages'], 'stage'):<8}"
     match row["bench"]:
         case "decode":
             return (

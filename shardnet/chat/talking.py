@@ -16,6 +16,7 @@ from shardnet.coordinator.api.client import ApiClient
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.files import text_of, unwritable, write_whole
 from shardnet.library.waiting import Bar, once_loaded
+from shardnet.log import counted
 
 PATH = "/v1/chat/completions"
 
@@ -197,7 +198,7 @@ class Talk:
         model = self.conversation.model
         self.conversation = from_json(text_of(path, "/load"), str(path))
         self.conversation.model = model
-        self._screen.say(f"{len(self.conversation.messages)} messages loaded")
+        self._screen.say(f"{counted(len(self.conversation.messages), 'message')} loaded")
 
     def _show(self, lines: list[str]) -> None:
         self._screen.say("\n".join(lines))

@@ -9,12 +9,14 @@ import typer
 from shardnet.cli import (
     bench,
     chat,
+    completing,
     config,
     coordinator,
     demo,
     devices,
     doctor,
     generate,
+    health,
     inspect,
     join,
     key,
@@ -34,6 +36,7 @@ app = typer.Typer(
     help="Run one large language model on several ordinary machines.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -52,6 +55,26 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    install_completion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[SHELL]",
+            callback=completing.install_script,
+            is_eager=True,
+            help=f"Have a shell complete commands, options and values: {', '.join(completing.SHELLS[:3])}. Nothing said: this shell.",
+            autocompletion=completing.words(*completing.SHELLS),
+        ),
+    ] = None,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[SHELL]",
+            callback=completing.show_script,
+            is_eager=True,
+            help="Print the script for that instead, to put it elsewhere.",
+            autocompletion=completing.words(*completing.SHELLS),
+        ),
+    ] = None,
 ) -> None:
     from shardnet import log
 
@@ -72,6 +95,7 @@ for _command in (
     generate.generate,
     chat.chat,
     status.status,
+    health.health,
     doctor.doctor,
     plan.plan,
     join.join,

@@ -60,7 +60,9 @@ def bench(
         Path | None, typer.Option("--rows", metavar="FILE", help="With --plot: draw these JSON lines, measure nothing.")
     ] = None,
 ) -> None:
-    """Measure pipelines of real node processes beside plain llama.cpp in the same run, and beside what the planner predicts.
+    """Measure pipelines beside plain llama.cpp.
+
+    Of real node processes, in the same run, and beside what the planner predicts.
 
     Without --streams and --prefill: the decode speed of one stream. Method and rules are in docs/benchmarks.md.
     """

@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def chat(
     message: Annotated[str | None, typer.Argument(help="What to say first; without it the prompt waits.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name or id; not needed where only one is served.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name or id; not needed where only one is served.", autocompletion=completing.models),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     tools: Annotated[
         Path | None, typer.Option(help="A JSON file with tools; what comes of a call is asked of you.")
@@ -18,7 +23,10 @@ def chat(
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save FILE.json kept.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are, not as Markdown.")] = False,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
     """Talk with a model of the swarm in the terminal. /help in it lists its commands.

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 DaemonName = Literal["node", "coordinator"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
-config = typer.Typer(
-    help="What a daemon's settings come to, where each was said, and what is wrong with them.", no_args_is_help=True
-)
+config = typer.Typer(help="Show and check what a daemon's settings come to.", no_args_is_help=True)
 
 
 @config.command()
@@ -38,7 +36,9 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print every setting as a daemon that starts now takes it, where it was said, and what it comes to.
+    """Print every setting, and where it was said.
+
+    Print every setting as a daemon that starts now takes it, where it was said, and what it comes to.
 
     The order is: default < file < environment (SHARDNET_SECTION__KEY) < flags. Secrets are hidden. What is printed is a settings file itself.
 
@@ -86,7 +86,9 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say everything that is wrong with a settings file, and with the environment, at once.
+    """Say all that is wrong with settings.
+
+    Say everything that is wrong with a settings file, and with the environment, at once.
 
     Errors (exit code 2) keep the daemon from starting: unknown keys, wrong types, values out of range. Warnings (exit code 0) are legal, and do
     not work together or on this machine: an address that it does not have, a folder that cannot be written, a name that nobody resolves.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def coordinator(
     context: typer.Context,
@@ -19,21 +21,42 @@ def coordinator(
         typer.Option(metavar="HOST:PORT", help="Takes in machines with a join token. [default: 127.0.0.1:7701]"),
     ] = None,
     dht_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="UDP port where nodes meet. [default: 7702]")
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="UDP port where nodes meet. [default: 7702]")
     ] = None,
     models_cache: Annotated[
-        Path | None, typer.Option(help="Folder whose models are served. [default: models_cache]")
+        Path | None, typer.Option(metavar="DIR", help="Folder whose models are served. [default: models_cache]")
     ] = None,
     stages: Annotated[
-        int | None, typer.Option(min=0, max=256, help="Force pipelines of so many stages; 0: the quickest.")
+        int | None,
+        typer.Option(
+            min=0, max=256, metavar="N", help="Force pipelines of so many stages; 0: the quickest. [default: 0]"
+        ),
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Whole pipelines to keep loaded for each model.")
+        int | None,
+        typer.Option(min=1, max=256, metavar="N", help="Whole pipelines to keep loaded for each model. [default: 1]"),
     ] = None,
-    copies: Annotated[int | None, typer.Option(min=1, max=256, help="Nodes that shall have each shard's file.")] = None,
-    n_ctx: Annotated[int | None, typer.Option(min=8, help="Tokens of context of each sequence.")] = None,
-    n_seq: Annotated[int | None, typer.Option(min=1, help="Sequences side by side in each pipeline.")] = None,
-    n_batch: Annotated[int | None, typer.Option(min=1, help="Tokens in one prompt chunk at most.")] = None,
+    copies: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, metavar="N", help="Nodes that shall have each shard's file, in memory or not. [default: 1]"
+        ),
+    ] = None,
+    n_ctx: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            metavar="N",
+            help="Tokens of context of each sequence, at most what the model was trained for. [default: 4096]",
+        ),
+    ] = None,
+    n_seq: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Requests side by side in each pipeline; others wait. [default: 4]"),
+    ] = None,
+    n_batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tokens in one batch at most. [default: 512]")
+    ] = None,
     metrics_listen: Annotated[
         str | None,
         typer.Option(
@@ -41,11 +64,41 @@ def coordinator(
             help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings file, see configs/coordinator.toml.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, pretty or json.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings file; `shardnet config show coordinator --defaults` prints one with every key.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look. [default: auto]",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written. [default: info]",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
+    ] = None,
 ) -> None:
-    """Place shards on nodes, run requests over them, and serve the OpenAI API. Ctrl-C stops it."""
+    """Place shards, run requests, serve the OpenAI API.
+
+    Nodes join it, each with the shards that it has or fetches. Ctrl-C stops it.
+
+    Every setting can be said in FILE, by the environment (SHARDNET_LISTEN__API=...), and many by a flag; the last of these wins.
+    `shardnet config show coordinator` shows them all.
+
+    \b
+    shardnet coordinator
+    shardnet coordinator --listen 0.0.0.0:7700 --enrol 0.0.0.0:7701
+    """
     from shardnet.cli.flags import COORDINATOR, names_of, settings_of
     from shardnet.configuration.daemons import begin
     from shardnet.coordinator.daemon import Coordinator

@@ -24,7 +24,9 @@ def demo(
         bool, typer.Option("--json", help="Print the figures as JSON; the rest goes to stderr.")
     ] = False,
 ) -> None:
-    """Split a real model, run it over nodes on this machine, and compare with the unsplit model.
+    """Show all of it on this machine with a real model.
+
+    It is split, run over nodes, and compared with the unsplit model.
 
     Starts a coordinator and the nodes as processes of their own, in a swarm of their own; Ctrl-C at any moment leaves none behind.
     """
@@ -75,11 +77,13 @@ def _show(result: DemoResult, *, as_json: bool) -> None:
     import dataclasses
     import json
 
+    from shardnet.log import counted
+
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(result) | {"ratio": result.ratio}))
         return
     typer.echo(
-        f"\n   tokens per second     {result.tokens_per_s:8.1f}   over {result.stages} nodes"
+        f"\n   tokens per second     {result.tokens_per_s:8.1f}   over {counted(result.stages, 'node')}"
         f"\n   plain llama.cpp       {result.plain_tokens_per_s:8.1f}   the unsplit model in one process, same run"
         f"\n   ratio                 {result.ratio:8.2f}"
         f"\n   time to first token   {result.first_token_s:8.2f} s"

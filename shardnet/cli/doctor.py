@@ -19,10 +19,16 @@ def doctor(
         Path | None, typer.Option(help="Folder of shards; models_cache if nothing is said.")
     ] = None,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
-    """Check this machine, and the swarm if there is a coordinator: each finding says what to do. Ends with 7 if something must be mended."""
+    """Check this machine and its swarm.
+
+    Check this machine, and the swarm if there is a coordinator: each finding says what to do. Ends with 7 if something must be mended.
+    """
     from shardnet.doctor.examination import examine
     from shardnet.doctor.findings import as_json as worded
     from shardnet.doctor.findings import summary, worst

@@ -10,6 +10,7 @@ NODE = {
     "bootstrap": "dht.bootstrap",
     "listen": "node.listen",
     "name": "node.name",
+    "join_token_file": "node.join_token_file",
     "models_cache": "node.models_cache",
     "shard": "node.shards",
     "memory_limit": "inference.memory_limit_bytes",

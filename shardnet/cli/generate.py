@@ -8,26 +8,55 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to ask; "-" reads it from standard input.')],
-    model: Annotated[str | None, typer.Option(help="Name or id; not needed where only one is served.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of the answer at most; without it, until the context is full.")
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name or id; not needed where only one is served.", autocompletion=completing.models
+        ),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 picks the most likely token each time.")] = 0.7,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    top_k: Annotated[int | None, typer.Option(min=0)] = None,
-    min_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(min=0)] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Length of the answer at most; without it, until the context is full."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="X", help="0 picks the most likely token each time.")
+    ] = 0.7,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="X", help="Draw from the most likely tokens that together have this probability."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Draw from the N most likely tokens; 0: from all.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="X", help="Leave out tokens less likely than this share of the most likely one."
+        ),
+    ] = None,
+    repeat_penalty: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="X", help="Above 1: tokens that were there lately become less likely."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
+    ] = None,
     json_schema: Annotated[
         str | None,
         typer.Option(metavar="FILE|JSON", help="A JSON schema that the answer fits: a file, or the schema itself."),
     ] = None,
-    regex: Annotated[str | None, typer.Option(help="A regular expression that the whole answer matches.")] = None,
+    regex: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="A regular expression that the whole answer matches.")
+    ] = None,
     grammar: Annotated[
         str | None, typer.Option(metavar="FILE", help="A GBNF or Lark file that the answer follows.")
     ] = None,
@@ -42,12 +71,19 @@ def generate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
     """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node.
 
-    While the model is being loaded it waits, and shows how far that is.
+    While the model is being loaded it waits, and shows how far that is. Where the API wants a key, it is read from $SHARDNET_API__KEY.
+
+    \b
+    shardnet generate "Why is the sky blue?" --max-tokens 100
+    git diff | shardnet generate - --system "Write a commit message"
     """
     import json
     import sys

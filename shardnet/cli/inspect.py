@@ -36,7 +36,9 @@ def inspect(
     n_seq: Annotated[int, typer.Option("--seq", min=1, max=256, help="For --on: sequences at the same time.")] = 4,
     json_output: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Show what a model or a cache holds: layers, bytes, KV cache per token, where the model may be cut, and which device could take what.
+    """Show a model or a cache: layers, bytes, where it may be cut.
+
+    Also KV cache per token, and which device could take what.
 
     Reads headers only: quick for a model of any size, and nothing is hashed.
     """
@@ -202,14 +204,14 @@ def _tell_checkpoint(facts: dict[str, Any]) -> None:
 
 def _tell_cache(facts: dict[str, Any]) -> None:
     from shardnet.ids import short
-    from shardnet.log import human_bytes
+    from shardnet.log import counted, human_bytes
 
     typer.echo(facts["path"])
     for model in facts["models"]:
         proved = "proved identical to the unsplit model" if model["is_proved"] else "not proved"
         signed = "signed" if model["is_signed"] else "not signed"
         typer.echo(
-            f"  {model['name']}  {model['architecture']} {model['quantisation']}, {model['n_layers']} layers, "
+            f"  {model['name']}  {model['architecture']} {model['quantisation']}, {counted(model['n_layers'], 'layer')}, "
             f"KV {human_bytes(model['kv_bytes_per_token'])} a token, model {short(model['model_id'])}; {proved}, {signed}"
         )
         for shard in model["shards"]:

@@ -12,13 +12,18 @@ def join(
     token: Annotated[
         str, typer.Argument(help="The token that `shardnet swarm invite` printed on the owner's machine.")
     ],
-    name: Annotated[str, typer.Option(help="What this machine's node is called.")] = "node",
+    name: Annotated[
+        str | None, typer.Option(help="What this machine's node is called; its host name if nothing is said.")
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Move the keys of another swarm in this home aside; nothing is deleted.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Obtain a certificate with a join token, so that nodes of this machine can take part."""
+    """Make this machine a member of a swarm, with a join token.
+
+    It obtains a certificate with which its nodes take part.
+    """
     from shardnet.ids import short
     from shardnet.lifecycle import run_loop
     from shardnet.log import configure
@@ -26,11 +31,13 @@ def join(
     from shardnet.swarm.enrol import enrol
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import checked_name
+    from shardnet.swarm.naming import machine_name
     from shardnet.swarm.tokens import parse_token
 
     configure(level="warning")  # what happens is told below
     parsed, home = parse_token(token), Home()
-    with run_loop(enrol(parsed, home, checked_name(name), replace=replace)) as identity:
+    wanted = machine_name() if name is None else checked_name(name)
+    with run_loop(enrol(parsed, home, wanted, replace=replace)) as identity:
         coordinator = read_coordinator_addresses(home).nodes
         facts = {
             "swarm_id": identity.swarm.swarm_id,
@@ -42,7 +49,9 @@ def join(
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"✓ Joined swarm {short(str(facts['swarm_id']))} as {name} ({short(str(facts['node_id']))})")
+    typer.echo(f"✓ Joined swarm {short(str(facts['swarm_id']))} as {facts['name']} ({short(str(facts['node_id']))})")
+    if facts["name"] != wanted:
+        typer.echo(f"  Another member is called {wanted}; --name gives this machine another name.")
     known = f" (its coordinator is {coordinator})" if coordinator else ""
     listen = "" if coordinator is None or is_loopback(coordinator.host) else " --listen 0.0.0.0:7710"
     typer.echo(f"  Start a node with: shardnet node{listen}{known}")

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 Name = Annotated[str, typer.Argument(help="Who or what uses it: laptop, alice, my-agent.")]
 
 key = typer.Typer(
-    help="Keys of the HTTP API, each with a name; run it on the coordinator's machine.", no_args_is_help=True
+    help="Keys of the HTTP API: make, list and remove them. Run it on the coordinator's machine.", no_args_is_help=True
 )
 
 
@@ -26,7 +28,10 @@ def add(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, once. From then on the API wants a key; a running coordinator knows it within a second."""
+    """Make a key and print it, once.
+
+    From then on the API wants a key; a running coordinator knows it within a second.
+    """
     from shardnet.swarm.api_keys import make_key
     from shardnet.swarm.home import Home
 
@@ -64,8 +69,11 @@ def list_all(as_json: AsJson = False) -> None:
 
 
 @key.command()
-def remove(name: Name, as_json: AsJson = False) -> None:
-    """Take a key away; a running coordinator refuses it within a second."""
+def remove(
+    name: Annotated[str, typer.Argument(help="The name it was made with.", autocompletion=completing.keys)],
+    as_json: AsJson = False,
+) -> None:
+    """Take a key away; it is refused within a second."""
     from shardnet.swarm.api_keys import remove_key
     from shardnet.swarm.home import Home
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from shardnet.log import human_bytes
+from shardnet.log import counted, human_bytes
 
 WORST = 3
 
@@ -19,7 +19,7 @@ def loss_lines(losses: dict[str, Any], perplexity: dict[str, Any] | None) -> Ite
     """
     yield (
         f"quantised: {human_bytes(losses['bytes_before'])} -> {human_bytes(losses['bytes_after'])} (ratio {losses['ratio']:.2f}), "
-        f"cosine {losses['cosine']:.6f}, RMSE {losses['rmse']:.3g} over {len(losses['tensors'])} tensors"
+        f"cosine {losses['cosine']:.6f}, RMSE {losses['rmse']:.3g} over {counted(len(losses['tensors']), 'tensor')}"
     )
     for tensor in sorted(losses["tensors"], key=lambda one: one["cosine"])[:WORST]:
         kinds = f"{tensor['from']} -> {tensor['to']}"

@@ -49,10 +49,16 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt before the first token.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
-    """Predict what each layout of a model would do: one node, splits, replicas."""
+    """Predict speed and memory of each layout of a model.
+
+    One node, splits, replicas.
+    """
     import dataclasses
     import json
 
@@ -86,7 +92,11 @@ def plan(
         facts["memory_limits"] = limits
         typer.echo(json.dumps(facts | dataclasses.asdict(found)))
         return
-    typer.echo(f"{manifest.name}: {manifest.content.n_layers} layers in {manifest.n_shards} shards")
+    from shardnet.log import counted
+
+    typer.echo(
+        f"{manifest.name}: {counted(manifest.content.n_layers, 'layer')} in {counted(manifest.n_shards, 'shard')}"
+    )
     typer.echo(f"{'layout':<10} {'ms/token':>9} {'first token':>12} {'tokens/s, all':>15}  stages")
     for layout in found.layouts:
         typer.echo(_line(layout))

@@ -29,27 +29,33 @@ def say_where(model: str) -> None:
         say(f"Connecting to {host}:{port}")
 
 
+def figures(done: int, total: int, rate: float | None) -> str:
+    """Returns: `45 % of 98.4 MB, 12.1 MB/s, 4 s left`; what is not known yet is left out. `rate`: of `done`, a second."""
+    if not total:
+        return ""
+    told = f"{100 * done / total:.0f} %"
+    is_bytes = total >= LEAST_BYTES
+    if is_bytes:
+        told += f" of {human_bytes(total)}"
+    if not rate or rate <= 0 or done >= total:
+        return told
+    left = f", {(total - done) / rate:.0f} s left"
+    return f"{told}, {human_bytes(rate)}/s{left}" if is_bytes else told + left
+
+
 @contextmanager
 def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total). Safe to call from several threads."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.text import Text
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
+        class Figures(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(figures(int(task.completed), int(task.total or 0), task.speed))
+
+        columns = (TextColumn("{task.description}"), BarColumn(), Figures())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -63,8 +69,7 @@ def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
             return
         rate = (done - last_done) / (now - last)
         last, last_done = now, done
-        shown = f"{human_bytes(rate)}/s, " if total >= LEAST_BYTES else ""
-        sys.stderr.write(f"{title}: {100 * done / total:.0f} %, {shown}{(total - done) / rate:.0f} s left\n")
+        sys.stderr.write(f"{title}: {figures(done, total, rate)}\n")
         sys.stderr.flush()
 
     yield line

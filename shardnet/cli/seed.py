@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli import completing
+
 CoordinatorOption = Annotated[
     str | None,
-    typer.Option(
-        "--coordinator", metavar="HOST:PORT", help="The coordinator; if nothing is said, the one last seen here."
-    ),
+    typer.Option("--coordinator", metavar="HOST:PORT", help="The coordinator. [default: the one last seen here]"),
 ]
 BootstrapOption = Annotated[
     list[str] | None,
@@ -20,11 +20,16 @@ BootstrapOption = Annotated[
 ListenOption = Annotated[
     str | None,
     typer.Option(
-        "--listen", metavar="HOST:PORT", help="Where others reach this machine; 127.0.0.1:0 if nothing is said."
+        "--listen",
+        metavar="HOST:PORT",
+        help="Where others reach this machine; port 0: any free one. [default: 127.0.0.1:0]",
     ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (configs/node.toml shows every key).")
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Settings file of a node; `shardnet config show node --defaults` prints one."
+    ),
 ]
 
 
@@ -35,7 +40,7 @@ def seed(
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     upload_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most bytes sent per second, as in 10MB.")
+        str | None, typer.Option(metavar="SIZE", help="Most bytes sent per second, as in 10MB. [default: no limit]")
     ] = None,
     is_open: Annotated[
         bool,
@@ -44,9 +49,21 @@ def seed(
         ),
     ] = False,
     config: ConfigOption = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look. [default: auto]",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written. [default: info]",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
 ) -> None:
     """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory.
@@ -82,22 +99,37 @@ def seed(
 
 def fetch(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Name or id of the model.")],
+    model: Annotated[str, typer.Argument(help="Name or id of the model.", autocompletion=completing.models)],
     out: Annotated[
-        Path | None, typer.Option(help="Models cache to put it into; models_cache if nothing is said.")
+        Path | None, typer.Option(metavar="DIR", help="Models cache to put it into. [default: models_cache]")
     ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Give it to others afterwards, until stopped.")] = False,
     coordinator: CoordinatorOption = None,
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     config: ConfigOption = None,
-    log_format: Annotated[str | None, typer.Option(metavar="auto|pretty|json", help="How log lines look.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|pretty|json",
+            help="How log lines look. [default: auto]",
+            autocompletion=completing.words("auto", "pretty", "json"),
+        ),
+    ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="Which log lines are written; warning.")
+        str | None,
+        typer.Option(
+            metavar="debug|info|warning|error",
+            help="Which log lines are written. [default: warning]",
+            autocompletion=completing.words("debug", "info", "warning", "error"),
+        ),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was fetched as JSON.")] = False,
 ) -> None:
-    """Take all shards of a model from the swarm into a folder, verified. What is there already is not fetched again."""
+    """Take a whole model from the swarm into a folder, verified.
+
+    What is there already is not fetched again.
+    """
     import json
 
     from shardnet.cli.flags import FETCH, names_of, settings_of
@@ -105,7 +137,7 @@ def fetch(
     from shardnet.configuration.daemons import begin
     from shardnet.errors import ShardnetError
     from shardnet.lifecycle import run_loop, serve
-    from shardnet.log import human_bytes
+    from shardnet.log import counted, human_bytes
     from shardnet.node.settings import NodeSettings
     from shardnet.node.sharing import SharingDaemon
     from shardnet.swarm.home import Home
@@ -134,7 +166,9 @@ def fetch(
         }
         typer.echo(json.dumps(facts))
     else:
-        typer.echo(f"{manifest.name}: {manifest.n_shards} shards, {human_bytes(manifest.total_bytes)}, in {folder}")
+        typer.echo(
+            f"{manifest.name}: {counted(manifest.n_shards, 'shard')}, {human_bytes(manifest.total_bytes)}, in {folder}"
+        )
 
 
 def torrent(
@@ -146,7 +180,9 @@ def torrent(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Write an ordinary .torrent file (BitTorrent v2) for each shard, to publish a model with any BitTorrent client.
+    """Write a .torrent file for each shard, to publish a model.
+
+    They are ordinary ones (version 2), for any BitTorrent client.
 
     These are open: anybody who has one can take the shard from whoever seeds it, by `shardnet seed DIR --open` or with any client.
     Within a swarm none is needed: nodes hand theirs to each other.

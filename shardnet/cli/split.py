@@ -79,7 +79,9 @@ def split(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Cut a GGUF or a checkpoint into layer shards and prove that they give the unsplit model's numbers.
+    """Cut a model into layer shards, and prove them.
+
+    A GGUF or a checkpoint; the shards give the unsplit model's numbers.
 
     With --quantize their weights become another type on the way, tensor by tensor, in llama.cpp's own mixtures for the whole model.
 
@@ -95,7 +97,7 @@ def split(
     from shardnet.inference.splitting.manifest_file import models_named
     from shardnet.library.cutting import Quantising, cut_model, cut_request
     from shardnet.lifecycle import leave_tidily_on_sigterm
-    from shardnet.log import human_bytes
+    from shardnet.log import counted, human_bytes
     from shardnet.manifest import NoProof, by_claim, claim
     from shardnet.settings import default_home
 
@@ -141,7 +143,7 @@ def split(
         )
     else:
         typer.echo(
-            f"{manifest.name}  {manifest.content.quantisation}  {manifest.content.n_layers} layers  model {manifest.model_id[:12]}"
+            f"{manifest.name}  {manifest.content.quantisation}  {counted(manifest.content.n_layers, 'layer')}  model {manifest.model_id[:12]}"
         )
         for shard in manifest.content.shards:
             file = shard.file if shard.shard_id in manifest.cut_here else "(not cut here)"

@@ -18,10 +18,13 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(metavar="SECONDS", min=0.2, max=3600, help="How often --watch looks.")] = 1.0,
     api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
+        str | None,
+        typer.Option(
+            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
+        ),
     ] = None,
 ) -> None:
-    """Show every node, every layer and who holds it, and what is being loaded."""
+    """Show nodes, layers and who holds them, loads in progress."""
     import json
 
     from shardnet.coordinator.api.client import ApiClient, find_api
@@ -74,13 +77,15 @@ def _watch(client: ApiClient, every_s: float, *, as_json: bool) -> None:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Returns: the status as people read it."""
+    from shardnet.log import counted
+
     about, requests = found["coordinator"], found["requests"]
     shown = [
         f"Coordinator {about['node_id'][:12]} of swarm {about['swarm_id'][:12]}, up {_duration(about['uptime_s'])}, "
         f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
         f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
-        f"Prompts: {requests['prompt_tokens']} tokens, {requests['prefix_tokens_reused']} of them in KV already, "
-        f"for {requests['prefix_hits']} requests; {requests['sequences_kept']} finished sequences are kept",
+        f"Prompts: {counted(requests['prompt_tokens'], 'token')}, {requests['prefix_tokens_reused']} of them in KV already, "
+        f"for {counted(requests['prefix_hits'], 'request')}; {counted(requests['sequences_kept'], 'finished sequence')} kept",
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
@@ -89,19 +94,23 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not found["models"] and any(node["not_served"] for node in found["nodes"]):
         shown += ["", "No model is served: the reasons stand below the nodes that have some."]
     elif not found["models"] and not found["kept_out"]:
-        shown += ["", "No model is known: put one into the models cache with `shardnet split`."]
+        shown += [
+            "",
+            f"No model is known: none lies in {about['models_cache']} on the coordinator's machine, and no node brings one. "
+            "Put one there with `shardnet split`, or start coordinator or node with --models-cache FOLDER.",
+        ]
     shown += ["", *_node_lines(found["nodes"])]
     shown += [f"The coordinator's models cache: {reason}" for reason in about["refused"]]
     return shown
 
 
 def _model_lines(model: dict[str, Any]) -> list[str]:
-    from shardnet.log import human_bytes
+    from shardnet.log import counted, human_bytes
 
     state = "ready" if model["ready"] else "NOT READY"
     shown = [
         f"Model {model['model']} ({model['model_id'][:12]}): {state}. {model['architecture']}, {model['quantisation']}, "
-        f"{model['n_layers']} layers in {model['n_shards']} shards, {human_bytes(model['total_bytes'])}"
+        f"{counted(model['n_layers'], 'layer')} in {counted(model['n_shards'], 'shard')}, {human_bytes(model['total_bytes'])}"
     ]
     for row in model["layers"]:
         shards = f"shard {row['first_shard']}"
@@ -125,11 +134,13 @@ def _stage(stage: dict[str, Any]) -> str:
 
 
 def strip(rows: list[dict[str, Any]], n_layers: int) -> str:
-    """Returns: a model's layers from first to last: █ in memory, ▒ on its way, - on a disk alone, and a gap where nobody has them."""
+    """Returns: a model's layers from first to last: █ in memory, ▒ on its way, - on a disk alone or leaving, a gap where nobody has them."""
     marks = [" "] * n_layers
     for row in rows:
         states = {one["state"] for one in row["holders"]}
-        mark = "█" if states & {"ready", "loaded"} else "▒" if states - {"on disk"} else "-" if states else " "
+        mark = (
+            "█" if states & {"ready", "loaded"} else "▒" if states - {"on disk", "leaving"} else "-" if states else " "
+        )
         marks[row["first"] : row["end"]] = [mark] * (row["end"] - row["first"])
     if n_layers <= WIDTH:
         return "".join(marks)
@@ -154,6 +165,8 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
         shards = f"{loaded} loaded of {len(node['held'])} held"
         if node["loading"]:
             shards += f", {len(node['loading'])} on the way"
+        if node["spare"]:
+            shards = node["spare"]
         shown.append(
             f"{node['name'][:20]:<20} {node['node_id'][:12]:<12} {node['state']:<8} {human_bytes(node['memory_free_bytes']):>9} "
             f"{100 * node['load']:>4.0f}% {node['sequences']:>4}  {shards}"
@@ -179,7 +192,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
 
 
 def _load_line(load: dict[str, Any]) -> str:
-    from shardnet.log import human_bytes
+    from shardnet.log import counted, human_bytes
 
     share = 100 * load["done_bytes"] / load["total_bytes"] if load["total_bytes"] else 0
     text = f"{load['stage']} shard {load['shard_id']} of {load['model']}: {share:.0f} %"
@@ -188,7 +201,7 @@ def _load_line(load: dict[str, Any]) -> str:
     if load["bytes_per_s"]:
         text += f", {human_bytes(load['bytes_per_s'])}/s"
     if load["peers"]:
-        text += f", {load['peers']} peers"
+        text += f", {counted(load['peers'], 'peer')}"
     if load["memory_bytes"]:
         text += (
             f"; the engine has {human_bytes(load['memory_bytes'])} and keeps {load['cpu_cores']:.1f} processors busy"

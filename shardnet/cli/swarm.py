@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardnet.cli import completing
 from shardnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST_INVITE_S = 30 * 86_400
 
-swarm = typer.Typer(
-    help="Who takes part: make a swarm, invite machines, list and revoke members.", no_args_is_help=True
-)
+swarm = typer.Typer(help="Invite machines, list and revoke members.", no_args_is_help=True)
 
 
 def parse_duration_s(text: str) -> int:
@@ -39,7 +38,10 @@ def parse_duration_s(text: str) -> int:
 
 @swarm.command()
 def init(as_json: AsJson = False) -> None:
-    """Make a new swarm in this machine's home folder. The first daemon does it by itself; this makes it sooner."""
+    """Make a new swarm in this machine's home folder.
+
+    The first daemon does it by itself; this makes it sooner.
+    """
     from shardnet.ids import short
     from shardnet.log import configure
     from shardnet.swarm.home import Home
@@ -100,6 +102,7 @@ def invite(
     typer.echo(
         f"On the other machine: shardnet join TOKEN  (once, until {at(token.expires_at_s)}, at {where})", err=True
     )
+    typer.echo("It will be called by its host name; `--name NAME` there calls it otherwise.", err=True)
     if only_here:
         typer.echo(
             f"⚠️  {where.host} is this machine only. For others start the coordinator on an address of your network, or give --address.",
@@ -179,9 +182,12 @@ def list_members(as_json: AsJson = False) -> None:
 
 @swarm.command()
 def revoke(
-    node: Annotated[str, typer.Argument(help="A node's id, the beginning of it, or its name.")], as_json: AsJson = False
+    node: Annotated[
+        str, typer.Argument(help="A node's id, the beginning of it, or its name.", autocompletion=completing.members)
+    ],
+    as_json: AsJson = False,
 ) -> None:
-    """End a membership: running daemons cut that node off within seconds."""
+    """End a membership: a node is cut off within seconds."""
     from shardnet.ids import short
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import open_swarm

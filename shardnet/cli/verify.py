@@ -49,7 +49,9 @@ def verify(
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0 for all.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check the shards' hashes and, given the unsplit model, that the shards give its very numbers.
+    """Check shards: hashes, and against the unsplit model.
+
+    Given that one, the shards must give its very numbers.
 
     Exit code 0: identical, or nothing contradicts the stored certificate. 3: damaged, of another model, or a family that cannot be cut.
     4: the numbers differ.
@@ -116,9 +118,11 @@ def verify(
 
 def shards_here(manifest: Manifest) -> str:
     """Returns: how many shards could be looked at."""
+    from shardnet.log import counted
+
     count = len(manifest.cut_here)
     return (
-        f"{count} shards"
+        counted(count, "shard")
         if count == manifest.n_shards
-        else f"{count} of {manifest.n_shards} shards (the others were cut elsewhere)"
+        else f"{count} of {counted(manifest.n_shards, 'shard')} (the others were cut elsewhere)"
     )

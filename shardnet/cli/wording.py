@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from typer.completion import get_completion_inspect_parameters
 from typer.core import TyperGroup
 
+from shardnet.cli.completing import with_a_shell
 from shardnet.errors import UsageError
 
 MEANT = {
@@ -37,6 +39,15 @@ class InOurWords(TyperGroup):
 
     What other tools call a command is answered with what ours is called, and a missing argument with what it is for.
     """
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line, or answer a shell that completes one. Raises: as typer does."""
+        get_completion_inspect_parameters()  # makes typer's shells known, which it does for its own options only
+        return super().main(*arguments, **options)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Returns: as typer does. Raises: UsageError for a shell that cannot be found out."""
+        return super().parse_args(ctx, args if ctx.resilient_parsing else with_a_shell(args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Returns: as typer does. Raises: UsageError for a word that other tools have."""

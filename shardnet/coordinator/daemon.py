@@ -13,6 +13,8 @@ from typing import Any
 from starlette.routing import Route
 
 from shardnet import __version__
+from shardnet.condition.record import State
+from shardnet.condition.telling import Condition
 from shardnet.coordinator.api import views
 from shardnet.coordinator.api.endpoints import Api
 from shardnet.coordinator.api.http_counts import HttpCounts
@@ -52,7 +54,7 @@ from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
 from shardnet.lifecycle import first_of
-from shardnet.log import get
+from shardnet.log import counted, get
 from shardnet.manifest import Manifest
 from shardnet.messages import COPIED, PROTOCOL_VERSION, Address, Hello, Revoked, Welcome
 from shardnet.metrics.dht_figures import dht
@@ -128,7 +130,7 @@ class Coordinator:
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 
@@ -147,6 +149,10 @@ class Coordinator:
             name = self._settings.name or None
             self._identity = await asyncio.to_thread(claim_identity, self._home, name, "coordinator")
             resources.callback(self._identity.release)
+            resources.callback(self._forget_what_failed)
+            condition = await resources.enter_async_context(
+                Condition(self._identity.folder, "coordinator", self._condition)
+            )
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -204,7 +210,9 @@ class Coordinator:
                         measuring = keep_measured(self._cluster, self._loader, time.monotonic)
                         children.append(self._tasks.create_task(measuring, name="measure"))
                     self._ready.set()
+                    condition.look()
                     await self._stopping.wait()
+                    condition.look()
                     await self._drain()
                     if page is not None:
                         page.feed.close()
@@ -218,6 +226,11 @@ class Coordinator:
                 _, wrong = group.split(_Stopped)
                 if wrong is not None:
                     raise first_of(wrong) from None
+
+    def _forget_what_failed(self) -> None:
+        """A coordinator that never listened, since another one has its ports, is no member."""
+        if not self._ready.is_set():
+            self._identity.forget_if_new()
 
     async def _drain(self) -> None:
         """Finish what runs, as far as time allows."""
@@ -246,9 +259,10 @@ class Coordinator:
             for order, options in orders:
                 work = self._loader.load(order, options, self._settings.placement.load_deadline_s)
                 self._spawn(work, f"load shard {order.shard_id} on {short(order.node_id)}")
-            self._standing.tell()
             if orders:
                 await asyncio.sleep(0)  # each load tells the cluster that it is under way before the next plan
+            self._standing.plan_is_due &= self._plan_needed.is_set()  # the loads are under way
+            self._standing.tell()
 
     async def _follow_revocations(self) -> None:
         def tell(node_ids: frozenset[str]) -> None:
@@ -326,8 +340,10 @@ class Coordinator:
         is_known = self._peers.remove(node_id, connection, PeerLost(f"node {short(node_id)} is gone: {error}"))
         if not is_known or self._is_over:
             return
-        if node is not None:
-            log.info("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
+        if node is not None and node.draining:
+            log.info("peer_left", name=node.label, node_id=short(node_id))
+        elif node is not None:
+            log.warning("peer_lost", name=node.label, node_id=short(node_id), reason=str(error))
         self._apply(NodeLeft(time.monotonic(), node_id))
         self._requests.on_node_lost(node_id)
         self._standing.tell()
@@ -339,6 +355,7 @@ class Coordinator:
             match effect:
                 case PlanNeeded():
                     self._plan_needed.set()
+                    self._standing.plan_is_due |= isinstance(event, NodeJoined | NodeLeft | ManifestKnown)
                 case NodeDied():
                     connection = self._peers.connection(effect.node_id)
                     if connection is not None:
@@ -365,6 +382,7 @@ class Coordinator:
             status=self._status,
             health=lambda: views.health(self._standing),
             why_not_served=self._standing.why_not_served,
+            awaits_manifest=self._standing.awaits_manifest,
             describe_stage=lambda route, index: views.describe_stage(self._cluster, route, index),
             check_grammar=self._grammars.check,
         )
@@ -377,6 +395,18 @@ class Coordinator:
         self._spawn(feed.run(), "page")
         assets = await asyncio.to_thread(load_assets)
         return Page(feed, self._identity.swarm, self._keys, self._enrol_address, assets=assets)
+
+    def _condition(self) -> tuple[State, str]:
+        """Returns: how this coordinator is, for who watches over it."""
+        if self._stopping.is_set():
+            return "stopping", f"{len(self._requests.running)} requests to finish"
+        if not self._ready.is_set():
+            return "starting", "opening its ports"
+        health = views.health(self._standing)
+        n_ready = sum(1 for one in health["models"] if one["ready"])
+        n_nodes = health["nodes"]
+        said = f"{counted(n_nodes, 'node')}, {n_ready} of {len(health['models'])} models ready"
+        return ("ready" if health["ready"] else "waiting"), said
 
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""
@@ -395,6 +425,7 @@ class Coordinator:
             "clock_s": round(time.time(), 3),
             "dht_contacts": self._doors.n_dht_contacts if self._doors is not None else None,
             "refused": list(self._catalogue.refused),
+            "models_cache": str(self._settings.models.cache.absolute()),
             "addresses": {what: str(address) if address else None for what, address in addresses.items()},
         }
         requests = views.requests_json(self._requests, relayed_steps=self._frames.relayed)

@@ -16,7 +16,7 @@ from shardnet.coordinator.placement.events import (
     NodeDrains,
 )
 from shardnet.coordinator.requests.driver import Requests
-from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound
+from shardnet.errors import PeerLost, RemoteProtocolError, ShardnetError, ShardNotFound, printable
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.manifest import Manifest, by_claim
@@ -110,7 +110,8 @@ class Frames:
             case ManifestOffer():
                 self._offered(node_id, message.manifest)
             case Leaving():
-                log.info("node_leaving", node=short(node_id), reason=message.reason)
+                node = self._cluster.nodes.get(node_id)
+                log.info("node_leaving", node=node.label if node else short(node_id), reason=printable(message.reason))
                 self._apply(NodeDrains(self._now_s(), node_id))
             case Ping():
                 connection.send(Pong(command_id=message.command_id))

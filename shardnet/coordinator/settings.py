@@ -17,7 +17,10 @@ class LogSettings(Section):
     """What is written to standard error."""
 
     level: LogLevel = Field(default="info", description="debug, info, warning or error")
-    format: LogFormat = Field(default="auto", description="auto: sentences on a terminal, JSON elsewhere; pretty; json")
+    format: LogFormat = Field(
+        default="auto",
+        description="auto: sentences, with the date where they go into a file; pretty: always as on a terminal; json: one object a line",
+    )
 
 
 class CoordinatorSettings(Section):

@@ -15,7 +15,7 @@ from shardnet.inference.splitting.plan import CutRequest, plan_split
 from shardnet.library.answers import Answer
 from shardnet.library.swarm_client import SwarmClient
 from shardnet.local.processes import LocalSwarm
-from shardnet.log import human_bytes
+from shardnet.log import counted, human_bytes
 from shardnet.preparing import Bar, prepare
 from shardnet.settings import default_home
 
@@ -72,14 +72,16 @@ def run_demo(
             say(f"  {name:<12} {line}")
 
     cache = folder / "models_cache"
-    say(f"1. Splitting {model.name} ({human_bytes(model.stat().st_size)}) into {n_nodes} shards and proving the split")
+    say(
+        f"1. Splitting {model.name} ({human_bytes(model.stat().st_size)}) into {counted(n_nodes, 'shard')} and proving the split"
+    )
     prepared = prepare(plan_split(model, CutRequest(n_nodes)), cache, default_home(), prove=True, bar=bar)
     manifest_folder, manifest = prepared.folder, prepared.manifest
     if manifest.certificate is None or not manifest.certificate.is_exact:
         raise ParityError(f"the shards in {manifest_folder} do not give the unsplit model's numbers")
 
     say(
-        f"\n2. Starting a coordinator and {n_nodes} nodes as processes of their own: "
+        f"\n2. Starting a coordinator and {counted(n_nodes, 'node')} as processes of their own: "
         "node-0 is given the shards, the others fetch theirs from the swarm"
     )
     threads = share_of_cores(usable_threads(), n_nodes)

@@ -123,7 +123,8 @@ class KademliaDirectory:
                     async with asyncio.timeout(self._settings.leave_timeout_s):
                         await self._announcer.withdraw_all()
                 except TimeoutError:
-                    log.info("dht_left_in_haste", announcements=len(self._announcer))
+                    if len(self._announcer):
+                        log.info("dht_left_in_haste", announcements=len(self._announcer))
             if leave:
                 await self._neighbourhood.remember(self._announcer.sequence)
                 self._server.protocol.say_goodbye()  # last: whoever asks now must find nobody

@@ -12,6 +12,7 @@ from typing import Literal
 
 from shardnet.errors import UsageError
 from shardnet.inference.llama.devices import all_devices
+from shardnet.log import counted
 
 CPU = "cpu"
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES", "vulkan": "GGML_VK_VISIBLE_DEVICES"}
@@ -44,7 +45,9 @@ def assign_shards(
     """
     chosen = detect_devices() if devices is None else [spelled(device) for device in devices]
     if n_shards < 1 or not chosen:
-        raise UsageError(f"{n_shards} shards cannot be assigned to {len(chosen)} devices: give at least one of each")
+        raise UsageError(
+            f"{counted(n_shards, 'shard')} cannot be assigned to {counted(len(chosen), 'device')}: give at least one of each"
+        )
     if not neighbours_together:
         return {shard: chosen[shard % len(chosen)] for shard in range(n_shards)}
     used = min(len(chosen), n_shards)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardnet.limits.cgroups import ROOT, Group, groups_of, read_text
+from shardnet.log import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def usable_processors(physical_cores: int, root: Path = ROOT) -> Processors:
     found = Processors(max(1, physical_cores))
     bound = _affinity(root)
     if bound is not None and bound < found.threads:
-        found = Processors(max(1, bound), f"affinity or cpuset of {bound} processor{'s' if bound != 1 else ''}")
+        found = Processors(max(1, bound), f"affinity or cpuset of {counted(bound, 'processor')}")
     for group in groups_of("cpu", root):
         quota, source = _quota(group)
         if quota < found.threads:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from shardnet.condition.record import State
+from shardnet.condition.telling import Condition
 from shardnet.dht.directory import Directory
 from shardnet.errors import ShardnetError
 from shardnet.ids import NodeId, ShardKey, new_id, short
@@ -100,9 +102,12 @@ class NodeDaemon:
         self._whereabouts = Whereabouts(self._advertised, lambda: self._finder.host, self._moved)
         self._told = Reach()
         self._is_copy = False
+        self._why_not_joined = ""
         self._may_share = asyncio.Event()
         """Set when the coordinator took this node in, or could not be asked: then nobody says that another node has its key."""
         self._stopping = asyncio.Event()
+        self._stopped_by = ""
+        self._has_started = False
         self._jobs = Jobs()
         self._listener: Listener | None = None
         self._epoch = 0
@@ -111,12 +116,12 @@ class NodeDaemon:
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
         self._state = NodeState(
-            node.models_cache,
+            node.models_cache.absolute(),
             assignment,
             can_fetch=exchange is not None or settings.torrent.enabled,
             require_proof=settings.models.require_proof,
         )
-        self._store = ModelStore(node.models_cache)
+        self._store = ModelStore(node.models_cache.absolute())
         self._engine = (
             make_engine(self._engine_came_back)
             if make_engine is not None
@@ -189,8 +194,9 @@ class NodeDaemon:
             identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
         )
 
-    def stop(self) -> None:
-        """Ask it to drain and end. Harmless when repeated."""
+    def stop(self, by: str = "") -> None:
+        """Ask it to drain and end. Harmless when repeated. `by`: what asked; the coordinator is told."""
+        self._stopped_by = self._stopped_by or by
         self._stopping.set()
 
     async def run(self) -> None:
@@ -203,10 +209,14 @@ class NodeDaemon:
                 await self._run()
             except* ShardnetError as errors:
                 raise first_of(errors) from None
+            finally:
+                if not self._has_started:
+                    self._identity.forget_if_new()
         log.info("node_stopped")
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
+            condition = await resources.enter_async_context(Condition(self._identity.folder, "node", self._condition))
             self._listener = await listen(
                 self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
             )
@@ -217,13 +227,16 @@ class NodeDaemon:
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
             self._pulse.devices = (await self._engine.start()).devices
+            self._has_started = True
             resources.callback(self._performer.close)
+            condition.look()
             async with asyncio.TaskGroup() as self._jobs.group:
                 children = [
                     self._jobs.group.create_task(self._live(), name="live"),
                     self._jobs.group.create_task(follow_revocations(self._identity), name="revocations"),
                 ]
                 await self._stopping.wait()
+                condition.look()
                 await self._drain()
                 await self._listener.close()  # before the jobs that frames may start have nowhere to run
                 await self._links.close()
@@ -306,7 +319,9 @@ class NodeDaemon:
     async def _drain(self) -> None:
         """Nothing new; what runs is finished, in time or not at all."""
         self._performer.post(DrainBegan())
-        self._coordinator.tell(Leaving(reason="asked to stop"))
+        self._coordinator.tell(
+            Leaving(reason=f"it was stopped there{f' by {self._stopped_by}' if self._stopped_by else ''}")
+        )
         if self._tasks.n_tasks or self._tasks.n_sequences:
             log.info("node_draining", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
         try:
@@ -314,6 +329,20 @@ class NodeDaemon:
                 await self._tasks.drain()
         except TimeoutError:
             log.warning("node_drain_timeout", tasks=self._tasks.n_tasks, sequences=self._tasks.n_sequences)
+
+    def _condition(self) -> tuple[State, str]:
+        """Returns: how this node is, for who watches over it."""
+        if self._stopping.is_set():
+            return "stopping", f"{self._tasks.n_tasks} tasks to finish"
+        if not self._pulse.devices:
+            return "starting", "starting its engine"
+        held = self._state.held({})
+        has = f"{sum(1 for shard in held if shard.loaded)} of {len(held)} shards in memory"
+        if self._coordinator.is_up:
+            return "ready", f"joined, {has}"
+        if not self._performer.preloaded.is_set():
+            return "waiting", f"loading before it joins, {has}"
+        return "waiting", f"not joined, {has}" + (f": {self._why_not_joined}" if self._why_not_joined else "")
 
     # -- greetings -----------------------------------------------------------------------------------------------------------
 
@@ -376,6 +405,7 @@ class NodeDaemon:
 
     def _not_joined(self, error: ShardnetError) -> None:
         """The coordinator did not take us in, or was not there."""
+        self._why_not_joined = str(error)
         if error.facts.get("reason") != COPIED:
             self._may_share.set()
         elif not self._is_copy and self._swarming is not None:

@@ -31,7 +31,7 @@ class OpenSeed:
         self._store = ModelStore(settings.node.models_cache)
         self._stopping = asyncio.Event()
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 
@@ -49,6 +49,6 @@ class OpenSeed:
                 await session.seed(torrent, path, label=str(shard_id))
 
             if not await self._store.offer_all(await self._store.scan(), seed):
-                raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache}")
+                raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache.absolute()}")
             log.warning("open_seed_listening", host=settings.listen_host, port=session.port)
             await self._stopping.wait()

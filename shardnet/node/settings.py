@@ -33,6 +33,10 @@ class NodeSection(Section):
         default=None,
         description="HOST:PORT at which other nodes reach `listen`, behind port forwarding; not set: where it listens",
     )
+    join_token_file: Path | None = Field(
+        default=None,
+        description="file with a join token, by which a home without a certificate joins at its first start; not read afterwards",
+    )
     models_cache: Path = Field(default=Path("models_cache"), description="folder of the models' shards")
     shards: tuple[str, ...] = Field(
         default=(),
@@ -140,7 +144,8 @@ class LogSection(Section):
     """What is written to stderr."""
 
     format: LogFormat = Field(
-        default="auto", description='"pretty" sentences, "json" lines, or "auto": sentences on a terminal only'
+        default="auto",
+        description='"auto": sentences, with the date where they go into a file; "pretty": always as on a terminal; "json": one object a line',
     )
     level: LogLevel = Field(default="info", description="debug, info, warning or error")
 

@@ -112,7 +112,7 @@ class SharingDaemon:
         self.fetched: tuple[Path, Manifest] | None = None
         """Where the model is now, and its manifest."""
 
-    def stop(self) -> None:
+    def stop(self, by: str = "") -> None:
         """Ask it to end."""
         self._stopping.set()
 
@@ -169,7 +169,7 @@ class SharingDaemon:
             if not self._stays:
                 return
         elif not n_offered:
-            raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache}")
+            raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache.absolute()}")
         await asyncio.Event().wait()
 
     async def _offer_what_is_here(self) -> int:

@@ -40,16 +40,18 @@ from shardnet.swarm.identity import (
     open_swarm,
     read_or_make_key,
 )
+from shardnet.swarm.naming import machine_name
 from shardnet.swarm.tls import alert_reason
 from shardnet.swarm.tokens import JoinToken
 
 log = get("swarm")
 
 
-async def enrol(token: JoinToken, home: Home, name: str = "node", *, replace: bool = False) -> Identity:
+async def enrol(token: JoinToken, home: Home, name: str | None = None, *, replace: bool = False) -> Identity:
     """Join the swarm that `token` invites to, and remember where its coordinator is.
 
     Args:
+        name: what the member is to be called, this machine's host name if None; the swarm adds a number where a living member has that name.
         replace: move another swarm's keys in this home aside (nothing is deleted).
 
     Returns: the new identity, held: release it.
@@ -57,6 +59,7 @@ async def enrol(token: JoinToken, home: Home, name: str = "node", *, replace: bo
         answers; SettingsError if this home belongs to another swarm already, or a daemon is running under that name.
     """
     token.check_fresh(time.time())
+    name = machine_name() if name is None else name
     await asyncio.to_thread(_make_room, home, token, replace)
     with ExitStack() as held:
         folder = await asyncio.to_thread(held.enter_context, held_folder(home, name))
@@ -67,8 +70,10 @@ async def enrol(token: JoinToken, home: Home, name: str = "node", *, replace: bo
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             raise _unreachable(token.address, error) from error
         certificate = _checked_admission(admission, ca, key)
+        if admission.name is not None:
+            folder = await asyncio.to_thread(_renamed, home, folder, admission.name)
         await asyncio.to_thread(_settle, home, folder, ca, admission, certificate, token.address)
-    return await asyncio.to_thread(claim_identity, home, name, "node")
+    return await asyncio.to_thread(claim_identity, home, folder.name, "node")
 
 
 async def _ask(token: JoinToken, request: str, name: str) -> tuple[x509.Certificate, Admission]:
@@ -157,6 +162,15 @@ def _make_room(home: Home, token: JoinToken, replace: bool) -> None:
                 if folder.exists():
                     folder.rename(aside / folder.name)
     log.info("swarm_moved_aside", swarm_id=short(here.swarm_id), path=str(aside))
+
+
+def _renamed(home: Home, folder: Path, name: str) -> Path:
+    """Returns: the identity's folder, called as the swarm calls the member; as before if this home has that name already."""
+    target = home.nodes / name
+    with home.locked():
+        if target.exists():
+            return folder
+        return folder.rename(target)  # its lock goes with it
 
 
 def _settle(

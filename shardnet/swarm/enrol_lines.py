@@ -51,6 +51,11 @@ class Admission(Frozen):
     certificate: str = Field(max_length=8192)
     swarm_key: str = Field(max_length=64, repr=False)
     nodes_port: int | None = Field(default=None, ge=1, le=65_535, description="where the coordinator takes nodes")
+    name: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        description="what it is called, where a living member had the name that was asked for",
+    )
 
 
 class Answer(Frozen):
@@ -85,7 +90,8 @@ async def read_line(reader: asyncio.StreamReader, kind: type[Line]) -> Line:
 
 async def write_line(writer: asyncio.StreamWriter, line: Frozen) -> None:
     """Send one line. Raises: TimeoutError, OSError."""
-    writer.write(line.model_dump_json().encode() + b"\n")
+    # What is None is left out: a newcomer of an older version knows no field that came later.
+    writer.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
     async with asyncio.timeout(STEP_TIMEOUT_S):
         await writer.drain()
 

@@ -30,7 +30,8 @@ from shardnet.swarm.enrol_lines import (
 )
 from shardnet.swarm.home import Home, read_records, write_records
 from shardnet.swarm.identity import Identity, SwarmIdentity, add_member
-from shardnet.swarm.records import INVITES, REVOCATIONS, spend
+from shardnet.swarm.naming import names_taken, unique_name
+from shardnet.swarm.records import INVITES, MEMBERS, REVOCATIONS, spend
 
 MAX_AT_ONCE = 32
 
@@ -125,13 +126,16 @@ def admit(swarm: SwarmIdentity, request: Request, *, now_s: float | None = None)
         # On disk before the certificate exists: whatever happens next, nobody else can use the token.
         write_records(home.invites, INVITES, invites)
         certificate = authority.issue(swarm.ca_key(), swarm.ca, public)
-        add_member(home, node_id, request.name, "invited", certificate)
-    log.info("member_enrolled", name=request.name, node_id=short(node_id))
+        members, revoked = read_records(home.members, MEMBERS, {}), read_records(home.revoked, REVOCATIONS, {})
+        name = unique_name(request.name, names_taken(members, revoked, now_s, but=node_id))
+        add_member(home, node_id, name, "invited", certificate)
+    log.info("member_enrolled", name=name, node_id=short(node_id))
     nodes = read_coordinator_addresses(home).nodes
     return Admission(
         certificate=authority.to_pem(certificate).decode(),
         swarm_key=base64.b64encode(swarm.swarm_key).decode(),
         nodes_port=nodes.port if nodes else None,
+        name=name if name != request.name else None,
     )
 
 

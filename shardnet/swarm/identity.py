@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ from shardnet.swarm.home import (
     write_in_home,
     write_records,
 )
+from shardnet.swarm.naming import names_taken
 from shardnet.swarm.records import MEMBERS, NAME_PATTERN, REVOCATIONS, Member, Revocation, at
 
 Role = Literal["node", "coordinator", "client"]
@@ -68,7 +70,11 @@ class SwarmIdentity:
 
 
 class Identity:
-    """One daemon's membership, held for as long as the process lives. Release it, or use it as a context manager."""
+    """One daemon's membership, held for as long as the process lives. Release it, or use it as a context manager.
+
+    Attributes:
+        is_new: its key and its certificate were made for this process just now.
+    """
 
     def __init__(
         self, swarm: SwarmIdentity, name: str, role: Role, key: authority.PrivateKey, pem: bytes, locks: ExitStack
@@ -78,13 +84,14 @@ class Identity:
         self.role: Role = role
         self.private_key = key
         self.node_id = authority.id_of(key.public_key())
-        folder = swarm.home.nodes / name
-        self.key_path = folder / "key.pem"
-        self.certificate_path = folder / "cert.pem"
+        self.folder = swarm.home.nodes / name
+        self.key_path = self.folder / "key.pem"
+        self.certificate_path = self.folder / "cert.pem"
         self.certificate_pem = pem
         self.revoked: frozenset[str] = frozenset(_read_revoked(swarm.home))
         self._watchers: set[Callable[[frozenset[str]], None]] = set()
         self._locks = locks
+        self.is_new = False
 
     def __repr__(self) -> str:
         return f"Identity({self.name!r}, {short(self.node_id)}, swarm {short(self.swarm.swarm_id)})"
@@ -123,6 +130,17 @@ class Identity:
     def release(self) -> None:
         """Let another process take this identity. Harmless when repeated."""
         self._locks.close()
+
+    def forget_if_new(self) -> None:
+        """For a start that failed: leave no member behind that never was. Writes files. An identity that was there before stays."""
+        if not self.is_new:
+            return
+        self.is_new = False
+        with self.home.locked():
+            members = read_records(self.home.members, MEMBERS, {})
+            if members.pop(self.node_id, None) is not None:
+                write_records(self.home.members, MEMBERS, members)
+            shutil.rmtree(self.key_path.parent, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -198,6 +216,7 @@ def claim_identity(home: Home, name: str | None, role: Role) -> Identity:
             make_folder(home.nodes)
             make_folder(folder)
             locks = ExitStack()
+            was_there = (folder / "key.pem").exists()
             try:
                 _hold(locks, folder)
                 (folder / home.coordinator.name).unlink(missing_ok=True)  # what a coordinator wrote that is gone
@@ -209,7 +228,9 @@ def claim_identity(home: Home, name: str | None, role: Role) -> Identity:
             except BaseException:
                 locks.close()
                 raise
-            return Identity(swarm, candidate, role, key, pem, locks)
+            identity = Identity(swarm, candidate, role, key, pem, locks)
+            identity.is_new = not was_there
+            return identity
     raise SettingsError(
         f"every identity in {home.nodes} is in use: to run one more daemon on this machine, "
         "run `shardnet join TOKEN --name ANOTHER-NAME` with a new token"
@@ -258,8 +279,13 @@ def _hold(locks: ExitStack, folder: Path) -> None:
 
 def _candidates(swarm: SwarmIdentity, role: Role) -> Iterator[str]:
     if swarm.is_owner:
-        yield role
-        yield from (f"{role}-{number}" for number in range(2, MOST_IDENTITIES))
+        invited = {
+            node: one for node, one in read_records(swarm.home.members, MEMBERS, {}).items() if one.how == "invited"
+        }
+        taken = names_taken(invited, _read_revoked(swarm.home), time.time())
+        for name in (role, *(f"{role}-{number}" for number in range(2, MOST_IDENTITIES))):
+            if name not in taken or (swarm.home.nodes / name / "cert.pem").exists():
+                yield name
         return
     present = sorted(path.parent.name for path in swarm.home.nodes.glob("*/cert.pem"))
     if not present:

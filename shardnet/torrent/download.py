@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from shardnet.errors import DeadlineExceeded, NoRoomError, ShardCorrupt, ShardError, ShardNotFound
 from shardnet.files import sync_folder
-from shardnet.log import get, human_bytes
+from shardnet.log import counted, get, human_bytes
 from shardnet.torrent import disk
 from shardnet.torrent.alerts import Finished, Flushed, Renamed, ResumeData, TorrentFailed
 from shardnet.torrent.core import ANSWER_TIMEOUT_S, TorrentCore
@@ -246,7 +246,7 @@ class Download:
         if self._torrent.banned and self._is_all_banned(stats):
             return "every known peer sent bad pieces"
         if stats.peers:
-            return f"{stats.peers} peers connected, but none sends"
+            return f"{counted(stats.peers, 'peer')} connected, but none sends"
         if not self._torrent.peers and not self._web_seeds:
             return "no peer known; it goes on when one appears"
         why = f": {self._torrent.last_refusal}" if self._torrent.last_refusal else ""

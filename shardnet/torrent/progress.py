@@ -40,20 +40,18 @@ class TorrentStats:
         return (self.bytes_total - self.bytes_done) / self.download_bytes_per_s
 
     def log_fields(self) -> dict[str, object]:
-        """Returns: keys of the milestone `torrent_progress`, whose line is `shard 3 42 % 118 MB/s 3 peers ETA 12 s`."""
+        """Returns: keys of the milestone `torrent_progress`, whose line is `shard 3 42 % 118 MB/s, 3 peers, 12 s left`."""
         return {
             "shard_id": self.label,
             "percent": 100 * self.fraction,
             "rate": f"{human_bytes(self.download_bytes_per_s)}/s",
             "peers": self.peers,
-            "eta": human_seconds(self.eta_s),
+            "left": "" if self.eta_s is None else f", {human_seconds(self.eta_s)} left",
         }
 
 
-def human_seconds(seconds: float | None) -> str:
-    """Returns: `12 s`, `3 min 5 s`, `2 h 10 min`; a dash if unknown."""
-    if seconds is None:
-        return "–"
+def human_seconds(seconds: float) -> str:
+    """Returns: `12 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"

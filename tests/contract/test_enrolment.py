@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 import stat
 import sys
@@ -78,6 +79,29 @@ def test_a_new_machine_joins_and_takes_part(world: World, loop: str, tmp_path: P
             async with await listen(world.server, LOOPBACK, world.on_hello) as listener:
                 connection = await dial(identity, listener.address, hello_of(identity))
                 await connection.close()
+
+    run(loop, main())
+
+
+def test_machines_with_one_host_name_are_told_apart_by_number(
+    world: World, loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every invited machine was called `node`."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "raspberrypi.local")
+
+    async def main() -> None:
+        async with serving(world) as server:
+            for number, expected in enumerate(["raspberrypi", "raspberrypi-2", "raspberrypi-3"]):
+                home = Home(tmp_path / f"home-{number}")
+                with await enrol(token_for(world, server.address), home) as identity:
+                    assert identity.name == identity.key_path.parent.name == expected
+                    assert read_records(world.home.members, MEMBERS, {})[identity.node_id].name == expected
+                    assert [one.name for one in read_records(home.members, MEMBERS, {}).values()] == [expected]
+                with claim_identity(home, None, "node") as again:  # what `shardnet node` does
+                    assert again.name == expected
+            revoke(open_swarm(world.home), "raspberrypi-2")
+            with await enrol(token_for(world, server.address), Home(tmp_path / "home-9")) as identity:
+                assert identity.name == "raspberrypi-2"  # nobody living has it
 
     run(loop, main())
 
@@ -313,7 +337,7 @@ def test_a_revoked_key_cannot_join_again(world: World, loop: str, tmp_path: Path
             home = tmp_path / "new"
             with await enrol(token_for(world, server.address), Home(home)) as identity:
                 revoke(open_swarm(world.home), identity.node_id)
-            error = await failure(token_for(world, server.address), home)
+            error = await failure(token_for(world, server.address), home, identity.name)
             assert "was revoked" in str(error)
 
     run(loop, main())
@@ -349,6 +373,20 @@ async def shardnet(home: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.integration
+def test_a_machine_whose_name_was_taken_is_told_what_it_is_called(world: World, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(world) as server:
+            (await enrol(token_for(world, server.address), Home(tmp_path / "first"), "laptop")).release()
+            token = str(token_for(world, server.address))
+            code, told, _ = await shardnet(tmp_path / "twin", "join", token, "--name", "laptop")
+        assert code == 0
+        assert "as laptop-2 (" in told
+        assert "Another member is called laptop" in told
+
+    run("asyncio", main(), within_s=60)
+
+
+@pytest.mark.integration
 def test_the_commands_from_init_to_revoke(tmp_path: Path) -> None:
     owner, guest = tmp_path / "owner", tmp_path / "guest"
 
@@ -370,6 +408,7 @@ def test_the_commands_from_init_to_revoke(tmp_path: Path) -> None:
                 code, out, err = await shardnet(owner, "swarm", "invite")
                 assert code == 0
                 assert "this machine only" in err
+                assert "called by its host name" in err
                 token = out.strip()
                 code, out, err = await shardnet(guest, "join", token, "--name", "laptop", "--json")
                 assert code == 0, err

@@ -14,6 +14,7 @@ def status_lines(here: Standing) -> list[str]:
         "swarm_id": "s" * 40,
         "uptime_s": 1,
         "refused": [],
+        "models_cache": "/srv/models",
         "addresses": {"nodes": "a:1", "api": "a:2"},
     }
     counts = dict.fromkeys(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import string
+from pathlib import Path
 
 import pytest
 
@@ -44,8 +46,10 @@ def test_piped_output_is_one_json_object_a_line_with_the_same_facts() -> None:
     assert fact["level"] == "info"
 
 
-def test_auto_means_json_when_the_stream_is_no_terminal() -> None:
-    assert json.loads(lines("auto", event="node_stopped"))["event"] == "node_stopped"
+def test_a_log_that_goes_into_a_file_is_written_for_people_with_the_date() -> None:
+    """Whoever wrote `shardnet node > node.log` looked in vain for the lines that the documents promise; programs ask for JSON."""
+    written = lines("auto", event="dht_announced", shard_id=0)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[DHT\] ✓✓✓ ANNOUNCED SHARD 0 TO DHT ✓✓✓\n", written)
 
 
 @pytest.mark.parametrize("form", ["pretty", "json"])
@@ -67,3 +71,18 @@ def test_every_milestone_names_its_facts() -> None:
 
 def test_sizes_are_written_in_decimal_units() -> None:
     assert [log.human_bytes(n) for n in (999, 98_362_432, 1_500_000_000_000)] == ["999 B", "98.4 MB", "1.50 TB"]
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 peers"), (1, "1 peer"), (2, "2 peers")])
+def test_what_is_counted_is_written_as_people_write_it(number: int, text: str) -> None:
+    assert log.counted(number, "peer") == text
+    assert log.sentence({"event": "dht_joined", "peers": number}) == f"[DHT] ✓ Joined with {text}"
+
+
+def test_no_sentence_counts_without_minding_one() -> None:
+    """`1 peers`, `1 tasks`, `1 shards` were read by everybody who began with one of each."""
+    nouns = "peers|tasks|shards|nodes|models|requests|tokens|stages|others|bytes"
+    assert [words for _, words in log.MILESTONES.values() if re.search(rf"\}} ({nouns})\b(?!/)", words)] == []
+    root = Path(log.__file__).parent
+    twins = [path.name for path in root.rglob("*.py") if re.search(r"""\{['"]s['"] if .* != 1""", path.read_text())]
+    assert twins == []

@@ -17,6 +17,7 @@ from shardnet.coordinator.api.schemas import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from shardnet.coordinator.placement.arriving import Arriving
 from shardnet.coordinator.placement.catalogue import resolve
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.driver import Requests
@@ -26,7 +27,7 @@ from shardnet.coordinator.requests.recording import TRACED
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
 from shardnet.coordinator.text.words import Words
-from shardnet.errors import UsageError
+from shardnet.errors import PlacementError, UsageError
 from shardnet.manifest import Manifest
 from shardnet.messages import Sampling, ShardOptions
 
@@ -54,6 +55,7 @@ class Service:
         status: everything that `shardnet status` shows.
         health: short, for load balancers: `ready` and the models.
         why_not_served: of a model by name or id, where the swarm has it and it is not served.
+        awaits_manifest: a node that has just joined is about to say which model it has.
         describe_stage: node, layers and bytes sent on, for the answer's statistics.
         check_grammar: raises UsageError for one that engines would not take; given it, the vocabulary's file, and the field that it came in.
     """
@@ -67,15 +69,22 @@ class Service:
     status: Callable[[], dict[str, Any]]
     health: Callable[[], dict[str, Any]]
     why_not_served: Callable[[str], str | None]
+    awaits_manifest: Callable[[], bool]
     describe_stage: Callable[[Route, int], dict[str, Any]]
     check_grammar: Callable[[str, Path, str], Awaitable[None]]
 
     def named(self, wanted: str | None) -> Manifest:
-        """Returns: the model that a client means, ready or not. Raises: UsageError, as `resolve`, or with why it is not served."""
+        """Returns: the model that a client means, ready or not.
+
+        Raises: UsageError, as `resolve`, or with why it is not served; PlacementError if it may become known in a moment.
+        """
         try:
             return resolve(self.manifests(), wanted)
         except UsageError as error:
             reason = self.why_not_served(wanted) if wanted else None
+            if reason is None and self.awaits_manifest():
+                told = f"{error}; a node has just joined, and says in a moment which model it has: ask again then"
+                raise PlacementError(told, retry_after_s=1, **Arriving(0, 0, 0.0).facts()) from None
             if reason is None:
                 raise
             raise UsageError(reason, **error.facts) from None

@@ -9,12 +9,11 @@ from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.node_view import NodeView
 from shardnet.coordinator.placement.planning import Route, measured_pace
 from shardnet.coordinator.placement.reach import reach_notes
-from shardnet.coordinator.placement.readiness import node_label, not_ready
+from shardnet.coordinator.placement.readiness import node_label
 from shardnet.coordinator.placement.standing import Standing
 from shardnet.coordinator.placement.streaming import stays_sentence
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.prefixes import Prefixes
-from shardnet.errors import ShardnetError
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard
 
@@ -51,6 +50,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "address": str(node.address) if node.address else None,
         "reach": reach_notes(cluster, node),
         "state": "leaving" if node.draining else "up",
+        "spare": standing.spare(node),
         "heartbeat_age_s": round(at_s - node.heard_at_s, 1),
         "connected_s": round(at_s - node.joined_at_s, 1),
         "memory_free_bytes": node.memory_free_bytes,
@@ -131,7 +131,7 @@ def layer_map(cluster: Cluster, manifest: Manifest) -> list[dict[str, Any]]:
 def _holding(node: NodeView, key: tuple[str, int]) -> dict[str, Any]:
     shard, load = node.held.get(key), node.loads.get(key)
     if key in node.ready:
-        return {"state": "ready", "progress": None}
+        return {"state": "leaving" if node.draining else "ready", "progress": None}
     if load is not None:
         progress = load.progress
         share = progress.done_bytes / progress.total_bytes if progress and progress.total_bytes else 0.0
@@ -141,12 +141,11 @@ def _holding(node: NodeView, key: tuple[str, int]) -> dict[str, Any]:
     return {"state": "loaded" if shard is not None and shard.loaded else "on disk", "progress": None}
 
 
-def health_model(
-    cluster: Cluster, manifest: Manifest, routes: list[Route], problem: ShardnetError | None
-) -> dict[str, Any]:
+def health_model(standing: Standing, manifest: Manifest) -> dict[str, Any]:
     """Returns: one model in short."""
+    cluster, routes = standing.cluster, standing.routes(manifest.model_id)
     missing = [] if routes else [str(layers) for layers in cluster.missing_layers(manifest.model_id)]
-    reason = None if routes else str(not_ready(cluster, manifest, problem))
+    reason = None if routes else str(standing.not_ready(manifest.model_id))
     return {
         "model": manifest.name,
         "model_id": manifest.model_id,
@@ -158,12 +157,10 @@ def health_model(
     }
 
 
-def model_json(
-    cluster: Cluster, manifest: Manifest, routes: list[Route], problem: ShardnetError | None, notes: tuple[str, ...]
-) -> dict[str, Any]:
+def model_json(standing: Standing, manifest: Manifest) -> dict[str, Any]:
     """Returns: one model in full."""
-    content = manifest.content
-    return health_model(cluster, manifest, routes, problem) | {
+    cluster, content = standing.cluster, manifest.content
+    return health_model(standing, manifest) | {
         "architecture": content.architecture,
         "quantisation": content.quantisation,
         "n_layers": content.n_layers,
@@ -171,9 +168,9 @@ def model_json(
         "n_params": content.n_params,
         "total_bytes": manifest.total_bytes,
         "signed": manifest.signature is not None,
-        "pipelines": [route_json(cluster, manifest, route) for route in routes],
+        "pipelines": [route_json(cluster, manifest, route) for route in standing.routes(manifest.model_id)],
         "layers": layer_map(cluster, manifest),
-        "notes": list(notes),
+        "notes": list(standing.notes(manifest)),
     }
 
 
@@ -204,10 +201,7 @@ def describe_stage(cluster: Cluster, route: Route, index: int) -> dict[str, Any]
 
 def health(standing: Standing) -> dict[str, Any]:
     """Returns: the models in short; `ready` if any is."""
-    models = [
-        health_model(standing.cluster, one, standing.routes(one.model_id), standing.problem(one.model_id))
-        for one in standing.served()
-    ]
+    models = [health_model(standing, one) for one in standing.served()]
     ready = any(one["ready"] for one in models)
     return {
         "ready": ready,
@@ -223,16 +217,7 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
     nodes = sorted(cluster.nodes.values(), key=lambda one: (one.label, one.node_id))
     return {
         "nodes": [node_json(standing, node, at_s) for node in nodes],
-        "models": [
-            model_json(
-                cluster,
-                one,
-                standing.routes(one.model_id),
-                standing.problem(one.model_id),
-                standing.notes(one),
-            )
-            for one in standing.served()
-        ],
+        "models": [model_json(standing, one) for one in standing.served()],
         "kept_out": [
             {"model": one.name, "model_id": one.model_id, "reason": reason} for one, reason in standing.all_kept_out()
         ],

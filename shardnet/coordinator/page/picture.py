@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 Json = dict[str, Any]
+PAGE_WORDS = {"leaving": "loaded"}
+"""What a node that leaves has in memory can be run by nobody new: to the page it is there, and not ready."""
 
 
 def picture(status: Json) -> Json:
@@ -76,7 +78,7 @@ def _model(model: Json) -> Json:
 def coverage(layers: list[Json]) -> list[Json]:
     """Returns: for each run of layers the best state that anybody has them in, how many have them ready, and who has them at all.
 
-    `state`: "ready" (they can be run), "coming" (somebody loads or fetches them), "on disk" (somebody has the file alone), "nobody" (a gap).
+    `state`: "ready" (they can be run), "coming" (somebody loads or fetches them), "on disk" (the file alone, or its node leaves), "nobody" (a gap).
     """
     runs: list[Json] = []
     for row in layers:
@@ -86,7 +88,8 @@ def coverage(layers: list[Json]) -> list[Json]:
             "state": _state(row["holders"]),
             "copies": sum(1 for one in row["holders"] if one["state"] == "ready"),
             "holders": [
-                {"node_id": one["node_id"], "node": one["node"], "state": one["state"]} for one in row["holders"]
+                {"node_id": one["node_id"], "node": one["node"], "state": PAGE_WORDS.get(one["state"], one["state"])}
+                for one in row["holders"]
             ],
         }
         before = runs[-1] if runs else None
@@ -103,7 +106,7 @@ def _state(holders: list[Json]) -> str:
         return "nobody"
     if "ready" in states:
         return "ready"
-    return "on disk" if states <= {"on disk"} else "coming"
+    return "on disk" if states <= {"on disk", "leaving"} else "coming"
 
 
 def links(found: list[Json], models: list[Json]) -> list[Json]:
@@ -162,7 +165,7 @@ class Departures:
             if node_id not in here:
                 self._gone[node_id] = before | {"at_s": at_s}
         self._here = {
-            node_id: {"node_id": node_id, "name": one["name"], "layers": _layers_of(node_id, picture["models"])}
+            node_id: {"node_id": node_id, "name": one["name"], "layers": self._layers(one, picture["models"])}
             for node_id, one in here.items()
         }
         self._gone = {
@@ -171,6 +174,13 @@ class Departures:
             if node_id not in here and at_s - one["at_s"] < self.KEPT_S
         }
         return sorted(self._gone.values(), key=lambda one: (-one["at_s"], one["name"]))
+
+    def _layers(self, node: Json, models: list[Json]) -> str:
+        """Returns: what a node has ready; of one that leaves, what it had before."""
+        before = self._here.get(node["node_id"])
+        if node["state"] == "leaving" and before is not None:
+            return str(before["layers"])
+        return _layers_of(node["node_id"], models)
 
 
 def _layers_of(node_id: str, models: list[Json]) -> str:

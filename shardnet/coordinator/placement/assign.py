@@ -12,7 +12,7 @@ from shardnet.coordinator.placement.chain import find_chain
 from shardnet.coordinator.placement.law import Law, Links, LinkTime, Pace, RowCosts, hop_s, law_of, pace_in, step_bytes
 from shardnet.coordinator.placement.streaming import Share, Streaming, least_need, share_of
 from shardnet.errors import NoRoomError, PlacementError
-from shardnet.log import human_bytes
+from shardnet.log import counted, human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 from shardnet.shards import LayerRange
@@ -280,7 +280,7 @@ def _notes(
     if len(stages) == 1:
         return (f"{manifest.name} fits on {offers[stages[0].node_id].name} whole: no split is quicker than that",)
     if whole[best] <= seconds:
-        why = f"{policy.stages} stages were asked for" if policy.stages else "less has to be loaded this way"
+        why = f"{counted(policy.stages, 'stage')} were asked for" if policy.stages else "less has to be loaded this way"
         return (
             f"{manifest.name} would be quicker whole on {offers[best].name} ({whole[best] * 1e3:.1f} instead of {seconds * 1e3:.1f} ms per token), "
             f"but {why}",
@@ -384,8 +384,8 @@ def _why_not(
         )
     if policy.stages and per_shard:
         return PlacementError(
-            f"model {manifest.name} cannot be run in exactly {policy.stages} stages over {len(nodes)} "
-            f"node{'s' if len(nodes) != 1 else ''} with these shards: start more nodes, or change --stages"
+            f"model {manifest.name} cannot be run in exactly {counted(policy.stages, 'stage')} over {counted(len(nodes), 'node')} "
+            "with these shards: start more nodes, or change --stages"
         )
     return NoRoomError(
         f"model {manifest.name} needs {human_bytes(wanted)} of memory more, and although the nodes have {human_bytes(free)} free together, "

@@ -58,7 +58,7 @@ class Catalogue:
     """
 
     def __init__(self, cache: Path, swarm: SwarmIdentity, fetch: FetchPiece) -> None:
-        self._cache = cache
+        self._cache = cache.absolute()
         self._swarm = swarm
         self._fetch = fetch
         self.refused: tuple[str, ...] = ()
@@ -79,6 +79,8 @@ class Catalogue:
             if self._swarm.is_owner and not signature_is_valid(manifest, self._swarm.ca):
                 manifest = sign(manifest, self._swarm)
             manifests.append(manifest)
+        if not manifests:
+            log.info("no_models_here", path=str(self._cache))
         return manifests
 
     def fault_of(self, manifest: Manifest) -> str | None:

@@ -12,12 +12,18 @@ from shardnet.coordinator.placement.planning import LoadOrder, Route, law_of_rou
 from shardnet.coordinator.placement.readiness import not_ready, stages_sentence
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.spreading import spread
-from shardnet.errors import PlacementError, ShardnetError
+from shardnet.errors import LOADING, PlacementError, ShardnetError
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.manifest import Manifest, ParityCertificate, by_claim, claim
 from shardnet.messages import ShardOptions
 
+NODES_COME_BACK_S = 6.0
+"""So long a node that runs waits at most until it tries to reach a coordinator again (`lifecycle.Backoff`), and a little."""
+INTRODUCTION_S = 2.0
+"""A node that has joined offers the manifests of its models at once."""
+ON_ITS_WAY = "on its way"
+"""What was told of a model that is being loaded: once, not with each step of it."""
 CHUNKS_GOOD_S = 2.0
 MAX_CHUNKS = 256
 STREAMED_SHOWN = 3
@@ -26,7 +32,11 @@ log = get("coordinator")
 
 
 class Standing:
-    """Remembers what the last plan could not do, and the routes of the cluster's present version."""
+    """Remembers what the last plan could not do, and the routes of the cluster's present version.
+
+    Attributes:
+        plan_is_due: the cluster changed, and no plan has taken that in yet; whoever asks for plans says so.
+    """
 
     def __init__(
         self, cluster: Cluster, models: ModelsSettings, placement: PlacementSettings, sequences: SequenceSettings
@@ -42,6 +52,8 @@ class Standing:
         self._routes: dict[str, tuple[int, list[Route]]] = {}
         self._chunks: dict[tuple[Route, int], tuple[float, Chunks]] = {}
         self._told: dict[str, str] = {}
+        self.plan_is_due = False
+        self._began_s = time.monotonic()
 
     def served(self) -> list[Manifest]:
         """Returns: models that are to be in memory, by name: of each name the one that it means (`by_claim`), and what the settings name by id."""
@@ -75,6 +87,20 @@ class Standing:
         """Returns: models that are not served for want of a proof, by name, each with the reason."""
         known = sorted(self.cluster.manifests.values(), key=lambda one: (one.name, one.model_id))
         return [(one, reason) for one in known if (reason := self.kept_out(one))]
+
+    def spare(self, node: NodeView) -> str:
+        """Returns: a sentence if a node has nothing to do although all is well: every layer is in others' memory; "" if that is not so."""
+        served = self.served()
+        is_idle = not (node.draining or node.loads or node.refusals or any(one.loaded for one in node.held.values()))
+        if not served or not is_idle or not all(self.routes(one.model_id) for one in served):
+            return ""
+        may_run = (node.allowed(one.model_id, one.name) for one in served)
+        if not any(
+            which is None or any(shard < one.n_shards for shard in which)
+            for one, which in zip(served, may_run, strict=True)
+        ):
+            return ""  # it is bound to something else
+        return "spare: every layer is held by others; it takes over when a node goes"
 
     def unserved(self, node: NodeView) -> list[Unserved]:
         """Returns: models that a node has and that no request can ask for, each with the reason."""
@@ -147,6 +173,9 @@ class Standing:
 
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""
+        return self._not_ready(model_id, has_just_started=time.monotonic() - self._began_s < NODES_COME_BACK_S)
+
+    def _not_ready(self, model_id: str, *, has_just_started: bool) -> ShardnetError:
         served = self.served()
         wanted = self.cluster.manifests[model_id]
         if reason := self.kept_out(wanted):
@@ -156,7 +185,22 @@ class Standing:
                 f"model {short(model_id)} is not in memory: {holder.name} means the newer or proved model {short(holder.model_id)}; "
                 "name its whole id in the coordinator's models.serve to have it too"
             )
-        return not_ready(self.cluster, self.cluster.manifests[model_id], self.problem(model_id))
+        return not_ready(
+            self.cluster,
+            wanted,
+            self.problem(model_id),
+            plan_is_due=self.plan_is_due,
+            has_just_started=has_just_started,
+        )
+
+    def awaits_manifest(self) -> bool:
+        """True if a node joined a moment ago, and has a model of which it is about to say what it is."""
+        joined_after_s = time.monotonic() - INTRODUCTION_S
+        return any(
+            node.joined_at_s > joined_after_s
+            and any(model not in self.cluster.manifests and model not in node.unserved for model, _ in node.held)
+            for node in self.cluster.nodes.values()
+        )
 
     def problem(self, model_id: str) -> ShardnetError | None:
         """Returns: why the last plan has no place for all of a model's layers."""
@@ -198,7 +242,10 @@ class Standing:
         )
 
     def tell(self) -> None:
-        """Log when a model becomes complete or is so no longer, and which one a name means if there are several; each new reason once."""
+        """Log when a model becomes complete or is so no longer, and which one a name means if there are several; each new reason once.
+
+        While a plan is due nothing is said of what is missing: in a moment it is on its way, or the plan says why not.
+        """
         for manifest, reason in self.all_kept_out():
             if self._told.get(manifest.model_id) != reason:
                 self._told[manifest.model_id] = reason
@@ -210,7 +257,11 @@ class Standing:
                     log.warning("name_of_several_models", model=manifest.name, note=note)
             ready = self.routes(manifest.model_id)
             sentence = stages_sentence(self.cluster, manifest, ready[0]) if ready else ""
-            fact = sentence or str(self.not_ready(manifest.model_id))
+            if not ready and self.plan_is_due:
+                continue
+            problem = None if ready else self._not_ready(manifest.model_id, has_just_started=False)
+            is_coming = problem is not None and f"{LOADING}share" in problem.facts
+            fact = ON_ITS_WAY if is_coming else sentence or str(problem)
             if self._told.get(manifest.model_id) == fact:
                 continue
             self._told[manifest.model_id] = fact
@@ -219,8 +270,9 @@ class Standing:
                 for note in self._notes.get(manifest.model_id, ()):
                     log.info("placement_note", model=manifest.name, note=note)
             else:
-                reason = fact.removeprefix(f"model {manifest.name} is not ready: ")
-                log.warning("pipeline_incomplete", model=manifest.name, reason=reason)
+                reason = str(problem).removeprefix(f"model {manifest.name} is not ready: ")
+                say, event = (log.info, "pipeline_loading") if is_coming else (log.warning, "pipeline_incomplete")
+                say(event, model=manifest.name, reason=reason)
 
 
 def _proof_of(manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.coordinator.requests.recording import Recording
 from shardnet.errors import ContextExceeded, UsageError
+from shardnet.log import counted
 from shardnet.messages import Sampling
 from shardnet.steps import TokenLogprob
 
@@ -58,7 +59,7 @@ def answer_limit(n_prompt: int, n_ctx: int, max_tokens: int | None) -> int:
     if n_prompt + (max_tokens != 0) > n_ctx:
         # "prompt is too long": by these words, not by the code beside them, litellm and langchain tell this error from others.
         raise ContextExceeded(
-            f"the prompt is too long: it has {n_prompt} tokens, and the context of {n_ctx} tokens has to hold it and the answer: "
+            f"the prompt is too long: it has {counted(n_prompt, 'token')}, and the context of {n_ctx} tokens has to hold it and the answer: "
             "shorten the prompt, or have the model loaded with a larger n_ctx (the coordinator: sequences.n_ctx)",
             prompt_tokens=n_prompt,
             n_ctx=n_ctx,

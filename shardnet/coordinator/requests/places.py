@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from shardnet.coordinator.placement.planning import Route
 from shardnet.errors import Busy, ShardnetError
+from shardnet.log import counted
 
 RETRY_AFTER_S = 2.0
 
@@ -108,7 +109,7 @@ class PlaceQueue:
         """
         if len(self._queue) >= self._max_queued:
             raise Busy(
-                f"all sequences are in use and {len(self._queue)} requests wait already: try again later",
+                f"all sequences are in use and {counted(len(self._queue), 'request')} in line already: try again later",
                 retry_after_s=RETRY_AFTER_S,
             )
         waiting = _Waiting(model_id, asyncio.get_running_loop().create_future())

@@ -10,6 +10,7 @@ import psutil
 
 from shardnet.limits.memory import Room, room_here
 from shardnet.limits.processors import Processors, usable_processors
+from shardnet.log import counted
 from shardnet.messages import DeviceInfo
 
 GGML_DEVICE_GPU, GGML_DEVICE_INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type
@@ -43,9 +44,7 @@ def cpu_device(mapped_bytes: int = 0) -> DeviceInfo:
     room, cores = main_memory(mapped_bytes), processors()
     return DeviceInfo(
         name="CPU",
-        description=f"{cores.threads} core{'s' if cores.threads != 1 else ''}{f' ({cores.limit})' if cores.limit else ''}"[
-            :200
-        ],
+        description=f"{counted(cores.threads, 'core')}{f' ({cores.limit})' if cores.limit else ''}"[:200],
         kind="cpu",
         total_bytes=room.total_bytes,
         free_bytes=room.free_bytes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 
 from shardnet.errors import UsageError
-from shardnet.log import human_bytes
+from shardnet.log import counted, human_bytes
 from shardnet.shards import LayerRange
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
@@ -46,7 +46,7 @@ def balanced_cuts(
     """
     if not 1 <= n_shards <= len(legal) + 1:
         raise UsageError(
-            f"{n_shards} shards are not possible: this model has {len(legal)} legal cut points, so 1 to {len(legal) + 1}"
+            f"{n_shards} shards are not possible: this model has {counted(len(legal), 'legal cut point')}, so 1 to {len(legal) + 1}"
         )
     parts = _Parts(weights, legal, forbidden_lengths if n_shards > 1 else frozenset())
     largest = next(islice(parts.smallest_largest(), n_shards - 1, None))

@@ -64,6 +64,8 @@ class ModelStore:
             path=str(self.root),
             seconds=time.perf_counter() - began_s,
         )
+        if not found.shards:
+            log.info("no_shards_here", path=str(self.root.absolute()))
         return CacheScanned(
             tuple(LocalModel(manifest, folder) for folder, manifest in found.manifests.values()),
             tuple(

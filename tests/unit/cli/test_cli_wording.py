@@ -38,7 +38,17 @@ def test_every_command_is_there_and_says_in_a_line_what_it_does() -> None:
         "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "chat", "status",
         "plan",
         "join", "demo", "bench", "swarm", "key", "config", "doctor",
+            "health",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("group", [[], ["swarm"], ["key"], ["config"]])
+def test_no_summary_is_cut_off_in_eighty_columns(group: list[str]) -> None:
+    """`bytes, KV...` stood there, and `run it on the...`."""
+    told = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).stdout
+    listed = told.partition("Commands:")[2].splitlines()
+    assert len(listed) > 2
+    assert [line for line in listed if "..." in line] == []
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import serialization
 
 from shardnet.errors import SettingsError, UnreachableError, UsageError
 from shardnet.swarm import authority
-from shardnet.swarm.home import Home, read_records, write_in_home
+from shardnet.swarm.home import Home, read_records, write_in_home, write_records
 from shardnet.swarm.identity import claim_identity, ensure_swarm, open_swarm
 from shardnet.swarm.membership import revoke
-from shardnet.swarm.records import MEMBERS
+from shardnet.swarm.records import MEMBERS, Member
 from shardnet.swarm.tls import client_context, server_context
 
 
@@ -32,6 +32,11 @@ def modes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def members_of(home: Home) -> list[str]:
+    members = read_records(home.members, MEMBERS, {})
+    return list(members)
 
 
 def test_the_first_daemon_makes_the_swarm_and_asks_nothing(here: Home) -> None:
@@ -85,6 +90,27 @@ def test_an_identity_is_held_by_one_process_and_kept_for_the_next(here: Home) ->
     first.release()
     with claim_identity(here, None, "node") as again:
         assert (again.name, again.node_id) == (first.name, first.node_id)
+
+
+def test_a_new_identity_is_forgotten_where_its_start_failed_and_an_old_one_is_not(here: Home) -> None:
+    """A second coordinator whose ports were taken was a member for good: `coordinator-2`."""
+    with claim_identity(here, None, "coordinator") as first:
+        with claim_identity(here, None, "coordinator") as second:
+            assert (second.name, second.is_new) == ("coordinator-2", True)
+            second.forget_if_new()
+        assert members_of(here) == [first.node_id]
+        assert [path.name for path in here.nodes.iterdir()] == ["coordinator"]
+    with claim_identity(here, None, "coordinator") as again:
+        again.forget_if_new()
+    assert members_of(here) == [first.node_id]
+
+
+def test_a_local_daemon_does_not_take_the_name_of_an_invited_machine(here: Home) -> None:
+    ensure_swarm(here)
+    guest = Member(name="node", joined_at_s=0, how="invited", expires_at_s=datetime.now(UTC).timestamp() + 99)
+    write_records(here.members, MEMBERS, {"a" * 40: guest})
+    with claim_identity(here, None, "node") as node:
+        assert node.name == "node-2"
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".", "a/b", "x" * 64, "-x", "a b"])

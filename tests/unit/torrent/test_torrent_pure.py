@@ -90,19 +90,19 @@ def test_a_small_file_stays_when_a_larger_one_has_to_go_anyway() -> None:
 
 
 def test_figures_become_the_line_that_people_see() -> None:
-    from shardnet.log import MILESTONES
+    from shardnet.log import sentence
 
     slower = dataclasses.replace(STATS, bytes_total=10**9, bytes_done=42 * 10**7, download_bytes_per_s=48_000_000)
-    line = MILESTONES["torrent_progress"][1].format(**slower.log_fields())
-    assert line == "shard 3 42 % 48.0 MB/s 3 peers ETA 12 s"
+    line = sentence({"event": "torrent_progress"} | slower.log_fields())
+    assert line == "[TORRENT] shard 3 42 % 48.0 MB/s, 3 peers, 12 s left"
+    begun = dataclasses.replace(slower, peers=1, download_bytes_per_s=0)
+    assert sentence({"event": "torrent_progress"} | begun.log_fields()).endswith("0 B/s, 1 peer")  # and no time left
     assert dataclasses.replace(STATS, download_bytes_per_s=0).eta_s is None
     assert dataclasses.replace(STATS, bytes_done=1000, download_bytes_per_s=0).eta_s == 0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "–"), (0.4, "0 s"), (99, "99 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
-)
-def test_durations_read_well(seconds: float | None, text: str) -> None:
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")])
+def test_durations_read_well(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
 
 

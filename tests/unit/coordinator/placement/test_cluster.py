@@ -181,6 +181,30 @@ def test_a_model_on_its_way_says_how_far_it_is() -> None:
     assert not_ready(cluster, MODEL, None).facts["loading_seconds_left"] is None  # and nobody makes one up
 
 
+def test_between_a_change_of_nodes_and_the_plan_a_model_counts_as_about_to_be_loaded() -> None:
+    """A question that came in that moment failed at once, and waited when it came a second later."""
+    cluster = known((1, (0, 1, 2)))
+    told = not_ready(cluster, MODEL, NoRoomError("of the plan before"), plan_is_due=True)
+    assert not isinstance(told, NoRoomError)
+    assert told.facts["loading_done_bytes"] == 0
+    assert told.facts["loading_total_bytes"] == sum(shard.bytes for shard in MODEL.content.shards)
+    assert told.facts["loading_seconds_left"] is None
+    assert told.facts["retry_after_s"] == 1
+    cluster.handle(NodeLeft(1.0, node_id(1)))
+    alone = not_ready(cluster, MODEL, None, plan_is_due=True)
+    assert "no node is connected" in str(alone)  # nothing is to be waited for
+    assert "loading_done_bytes" not in alone.facts
+
+
+def test_layers_of_a_node_that_leaves_are_told_as_such() -> None:
+    """They were told as in nobody's memory, below a strip that was full."""
+    cluster = ready_cluster(MODEL, {1: (0, 1), 2: (2,)})
+    cluster.handle(NodeDrains(1.0, node_id(2)))
+    assert "layers [4, 6) of 6 are in no node's memory but that of node-2, which is leaving" in str(
+        not_ready(cluster, MODEL, None)
+    )
+
+
 def test_a_node_that_found_no_room_is_quoted() -> None:
     cluster = known((1, (0, 1, 2)))
     key = (MODEL.model_id, 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from structlog.testing import capture_logs
 
 from shardnet.coordinator.api.views import swarm_json
 from shardnet.coordinator.placement.cluster import Cluster
-from shardnet.coordinator.placement.events import ManifestKnown, ManifestRefused, NodeJoined
+from shardnet.coordinator.placement.events import LoadSent, ManifestKnown, ManifestRefused, NodeDrains, NodeJoined
 from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
@@ -156,3 +158,71 @@ def test_a_node_that_offers_without_end_takes_no_room_without_end() -> None:
         manifest = make_manifest((0, 2), n_vocab=300 + number)
         cluster.handle(ManifestRefused(node_id(1), manifest, "nobody signed its manifest"))
     assert len(cluster.nodes[node_id(1)].unserved) == MAX_UNSERVED
+
+
+def test_a_node_that_is_not_needed_is_called_a_spare_while_all_is_well() -> None:
+    """It looked like one that waits for something: `0 loaded of 0 held`."""
+    cluster = ready_cluster(NEW, {1: range(NEW.n_shards)})
+    cluster.handle(NodeJoined(0.0, hello(2)))
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    (line,) = [line for line in status_lines(here) if line.startswith("node-2")]
+    assert line.endswith("spare: every layer is held by others; it takes over when a node goes")
+    assert not here.spare(cluster.nodes[node_id(1)])
+    cluster.handle(NodeJoined(0.0, hello(3, assigned=((NEW.model_id, 7),))))
+    assert not here.spare(cluster.nodes[node_id(3)])  # bound to a shard that is not there, it takes over nothing
+    cluster.handle(NodeDrains(1.0, node_id(1)))
+    assert not here.spare(cluster.nodes[node_id(2)])  # now it is needed
+
+
+def test_the_strip_does_not_count_layers_of_a_node_that_leaves() -> None:
+    cluster = ready_cluster(NEW, {1: (0, 1), 2: (2,)})
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert "  [██████]" in status_lines(here)
+    cluster.handle(NodeDrains(1.0, node_id(2)))
+    told = status_lines(here)
+    assert "  [████--]" in told
+    assert any("node-2 (leaving)" in line for line in told)
+
+
+def test_a_node_that_has_just_come_with_an_unknown_model_is_about_to_say_what_it_is() -> None:
+    cluster, now_s = Cluster(), time.monotonic()
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    assert not here.awaits_manifest()
+    cluster.handle(NodeJoined(now_s, hello(1, [held(NEW, 0)])))
+    assert here.awaits_manifest()
+    cluster.handle(ManifestRefused(node_id(1), NEW, "nobody signed it"))
+    assert not here.awaits_manifest()
+    cluster.handle(NodeJoined(now_s - 60, hello(2, [held(OLD, 0)])))
+    assert not here.awaits_manifest()  # it had its time
+
+
+def test_nothing_is_logged_as_missing_before_the_plan_that_may_mend_it() -> None:
+    cluster = Cluster()
+    cluster.handle(ManifestKnown(NEW))
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    here.plan_is_due = True
+    with capture_logs() as logs:
+        here.tell()
+        assert logs == []
+        here.plan_is_due = False
+        here.tell()
+    assert [line["event"] for line in logs] == ["pipeline_incomplete"]
+
+
+def test_a_model_on_its_way_is_logged_once_and_without_alarm() -> None:
+    """Three nodes that came one by one wrote six warnings, all of them of loads that went well."""
+    cluster = ready_cluster(NEW, {1: (0,)})
+    here = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())
+    with capture_logs() as logs:
+        for shard in (1, 2):
+            cluster.handle(LoadSent(0.0, node_id(1), (NEW.model_id, shard), 10))
+            here.tell()
+    assert [(line["event"], line["log_level"]) for line in logs] == [("pipeline_loading", "info")]
+
+
+def test_where_no_model_is_known_the_status_says_where_was_looked_and_how_to_name_another_folder() -> None:
+    """The cache is relative to the folder that one is in: split in one and served from another found nothing, and said no more."""
+    here = Standing(Cluster(), ModelsSettings(), PlacementSettings(), SequenceSettings())
+    (told,) = [line for line in status_lines(here) if line.startswith("No model is known")]
+    assert "/srv/models" in told
+    assert "--models-cache FOLDER" in told

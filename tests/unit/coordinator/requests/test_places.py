@@ -129,7 +129,7 @@ async def test_who_gives_up_leaves_the_queue_and_takes_nothing() -> None:
 async def test_a_full_queue_and_a_long_wait_are_refused_with_a_hint_when_to_come_back() -> None:
     world = World(max_queued=1, timeout_s=0.01)
     waiter = await world.waiter()
-    with pytest.raises(Busy, match="1 requests wait already") as full:
+    with pytest.raises(Busy, match="1 request in line already") as full:
         await world.queue.wait(MODEL_ID)
     assert full.value.facts["retry_after_s"] == RETRY_AFTER_S
     with pytest.raises(Busy, match="no sequence became free"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from shardnet.errors import ShardCorrupt, ShardError, ShardNotFound
 from shardnet.inference.gguf.writer import OnBytes, file_sha256
 from shardnet.inference.splitting import manifest_file
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.inference.splitting.manifest_file import HashCache, load_manifest
+from shardnet.log import sentence
 from shardnet.manifest import Manifest
 from shardnet.messages import MAX_FILE_PIECE, MAX_REFUSED, MAX_REFUSED_CHARS
 from shardnet.node.weights.store import ModelStore
@@ -143,3 +145,13 @@ async def test_a_hash_that_was_computed_of_other_bytes_is_not_remembered(tmp_pat
         assert HashCache(tmp_path).known(path) is None
     await store.note_proved(path, "a" * 64, stamp(path))
     assert HashCache(tmp_path).known(path) == "a" * 64
+
+
+async def test_a_cache_without_shards_is_told_with_its_whole_path_and_how_to_name_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with capture_logs() as logs:
+        await ModelStore(Path("models_cache")).scan()
+    (line,) = [line for line in logs if line["event"] == "no_shards_here"]
+    assert f"{tmp_path}/models_cache: --models-cache FOLDER" in sentence(line)
