@@ -52,6 +52,7 @@ class Seen:
 
     tokens: int = 0
     answers: int = 0
+    failed: int = 0
     prompt_tokens: int = 0
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
@@ -77,6 +78,9 @@ def ask(client: httpx.Client, prompt: str, count: int, seen: Seen) -> None:
             if not line.startswith("data: {"):
                 continue
             event, now = json.loads(line.removeprefix("data: ")), time.perf_counter()
+            if "error" in event:  # a step was not done in time: on a machine that is very busy
+                seen.failed += 1
+                return
             tokens = sum(len(choice.get("token_ids") or ()) for choice in event.get("choices", ()))
             if tokens:
                 (seen.between if has_first else seen.first).append(now - last)
@@ -109,6 +113,7 @@ def load(api: str, clients: int, seconds: float) -> Seen:
     for one in every:
         whole.tokens += one.tokens
         whole.answers += one.answers
+        whole.failed += one.failed
         whole.prompt_tokens += one.prompt_tokens
         whole.first += one.first
         whole.between += one.between
@@ -196,8 +201,13 @@ def seen_and_told(swarm: LocalSwarm, folder: Path, targets: list[str], clients: 
             ("answer tokens", seen.tokens, grew("shardnet_generation_tokens_total")),
             ("prompt tokens", seen.prompt_tokens, grew("shardnet_prompt_tokens_total")),
             ("answers", seen.answers, grew('shardnet_answers_total{outcome="length"}')),
+            ("answers that failed", seen.failed, grew('shardnet_answers_total{outcome="error"}')),
             ("first tokens", len(seen.first), grew("shardnet_time_to_first_token_seconds_count")),
-            ("http", seen.answers, grew('shardnet_http_requests_total{path="/v1/completions",status="200"}')),
+            (
+                "http",
+                seen.answers + seen.failed,
+                grew('shardnet_http_requests_total{path="/v1/completions",status="200"}'),
+            ),
         ):
             tell("seen", what=what, client=ours, prometheus=theirs)
         rate = at(f"sum(rate(shardnet_generation_tokens_total{window}))") * seconds_back / took
