@@ -150,6 +150,15 @@ class HeldShard(Frozen):
     detail: str = Field(default="", max_length=200, description="what is going on, for people")
 
 
+class Software(Frozen):
+    """What a node runs. Answers are equal to the bit among nodes of which `llama` and `arithmetic` are equal."""
+
+    shardnet: str = Field(max_length=40, description="version")
+    llama: str = Field(max_length=40, description="version of llama-cpp-python")
+    arithmetic: str = Field(default="", max_length=400, description="instruction sets that llama.cpp was built with")
+    clock_s: float = Field(ge=0, description="Unix time when this was said")
+
+
 class Capabilities(Frozen):
     """What a node can do, as it tells its coordinator."""
 
@@ -173,6 +182,11 @@ class Capabilities(Frozen):
         default="resident",
         exclude_if=lambda value: value == "resident",
         description="streamed, auto: it may be given shards that do not fit into its memory",
+    )
+    software: Software | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="who says this also knows `TellLog`; None: an older node, which is not asked",
     )
 
 
@@ -606,6 +620,54 @@ class FileIs(Message):
     piece_bytes: int = Field(ge=0)
 
 
+MAX_LOG_LINES, MAX_LOG_CHARS = 800, 1100
+"""In one `LogTold`: four bytes a character are less than `MAX_HEADER_BYTES`."""
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class TellLog(Message):
+    """Coordinator to node: the newest lines of your log behind `after`. Answered by `LogTold` or `CommandFailed`.
+
+    Asked of nodes that say what they run (`Capabilities.software`): an older one would end the connection over it.
+    """
+
+    type: Literal["TELL_LOG"] = "TELL_LOG"
+    command_id: CommandId
+    deadline_s: DeadlineSeconds
+    after: int = Field(
+        default=0,
+        ge=0,
+        description="a line's number; one that is not reached yet: the node began anew, tell from the start",
+    )
+    most_lines: int = Field(default=MAX_LOG_LINES, ge=0, le=MAX_LOG_LINES, description="of these the newest")
+    level: Literal["debug", "info", "warning", "error", "critical"] = Field(default="debug", description="and above")
+    max_age_s: float | None = Field(default=None, ge=0, description="by the node's own clock")
+
+
+class LogLine(Frozen):
+    """A line of a log, as people read it. It never holds prompts, answers or keys (`shardnet.log`)."""
+
+    number: int = Field(ge=1, description="grows by one with each line since the node's start")
+    at_s: float = Field(ge=0, description="Unix time, by the node's clock")
+    level: str = Field(max_length=20)
+    text: str = Field(max_length=MAX_LOG_CHARS)
+
+
+class LogTold(Message):
+    """Answer to `TellLog`."""
+
+    type: Literal["LOG_TOLD"] = "LOG_TOLD"
+    command_id: CommandId
+    lines: tuple[LogLine, ...] = Field(default=(), max_length=MAX_LOG_LINES, strict=False)
+    left_out: int = Field(
+        default=0,
+        ge=0,
+        description="lines behind `after` that are older than these and were asked for, or are not kept any more",
+    )
+    newest: int = Field(ge=0, description="the number of the last line there is: `after` of the next question")
+    clock_s: float = Field(ge=0, description="Unix time at the node now")
+
+
 JsonMessage = (
     Hello
     | Welcome
@@ -632,6 +694,8 @@ JsonMessage = (
     | ManifestIs
     | GetFile
     | FileIs
+    | TellLog
+    | LogTold
 )
 AnyMessage = JsonMessage | NextStep | TaskResult
 MESSAGES: Codec[AnyMessage] = Codec(

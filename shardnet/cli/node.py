@@ -71,7 +71,7 @@ def node(
             min=0,
             max=1024,
             metavar="N",
-            help="CPU threads for arithmetic; 0: this engine's share of the physical cores. [default: 0]",
+            help="CPU threads for arithmetic; 0: as many as serve best, within this engine's share. [default: 0]",
         ),
     ] = None,
     n_gpu_layers: Annotated[

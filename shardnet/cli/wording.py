@@ -20,6 +20,8 @@ MEANT = {
     "convert": "`shardnet split` takes checkpoints as they are; --quantize makes their weights smaller",
     "benchmark": "`shardnet bench`",
     "invite": "`shardnet swarm invite` prints a join token for the next machine",
+    "diagnose": "`shardnet doctor` looks at this machine and its swarm, and says what to do",
+    "log": "`shardnet logs` shows the lines of all machines",
     "help": "`shardnet --help`, or `shardnet COMMAND --help`",
     "version": "`shardnet --version`",
 }
@@ -30,7 +32,7 @@ ALSO = {
     "download": "pull", "get": "pull", "add": "pull", "import": "pull",
     "ls": "list", "ps": "list", "models": "list", "nodes": "list", "peers": "list", "info": "list", "show": "list", "top": "list",
     "kill": "stop", "down": "stop", "quit": "stop", "quantize": "convert", "quantise": "convert", "shard": "convert",
-    "token": "invite",
+    "token": "invite", "check": "diagnose", "debug": "diagnose", "tail": "log", "journal": "log",
 }  # fmt: skip
 
 

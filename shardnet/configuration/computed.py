@@ -34,7 +34,10 @@ def _of_node(settings: NodeSettings) -> Iterator[tuple[str, str]]:
     if not inference.threads:
         cores = processors()
         limit = f", by {cores.limit}" if cores.limit else ""
-        yield "inference.threads", f"{cores.threads} for one engine alone{limit}; engines beside one another share them"
+        yield (
+            "inference.threads",
+            f"{cores.threads} at most for one engine alone{limit}, as many as serve best; engines beside one another share them",
+        )
     room = main_memory()
     limit = f" within {room.bound}" if room.bound else ""
     if not inference.memory_limit_bytes:

@@ -22,6 +22,9 @@ from shardnet.coordinator.api.http_server import HttpServer
 from shardnet.coordinator.api.make_route import MakeRoute
 from shardnet.coordinator.api.service import Service
 from shardnet.coordinator.frames import Frames
+from shardnet.coordinator.logs.collecting import LogCollector
+from shardnet.coordinator.logs.endpoint import LogsEndpoint
+from shardnet.coordinator.logs.merging import Source
 from shardnet.coordinator.metrics.endpoint import metrics_route
 from shardnet.coordinator.metrics.reading import CoordinatorFigures
 from shardnet.coordinator.nodes.doors import Doors, Wanted, open_doors, port_error
@@ -53,6 +56,7 @@ from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
 from shardnet.ids import short
+from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import first_of
 from shardnet.log import counted, get
 from shardnet.manifest import Manifest
@@ -109,6 +113,8 @@ class Coordinator:
             tokenizer_piece=lambda manifest, offset: self._catalogue.tokenizer_piece(manifest, offset),
             shard_piece=self._weights.piece,
         )
+        self._journal = Journal(kept=KEPT_FOR_OTHERS)
+        self._logs = LogCollector(self._cluster, self._peers, self._journal, self._own_source)
         self._figures = CoordinatorFigures(
             self._standing,
             self._requests,
@@ -153,6 +159,7 @@ class Coordinator:
             condition = await resources.enter_async_context(
                 Condition(self._identity.folder, "coordinator", self._condition)
             )
+            resources.enter_context(self._journal)
             self._epoch = await asyncio.to_thread(next_epoch, self._home)
             self._keys.set_named(await asyncio.to_thread(list_keys, self._home))
             self._catalogue = Catalogue(
@@ -187,7 +194,7 @@ class Coordinator:
                     exposition = Exposition(
                         [self._figures.read, vitals.quick, lambda: dht(doors.directory)], [vitals.slow]
                     )
-                    more = partial(_more_routes, page, exposition)
+                    more = partial(_more_routes, page, exposition, LogsEndpoint(self._logs, self._keys))
                     api = Api(self._service(), self._settings.api, self._keys, more, self._figures.http)
                     serving = [self._tasks.create_task(http.serve(api.app), name="http")]
                     door = await _open_metrics(resources, self._settings.metrics, exposition)
@@ -214,6 +221,7 @@ class Coordinator:
                     await self._stopping.wait()
                     condition.look()
                     await self._drain()
+                    self._logs.close()
                     if page is not None:
                         page.feed.close()
                     http.stop()
@@ -308,7 +316,7 @@ class Coordinator:
             lambda frame: self._frames.take(node_id, connection, frame),
             lambda error: self._on_close(node_id, connection, error),
         )
-        self._apply(NodeJoined(time.monotonic(), hello))
+        self._apply(NodeJoined(time.monotonic(), hello, time.time()))
         log.info("peer_joined", name=hello.name or short(node_id), node_id=short(node_id), shards=len(hello.held))
         return self._welcome()
 
@@ -408,6 +416,9 @@ class Coordinator:
         said = f"{counted(n_nodes, 'node')}, {n_ready} of {len(health['models'])} models ready"
         return ("ready" if health["ready"] else "waiting"), said
 
+    def _own_source(self) -> Source:
+        return Source(self._identity.node_id, self._identity.name)
+
     def _enrol_address(self) -> Address | None:
         """Returns: where other machines are taken in, as they reach it."""
         enrol = self._doors.enrol if self._doors is not None else None
@@ -452,9 +463,9 @@ async def _open_metrics(resources: AsyncExitStack, settings: MetricsSettings, ex
     return door
 
 
-def _more_routes(page: Page | None, exposition: Exposition, route: MakeRoute) -> list[Route]:
+def _more_routes(page: Page | None, exposition: Exposition, logs: LogsEndpoint, route: MakeRoute) -> list[Route]:
     """Returns: what the API serves beside its own."""
-    return [metrics_route(route, exposition), *(page.routes(route) if page is not None else [])]
+    return [metrics_route(route, exposition), *logs.routes(route), *(page.routes(route) if page is not None else [])]
 
 
 class _Stopped(Exception):

@@ -34,6 +34,7 @@ from shardnet.messages import (
     Leaving,
     LinkMeasured,
     LoadProgress,
+    LogTold,
     ManifestIs,
     ManifestOffer,
     Ping,
@@ -97,7 +98,7 @@ class Frames:
                     self._requests.on_failed(node_id, message)
             case LoadProgress():
                 self._peers.on_progress(node_id, message)
-            case ShardReady() | Done() | LinkMeasured() | ManifestIs() | FileIs() | Pong():
+            case ShardReady() | Done() | LinkMeasured() | ManifestIs() | FileIs() | Pong() | LogTold():
                 self._peers.on_answer(node_id, frame, message.command_id)
             case ExecuteTask():
                 if message.stage >= len(message.route):

@@ -20,6 +20,8 @@ from shardnet.swarm.home import Home
 from shardnet.swarm.identity import open_swarm
 
 LITTLE_BYTES = 2 << 30
+LEAST_READ_BYTES = 16 << 20
+"""Less says more of the first access than of the disk."""
 READ_BYTES, READ_S, BLOCK_BYTES = 64 << 20, 0.5, 1 << 20
 SLOW_BYTES_PER_S = 100e6
 
@@ -102,7 +104,7 @@ def _size(path: Path) -> int:
 
 
 def read_speed(path: Path) -> float | None:
-    """Returns: bytes a second of reading a file past the page cache; None where the file system cannot do that."""
+    """Returns: bytes a second of reading a file past the page cache; None where the file system cannot do that, or there is too little to read."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
@@ -115,7 +117,7 @@ def read_speed(path: Path) -> float | None:
             read += count
             if count < BLOCK_BYTES:
                 break
-        return read / (time.perf_counter() - began_s) if read else None
+        return read / (time.perf_counter() - began_s) if read >= LEAST_READ_BYTES else None
     except OSError:
         return None
     finally:

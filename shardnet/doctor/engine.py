@@ -162,7 +162,7 @@ def look_at_engine(root: Path = Path("/")) -> EngineFacts:
         return EngineFacts(ended=how_it_ended(asked.returncode), words=lines[-1].strip()[:300] if lines else "")
     told = json.loads(asked.stdout)
     return EngineFacts(
-        built=built_with(told["system_info"]),
+        built=frozenset(told["built"]),
         processor=processor,
         offloads=told["offloads"],
         gpus=tuple(told["gpus"]),
@@ -177,8 +177,3 @@ def processor_flags(cpuinfo: str) -> frozenset[str]:
     """Returns: the flags of a processor, as `/proc/cpuinfo` has them; none of one that is no x86."""
     line = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     return frozenset(line[1].split()) if line else frozenset()
-
-
-def built_with(system_info: str) -> frozenset[str]:
-    """Returns: `{"AVX", ...}` of `CPU : SSE3 = 1 | AVX = 1 | ...`, as `llama_print_system_info` gives it."""
-    return frozenset(re.findall(r"(\w+) = 1\b", system_info))

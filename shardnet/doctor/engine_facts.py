@@ -8,17 +8,17 @@ from typing import Any
 
 
 def engine_facts() -> dict[str, Any]:
-    """Returns: `system_info`, `offloads`, `gpus`, `native`. Loads llama.cpp."""
+    """Returns: `built`, `offloads`, `gpus`, `native`. Loads llama.cpp."""
     import llama_cpp
 
     from shardnet.inference.llama.capture import NATIVE_CALLBACK
-    from shardnet.inference.llama.devices import gpu_devices
+    from shardnet.inference.llama.devices import gpu_devices, instruction_sets
     from shardnet.inference.llama.native_log import listen
 
     listen()  # what a GPU's driver says is not for the terminal
     return {
         "gpus": [device.name for device in gpu_devices()],
-        "system_info": llama_cpp.llama_print_system_info().decode(errors="replace"),
+        "built": instruction_sets().split(),
         "offloads": bool(llama_cpp.llama_supports_gpu_offload()),
         "native": NATIVE_CALLBACK is not None,
     }

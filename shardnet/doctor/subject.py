@@ -7,9 +7,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardnet.configuration.daemons import Daemon, daemon_of, read_daemon
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.node.settings import NodeSettings
-from shardnet.settings import load_settings
+from shardnet.settings import whole
 from shardnet.swarm.home import Home
 
 
@@ -39,27 +40,27 @@ def subject_of(config: Path | None, models_cache: Path | None, api: str | None) 
     """Read the settings, the environment's among them.
 
     Args:
-        config: of a node or of a coordinator; its sections say which.
+        config: of a node or of a coordinator: what stands in it says which.
     Raises: SettingsError for a file that cannot be used.
     """
-    of_coordinator = config is not None and _is_of_coordinator(config)
-    of_node = config is not None and not of_coordinator
+    daemon = _daemon_of(config) if config is not None else None
+    node = read_daemon("node", file=config if daemon == "node" else None, flags={"node.models_cache": models_cache})
+    coordinator = read_daemon(
+        "coordinator", file=config if daemon == "coordinator" else None, flags={"models.cache": models_cache}
+    )
     return Subject(
         Home(),
-        load_settings(NodeSettings, file=config if of_node else None, flags={"node.models_cache": models_cache}),
-        load_settings(
-            CoordinatorSettings, file=config if of_coordinator else None, flags={"models.cache": models_cache}
-        ),
-        of_node=of_node,
-        of_coordinator=of_coordinator,
+        whole(node),
+        whole(coordinator),
+        of_node=daemon == "node",
+        of_coordinator=daemon == "coordinator",
         api=api or os.environ.get("SHARDNET_API"),
     )
 
 
-def _is_of_coordinator(config: Path) -> bool:
-    """True if a file has sections that only a coordinator's has. What is wrong with it is said when it is read."""
+def _daemon_of(config: Path) -> Daemon:
+    """Returns: whose settings a file holds. What is wrong with it is said when it is read."""
     try:
-        sections = tomllib.loads(config.read_text(encoding="utf-8")).keys()
+        return daemon_of(tomllib.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        return False
-    return not sections <= NodeSettings.model_fields.keys() and bool(sections & CoordinatorSettings.model_fields.keys())
+        return "node"

@@ -6,6 +6,7 @@ import asyncio
 
 from shardnet.errors import RemoteProtocolError, ShardnetError
 from shardnet.ids import short
+from shardnet.journal import Journal
 from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import (
@@ -17,6 +18,7 @@ from shardnet.messages import (
     LoadShard,
     MeasureLink,
     Revoked,
+    TellLog,
     UnloadShard,
 )
 from shardnet.node.links.peer_links import PeerLinks
@@ -50,7 +52,9 @@ class Answering:
         links: PeerLinks,
         exchange: ShardExchange | None,
         spawn: Spawn,
+        journal: Journal,
     ) -> None:
+        self._journal = journal
         self._identity = identity
         self._state = state
         self._performer = performer
@@ -88,6 +92,8 @@ class Answering:
                 self._performer.post(UnloadAsked(message, asyncio.get_running_loop().time()))
             case MeasureLink():
                 self._files.answer(connection, message.command_id, self._measure(message))
+            case TellLog():
+                connection.send(self._journal.tell(message))
             case Revoked():
                 self.revoke(frozenset(message.node_ids))
             case _:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import structlog
 
+from shardnet import __version__
 from shardnet.condition.record import State
 from shardnet.condition.telling import Condition
 from shardnet.dht.directory import Directory
@@ -16,6 +18,7 @@ from shardnet.ids import NodeId, ShardKey, new_id, short
 from shardnet.inference.engine.host import EngineProcess, Restored
 from shardnet.inference.engine.interface import Engine
 from shardnet.inference.engine.protocol import ROWS, Membership
+from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.messages import (
@@ -27,6 +30,7 @@ from shardnet.messages import (
     Leaving,
     ManifestOffer,
     Reach,
+    Software,
     StageRef,
     Welcome,
 )
@@ -62,6 +66,7 @@ from shardnet.node.weights.exchange import ShardExchange
 from shardnet.node.weights.holders import Holders
 from shardnet.node.weights.store import ModelStore
 from shardnet.node.weights.swarming import SwarmExchange
+from shardnet.packages import LLAMA, installed
 from shardnet.swarm.acceptor import Diversion
 from shardnet.swarm.addresses import parse_address, parse_host_port, read_coordinator_addresses
 from shardnet.swarm.identity import Identity
@@ -112,6 +117,8 @@ class NodeDaemon:
         self._listener: Listener | None = None
         self._epoch = 0
         self._run_id = new_id()
+        self._journal = Journal(kept=KEPT_FOR_OTHERS)
+        self._arithmetic = ""
 
         assignment = Assignment(tuple(parse_binding(text) for text in node.shards))
         self._assignment = assignment
@@ -191,7 +198,15 @@ class NodeDaemon:
             memory_limit_bytes=settings.inference.memory_limit_bytes,
         )
         self._answering = Answering(
-            identity, self._state, self._store, self._performer, self._tasks, self._links, exchange, self._jobs.spawn
+            identity,
+            self._state,
+            self._store,
+            self._performer,
+            self._tasks,
+            self._links,
+            exchange,
+            self._jobs.spawn,
+            self._journal,
         )
 
     def stop(self, by: str = "") -> None:
@@ -216,6 +231,7 @@ class NodeDaemon:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as resources:
+            resources.enter_context(self._journal)
             condition = await resources.enter_async_context(Condition(self._identity.folder, "node", self._condition))
             self._listener = await listen(
                 self._identity, self._listen_at, self._greeted, diversion=Diversion(ROWS, self._row_links.adopt)
@@ -226,7 +242,8 @@ class NodeDaemon:
             await self._whereabouts.settle(self._listener.address)
             await self._meet(resources, self._listener.address)
             resources.push_async_callback(self._engine.close)
-            self._pulse.devices = (await self._engine.start()).devices
+            ready = await self._engine.start()
+            self._pulse.devices, self._arithmetic = ready.devices, ready.arithmetic
             self._has_started = True
             resources.callback(self._performer.close)
             condition.look()
@@ -378,6 +395,12 @@ class NodeDaemon:
                 bound=tuple(str(binding) for binding in self._assignment.bindings),
                 accepts_any=self._assignment.accepts_any,
                 memory_mode=self._settings.inference.memory_mode,
+                software=Software(
+                    shardnet=__version__,
+                    llama=installed(LLAMA) or "",
+                    arithmetic=self._arithmetic,
+                    clock_s=time.time(),
+                ),
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
             ),
             held=self._pulse.held(),

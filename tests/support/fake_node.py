@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ShardnetError
+from shardnet.journal import Journal
 from shardnet.messages import (
     PROTOCOL_VERSION,
     Address,
@@ -34,6 +36,8 @@ from shardnet.messages import (
     RowsRead,
     Sampling,
     ShardReady,
+    Software,
+    TellLog,
 )
 from shardnet.shards import Dtype, TensorSpec
 from shardnet.steps import StageTiming, TaskResult, TokenLogprob
@@ -56,6 +60,8 @@ class FakeNode:
             id by 256, and the most likely ones are 50 and those that follow it.
         tells: False: nothing is told of what was to be read.
         freed: sequences that were freed here.
+        software: what it says that it runs; None: it is an older node. `journal`: its log, told when asked for.
+        clock_ahead_s: by how much its clock is ahead of this machine's.
         holds_loads: LOAD_SHARD is noted in `loads`, and not answered.
     """
 
@@ -71,6 +77,10 @@ class FakeNode:
         self.freed: list[str] = []
         self.loads: list[LoadShard] = []
         self.holds_loads = False
+        self.clock_ahead_s = 0.0
+        self.software: Software | None = None
+        self.journal = Journal(kept=50, now_s=lambda: time.time() + self.clock_ahead_s)
+        self.silent = False
         self.tasks: list[ExecuteTask] = []
         self.tokenizer: Path | None = None
         self.connection: Connection
@@ -108,7 +118,10 @@ class FakeNode:
             role="node",
             run_id=self.run_id,
             capabilities=Capabilities(
-                memory_limit_bytes=10**10, assigned=assigned if self._bound else (), accepts_any=not self._bound
+                memory_limit_bytes=10**10,
+                assigned=assigned if self._bound else (),
+                accepts_any=not self._bound,
+                software=self.software,
             ),
             held=tuple(self._held.values()),
         )
@@ -157,6 +170,10 @@ class FakeNode:
                 self.connection.send(Pong(command_id=message.command_id))
             case GetFile():
                 self._send_file(message)
+            case TellLog():
+                assert self.software is not None, "an older node ends the connection over this"
+                if not self.silent:
+                    self.connection.send(self.journal.tell(message))
             case _:
                 pass
 

@@ -105,6 +105,14 @@ SAMPLES: tuple[m.AnyMessage, ...] = (
         n_vocab=3,
         timings=(StageTiming(queue_us=1.5, compute_us=100.0, batch_tokens=2), StageTiming(0.0, 7.0)),
     ),
+    m.TellLog(command_id=COMMAND, deadline_s=3.0, after=7, most_lines=50, level="warning", max_age_s=600.0),
+    m.LogTold(
+        command_id=COMMAND,
+        lines=(m.LogLine(number=8, at_s=1.5, level="warning", text="[NODE] a line"),),
+        left_out=2,
+        newest=8,
+        clock_s=2.5,
+    ),
     m.RowsRead(
         command_id=COMMAND,
         sequence_id=SEQUENCE,

@@ -32,6 +32,7 @@ GROUND = {
     "tcp",
     "web_hosts",
     "packages",
+    "journal",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
@@ -53,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web_hosts": set(),
     "condition": GROUND | {"swarm"},
     "packages": set(),
+    "journal": {"errors", "log", "messages"},
     "lifecycle": {"errors", "log"},
     "limits": {"errors", "log"},
     "inference": GROUND,
@@ -71,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": GROUND | {"coordinator", "library"},
     "bench": GROUND | {"inference", "dht", "torrent", "swarm", "transport", "node", "coordinator", "local"},
     "configuration": GROUND | {"inference", "swarm", "node", "coordinator"},
-    "doctor": GROUND | {"inference", "swarm", "node", "coordinator"},
+    "doctor": GROUND | {"inference", "swarm", "node", "coordinator", "configuration"},
     "demo": GROUND | {"inference", "local", "preparing", "bench", "library"},
 }
 """Room -> the rooms it may import. The command line may import everything."""
@@ -97,6 +99,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "requests": {"nodes", "placement", "text"},
         "api": {"requests", "nodes", "placement", "structure", "text"},
         "page": {"api", "requests", "nodes", "placement", "text"},
+        "logs": {"page", "api", "nodes", "placement"},
         "metrics": {"api", "requests", "placement"},
     },
     "node": {

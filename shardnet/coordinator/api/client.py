@@ -118,8 +118,15 @@ class ApiClient:
         Raises: UsageError for what JSON cannot carry; UnreachableError if nobody answers, or the stream breaks; the coordinator's own error, also in
             the middle.
         """
+        yield from self._events("POST", path, content=_streamed(body), headers=AS_JSON)
+
+    def follow(self, path: str, params: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """Yield each event of a path that is a stream. Raises: as `stream`."""
+        yield from self._events("GET", path, params=params)
+
+    def _events(self, method: str, path: str, **request: Any) -> Generator[dict[str, Any], None, None]:
         try:
-            with self._http.stream("POST", path, content=_streamed(body), headers=AS_JSON) as answer:
+            with self._http.stream(method, path, **request) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise _error_of(answer.read(), answer.status_code, self.url)
                 for line in answer.iter_lines():

@@ -61,6 +61,8 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         "sequences": node.sequences,
         "devices": [device.model_dump(mode="json") for device in node.capabilities.devices],
         "memory_mode": node.capabilities.memory_mode,
+        "software": _software(node),
+        "clock_ahead_s": None if node.clock_ahead_s is None else round(node.clock_ahead_s, 3),
         "accepts_any": node.capabilities.accepts_any,
         "bound_to_nothing": node.bound_to_nothing(cluster.manifests.values()),
         "held": held,
@@ -74,6 +76,12 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
         ],
         "refused": list(node.refused),
     }
+
+
+def _software(node: NodeView) -> dict[str, str] | None:
+    """Returns: versions of what the node runs; None of an older node, which does not tell."""
+    told = node.capabilities.software
+    return None if told is None else {"shardnet": told.shardnet, "llama": told.llama, "arithmetic": told.arithmetic}
 
 
 def _stays(manifest: Manifest | None, shard: HeldShard) -> str:

@@ -18,17 +18,19 @@ from shardnet.messages import (
     LinkMeasured,
     LoadProgress,
     LoadShard,
+    LogTold,
     ManifestIs,
     MeasureLink,
     Ping,
     Pong,
     ShardReady,
+    TellLog,
     UnloadShard,
 )
 from shardnet.wire import Buffer, Frame
 
-Command = LoadShard | UnloadShard | MeasureLink | GetFile | Ping
-Answer = ShardReady | Done | LinkMeasured | ManifestIs | FileIs | Pong | CommandFailed
+Command = LoadShard | UnloadShard | MeasureLink | GetFile | Ping | TellLog
+Answer = ShardReady | Done | LinkMeasured | ManifestIs | FileIs | Pong | LogTold | CommandFailed
 OnProgress = Callable[[LoadProgress], None]
 
 GRACE_S = 2.0

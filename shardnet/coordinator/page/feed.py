@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from shardnet.coordinator.page.guide import guide
-from shardnet.coordinator.page.journal import Journal
 from shardnet.coordinator.page.picture import Departures, picture
 from shardnet.coordinator.page.pulse import Pulse, Reading, answers_json, loads_json, nodes_json
+from shardnet.journal import Journal
 from shardnet.messages import Address
 
 Json = dict[str, Any]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from shardnet.coordinator.placement.events import (
     Effect,
     Event,
@@ -104,9 +106,15 @@ class Cluster:
         before = self.nodes.get(event.hello.node_id)
         if before is not None and before.address != event.hello.listen:
             self._forget_links(event.hello.node_id)
-        self.nodes[event.hello.node_id] = NodeView.of(event.hello, event.at_s)
+        self.nodes[event.hello.node_id] = NodeView.of(event.hello, event.at_s, event.clock_s)
+        self._tell_names_apart()
         self.version += 1
         return [PlanNeeded("a node joined")]
+
+    def _tell_names_apart(self) -> None:
+        counts = Counter(node.name for node in self.nodes.values())
+        for node in self.nodes.values():
+            node.shares_name = counts[node.name] > 1
 
     def _heartbeat(self, event: HeartbeatCame) -> list[Effect]:
         node = self.nodes.get(event.node_id)

@@ -16,6 +16,8 @@ class NodeJoined:
 
     at_s: float
     hello: Hello
+    clock_s: float | None = None
+    """Unix time here."""
 
 
 @dataclass(frozen=True, slots=True)

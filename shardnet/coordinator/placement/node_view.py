@@ -13,6 +13,8 @@ from shardnet.messages import Address, Capabilities, HeldShard, Hello, LoadProgr
 
 Key = tuple[str, int]
 """`(model_id, shard_id)`"""
+ID_SHOWN = 6
+"""Characters of an id, where names do not tell nodes apart."""
 MAX_UNSERVED = 64
 """Refused manifests of one node whose reason is kept."""
 
@@ -63,6 +65,8 @@ class NodeView:
         ready: shards that the node confirmed to have in memory with this coordinator's options -> when it did.
         address: where others dial it; None: nobody can. `trouble`: why that is so, or may be, in a sentence.
         unserved: model_id -> a manifest that the node offered and that may not be served.
+        clock_ahead_s: by how much its clock was ahead of the coordinator's when it joined, less the way of its greeting; None: not known.
+        shares_name: another connected node has its name: each machine's first node is called `node`.
         refused: sentences about files of its models cache that are of no use.
     """
 
@@ -85,11 +89,15 @@ class NodeView:
     draining: bool = False
     trouble: str = ""
     run_id: str | None = None
+    clock_ahead_s: float | None = None
+    shares_name: bool = False
 
     @property
     def label(self) -> str:
-        """Returns: what people read."""
-        return self.name or self.node_id[:12]
+        """Returns: what people read: its name, with the beginning of its id where another connected node has the same name."""
+        if not self.name:
+            return self.node_id[:12]
+        return f"{self.name} ({self.node_id[:ID_SHOWN]})" if self.shares_name else self.name
 
     @property
     def free_bytes(self) -> int:
@@ -106,8 +114,13 @@ class NodeView:
         return cpu.limit if cpu is not None else ""
 
     @classmethod
-    def of(cls, hello: Hello, at_s: float) -> Self:
-        """Returns: a node that has just joined."""
+    def of(cls, hello: Hello, at_s: float, clock_s: float | None = None) -> Self:
+        """Returns: a node that has just joined.
+
+        Args:
+            clock_s: Unix time here when it did.
+        """
+        software = hello.capabilities.software
         return cls(
             node_id=hello.node_id,
             name=hello.name,
@@ -119,6 +132,7 @@ class NodeView:
             refused=hello.refused,
             trouble=hello.trouble,
             run_id=hello.run_id,
+            clock_ahead_s=None if software is None or clock_s is None else software.clock_s - clock_s,
             memory_free_bytes=_free_of(hello),
         )
 

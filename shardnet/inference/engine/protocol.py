@@ -43,6 +43,7 @@ class Ready(Message):
     type: Literal["READY"] = "READY"
     pid: int
     devices: tuple[DeviceInfo, ...] = Field(strict=False)
+    arithmetic: str = Field(default="", max_length=400, description="instruction sets that llama.cpp was built with")
 
 
 class Load(Message):

@@ -17,7 +17,7 @@ class InferenceSettings(Section):
         default=0,
         ge=0,
         le=1024,
-        description="CPU threads for arithmetic; 0: this engine's share of the physical cores, or of what affinity and CPU quota allow",
+        description="CPU threads for arithmetic; 0: as many as serve best now, within this engine's share of the cores that it may use",
     )
     n_gpu_layers: Annotated[int, Field(ge=-1, le=1 << 20)] | Literal["auto"] = Field(
         default="auto",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from typing import Any
 
 import psutil
@@ -76,6 +77,13 @@ def gpu_devices() -> tuple[DeviceInfo, ...]:
             )
         )
     return tuple(found)
+
+
+def instruction_sets() -> str:
+    """Returns: what this build of llama.cpp computes with, as `AVX AVX2 FMA`: numbers differ between builds that differ in it. Loads llama.cpp."""
+    import llama_cpp
+
+    return " ".join(re.findall(r"(\w+) = 1\b", llama_cpp.llama_print_system_info().decode(errors="replace")))
 
 
 def _device_functions(library: Any) -> tuple[Any, ...]:

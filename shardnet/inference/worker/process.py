@@ -41,7 +41,7 @@ from shardnet.inference.engine.protocol import (
 )
 from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, Step
 from shardnet.inference.llama.census import EngineCensus, share_of_cores
-from shardnet.inference.llama.devices import all_devices, usable_threads
+from shardnet.inference.llama.devices import all_devices, instruction_sets, usable_threads
 from shardnet.inference.llama.model import start_backend
 from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.worker.busy_time import BusyTime
@@ -292,7 +292,7 @@ def main(descriptor: int, packets_descriptor: int) -> None:
         census = EngineCensus()
         worker = Worker(connection, packets, settings, census)
         try:
-            ready = Ready(pid=os.getpid(), devices=all_devices())
+            ready = Ready(pid=os.getpid(), devices=all_devices(), arithmetic=instruction_sets()[:400])
             send_all(connection, encode(FROM_ENGINE, ready))
             gc.freeze()  # what was imported lives for ever: the collector need not look at it again
             worker.run()

@@ -37,8 +37,7 @@ def test_every_command_is_there_and_says_in_a_line_what_it_does() -> None:
     assert set(lines) == {
         "inspect", "split", "verify", "devices", "node", "coordinator", "fetch", "seed", "torrent", "generate", "chat", "status",
         "plan",
-        "join", "demo", "bench", "swarm", "key", "config", "doctor",
-            "health",
+        "join", "demo", "bench", "swarm", "key", "config", "doctor", "logs", "health",
     }  # fmt: skip
 
 

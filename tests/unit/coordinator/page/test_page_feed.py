@@ -13,8 +13,8 @@ from shardnet import log
 from shardnet.coordinator.page import feed as feeds
 from shardnet.coordinator.page.feed import Feed
 from shardnet.coordinator.page.guide import guide
-from shardnet.coordinator.page.journal import KEPT, MOST_CHARS, Journal
 from shardnet.coordinator.page.pulse import Reading
+from shardnet.journal import KEPT, MOST_CHARS, Journal
 from shardnet.messages import Address
 
 
