@@ -163,7 +163,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
     shown = [f"{'NODE':<20} {'ID':<12} {'STATE':<8} {'FREE':>9} {'BUSY':>5} {'SEQ':>4}  SHARDS"]
     for node in nodes:
         loaded = sum(1 for shard in node["held"] if shard["loaded"])
-        shards = f"{loaded} loaded of {len(node['held'])} held"
+        shards = f"{loaded} of {len(node['held'])} loaded"
         if node["loading"]:
             shards += f", {len(node['loading'])} on the way"
         if node["spare"]:
