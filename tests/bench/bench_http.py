@@ -4,9 +4,9 @@
         [--clients 8] [--tokens 64] [--rounds 5] [--parts streams,one,shared] [--system 760]
 
 Run it from the repository's root. All servers are up at once and take turns within each round; a figure is the median over the rounds, with its
-smallest and largest, and a ratio the median of the rounds' ratios. Without `--llama-server` shardnet runs alone. `--today` adds a second shardnet, run
-from another checkout (with `shardnet/inference/llama/_capture*.so` in it: engines without it work otherwise). Both programs are built from the sources
-that the package of llama-cpp-python holds (docs/benchmarks.md).
+smallest and largest, and a ratio the median of the rounds' ratios. Without `--llama-server` shardnet runs alone. `--today` adds a second shardnet,
+run from another checkout (with `shardnet/inference/llama/_capture*.so` in it: engines without it work otherwise). Both programs are built from the
+sources that the package of llama-cpp-python holds (docs/benchmarks.md).
 
 `streams`: so many chats at once (`tests/support/http_streams.py` says what is taken of them), and processor time a token of each process.
 `one`: one chat, and the same prompt in plain llama.cpp with one thread. `shared`: one chat with a long system prompt that nobody had before, then all
