@@ -183,6 +183,11 @@ class Capabilities(Frozen):
         exclude_if=lambda value: value == "resident",
         description="streamed, auto: it may be given shards that do not fit into its memory",
     )
+    copies: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="it knows `ExecuteTask.copy_from`, which older nodes do not",
+    )
     software: Software | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
@@ -498,6 +503,11 @@ class ExecuteTask(Message):
         default=None,
         exclude_if=lambda value: value is None,
         description="the last stage tells this of the rows, in a `RowsRead` before the `TaskResult`",
+    )
+    copy_from: SequenceId | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="where a stage has fewer than `position` tokens of the sequence, it first copies so many from this one, which has them or more",
     )
     ahead: int = Field(
         default=0,

@@ -85,7 +85,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
         f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
         f"Prompts: {counted(requests['prompt_tokens'], 'token')}, {requests['prefix_tokens_reused']} of them in KV already, "
-        f"for {counted(requests['prefix_hits'], 'request')}; {counted(requests['sequences_kept'], 'finished sequence')} kept",
+        f"for {counted(requests['prefix_hits'], 'request')} ({requests['prefix_copies']} by a copy of another's beginning, "
+        f"{requests['prefix_waits']} waited for one); {counted(requests['sequences_kept'], 'finished sequence')} kept",
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
@@ -162,7 +163,7 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
     shown = [f"{'NODE':<20} {'ID':<12} {'STATE':<8} {'FREE':>9} {'BUSY':>5} {'SEQ':>4}  SHARDS"]
     for node in nodes:
         loaded = sum(1 for shard in node["held"] if shard["loaded"])
-        shards = f"{loaded} loaded of {len(node['held'])} held"
+        shards = f"{loaded} of {len(node['held'])} loaded"
         if node["loading"]:
             shards += f", {len(node['loading'])} on the way"
         if node["spare"]:

@@ -55,6 +55,7 @@ from shardnet.coordinator.requests.stages import Stages
 from shardnet.coordinator.settings import CoordinatorSettings
 from shardnet.coordinator.structure.checking import GrammarChecks
 from shardnet.errors import Busy, PeerLost, PeerRefused, SettingsError, ShardnetError, ShardNotFound
+from shardnet.hosts import is_ours
 from shardnet.ids import short
 from shardnet.journal import KEPT_FOR_OTHERS, Journal
 from shardnet.lifecycle import first_of
@@ -129,6 +130,7 @@ class Coordinator:
         self._catalogue: Catalogue
         self._identity: Identity
         self._doors: Doors | None = None
+        self._a_node: str | None = None
         self._epoch = 0
         self._is_over = False
         self._began_s = time.monotonic()
@@ -182,7 +184,7 @@ class Coordinator:
                         self._identity,
                         self._on_hello,
                     )
-                    self._spawn(doors.be_found(), "announce this coordinator")
+                    self._spawn(doors.be_found(self._find_a_node), "announce this coordinator")
                     await asyncio.to_thread(doors.write_down, self._home, self._identity)
                     page = await self._open_page()  # which hears what is logged from here on
                     for manifest in manifests:
@@ -342,6 +344,12 @@ class Coordinator:
             revoked=tuple(sorted(self._identity.revoked)),
             dht=self._doors.dht if self._doors is not None else None,
         )
+
+    def _find_a_node(self) -> str | None:
+        """Returns: the IP address of a node on another machine; while there is none, the last one's."""
+        hosts = (node.address.host for node in self._cluster.nodes.values() if node.address is not None)
+        self._a_node = next((host for host in hosts if not is_ours((host,))), self._a_node)
+        return self._a_node
 
     def _on_close(self, node_id: str, connection: Connection, error: ShardnetError) -> None:
         node = self._cluster.nodes.get(node_id)

@@ -402,6 +402,7 @@ class NodeDaemon:
                     clock_s=time.time(),
                 ),
                 torrent_port=self._exchange.torrent_port if self._exchange is not None else 0,
+                copies=True,
             ),
             held=self._pulse.held(),
             refused=self._store.refused,
@@ -409,7 +410,7 @@ class NodeDaemon:
 
     def _joined(self, welcome: Welcome) -> None:
         self._epoch = max(self._epoch, welcome.epoch)
-        dht, directory = self._finder.joined(welcome.dht), self._finder.directory
+        dht, directory = self._finder.joined(welcome.node_id, welcome.dht), self._finder.directory
         if directory is not None and dht is not None:
             self._jobs.spawn(_add_peer(directory, dht), "DHT of the coordinator")
         self._tasks.follow_epoch(welcome.epoch)

@@ -1,6 +1,6 @@
 """What open web pages cost an answer that is being written: the same greedy answer with and without them, in turns. Prints JSON lines.
 
-    python -m tests.bench.bench_pages [MODEL.gguf] [--pages 20] [--turns 12] [--tokens 300]
+    python -m tests.bench.bench_pages [MODEL.gguf] [--pages 20] [--turns 12] [--tokens 300] [--paints 9]
 
 Run it from the repository's root. A coordinator and two nodes with one thread each, as processes (SmolLM2 if no model is named). The pages are
 sockets of one process, which takes what came only now and then, so that what reading costs here (browsers do it on other machines) stays small;
@@ -8,11 +8,14 @@ sockets of one process, which takes what came only now and then, so that what re
 changes from turn to turn. Processor time comes from the clock that the kernel keeps for each process, threads included, in nanoseconds:
 `coordinator_us` and `nodes_us` for each token, `swarm_us` both. Ratios (with / without) are taken within a turn; told are their quartiles. Processor
 time suffers little from what else the machine does, tokens a second do.
+With `--paints` the page is first opened so many times in Chromium, with nothing kept from before: told are milliseconds to the first paint (best,
+median, worst), and bytes and requests over the wire.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import socket
@@ -148,6 +151,29 @@ def answer(swarm: LocalSwarm, n_tokens: int, pages: Pages | None) -> Seen:
     )
 
 
+async def paint(api: str, times: int) -> None:
+    """Open the page again and again, each time in a window that never saw it."""
+    from tests.support.chromium import chromium, window
+
+    measure = """() => {
+      const all = [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')];
+      const files = all.filter((one) => !one.name.endsWith('/events'));
+      const bytes = files.reduce((sum, one) => sum + one.transferSize, 0);
+      return [performance.getEntriesByName('first-contentful-paint')[0].startTime, bytes, files.length];
+    }"""
+    found = []
+    async with chromium() as browser:
+        for _ in range(times + 1):
+            async with window(browser) as (page, _seen):
+                await page.goto(f"{api}/", timeout=60_000)
+                await page.locator('#summary[data-state="ready"]').wait_for(timeout=60_000)
+                found.append(await page.evaluate(measure))
+    paints = sorted(one[0] for one in found[1:])  # the first is the browser's own, too
+    told = {"first_paint_ms": [round(paints[0]), round(statistics.median(paints)), round(paints[-1])]}
+    told |= {"wire_bytes": found[-1][1], "requests": found[-1][2]}
+    print(json.dumps({"bench": "pages", "load": round(os.getloadavg()[0], 1), "paints": times} | told), flush=True)
+
+
 def quartiles(values: list[float]) -> list[float]:
     return [round(one, 4) for one in statistics.quantiles(values, n=4)]
 
@@ -192,6 +218,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", default=None)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--paints", type=int, default=0)
     parser.add_argument("--read", metavar="API", help=argparse.SUPPRESS)
     parser.add_argument("--pages", type=int, default=20)
     arguments = parser.parse_args()
@@ -200,6 +227,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder, LocalSwarm(Path(folder) / "swarm") as swarm:
         halve(arguments.model or find_demo_model(), "model", Path(folder) / "cache").serve(swarm)
+        if arguments.paints:
+            asyncio.run(paint(swarm.api, arguments.paints))
         tell(swarm, arguments.pages, arguments.turns, arguments.tokens)
 
 

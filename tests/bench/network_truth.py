@@ -75,12 +75,19 @@ class World:
             self.told.append(f"{name}: {fact['event']} {fact.get('reason', '') or fact.get('now', '')}".strip())
 
     def start(
-        self, listen: str = "0.0.0.0:0", *, host: str = "", ipv6: bool = False, dht: bool = True, copies: int = 1
+        self,
+        listen: str = "0.0.0.0:0",
+        *,
+        host: str = "",
+        ipv6: bool = False,
+        dht: bool = True,
+        copies: int = 1,
+        coordinator: str = "",
     ) -> None:
         """Coordinator, two nodes on two machines, and wait until all is well."""
         here = host or self.net.host
         shown = f"[{here}]" if ":" in here else here
-        self.halves.start_coordinator(self.swarm, "--listen", f"{shown}:0", "--copies", str(copies))
+        self.halves.start_coordinator(self.swarm, "--listen", coordinator or f"{shown}:0", "--copies", str(copies))
         for index in range(2):
             machine = self.net.add(index + 2, ipv6=ipv6)
             self.machines.append(machine)
@@ -195,6 +202,27 @@ def moved_in_a_fetch(world: World) -> list[tuple[str, str]]:
         took_s = world.wait(partial(_holds, world, name), "the shard", 120)
         late_s = took_s - left_bytes / RATE
         rows.append((f"address of the {who} changed, in a fetch", f"whole {late_s:.1f} s later than at its rate"))
+    return rows
+
+
+@scenario
+def coordinator_moved(world: World) -> list[tuple[str, str]]:
+    """The coordinator's only address changes while nothing is asked, then in the middle of an answer. Nodes were told the first one."""
+    world.start(coordinator="0.0.0.0:0")
+    rows = []
+    before = world.answer()
+    began_s = time.monotonic()
+    world.net.move_host(70)
+    world.wait(lambda: not world.is_well(), "the links to be lost")
+    world.well_again(before)
+    rows.append(("address of the coordinator changed, idle", f"{time.monotonic() - began_s:.1f} s"))
+    whole = world.answer(LONG)
+    alone_s = _timed(lambda: world.answer(LONG))
+    mover = threading.Timer(alone_s / 3, world.net.move_host, [71])
+    mover.start()
+    took_s = _timed(lambda: _same(world.answer(LONG), whole))
+    mover.join()
+    rows.append(("in an answer", f"the same answer, {took_s - alone_s:.1f} s later than its {alone_s:.1f} s"))
     return rows
 
 

@@ -83,3 +83,15 @@ def test_a_node_whose_address_changes_is_dialled_at_its_new_one_within_seconds(a
     assert apart.answer() == before
     moves = [(line["before"], line["now"]) for line in apart.logs if line["event"] == "node_moved"]
     assert moves[-1][1].rpartition(":")[0] == apart.machines[index].address
+
+
+def test_a_coordinator_whose_address_changes_is_found_at_its_new_one_by_nodes_that_were_told_the_old_one(
+    apart: Apart,
+) -> None:
+    before = apart.answer()
+    apart.net.move_host(70)
+    apart.swarm.wait_for(lambda: not apart.is_well(), 20, "the links to be lost")
+    apart.swarm.wait_for(apart.is_well, 30, "the nodes at the coordinator's new address")
+    assert apart.answer() == before
+    joined = [line["coordinator"] for line in apart.logs if line["event"] == "node_joined"]
+    assert [where.rpartition(":")[0] for where in joined[-2:]] == [apart.net.host] * 2

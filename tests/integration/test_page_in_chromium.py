@@ -39,6 +39,10 @@ TABLE = (
     '<div class="scroll"><table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead>'
     "<tbody><tr><td>1</td><td><code>2</code></td></tr></tbody></table></div>"
 )
+PROGRAM = (
+    '<div class="program"><pre tabindex="0">%s</pre>'
+    '<button type="button" class="quiet copy" aria-label="Copy the code">Copy</button></div>'
+)
 REFUSED = "the server responded with a status of"
 """Chromium's own note of an answer that is an error, which is one here."""
 
@@ -107,6 +111,152 @@ async def test_a_chat_with_reasoning_and_a_tool_call(browser: Browser, home: Pat
             await expect(page.get_by_label("Answer").last.locator(".foot")).to_contain_text("by a")
 
 
+async def test_a_conversation_outlives_a_reload_in_its_tab_and_can_be_taken_back(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
+    async with page_world(tmp_path) as world, world.node("a", 0, 1, 2) as a:
+        await world.ready()
+        world.says(f"<think>Hm.</think>Let me see.{CALL}")
+        async with opened(browser, world, permissions=["clipboard-read", "clipboard-write"]) as (page, _):
+            answers = page.get_by_label("Answer", exact=True)
+            await page.get_by_text("System prompt, sampling, tools").click()
+            await page.get_by_label("Tools").fill(json.dumps([WEATHER]))
+            await ask(page, "How warm is it?")
+            await page.get_by_label("What weather gives").fill("7 C")
+            await page.reload()
+            await expect(page.locator(".message.user")).to_have_text("How warm is it?")
+            await expect(answers.locator("details.call code")).to_have_text('{\n  "city": "Rome"\n}')
+            await expect(answers.locator(".foot")).to_contain_text("by a")
+            assert json.loads(await page.locator("#tools").input_value()) == [WEATHER]
+            world.says("It is `7` degrees.")
+            await page.get_by_label("What weather gives").fill("7 C")
+            await page.get_by_role("button", name="Give it to the model").click()
+            await expect(answers.last.locator(".text")).to_have_text("It is 7 degrees.")
+            await answers.last.get_by_role("button", name="Copy").click()
+            assert await page.evaluate("navigator.clipboard.readText()") == "It is `7` degrees."
+
+            world.says("It is warm.")
+            await answers.last.get_by_role("button", name="Answer again").click()
+            await expect(answers.last.locator(".text")).to_have_text("It is warm.")
+            await expect(answers).to_have_count(2)
+            a.on_task = lambda _task: False
+            before = len(a.tasks)
+            await ask(page, "And tomorrow?")
+            await until(lambda: len(a.tasks) > before)
+            await page.reload()
+            await expect(page.get_by_role("alert").filter(has_text="before the answer was whole")).to_be_visible()
+            a.on_task = lambda _task: True
+            await page.get_by_role("button", name="Try again").click()
+            await expect(answers.last.locator(".text")).to_have_text("It is warm.")
+
+            other = await page.context.new_page()
+            await other.goto(f"{world.url}/")
+            await expect(other.locator("#messages .empty")).to_be_visible()  # a tab has its own
+            await page.get_by_role("button", name="Edit").first.click()
+            await expect(page.get_by_label("Your message")).to_have_value("How warm is it?")
+            await expect(page.locator(".message")).to_have_count(0)
+            await page.reload()
+            await expect(page.locator("#messages .empty")).to_be_visible()
+
+
+async def test_a_page_finds_a_coordinator_again_that_was_started_anew(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
+    async with window(browser) as (page, _):
+        async with page_world(tmp_path) as world:
+            await page.goto(f"{world.url}/")
+            await expect(page.locator("#summary")).to_have_attribute("data-state", "gap")
+        await expect(page.locator("#summary")).to_have_attribute("data-state", "lost")
+        await expect(page.locator("#summary-text")).to_contain_text("trying again")
+        listen = {"nodes": "127.0.0.1:0", "api": world.url.removeprefix("http://"), "enrol": "127.0.0.1:0"}
+        async with page_world(tmp_path, listen=listen) as again, again.node("a", 0, 1, 2):
+            await expect(page.locator("#summary-text")).to_have_text("1 node, tiny ready")
+
+
+OVERLAPS = """async (count) => {
+  const { SwarmPicture } = await import('/page/swarm.js');
+  const container = document.getElementById('picture'), id = (index) => String(index).padStart(40, '0');
+  const nodes = Array.from({ length: count }, (_, index) => (
+    { node_id: id(index), name: index ? `worker-${index}` : 'a-name-that-is-much-longer.than.its.box', state: 'up', shards_held: 1 }));
+  const pipelines = [nodes.map((node, index) => ({ node_id: node.node_id, layers: `[${index}, ${index + 1})` }))];
+  const links = [];
+  for (let a = 0; a < count; a += 1) for (let b = a + 1; b < count; b += 1) {
+    links.push({ a: id(a), b: id(b), round_trip_s: 0.0123, bytes_per_s: 123e6, relayed: false, used: b === a + 1 || (a === 0 && b === count - 1) });
+  }
+  const drawing = new SwarmPicture(container);
+  drawing.show({ nodes, gone: [], links, models: [{ pipelines, coverage: [] }], coordinator: { node_id: id(999), version: '1' } });
+  drawing.pulse({ at_s: 1, answers: [], nodes: nodes.map((one) => ({ node_id: one.node_id, load: 0.5, memory_free_bytes: 12345678901 })) });
+  const over = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  const rects = (query) => [...container.querySelectorAll(query)].map((one) => [one.textContent, one.getBoundingClientRect()]);
+  const boxes = rects('.node > rect:first-of-type'), words = rects('.node > text'), labels = rects('.label.used');
+  const found = [];
+  boxes.forEach(([, a], at) => boxes.slice(at + 1).forEach(([, b]) => over(a, b) && found.push('boxes')));
+  const within = (a, b) => a.left > b.left && a.right < b.right && a.top > b.top && a.bottom < b.bottom;
+  for (const [text, a] of words) if (!boxes.some(([, b]) => within(a, b))) found.push(text);
+  const near = labels.filter(([, a]) => boxes.every(([, b]) => !over(a, b)));
+  const view = container.firstElementChild.getBoundingClientRect();
+  const cut = labels.filter(([, a]) => a.left < view.left || a.right > view.right).length;
+  return { found, hidden: labels.length - near.length, cut, text: Math.min(...words.map(([, a]) => a.height)), svg: view.height };
+}"""
+
+
+@pytest.mark.parametrize("width", [1440, 375])
+async def test_a_picture_of_few_and_of_thirty_nodes_can_be_read(
+    browser: Browser, home: Path, tmp_path: Path, width: int
+) -> None:
+    async with (
+        page_world(tmp_path) as world,
+        opened(browser, world, viewport={"width": width, "height": 900}) as (page, _),
+    ):
+        await expect(page.locator("#summary-text")).to_contain_text("0 nodes")
+        for count in (2, 3, 5, 6, 8, 9, 30):
+            seen = await page.evaluate(OVERLAPS, count)
+            assert seen["found"] == [], (count, seen)
+            assert seen["cut"] == 0, (count, seen)
+            assert seen["hidden"] <= (1 if count > 8 else 0), (count, seen)  # the way back of a long ring
+            assert seen["text"] > 8, (count, seen)
+
+
+async def test_no_name_and_no_answer_is_too_wide_for_a_narrow_page_or_becomes_markup(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
+    """Two models in 40 shards, one with a name of 120 characters, one with a name that is markup; tables, code and words without an end."""
+    async with (
+        page_world(tmp_path) as world,
+        opened(browser, world, viewport={"width": 375, "height": 800}) as (page, _),
+    ):
+        await expect(page.locator("#summary-text")).to_contain_text("0 nodes")
+        text = f"{'word' * 400}\n\n| {'a' * 90} | {'b' * 90} |\n|--|--|\n| 1 | <b>2</b> |\n\n```\n{'code ' * 200}\n```\n\n<script>x</script>"
+        await page.evaluate(
+            """async (text) => {
+              const { showModels } = await import('/page/coverage.js'), { AnswerView } = await import('/page/message.js');
+              const holders = [{ node: 'n'.repeat(90), node_id: 'x', state: 'ready' }];
+              const coverage = Array.from({ length: 40 }, (_, at) => (
+                { first: 2 * at, end: 2 * at + 2, state: at === 39 ? 'nobody' : 'ready', copies: 1, holders: at === 39 ? [] : holders }));
+              const pipelines = [coverage.slice(1).map((run) => ({ node: 'n'.repeat(90), layers: `[${run.first}, ${run.end})` }))];
+              const models = ['m'.repeat(120), '<img src=x onerror=alert(1)>'].map((model, index) => ({
+                model, model_id: String(index), ready: true, reason: 'r'.repeat(300), architecture: 'llama', quantisation: 'Q4_0',
+                n_layers: 80, total_bytes: 1, unproved_reason: null, notes: [], coverage, pipelines }));
+              showModels(document.getElementById('models'), models);
+              document.getElementById('summary-text').textContent = 'm'.repeat(200);
+              const view = AnswerView.of({ content: text, reasoning_content: 'r'.repeat(500), tool_calls: [
+                { id: '1', function: { name: 'f'.repeat(200), arguments: '1'.repeat(400) } }] }, 'f'.repeat(300));
+              for (const fold of view.element.querySelectorAll('details')) fold.open = true;
+              document.getElementById('messages').append(view.element);
+            }""",
+            text,
+        )
+        widths = await page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1]
+        assert await page.locator("#models img, .message script, .message b").count() == 0
+        await expect(page.locator('.cell[data-state="nobody"] .word').first).to_be_visible()
+        inside = await page.evaluate("""[...document.querySelectorAll('#messages .text > *, .cell[data-state="nobody"]')].every((one) => {
+          const { left, right } = one.getBoundingClientRect();
+          return left >= 0 && right <= innerWidth;
+        })""")
+        assert inside
+
+
 async def test_a_node_that_dies_while_one_looks_is_missed_and_comes_back(
     browser: Browser, home: Path, tmp_path: Path
 ) -> None:
@@ -116,7 +266,7 @@ async def test_a_node_that_dies_while_one_looks_is_missed_and_comes_back(
             cells = page.locator(".cell")
             await expect(page.locator("#summary-text")).to_have_text("2 nodes, tiny ready")
             await expect(page.locator(".node")).to_have_count(2)
-            await expect(page.locator(".link.used .label")).to_contain_text(["by the coordinator"])
+            await expect(page.locator(".label.used")).to_contain_text(["relayed"])
             await right.leave()
             await expect(page.locator("#summary-text")).to_have_text("1 node, layers 4 to 5 of tiny on no node")
             await expect(cells.last).to_have_attribute("data-state", "nobody")
@@ -178,7 +328,7 @@ async def test_errors_are_said_and_asking_again_mends_them_and_stop_frees_the_no
             await expect(page.locator("#summary-text")).to_contain_text("0 nodes, layers 0 to 5 of tiny on no node")
             await ask(page, "hi")
             failed = page.get_by_role("alert").filter(has_text="layers")
-            await expect(failed).to_contain_text("The coordinator asks to wait")
+            await expect(failed).to_contain_text("Try again in")
             async with world.node("a", 0, 1, 2) as a:
                 await world.ready()
                 await failed.get_by_role("button", name="Try again").click()
@@ -320,9 +470,9 @@ async def test_markdown_becomes_elements_and_nothing_else(browser: Browser, home
             ),
             (
                 "```py\nx = '<b>'\n\n# no heading\n```\nend",
-                '<pre tabindex="0"><code data-language="py">x = \'&lt;b&gt;\'\n\n# no heading</code></pre><p>end</p>',
+                PROGRAM % "<code data-language=\"py\">x = '&lt;b&gt;'\n\n# no heading</code>" + "<p>end</p>",
             ),
-            ("```\nnot ended", '<pre tabindex="0"><code>not ended</code></pre>'),
+            ("```\nnot ended", PROGRAM % "<code>not ended</code>"),
             ("> a\n> b\n\n---", "<blockquote><p>a<br>b</p></blockquote><hr>"),
             ("|a|b|\n|--|:-:|\n|1|`2`|", TABLE),
             ("[a](https://x.example/a_b) ![b](https://x.example/a_b)", f"<p>{link}a</a> {link}b</a></p>"),

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 FIRST = [40 + index % 30 for index in range(48)]
 END = "tokenizer.ggml.eos_token_id"
 THIRD = [90 + index % 20 for index in range(40)]
-NEXT = [81, 82, 83, 84, 85]
+NEXT = [81, 82, 83, 84, 85, 86, 87, 88, 89]
 
 
 def answer_to(swarm: LocalSwarm, prompt: list[int], **more: object) -> list[int]:

@@ -141,5 +141,5 @@ def test_a_stage_that_is_asked_to_stop_finishes_its_runs_first(swarm: LocalSwarm
     for event in events:
         found += tokens_of(event)
     assert leaving.wait(20) == 0
-    assert any("Draining: 1 tasks" in line for line in leaving.tail), "it was asked in the middle"
+    assert any("Draining: 1 task" in line for line in leaving.tail), "it was asked in the middle"
     assert found == undisturbed.token_ids

@@ -26,6 +26,8 @@ def status_lines(here: Standing) -> list[str]:
             "prompt_tokens",
             "prefix_tokens_reused",
             "prefix_hits",
+            "prefix_copies",
+            "prefix_waits",
             "sequences_kept",
         ],
         0,

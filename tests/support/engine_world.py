@@ -17,7 +17,7 @@ from shardnet.inference.engine.host import EngineProcess
 from shardnet.inference.engine.interface import answer_of
 from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
-from shardnet.inference.engine.steps import NOBODY, RowDone, Step, StepDone
+from shardnet.inference.engine.steps import NO_SEQUENCE, NOBODY, RowDone, Step, StepDone
 from shardnet.inference.llama.batch import single_sequence_rows
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
@@ -161,10 +161,17 @@ async def begin_run(
 async def two_stages(folder: Path) -> AsyncIterator[list[Stage]]:
     """A tiny model in two stages of one engine, loaded."""
     model = split(tiny_llama(folder / "tiny.gguf"), 2, folder / "cache")
+    async with stages_of(model) as stages:
+        yield stages
+
+
+@asynccontextmanager
+async def stages_of(model: SplitModel) -> AsyncIterator[list[Stage]]:
+    """A model with each shard a stage of one engine, loaded."""
     engine = EngineProcess(InferenceSettings(threads=1))
     try:
         await engine.start()
-        stages = [Stage(engine, model, (0, 1)), Stage(engine, model, (1, 2))]
+        stages = [Stage(engine, model, (index, index + 1)) for index in range(model.n)]
         for stage in stages:
             await stage.load()
         yield stages
@@ -206,6 +213,7 @@ class Route:
         samples: bool = True,
         sampling: Sampling | None = None,
         return_logits: bool = False,
+        copy_from: str = NO_SEQUENCE,
     ) -> Frame[StepDone]:
         """Run rows through all stages."""
         hidden: NDArray[np.float32] | None = None
@@ -222,7 +230,7 @@ class Route:
                 sampling=sampling,
                 return_logits=return_logits,
             )
-            frame = await answer_of(stage.engine, step, payloads)
+            frame = await answer_of(stage.engine, step._replace(copy_from=copy_from), payloads)
             hidden = hidden_of(frame)
         assert frame is not None
         return frame

@@ -72,14 +72,21 @@ class Lan:
     subnet: str
     subnet6: str
     machines: list[Machine] = field(default_factory=list)
+    host_number: int = 1
 
     @property
     def host(self) -> str:
-        return f"{self.subnet}.1"
+        return f"{self.subnet}.{self.host_number}"
 
     @property
     def host6(self) -> str:
         return f"{self.subnet6}::1"
+
+    def move_host(self, number: int) -> None:
+        """The test's own machine gets another address, and has the old one no more."""
+        ip("address", "del", f"{self.host}/24", "dev", self.tag)
+        self.host_number = number
+        ip("address", "add", f"{self.host}/24", "dev", self.tag)
 
     def add(self, number: int, *, ipv6: bool = False) -> Machine:
         """A machine with that number as the last part of its address; with `ipv6`, an address of that family and no other."""

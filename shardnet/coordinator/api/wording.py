@@ -257,7 +257,16 @@ class Wordings:
     def _usage(self) -> dict[str, Any]:
         prompts = {id(one.answering.prompt): len(one.answering.prompt) for one in self.ones}  # n answers share theirs
         prompt, completion = sum(prompts.values()), sum(one.answering.running.n_completion for one in self.ones)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        cached: dict[int, int] = {}
+        for one in self.ones:  # of those that share a prompt, one has computed what was not there before them
+            key, count = id(one.answering.prompt), one.answering.running.generation.n_reused
+            cached[key] = min(cached.get(key, count), count)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+        }
 
 
 def completion_wordings(answers: list[Answering], asked: CompletionRequest) -> Wordings:

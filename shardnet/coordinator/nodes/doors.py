@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -88,13 +89,17 @@ class Doors:
         if not is_loopback(self.api.host) and not has_key:
             log.warning("api_open_to_everybody", address=str(self.api), advice="set api.key, or listen on 127.0.0.1")
 
-    async def be_found(self) -> None:
-        """Announce the coordinator on the DHT, as far as others can reach it, and again when that is elsewhere; until cancelled."""
+    async def be_found(self, a_node: Callable[[], str | None]) -> None:
+        """Announce the coordinator on the DHT, as far as others can reach it, and again when that is elsewhere; until cancelled.
+
+        Args:
+            a_node: the IP address of a node on another machine. A machine in several networks is announced at the address in that one's.
+        """
         directory = self.directory
         if directory is None:
             return
         moved = asyncio.Event()
-        whereabouts = Whereabouts(self.advertised, lambda: None, moved.set, setting="listen.advertise")
+        whereabouts = Whereabouts(self.advertised, a_node, moved.set, setting="listen.advertise")
         await whereabouts.settle(self.nodes)
 
         async def say() -> None:

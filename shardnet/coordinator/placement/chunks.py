@@ -2,7 +2,7 @@
 
 Small chunks keep every stage busy with its own; very small ones pay the way between stages too often, and kernels that take rows in fours stand half
 empty. Where others decode on the same stages, their rows wait for one chunk at each stage, so it has to be small. What size is taken changes no
-number of an answer (docs/decisions/0006-prompt-chunks.md), as long as no chunk has a single row.
+number of an answer (docs/decisions/0006-prompt-chunks.md), as long as no chunk has very few rows, and each begins where a block of rows ends.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ USUAL = 128
 GAIN = 0.98
 PROMPT_LOOKED_AT = 2048
 """Tokens of a longer prompt that are reckoned with."""
-LEAST = 2
-"""llama.cpp multiplies one row by other kernels than several."""
+LEAST = 8
+"""llama.cpp multiplies one row by other kernels than several, and weights of some types fewer than eight rows by others than more."""
+BLOCK = 4
+"""Rows that kernels take at once: of some types of weights the rows that are left over at a chunk's end go through others."""
 ROWS_AHEAD = 1024
 """So many tokens of a prompt may be under way, so that slow links are full of small chunks, too."""
 
@@ -52,13 +54,27 @@ def choose(law: Law, prompt_tokens: int, most: int) -> Chunks:
 
 
 def next_chunk(position: int, n_prompt: int, size: int, most: int) -> int:
-    """Returns: where the chunk that begins at `position` ends: no single row is left over, and none is taken alone, where that can be helped.
+    """Returns: where the chunk that begins at `position` ends: behind whole blocks, unless it is the last one, and no chunk has fewer than `LEAST`
+    rows, where that can be helped; so each row's numbers are the same for every size.
 
     Args:
         size: tokens at a time, as wanted.
         most: that a stage takes at once.
     """
-    end = min(n_prompt, position + min(max(size, LEAST), most))
-    if n_prompt - end == 1:
-        end += 1 if end - position < most else -1 if end - position > LEAST else 0
-    return end
+    least, block = (LEAST, BLOCK) if most >= 2 * LEAST else (2, 1)
+    end = position + min(max(size, least), most)
+    if end >= n_prompt:
+        return n_prompt
+    left = n_prompt - (end - (end - position) % block)
+    if left < least:
+        if n_prompt - position <= most:
+            return n_prompt
+        end = max(position + 1, n_prompt - least)
+    return end - (end - position) % block if end - position >= block else end
+
+
+def n_as_cold(n_prompt: int, begin: int, most: int) -> int:
+    """Returns: how many rows of a prompt have the numbers of every cold start that begins alike, if it is run by `next_chunk` from `begin` on: those
+    of whole blocks."""
+    is_even = not begin % BLOCK and most >= 2 * LEAST and n_prompt - begin >= LEAST
+    return n_prompt - n_prompt % BLOCK if is_even else begin

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardnet.coordinator.placement.chunks import ROWS_AHEAD, next_chunk
+from shardnet.coordinator.placement.chunks import ROWS_AHEAD, n_as_cold, next_chunk
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.prefixes import Kept
 from shardnet.coordinator.requests.reading import PromptRead
@@ -40,7 +40,8 @@ class Attempt:
     Args:
         template: what all its steps have in common, the sequence's id among it.
         tokens: prompt and answer so far, int32. The request's own: it grows with the answer.
-        n_reused: tokens of the prompt whose KV the sequence has already.
+        n_reused: tokens of the prompt whose KV the sequence has already, or that the first step copies (`template.copy_from`).
+        n_cold: of these, how many have the numbers of a cold start.
         limit: tokens of the answer at most.
         chunk: tokens of the prompt that go at a time, now; None: as many as a stage takes.
         is_end: tells tokens that end the answer, which nothing is proposed behind.
@@ -63,6 +64,7 @@ class Attempt:
         make_id: Callable[[], str],
         read: PromptRead | None = None,
         most_under_way: int = MOST_UNDER_WAY,
+        n_cold: int = 0,
     ) -> None:
         self.route = route
         self.sequence_id = template.sequence_id
@@ -70,6 +72,11 @@ class Attempt:
         self.limit = limit
         self.n_settled = 0
         """Tokens whose KV is on every stage for certain; 0: not known."""
+        self.n_ready = 0
+        """The same, of the prompt's, while it is being computed."""
+        self.n_cold = n_cold if n_cold < n_reused else n_as_cold(n_prompt, n_reused, route.options.n_batch)
+        """Tokens of the prompt that have, or will have, the numbers of a cold start."""
+        self._ends: dict[str, int] = {}  # of the prompt's steps under way: where each ends
         self._template = template
         self._tokens = tokens
         self._n_prompt = n_prompt
@@ -151,6 +158,10 @@ class Attempt:
             update["ahead"] = self._n_missing - 1 if goes_on else 0
         if count > 1:
             update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
+        if self._sent_to < self._n_prompt:
+            self._ends[command_id] = self._sent_to + count
+        if self._sent_to != self.n_reused:
+            update["copy_from"] = None
         if self._read is not None and self._sent_to < self._n_prompt:
             update["reading"] = self._read.of_step(self._sent_to, count)
         self._in_flight[command_id] = at_s
@@ -194,6 +205,10 @@ class Attempt:
         """A step is no longer under way. Returns: since when it was; None if it is not one of ours."""
         return self._in_flight.pop(command_id, None)
 
+    def is_prompt(self, command_id: str) -> bool:
+        """True for a step of the prompt whose answer is still to come."""
+        return command_id in self._ends
+
     def goes_on(self, command_id: str, at_s: float) -> None:
         """The stages go on with the run of this step by themselves: another answer will come."""
         self._in_flight[command_id] = at_s
@@ -211,6 +226,7 @@ class Attempt:
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
+        self.n_ready = max(self.n_ready, self._ends.pop(result.command_id, 0))
         self._in_vain = []
         if self._speculator is None or not result.tokens:
             return
@@ -257,7 +273,8 @@ class Attempt:
         self._in_vain.clear()
         self._drafts.clear()
         self._has_window, self._run = False, ""
-        self.n_settled = 0
+        self.n_settled = self.n_ready = 0
+        self._ends.clear()
         return rejected
 
     def rewind(self, position: int) -> None:
@@ -275,7 +292,8 @@ class Attempt:
 
     def hand_over(self) -> tuple[Kept, list[Send]]:
         """Leave the sequence as it is. Returns: it, with what is certainly there, and what stops all that is still under way."""
-        kept = Kept(self.sequence_id, self.route, self._tokens[: self.n_settled])
+        count = max(self.n_settled, self.n_ready)
+        kept = Kept(self.sequence_id, self.route, self._tokens[:count], min(self.n_cold, count))
         under_way = (*self._in_vain, *self._in_flight)
         sends = [send for command_id in under_way for send in self._to_all(CancelTask(command_id=command_id))]
         self.interrupt()

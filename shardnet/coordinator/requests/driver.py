@@ -8,11 +8,12 @@ batches. Who may begin is for `places`, what begins with a kept sequence for `ke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, assert_never
 
 from shardnet.coordinator.placement.chunks import Chunks
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.beginnings import Cold, Copy, TakeOver, Wait
 from shardnet.coordinator.requests.figures import Figures
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.keeping import Keeper
@@ -59,6 +60,8 @@ class Swarm(Protocol):
 
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks: ...
 
+    def can_copy(self, route: Route) -> bool: ...
+
     def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None: ...
 
 
@@ -82,7 +85,7 @@ class Requests:
         self.prefixes = prefixes
         self.totals = Totals()
         self.figures = Figures()
-        self.running: set[Running] = set()
+        self.running: dict[Running, None] = {}  # in order of arrival
         self.idle = asyncio.Event()
         self.idle.set()
         self._swarm = swarm
@@ -93,9 +96,14 @@ class Requests:
         self._queue = PlaceQueue(
             self._places, swarm.routes, swarm.not_ready, self.pump, max_queued=max_queued, timeout_s=queue_timeout_s
         )
-        self._keeper = Keeper(prefixes, self._places, swarm.routes, swarm.send)
+        self._keeper = Keeper(prefixes, self._places, swarm.routes, swarm.can_copy, swarm.send)
         self._is_closed = False
         self._changed = asyncio.Event()  # set, and another one made, when places or routes change
+
+    @property
+    def waiting(self) -> int:
+        """Returns: requests that wait for what another one computes of their prompt."""
+        return self._keeper.waiting
 
     @property
     def queued(self) -> int:
@@ -136,7 +144,7 @@ class Requests:
         running = Running(generation, answer, self._ended, now_s, asked_at_s)
         if spec.recording is not None:
             spec.recording.begins(running.request_id, asked_at_s, now_s)
-        self.running.add(running)
+        self.running[running] = None
         self.figures.began(generation, now_s - asked_at_s)
         if model is not None:
             model.streams += 1
@@ -187,17 +195,39 @@ class Requests:
 
     # -- the loop of each request ----------------------------------------------------------------------------------------------
 
-    def _begin(self, running: Running, route: Route) -> None:
+    def _begin(self, running: Running, route: Route, *, may_wait: bool = True) -> None:
         self._places.release(running)
-        kept = self._keeper.before_start(running.generation, route)
-        if kept is not None:
-            route = kept[0].route
-        self._places.take(running, route)
-        now_s, recording = self._swarm.now_s(), running.generation.spec.recording
-        if recording is not None:
-            recording.began_try(route, kept[1] if kept is not None else 0, now_s)
-        running.generation.start(route, now_s, kept)
+        at_s, generation = self._swarm.now_s(), running.generation
+        found = self._keeper.before_start(running, route, at_s, may_wait=may_wait)
+        self._places.take(running, found.route)
+        match found:
+            case Wait():
+                generation.wait_for_beginning()
+            case TakeOver(kept=kept, count=count):
+                generation.start(found.route, at_s, (kept, count))
+            case Copy(sequence_id=sequence_id, count=count, n_cold=n_cold):
+                generation.start(found.route, at_s, copied=(sequence_id, count, n_cold))
+            case Cold():
+                generation.start(found.route, at_s)
+            case _:
+                assert_never(found)
+        recording = generation.spec.recording
+        if recording is not None and not isinstance(found, Wait):
+            recording.began_try(found.route, generation.n_reused, at_s)
+        self._keeper.began(running)
         self._go_on(running)
+
+    def _choose_again(self, waited: Iterable[tuple[Running, Route]], *, may_wait: bool = True) -> None:
+        """What these requests waited for is there, or will not come."""
+        for running, route in waited:
+            generation = running.generation
+            if generation.need is not Need.BEGINNING or generation.is_done:
+                continue
+            if route in self._swarm.routes(route.model_id):
+                self._begin(running, route, may_wait=may_wait)
+            else:
+                generation.on_error(UnreachableError("its pipeline went before it had begun"), self._swarm.now_s())
+                self._go_on(running)
 
     def _go_on(self, running: Running) -> None:
         """Carry out what the machine decided."""
@@ -220,13 +250,17 @@ class Requests:
                         break
         if generation.is_done:
             running.wake()
-            if self._places.release(running):
+            had_place = self._places.release(running)
+            if had_place:
                 self._keeper.at_end(generation)
+            self._choose_again(self._keeper.leave(running))
+            if had_place:
                 self.pump()
             return
-        if recording is not None and generation.need is not Need.NOTHING:
+        if recording is not None and generation.need in (Need.ROUTE, Need.PAUSE):
             recording.set_back(generation.last_error.code, self._swarm.now_s())
-        if generation.need is not Need.NOTHING and running.timer is None:
+        self._choose_again(self._keeper.ripe(running))
+        if generation.need in (Need.ROUTE, Need.PAUSE) and running.timer is None:
             if generation.pause_s > 0:
                 loop = asyncio.get_running_loop()
                 running.timer = loop.call_later(generation.pause_s, self._after_pause, running)
@@ -237,8 +271,11 @@ class Requests:
         running.timer = None
         if running.generation.is_done:
             return
+        route = running.generation.route
         if running.generation.wants_route:
             self._find_route(running)
+        elif running.generation.begins_anew and route is not None:
+            self._begin(running, route)
         else:
             now_s, recording = self._swarm.now_s(), running.generation.spec.recording
             if recording is not None and running.generation.route is not None:
@@ -261,7 +298,7 @@ class Requests:
             running.timer = None
         for command_id in running.command_ids:
             self._owners.pop(command_id, None)
-        self.running.discard(running)
+        self.running.pop(running, None)
         model = self._speculation(running.generation.spec.model_id)
         if model is not None:
             model.streams -= 1
@@ -288,6 +325,8 @@ class Requests:
             del self._owners[result.command_id]
             running.command_ids.discard(result.command_id)
         generation = running.generation
+        if generation.is_prompt(result.command_id):
+            self.totals.note_prompt(generation.nodes, result.timings)
         route = generation.route if generation.owns(result.command_id) else None
         n_tokens, now_s = generation.n_generated, self._swarm.now_s()
         if route is not None and generation.spec.recording is not None:
@@ -364,6 +403,7 @@ class Requests:
         for running in tuple(self.running):
             running.generation.on_time(self._swarm.now_s())
             self._go_on(running)
+        self._choose_again(self._keeper.overdue(self._swarm.now_s()), may_wait=False)
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 

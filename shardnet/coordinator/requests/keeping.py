@@ -1,15 +1,18 @@
-"""Acts on what `prefixes` decides: hands kept sequences to requests that begin like them, and frees on the nodes what is lost."""
+"""Acts on what `beginnings` and `prefixes` decide: who begins with what, who waits for whom, and what is freed on the nodes."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.beginnings import Asked, Beginning, Cold, Copy, Owner, TakeOver, Wait, choose
 from shardnet.coordinator.requests.pipeline import Generation
 from shardnet.coordinator.requests.places import Places
 from shardnet.coordinator.requests.prefixes import Kept, Prefixes
+from shardnet.coordinator.requests.running import Running
 from shardnet.errors import UnreachableError
 from shardnet.log import get
 from shardnet.messages import FreeSequence
@@ -17,13 +20,31 @@ from shardnet.messages import FreeSequence
 log = get("requests")
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A request in progress.
+
+    Attributes:
+        copies: sequence and count, until a stage behind all others has answered the step that copies.
+        as_sequence: its own, meanwhile.
+        waits: for whom; since when, of the clock of `before_start`.
+    """
+
+    number: int
+    copies: tuple[str, int] | None = None
+    as_sequence: str = ""
+    waits: Wait | None = None
+    since_s: float = 0.0
+
+
 class Keeper:
-    """Keeps sequences of answers that came to their end.
+    """Keeps sequences of answers that came to their end, and has the beginnings of those that have not copied.
 
     Args:
         prefixes: those kept; None: none is ever.
         places: sequences that are in use, for which kept ones make room.
         routes: pipelines of a model that are ready now.
+        can_copy: whether the nodes of a route know how to copy sequences of its model.
         send: to a node. Raises: PeerLost.
     """
 
@@ -32,46 +53,159 @@ class Keeper:
         prefixes: Prefixes | None,
         places: Places,
         routes: Callable[[str], list[Route]],
+        can_copy: Callable[[Route], bool],
         send: Callable[[str, FreeSequence], None],
     ) -> None:
         self._prefixes = Prefixes() if prefixes is None else prefixes
         self._is_on = prefixes is not None
         self._places = places
         self._routes = routes
+        self._can_copy = can_copy
         self._send = send
         self._closed = False
+        self._entries: dict[Running, _Entry] = {}  # in order of arrival
+        self._arrived = 0
+        self._n_waiting = self._n_copying = 0
+
+    @property
+    def waiting(self) -> int:
+        """Returns: requests that wait for what another one computes."""
+        return self._n_waiting
 
     def accepts(self, model_id: str) -> bool:
         """False for a model whose sequences are not worth keeping."""
         return self._is_on and self._prefixes.accepts(model_id)
 
-    def before_start(self, generation: Generation, route: Route) -> tuple[Kept, int] | None:
-        """Returns: the sequence that a new request begins with, if one fits; else the least recently used make room on `route`."""
-        found: tuple[Kept, int] | None = None
-        if not generation.attempts and generation.spec.reading is None:
-            free = [one for one in self._routes(route.model_id) if self._places.has_room(one)]
-            found = self._prefixes.take(free, generation.spec.prompt, self._places.used)
-        if found is None:
-            self._free(self._prefixes.make_room(route, self._places.used))
+    # -- beginning -----------------------------------------------------------------------------------------------------------
+
+    def before_start(self, running: Running, route: Route, at_s: float, *, may_wait: bool = True) -> Beginning:
+        """Decide what a request begins with; what has to make room for it is freed.
+
+        Args:
+            may_wait: False: not any longer.
+        """
+        entry = self._entries.get(running)
+        if entry is None:
+            self._arrived += 1
+            entry = self._entries[running] = _Entry(self._arrived, since_s=at_s)
+        self._settle(entry)
+        if entry.waits is not None:
+            self._n_waiting -= 1
+        else:
+            entry.since_s = at_s
+        generation = running.generation
+        found: Beginning = Cold(route)
+        if self._is_on and generation.spec.reading is None:
+            found = self._choose(entry, generation, route, may_wait=may_wait)
+        is_first, entry.waits = entry.waits is None, None
+        match found:
+            case Wait():
+                entry.waits = found
+                self._n_waiting += 1
+                self._prefixes.waits += is_first
+                self._set_awaited()
+                log.debug("prompt_waits", request_id=running.request_id, tokens=found.count)
+                return found
+            case TakeOver(kept=kept):
+                self._prefixes.take(kept)
+            case Copy(sequence_id=sequence_id, count=count):
+                self._free(self._prefixes.make_room(found.route, self._places.used))
+                self._prefixes.pin(sequence_id, count)
+                self._n_copying += 1
+                entry.copies = sequence_id, count
+                log.debug("prompt_copied", request_id=running.request_id, tokens=count)
+            case Cold():
+                self._free(self._prefixes.make_room(route, self._places.used))
+        self._set_awaited()
         return found
 
+    def _choose(self, entry: _Entry, generation: Generation, route: Route, *, may_wait: bool) -> Beginning:
+        model_id = route.model_id
+        routes = self._routes(model_id)
+        free = [one for one in routes if self._places.has_room(one)]
+        copying: Collection[Route] = ()
+        if self._prefixes.copies_of(model_id):
+            copying = [one for one in routes if self._can_copy(one)]
+        asked = Asked(
+            entry.number,
+            generation.spec.prompt,
+            route,
+            free,
+            copying,
+            only_cold=generation.attempts > 0,
+            may_wait=may_wait,
+        )
+        owners = _owners(self._entries, model_id) if copying else ()
+        return choose(asked, self._prefixes, owners, self._places.used)
+
+    def began(self, running: Running) -> None:
+        """The request has a sequence of its own now."""
+        self._entries[running].as_sequence = running.generation.sequence_id
+
+    def ripe(self, running: Running) -> list[tuple[Running, Route]]:
+        """A request came on, or did not: see who waited for it.
+
+        Returns: those who are to choose again, in order of arrival, and the route that each was given.
+        """
+        if not self._n_waiting and not self._n_copying:
+            return []
+        entry = self._entries.get(running)
+        if entry is None:
+            return []
+        generation = running.generation
+        sequence_id, n_ready = generation.sequence_id, generation.n_ready
+        if entry.copies is not None and (n_ready or sequence_id != entry.as_sequence):
+            self._settle(entry)
+        return [
+            (one, its.waits.route)
+            for one, its in self._entries.items()
+            if its.waits is not None
+            and its.waits.number == entry.number
+            and (n_ready >= its.waits.count or sequence_id != its.waits.sequence_id)
+        ]
+
+    def overdue(self, at_s: float) -> list[tuple[Running, Route]]:
+        """Returns: those who have waited for too long, and the route that each was given."""
+        if not self._n_waiting:
+            return []
+        most_s = self._prefixes.max_wait_s
+        return [
+            (one, its.waits.route)
+            for one, its in self._entries.items()
+            if its.waits is not None and at_s - its.since_s > most_s
+        ]
+
     def note_first_token(self, generation: Generation) -> None:
-        """A request has its first token: if it took a sequence over, that worked."""
+        """A request has its first token: if it began with a sequence of others, that worked."""
         if generation.n_reused:
-            self._prefixes.worked(generation.spec.model_id, generation.n_reused)
+            self._prefixes.worked(generation.spec.model_id, generation.n_reused, is_copy=generation.is_copy)
 
     def note_refusal(self, generation: Generation) -> None:
         """A step failed: if that was because a stage did not go on with the sequence taken over, others like it are lost."""
         if generation.was_refused and generation.route is not None:
             generation.was_refused = False
             log.debug("prefix_refused", model_id=generation.spec.model_id)
-            self._free(self._prefixes.was_refused(generation.route))
+            if generation.refused_copy:
+                self._prefixes.copy_was_refused(generation.route)
+            else:
+                self._free(self._prefixes.was_refused(generation.route))
+
+    # -- the end -------------------------------------------------------------------------------------------------------------
 
     def at_end(self, generation: Generation) -> None:
         """A request is over: the sequence that it leaves stays, if it may."""
         kept, generation.kept = generation.kept, None
         if kept is not None and (self._closed or not self._prefixes.keep(kept)):
             self._free([kept])
+
+    def leave(self, running: Running) -> list[tuple[Running, Route]]:
+        """A request is over, and waits for nobody any more. Returns: those who waited for it, as `ripe`."""
+        waiting = self.ripe(running)
+        entry = self._entries.pop(running, None)
+        if entry is not None:
+            self._settle(entry)
+            self._n_waiting -= entry.waits is not None
+        return waiting
 
     def routes_changed(self) -> None:
         """What is on routes that do not stand any more is lost."""
@@ -90,8 +224,39 @@ class Keeper:
         """Nobody will come any more for what is kept."""
         self._free(self._prefixes.drop(lambda _kept: True))
 
+    def _settle(self, entry: _Entry) -> None:
+        """What it copied is its own now, or not wanted any more."""
+        if entry.copies is not None:
+            self._prefixes.unpin(*entry.copies)
+            self._n_copying -= 1
+            entry.copies = None
+
+    def _set_awaited(self) -> None:
+        awaited = {one.waits.number for one in self._entries.values() if one.waits is not None}
+        for running, one in self._entries.items():
+            running.generation.is_awaited = one.number in awaited
+
     def _free(self, lost: Sequence[Kept]) -> None:
         for kept in lost:
             for node_id in dict.fromkeys(kept.route.node_ids):
                 with contextlib.suppress(UnreachableError):
                     self._send(node_id, FreeSequence(sequence_id=kept.sequence_id))
+
+
+def _owners(entries: Mapping[Running, _Entry], model_id: str) -> Iterator[Owner]:
+    """Yield the requests that have a sequence of which others may have a copy."""
+    for running, entry in entries.items():
+        generation = running.generation
+        route = generation.route
+        if route is None or route.model_id != model_id or generation.is_done or generation.spec.reading is not None:
+            continue
+        if generation.sequence_id:
+            yield Owner(
+                number=entry.number,
+                route=route,
+                sequence_id=generation.sequence_id,
+                tokens=generation.prompt,
+                n_ready=generation.n_ready,
+                n_cold=generation.n_cold,
+                copies=entry.copies,
+            )

@@ -44,6 +44,8 @@ class Need(Enum):
     NOTHING = "nothing"
     ROUTE = "route"
     PAUSE = "pause"
+    BEGINNING = "beginning"
+    """Another request computes what the prompt begins with."""
 
 
 class Generation:
@@ -66,9 +68,13 @@ class Generation:
         self.spec = spec
         self.keeps = keeps
         self.kept: Kept | None = None
-        self.was_refused = False  # a stage did not go on with the sequence taken over
+        self.was_refused = False  # a stage did not begin with the sequence taken over, or with the copy of one
+        self.is_copy = False  # it began with the copy of a sequence
+        self.refused_copy = False  # of what was refused: that it was a copy
+        self.is_awaited = False  # others wait for what it computes of its prompt
         self.speculator = speculator
-        self.tokens = array("i", spec.prompt)
+        self.prompt = array("i", spec.prompt)
+        self.tokens = self.prompt[:]
         self.emitted: list[Emitted] = []
         self.finish_reason: str | None = None
         self.error: ShardnetError | None = None
@@ -123,6 +129,25 @@ class Generation:
         return self._attempt.n_reused if self._attempt is not None else 0
 
     @property
+    def n_ready(self) -> int:
+        """Returns: prompt tokens whose KV is on every stage of its route; 0 where that is not known."""
+        return self._attempt.n_ready if self._attempt is not None and not self.is_done else 0
+
+    @property
+    def n_cold(self) -> int:
+        """Returns: prompt tokens that have, or will have, the numbers of a cold start."""
+        return self._attempt.n_cold if self._attempt is not None else 0
+
+    def is_prompt(self, command_id: str) -> bool:
+        """True for a step of the prompt whose answer is still to come."""
+        return self._attempt is not None and self._attempt.is_prompt(command_id)
+
+    @property
+    def begins_anew(self) -> bool:
+        """True if after its pause it begins from the first token."""
+        return self.need is Need.PAUSE and self._resume_from == 0 and not self.is_done
+
+    @property
     def n_generated(self) -> int:
         """Returns: tokens of the answer so far."""
         return len(self.tokens) - len(self.spec.prompt)
@@ -141,17 +166,36 @@ class Generation:
         """True if an answer with this id is still wanted."""
         return self._attempt is not None and self._attempt.owns(command_id)
 
-    def start(self, route: Route, at_s: float, kept: tuple[Kept, int] | None = None) -> None:
+    def wait_for_beginning(self) -> None:
+        """Do nothing until `start`: another request computes what the prompt begins with."""
+        self._abandon()
+        self.need = Need.BEGINNING
+
+    def start(
+        self,
+        route: Route,
+        at_s: float,
+        kept: tuple[Kept, int] | None = None,
+        copied: tuple[str, int, int] | None = None,
+    ) -> None:
         """Begin, or begin again, on a route: from the first token, with a sequence of its own.
 
         Args:
             kept: a sequence of that route to take over, and how many tokens of the prompt it has; fewer than all.
+            copied: another sequence to copy the beginning from, how many tokens of the prompt, and how many of it have a cold start's numbers.
         """
         self._abandon()
         if self.read is not None:
             self.read.restart()
         spec, n_prompt = self.spec, len(self.spec.prompt)
-        sequence_id, n_reused = (self._make_id(), 0) if kept is None else (kept[0].sequence_id, kept[1])
+        if kept is not None:
+            sequence_id, n_reused, n_cold = kept[0].sequence_id, kept[1], kept[0].n_cold
+        else:
+            sequence_id, n_reused, n_cold = self._make_id(), 0, 0
+        copy_from = None
+        if copied is not None:
+            copy_from, n_reused, n_cold = copied
+        self.is_copy = copied is not None
         self.attempts += 1
         self.need = Need.NOTHING
         if len(self.timings) != len(route.stages):
@@ -170,6 +214,7 @@ class Generation:
             tensors=row_tensors(1, 0),
             samples=True,
             ahead_deadline_s=spec.step_deadline_s,
+            copy_from=copy_from,
             sampling=spec.sampling.model_copy(update={"prompt_tokens": n_prompt}),
         )
         self._attempt = Attempt(
@@ -185,6 +230,7 @@ class Generation:
             make_id=self._make_id,
             read=self.read,
             most_under_way=self._most_under_way,
+            n_cold=n_cold,
         )
         self._sends += self._attempt.next_steps(at_s)
 
@@ -203,8 +249,11 @@ class Generation:
         """End the answer here, and free every stage, or have its sequence kept."""
         if not self.is_done:
             self.finish_reason = reason
-            if self.keeps and self._attempt is not None and self._attempt.n_settled and reason != "cancelled":
-                self.kept, self._sends = self._attempt.hand_over()
+            attempt = self._attempt
+            is_left = reason == "cancelled"
+            has_some = attempt is not None and (attempt.n_settled or (is_left and attempt.n_ready))
+            if self.keeps and attempt is not None and has_some and (not is_left or self.is_awaited):
+                self.kept, self._sends = attempt.hand_over()
             else:
                 self._abandon()
 
@@ -312,7 +361,7 @@ class Generation:
         rejected = self._attempt is not None and self._attempt.interrupt()
         match error:
             case SequenceGap() if self.n_reused and not self.n_generated and self.route is not None:
-                self.was_refused = True
+                self.was_refused, self.refused_copy = True, self.is_copy
                 self._setbacks.excuse()
                 self.attempts -= 1  # nobody need know of a shorter way that was none
                 self.start(self.route, at_s)

@@ -71,7 +71,12 @@ class PrefixSettings(Section):
     min_tokens: int = Field(
         default=16, ge=1, le=1 << 20, description="shortest common beginning that is worth it, tokens"
     )
+    share: bool = Field(
+        default=True,
+        description="copy a beginning between sequences, and wait for a request that computes it already",
+    )
+    max_wait_s: float = Field(default=60.0, ge=0, le=86_400, description="seconds that such a wait may take")
 
     def to_prefixes(self) -> Prefixes | None:
         """Returns: an empty cache; None if there shall be none."""
-        return Prefixes(self.min_tokens) if self.enabled else None
+        return Prefixes(self.min_tokens, self.share, self.max_wait_s) if self.enabled else None

@@ -11,6 +11,7 @@ from shardnet.coordinator.placement.events import Event, ShardsLost
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.placement.standing import Standing
 from shardnet.errors import ShardnetError, ShardNotFound
+from shardnet.inference.splitting.families import carries_state
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.wire import Buffer
 
@@ -44,6 +45,14 @@ class Stages:
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
         """Returns: how many tokens of such a prompt to send at a time."""
         return self._standing.chunks(route, prompt_tokens)
+
+    def can_copy(self, route: Route) -> bool:
+        """Returns: whether all of its nodes know how to copy a sequence, and this model's sequences can be copied."""
+        cluster = self._standing.cluster
+        if carries_state(cluster.manifests[route.model_id].content.architecture):
+            return False
+        nodes = (cluster.nodes.get(node_id) for node_id in route.node_ids)
+        return all(node is not None and node.capabilities.copies for node in nodes)
 
     def not_ready(self, model_id: str) -> ShardnetError:
         """Returns: why there is no pipeline."""

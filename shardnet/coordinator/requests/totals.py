@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from shardnet.coordinator.requests.running import Running
 from shardnet.log import get
+from shardnet.steps import StageTiming
 
 log = get("requests")
 
@@ -23,10 +26,17 @@ class Totals:
     completion_tokens: int = 0
     tokens_proposed: int = 0
     tokens_accepted: int = 0
+    prompt_rows: Counter[str] = field(default_factory=Counter)
+    """By node: rows of prompts that it has run, as it said itself."""
     first_tokens: int = 0
     """Answers that have begun."""
     first_token_s: float = 0.0
     """Seconds from a route to the first token, of all of these together."""
+
+    def note_prompt(self, nodes: Iterable[str], timings: Iterable[StageTiming]) -> None:
+        """Count a chunk of a prompt that every stage has run."""
+        for node_id, timing in zip(nodes, timings, strict=False):
+            self.prompt_rows[node_id] += timing.batch_tokens
 
     def began(self, running: Running, at_s: float) -> None:
         """Count the first token of an answer."""
@@ -56,6 +66,7 @@ class Totals:
             "request_finished" if generation.finish_reason != "cancelled" else "request_cancelled",
             request_id=running.request_id,
             prompt_tokens=len(generation.spec.prompt),
+            cached_tokens=generation.n_reused,
             completion_tokens=running.n_completion,
             seconds=round(seconds, 3),
             tokens_per_s=round(max(0, running.n_completion - 1) / decoding, 2) if decoding > 0 else 0.0,

@@ -20,6 +20,7 @@ from shardnet.steps import (
 
 NOBODY = "0" * 40
 NO_TOKEN = -1
+NO_SEQUENCE = "0" * 16
 READINGS = ("", "first", "last", "sum", "logprobs")
 """Kinds of `messages.Reading`, as `Step.reads` counts them; 0: nothing is read."""
 
@@ -52,6 +53,7 @@ class Step(NamedTuple):
         onward: node id of the stage that gets them next, the first one's for the last.
         reads: what is told of the rows, an index into `READINGS`; only where the last shard has the head.
         top, next_token: as in `messages.Reading`; `NO_TOKEN`: nothing follows.
+        copy_from: as in `ExecuteTask`; `NO_SEQUENCE`: nothing is copied.
         sampling: JSON of a `Sampling`; empty: greedy.
     """
 
@@ -72,6 +74,7 @@ class Step(NamedTuple):
     reads: int = 0
     top: int = 0
     next_token: int = NO_TOKEN
+    copy_from: str = NO_SEQUENCE
     source: str = NOBODY
     onward: str = NOBODY
     sampling: bytes = b""
@@ -94,16 +97,18 @@ class Step(NamedTuple):
 
     def pack(self) -> bytes:
         """Returns: the header."""
-        command, model, first, end, sequence, *numbers, source, onward, sampling = self
+        command, model, first, end, sequence, *numbers, copy_from, source, onward, sampling = self
         ids = (int(command, 16), bytes.fromhex(model), first, end, int(sequence, 16))
-        return _STEP.pack(*ids, *numbers, bytes.fromhex(source), bytes.fromhex(onward)) + sampling
+        others = (int(copy_from, 16), bytes.fromhex(source), bytes.fromhex(onward))
+        return _STEP.pack(*ids, *numbers, *others) + sampling
 
     @classmethod
     def unpack(cls, header: memoryview) -> Self:
         """Raises: struct.error."""
-        command, model, first, end, sequence, *numbers, source, onward = _STEP.unpack_from(header)
+        command, model, first, end, sequence, *numbers, copy_from, source, onward = _STEP.unpack_from(header)
         ids = (f"{command:016x}", model.hex(), first, end, f"{sequence:016x}")
-        return cls._make((*ids, *numbers, source.hex(), onward.hex(), bytes(header[_STEP.size :])))
+        others = (f"{copy_from:016x}", source.hex(), onward.hex())
+        return cls._make((*ids, *numbers, *others, bytes(header[_STEP.size :])))
 
 
 class StepDone(NamedTuple):
@@ -215,7 +220,7 @@ _ROW_DONE = struct.Struct("<QHIIiffffI?I")
 pack_row_done = _ROW_DONE.pack
 """Packs a `RowDone` without its last two attributes, which follow; the command as an integer."""
 
-_STEP = struct.Struct("<Q32sHHQII?I?I?HHBBi20s20s")
+_STEP = struct.Struct("<Q32sHHQII?I?I?HHBBiQ20s20s")
 _STEP_DONE = struct.Struct("<QIIffIIIIIII")
 
 

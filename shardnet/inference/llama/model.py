@@ -359,6 +359,15 @@ class LlamaContext:
                 f"llama.cpp cannot restore a sequence of {self.model.path}: {native_log.why('no reason given')}"
             )
 
+    def copy(self, source: int, slot: int, count: int) -> None:
+        """Have a slot begin with the first `count` tokens of another one, and hold nothing else. The numbers are those of the source, to the bit.
+
+        llama.cpp copies a slot's whole KV at the next batch, since each has cells of its own. Not for recurrent state, which is that of the last
+        token.
+        """
+        llama_cpp.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
+        self.truncate(slot, count)
+
     def truncate(self, slot: int, position: int) -> bool:
         """Drop a slot's KV at and after `position`.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from shardnet.errors import FamilyRefused
 from shardnet.inference.gguf.header import GgufHeader, GgufValue, ValueType
-from shardnet.inference.gguf.layout import vocabulary_size
+from shardnet.inference.gguf.layout import DEFAULT_INTERVAL, PURE_RECURRENT, vocabulary_size
 from shardnet.inference.gguf.writer import u32_value
 from shardnet.inference.splitting.family_table import PROVED, REFUSED, Family, Windows
 from shardnet.shards import LayerRange
@@ -34,6 +34,9 @@ GLM_VOCABULARY = 154_880
 
 NOT_PER_LAYER = ("rope.dimension_sections", "attention.layer_indices", "ple.layers")
 """Arrays that are no list of layers, however long they are."""
+
+STATEFUL = PURE_RECURRENT | DEFAULT_INTERVAL.keys() | {"falcon-h1"}
+"""Architectures with recurrent layers, beside those of `Family.hybrid`."""
 
 DROPPED = ("nextn_predict_layers",)
 """Layers for multi-token prediction follow the real ones in the file; shards leave them out."""
@@ -287,3 +290,9 @@ def _put_special(header: GgufHeader, layers: LayerRange, put: Callable[[str, Ggu
 def _is_lite(header: GgufHeader) -> bool:
     """Returns: is it a DeepSeek-2 without a low-rank query?"""
     return any(tensor.name == "blk.0.attn_q.weight" for tensor in header.tensors)
+
+
+def carries_state(architecture: str) -> bool:
+    """Returns: whether a sequence of such a model has a state, beside or in place of KV, that is of its last token alone: no beginning is left."""
+    family = PROVED.get(architecture)
+    return architecture in STATEFUL or (family is not None and family.hybrid is not None)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import ContextExceeded, EngineError, SequenceGap, ShardnetError, ShardNotFound
-from shardnet.inference.engine.steps import READINGS, Step, parse_sampling
+from shardnet.inference.engine.steps import NO_SEQUENCE, READINGS, Step, parse_sampling
 from shardnet.inference.llama.batch import Rows
 from shardnet.inference.llama.grammar import Grammars
 from shardnet.inference.worker.away import Away
@@ -254,6 +254,9 @@ class Chains:
         try:
             hidden = self._decode(chain, ready, reader)
         except ShardnetError as error:
+            for task, _ in ready:
+                if task.step.copy_from != NO_SEQUENCE:  # llama.cpp copies when it decodes: whether it did is not known
+                    self.forget(task.step.sequence_id)
             if len(ready) == 1:
                 answer(Outcome(ready[0][0], error=error))
             else:  # one of them may be at fault: steps are repeatable, so each is tried alone
@@ -280,7 +283,9 @@ class Chains:
             answer(outcome)
 
     def _prepare(self, step: Step, chain: _Chain) -> SequenceState:
-        """Apply the position rule to the KV caches."""
+        """Copy what the step begins with from another sequence, if it says so, and apply the position rule to the KV caches."""
+        if step.copy_from != NO_SEQUENCE:
+            self._copy(step, chain)
         rewind = chain.model.sequences.prepare(
             step.sequence_id,
             range(step.first_shard, step.end_shard),
@@ -299,6 +304,27 @@ class Chains:
                 )
             state.lengths[shard_id] = step.position
         return state
+
+    def _copy(self, step: Step, chain: _Chain) -> None:
+        if any(shard.model.is_recurrent for shard in chain.shards):
+            raise SequenceGap(
+                "this model's state is that of its last token: no beginning of it can be copied",
+                have=0,
+                position=step.position,
+            )
+        copy = chain.model.sequences.copy(
+            step.sequence_id,
+            step.copy_from,
+            range(step.first_shard, step.end_shard),
+            step.position,
+            n_seq=chain.n_seq,
+            keeps_history=chain.has_head,
+        )
+        if copy is None:
+            return
+        for shard_id in copy.shards:
+            chain.model.shards[shard_id].context.copy(copy.source.slot, copy.state.slot, step.position)
+            copy.state.lengths[shard_id] = step.position
 
     def _decode(
         self, chain: _Chain, ready: list[tuple[Task, SequenceState]], reader: Reader | None

@@ -16,7 +16,7 @@ import numpy as np
 
 from shardnet.errors import PeerLost, RemoteProtocolError, SequenceGap, ShardnetError
 from shardnet.inference.engine.row_packets import join
-from shardnet.inference.engine.steps import ROW_BYTES, TOKEN, Step, pack_row_done
+from shardnet.inference.engine.steps import NO_SEQUENCE, ROW_BYTES, TOKEN, Step, pack_row_done
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.pacing import Chain
 from shardnet.inference.worker.row_link import MAX_HEADER_BYTES, RowLink
@@ -68,7 +68,7 @@ class Runs:
         """Rows of this step's command will come."""
         command = int(step.command_id, 16)
         self.end_others(step)
-        template = step._replace(n_tokens=1, samples=True, ahead=0, begins_run=False, reads=0)
+        template = step._replace(n_tokens=1, samples=True, ahead=0, begins_run=False, reads=0, copy_from=NO_SEQUENCE)
         chain = (step.model_id, step.first_shard, step.end_shard)
         self._runs[command, step.stage] = Run(command, template, self._chains.n_ctx(step), step.ahead > 0, chain)
 

@@ -43,6 +43,15 @@ class Rewind:
     shards: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The beginning of `source` is to be that of `state` too, in `shards`."""
+
+    source: SequenceState
+    state: SequenceState
+    shards: tuple[int, ...]
+
+
 class SequenceTable:
     """All sequences of one model."""
 
@@ -97,6 +106,33 @@ class SequenceTable:
         stale = tuple(shard for shard in shards if state.lengths.get(shard, 0) > position)
         del state.history[position:]
         return Rewind(state, stale)
+
+    def copy(
+        self, sequence_id: str, source_id: str, shards: Sequence[int], position: int, *, n_seq: int, keeps_history: bool
+    ) -> Copy | None:
+        """Give a sequence the first `position` tokens of another one, for the step that starts there.
+
+        Returns: what is to be copied in which shards; None if the sequence has so many tokens itself.
+        Raises: SequenceGap if the other one is not here, or has not so many; Busy if no slot is free.
+        """
+        state = self._states.get(sequence_id)
+        lengths = {} if state is None or state.slot >= n_seq else state.lengths
+        missing = tuple(shard for shard in shards if lengths.get(shard, 0) < position)
+        if not missing:
+            return None
+        source = self._states.get(source_id)
+        have = 0 if source is None else min(source.lengths.get(shard, 0) for shard in missing)
+        if source is None or source.slot >= n_seq or have < position:
+            raise SequenceGap(
+                f"{position} tokens are to be copied from another sequence, of which {have} are here: begin without it",
+                have=0,
+                position=position,
+            )
+        if state is None or state.slot >= n_seq:
+            state = self._states[sequence_id] = SequenceState(self._free_slot(n_seq))
+        if keeps_history:
+            state.history = source.history[:position]
+        return Copy(source, state, missing)
 
     def _free_slot(self, n_seq: int) -> int:
         taken = {state.slot for state in self._states.values()}

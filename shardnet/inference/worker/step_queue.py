@@ -9,7 +9,7 @@ import numpy as np
 
 from shardnet.errors import EngineError, RefusedError, ShardnetError
 from shardnet.inference.engine.protocol import FromEngine
-from shardnet.inference.engine.steps import Step, StepDone
+from shardnet.inference.engine.steps import NO_SEQUENCE, Step, StepDone
 from shardnet.inference.worker.batching import Waiting, next_batch
 from shardnet.inference.worker.busy_time import BusyTime
 from shardnet.inference.worker.chains import Chains
@@ -146,7 +146,7 @@ class StepQueue:
         if not room:
             return 0
         ahead = min(step.ahead, room) - 1
-        following = step._replace(position=position, n_tokens=1, ahead=ahead, n_embd=0, reads=0)
+        following = step._replace(position=position, n_tokens=1, ahead=ahead, n_embd=0, reads=0, copy_from=NO_SEQUENCE)
         self.put(Task(0, following, np.array([token], dtype=np.int32), None, arrived_s=time.perf_counter()))
         return following.ahead + 1
 

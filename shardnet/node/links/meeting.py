@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from shardnet.dht.directory import Directory
 from shardnet.dht.kademlia_directory import KademliaDirectory
 from shardnet.dht.settings import DhtSettings
+from shardnet.ids import NodeId
 from shardnet.messages import Address
 from shardnet.swarm.identity import Identity
 from shardnet.swarm.signer import IdentitySigner
@@ -38,6 +39,10 @@ async def open_directory(
         yield directory
 
 
-async def find_coordinators(directory: Directory) -> list[Address]:
-    """Returns: where coordinators of this swarm say they are."""
-    return [Address(host=record.address[0], port=record.address[1]) for record in await directory.lookup_coordinators()]
+async def find_coordinators(directory: Directory, node_id: NodeId | None = None) -> list[Address]:
+    """Returns: where coordinators of this swarm say they are; with `node_id`, where that one says it is."""
+    return [
+        Address(host=record.address[0], port=record.address[1])
+        for record in await directory.lookup_coordinators()
+        if node_id in (None, record.node_id)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardnet.inference.engine.steps import NO_TOKEN, READINGS, Step
+from shardnet.inference.engine.steps import NO_SEQUENCE, NO_TOKEN, READINGS, Step
 from shardnet.node.tasks.legs import Leg
 from shardnet.steps import NextStep, columns
 
@@ -36,6 +36,7 @@ def first_step(leg: Leg, ahead: int) -> Step:
         reads=0 if reading is None else READINGS.index(reading.kind),
         top=0 if reading is None else reading.top,
         next_token=NO_TOKEN if reading is None or reading.next_token is None else reading.next_token,
+        copy_from=task.copy_from or NO_SEQUENCE,
     )
 
 

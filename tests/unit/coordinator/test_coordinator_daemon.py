@@ -46,6 +46,7 @@ async def test_three_stages_answer_a_chat_relayed_by_the_coordinator(make_world:
             "prompt_tokens": len(answer["prompt_token_ids"]),
             "completion_tokens": 20,
             "total_tokens": len(answer["prompt_token_ids"]) + 20,
+            "prompt_tokens_details": {"cached_tokens": 0},
         }
         assert [stage["node"] for stage in answer["shardnet"]["stages"]] == ["a", "b", "c"]
         assert [stage["layers"] for stage in answer["shardnet"]["stages"]] == ["[0, 2)", "[2, 4)", "[4, 6)"]
@@ -430,7 +431,12 @@ async def test_several_answers_to_several_prompts_are_told_apart_by_their_index(
         assert [one["index"] for one in told["choices"]] == [0, 1, 2, 3]
         assert all(one["token_ids"] == list(world.words[:6]) for one in told["choices"])
         assert [one["prompt_token_ids"] for one in told["choices"]] == [[5, 6], [5, 6], [7, 8, 9], [7, 8, 9]]
-        assert told["usage"] == {"prompt_tokens": 5, "completion_tokens": 24, "total_tokens": 29}
+        assert told["usage"] == {
+            "prompt_tokens": 5,
+            "completion_tokens": 24,
+            "total_tokens": 29,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
 
         streamed = asked | {"stream": True, "stream_options": {"include_usage": True}}
         events = events_of(await world.client.post("/v1/completions", json=streamed))

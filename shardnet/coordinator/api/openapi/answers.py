@@ -63,12 +63,21 @@ class MessageTokens(Shape):
     input_tokens: int
 
 
+class PromptTokens(Shape):
+    """What there is to say of a prompt's tokens."""
+
+    cached_tokens: int = Field(
+        description="not run, since their KV was there: of an earlier request, or of one that computed them already"
+    )
+
+
 class Usage(Shape):
     """Tokens counted, the end-of-text token among them."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class Stage(Shape):

@@ -1,6 +1,6 @@
 // Figures over the last minutes, each a line; the last value in digits beside it.
 import { byId, h, s } from "./dom.js";
-import { digits, duration, percent } from "./format.js";
+import { counted, digits, duration, percent } from "./format.js";
 
 const SAMPLES = 300, FEWEST = 60, WIDTH = 300, HEIGHT = 60;
 
@@ -44,7 +44,8 @@ export class Charts {
     this.views = CHARTS.map((one) => ({ ...one, ...chart(one) }));
     this.busy = h("div", { class: "busy-rows" });
     this.rows = new Map();
-    container.replaceChildren(...this.views.map((one) => one.element), h("figure", { class: "chart wide" }, h("figcaption", {}, h("span", {}, "Busy share of each stage")), this.busy));
+    this.busyFigure = h("figure", { class: "chart wide" }, h("figcaption", {}, h("span", {}, "Busy share of each stage")), this.busy);
+    container.replaceChildren(...this.views.map((one) => one.element), this.busyFigure);
   }
 
   reset(samples) {
@@ -83,6 +84,7 @@ export class Charts {
       row.element.remove();
       this.rows.delete(nodeId);
     }
+    this.busyFigure.hidden = !Object.keys(now).length;
     const nameOf = (nodeId) => this.names?.get(nodeId) ?? nodeId.slice(0, 12);
     for (const nodeId of Object.keys(now).sort((a, b) => nameOf(a).localeCompare(nameOf(b)))) {
       if (!this.rows.has(nodeId)) {
@@ -102,6 +104,6 @@ export class Charts {
 
 export function showCounters(pulse) {
   const all = pulse.requests;
-  byId("counters").textContent = `${all.finished} requests finished, ${all.failed} failed, ${all.queued} waiting; ${all.completion_tokens} tokens written, `
-    + `${all.prompt_tokens} tokens of prompts read, ${all.prefix_tokens_reused} of them in KV already. Up ${duration(pulse.uptime_s)}.`;
+  byId("counters").textContent = `${counted(all.finished, "request")} finished, ${all.failed} failed, ${all.queued} waiting; ${counted(all.completion_tokens, "token")} written, `
+    + `${counted(all.prompt_tokens, "token")} of prompts read, ${all.prefix_tokens_reused} of them in KV already. Up ${duration(pulse.uptime_s)}.`;
 }

@@ -1,6 +1,7 @@
-// The chat box: asks the same HTTP API as everybody. The conversation lives in this page and nowhere else.
+// The chat box: asks the same HTTP API as everybody.
 import { askJson, wantKey } from "./access.js";
-import { byId, h } from "./dom.js";
+import { Conversation, keepFields } from "./conversation.js";
+import { byId, copier, h } from "./dom.js";
 import { AnswerView } from "./message.js";
 import { errorOf, events } from "./sse.js";
 
@@ -8,9 +9,9 @@ const NEAR = 60;
 
 export class Chat {
   constructor() {
-    this.messages = [];
     this.running = null;
     this.list = byId("messages");
+    this.said = new Conversation(this.list);
     this.question = byId("question");
     this.nameOf = (nodeId) => nodeId.slice(0, 12);
     byId("ask").addEventListener("submit", (event) => {
@@ -29,16 +30,27 @@ export class Chat {
     byId("stop").addEventListener("click", () => this.stop());
     byId("new-chat").addEventListener("click", () => this.clear());
     byId("tools").addEventListener("input", () => this.tools());
+    keepFields(["system", "temperature", "most", "tools"]);
+    for (const { message, foot } of Conversation.stored()) this.restore(message, foot);
+    this.ask();
     this.showEmpty();
   }
 
+  /** Show what was said before the page was loaded again. */
+  restore(message, foot) {
+    if (message.role === "assistant") this.said.add(message, this.withButtons(AnswerView.of(message, foot)).element, foot);
+    else if (message.role === "tool") this.said.add(message, this.resultElement(message));
+    else this.said.add(message, this.questionElement(message.content));
+  }
+
   showEmpty() {
-    if (!this.messages.length) this.list.replaceChildren(h("p", { class: "empty" }, "Nothing was asked yet. What you write goes to the machines of this swarm, and to nobody else."));
+    if (!this.said.turns.length) this.list.replaceChildren(h("p", { class: "empty" }, "Nothing was asked yet. What you write goes to the machines of this swarm, and to nobody else."));
   }
 
   clear() {
     this.stop();
-    this.messages = [];
+    this.said.clear();
+    this.list.replaceChildren();
     this.showEmpty();
     this.question.focus();
   }
@@ -85,7 +97,7 @@ export class Chat {
     const system = byId("system").value.trim();
     return {
       model: byId("model").value || undefined,
-      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.messages],
+      messages: [...(system ? [{ role: "system", content: system }] : []), ...this.said.messages],
       stream: true,
       stream_options: { include_usage: true },
       return_token_ids: true, // then the last event says which nodes it was
@@ -103,15 +115,36 @@ export class Chat {
       byId("tools").focus();
       return;
     }
-    this.say({ role: "user", content: text }, h("article", { class: "message user", "aria-label": "You" }, text));
+    this.say({ role: "user", content: text }, this.questionElement(text));
     this.question.value = "";
     this.answer();
   }
 
+  questionElement(text) {
+    const element = h("article", { class: "message user", "aria-label": "You" }, text);
+    return h("div", { class: "asked" }, element, h("div", { class: "actions" }, copier(() => text, element), this.action("Edit", (event) => {
+      this.question.value = this.said.cut(event.target.closest(".asked")).content;
+      this.showEmpty();
+      this.question.focus();
+    })));
+  }
+
+  action(name, does) {
+    return h("button", { type: "button", class: "quiet copy", onclick: (event) => this.running || does(event) }, name);
+  }
+
+  /** What can be done with an answer that is there. */
+  withButtons(view) {
+    view.foot.after(h("div", { class: "actions" }, copier(() => view.content, view.body), this.action("Answer again", () => {
+      this.said.cut(view.element);
+      this.answer();
+    })));
+    return view;
+  }
+
   say(message, element) {
     this.list.querySelector(".empty")?.remove();
-    this.messages.push(message);
-    this.list.append(element);
+    this.said.add(message, element);
     this.list.scrollTop = this.list.scrollHeight;
   }
 
@@ -138,8 +171,7 @@ export class Chat {
       }
       if (!response.ok) {
         const error = await errorOf(response);
-        const wait = error.wait ? ` The coordinator asks to wait ${error.wait} s.` : "";
-        view.fail(`${error.message}${wait}`, again);
+        view.fail(error.wait ? `${error.message}. Try again in ${error.wait} s` : error.message, again);
         return;
       }
       await this.read(response, view, again);
@@ -174,17 +206,32 @@ export class Chat {
     view.fail("The answer broke off: the coordinator went away in the middle of it.", again);
   }
 
-  /** The answer is part of the conversation now; what it calls is asked of whoever reads it. */
+  /** The answer is part of the conversation now. */
   keep(view) {
+    if (!view.element.isConnected) return; // a new chat was begun meanwhile
     const message = view.message();
-    if (message.content || message.tool_calls) this.messages.push(message);
-    if (message.tool_calls) this.list.append(this.resultForm(message.tool_calls));
+    if (message.content || message.tool_calls) this.said.add(message, this.withButtons(view).element, view.foot.textContent);
+    this.ask();
+  }
+
+  /** What the last answer calls is asked of whoever reads it; a question without an answer can be asked again. */
+  ask() {
+    const last = this.said.messages.at(-1);
+    if (last?.tool_calls) this.list.append(this.resultForm(last.tool_calls));
+    else if (last && last.role !== "assistant" && !this.running) {
+      const view = new AnswerView();
+      this.list.append(view.element);
+      view.fail("The page was left before the answer was whole.", () => {
+        view.element.remove();
+        this.answer();
+      });
+    }
     this.list.scrollTop = this.list.scrollHeight;
   }
 
   resultForm(calls) {
     const fields = calls.map((call, index) => {
-      const id = `result-${this.messages.length}-${index}`;
+      const id = `result-${this.said.turns.length}-${index}`;
       return { call, id, input: h("textarea", { id, rows: 2, class: "code" }) };
     });
     const form = h("form", { class: "message results", "aria-label": "Results of the calls" },
@@ -195,12 +242,17 @@ export class Chat {
       if (this.running) return;
       form.remove();
       for (const { call, input } of fields) {
-        const element = h("details", { class: "message fold" }, h("summary", {}, `${call.function.name} gave ${input.value.length} characters`), h("pre", { tabindex: 0 }, input.value));
-        this.say({ role: "tool", tool_call_id: call.id, content: input.value }, element);
+        const message = { role: "tool", tool_call_id: call.id, content: input.value };
+        this.say(message, this.resultElement(message));
       }
       this.answer();
     });
     return form;
+  }
+
+  resultElement({ tool_call_id: id, content }) {
+    const call = this.said.messages.flatMap((one) => one.tool_calls ?? []).findLast((one) => one.id === id);
+    return h("details", { class: "message fold" }, h("summary", {}, `${call.function.name} gave ${content.length} characters`), h("pre", { tabindex: 0 }, content));
   }
 
   show(isRunning) {

@@ -15,8 +15,16 @@ function cell(run) {
   return element;
 }
 
+const MOST_STAGES = 8;
+
+/** The way of a token, in short where it is long: the picture and the strip say the rest. */
+function wayOf(pipeline) {
+  const stages = pipeline.map((stage) => `${stage.node} ${span(stage.layers)}`);
+  return stages.length > MOST_STAGES ? `${stages.length} stages, ${stages[0]} → … → ${stages.at(-1)}` : stages.join(" → ");
+}
+
 function model(one) {
-  const way = one.pipelines[0]?.map((stage) => `${stage.node} ${span(stage.layers)}`).join(" → ");
+  const way = one.pipelines.length ? wayOf(one.pipelines[0]) : "";
   return h("div", { class: "model", "data-ready": String(one.ready) },
     h("h3", {}, one.model, " ", h("span", { class: "tag", "data-ready": String(one.ready) }, one.ready ? "ready" : "not ready")),
     h("p", { class: "hint" }, `${one.architecture}, ${one.quantisation}, ${one.n_layers} layers, ${bytes(one.total_bytes)}`),

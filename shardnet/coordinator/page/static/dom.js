@@ -34,22 +34,27 @@ export function announce(text) {
   byId("live").textContent = text;
 }
 
-/** A command to type, with a button that copies it. */
-export function command(text, key) {
-  const code = h("code", {}, text);
-  const button = h("button", { type: "button", class: "quiet copy", "aria-label": `Copy: ${text}`, "data-key": key ?? text }, "Copy");
+/** A button that copies what `text()` gives, which `shown` shows. */
+export function copier(text, shown, attributes = {}) {
+  const button = h("button", { type: "button", class: "quiet copy", ...attributes }, "Copy");
   button.addEventListener("click", async () => {
     try {
-      await navigator.clipboard.writeText(text);
+      await navigator.clipboard.writeText(text());
       button.textContent = "Copied";
       announce("Copied");
     } catch {
-      getSelection().selectAllChildren(code); // no clipboard on plain HTTP from another machine
+      getSelection().selectAllChildren(shown); // no clipboard on plain HTTP from another machine
       button.textContent = "Press Ctrl-C";
     }
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
-  return h("div", { class: "command" }, code, button);
+  return button;
+}
+
+/** A command to type, with a button that copies it. */
+export function command(text, key) {
+  const code = h("code", {}, text);
+  return h("div", { class: "command" }, code, copier(() => text, code, { "aria-label": `Copy: ${text}`, "data-key": key ?? text }));
 }
 
 export function table(caption, heads, rows) {

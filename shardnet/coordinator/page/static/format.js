@@ -28,6 +28,9 @@ const trimmed = (value, places) => String(Number(value.toFixed(places)));
 
 export const percent = (share) => `${Math.round(100 * share)} %`;
 
+/** "1 node", "2 nodes". */
+export const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 /** Layers `first` up to, and without, `end`. */
 export const layers = (first, end) => (end - first === 1 ? `layer ${first}` : `layers ${first} to ${end - 1}`);
 

@@ -4,7 +4,7 @@ import { Chat } from "./chat.js";
 import { showModels } from "./coverage.js";
 import { announce, byId } from "./dom.js";
 import { follow } from "./feed.js";
-import { layers } from "./format.js";
+import { counted, layers } from "./format.js";
 import { showGuide } from "./guide.js";
 import { Log } from "./log.js";
 import { showDownloads, showLinks, showNodes, showProblems } from "./nodes.js";
@@ -22,7 +22,7 @@ function summary(state, text) {
 }
 
 function sayHowItStands() {
-  const nodes = `${picture.nodes.length} ${picture.nodes.length === 1 ? "node" : "nodes"}`;
+  const nodes = counted(picture.nodes.length, "node");
   const ready = picture.models.filter((one) => one.ready), waiting = picture.models.filter((one) => !one.ready);
   if (waiting.length) {
     const gaps = waiting[0].coverage.filter((run) => run.state === "nobody").map((run) => layers(run.first, run.end));

@@ -1,6 +1,6 @@
 // Markdown as models write it, into elements. What a model says is never markup: every character of it becomes text of an element that was made
 // here, links go to web and mail addresses alone, and a picture is a link, so that nothing is loaded from anywhere.
-import { h } from "./dom.js";
+import { copier, h } from "./dom.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
@@ -79,7 +79,10 @@ function list(lines, from, found) {
 /** A block as an element. */
 export function render(block, depth = 0) {
   switch (block.kind) {
-    case "code": return h("pre", { tabindex: 0 }, h("code", { "data-language": block.language || null }, block.text));
+    case "code": {
+      const code = h("code", { "data-language": block.language || null }, block.text);
+      return h("div", { class: "program" }, h("pre", { tabindex: 0 }, code), copier(() => block.text, code, { "aria-label": "Copy the code" }));
+    }
     case "heading": return h(`h${Math.min(6, block.level + 2)}`, {}, inline(block.text));
     case "rule": return h("hr");
     case "quote": return h("blockquote", {}, inside(block.text, depth));

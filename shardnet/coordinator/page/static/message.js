@@ -22,6 +22,18 @@ export class AnswerView {
     this.due = false;
   }
 
+  /** One that was written before, with what stood below it. */
+  static of({ content, reasoning_content: reasoning, tool_calls: calls }, foot) {
+    const view = new AnswerView();
+    view.content = content ?? "";
+    view.reasoning = reasoning ?? "";
+    view.calls = (calls ?? []).map((call) => ({ id: call.id, ...call.function }));
+    view.element.setAttribute("aria-busy", "false");
+    view.paint();
+    view.foot.textContent = foot;
+    return view;
+  }
+
   /** Take in one part of the stream. */
   add(part) {
     this.requestId ||= (part.id ?? "").replace(/^chatcmpl-/, "");

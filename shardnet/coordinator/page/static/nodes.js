@@ -1,7 +1,6 @@
 // Nodes, devices, links and downloads as rows.
 import { h, replace, table } from "./dom.js";
-import { bytes, duration, percent } from "./format.js";
-import { linkText } from "./swarm.js";
+import { bytes, counted, duration, percent } from "./format.js";
 
 export function showNodes(container, picture, pulse) {
   const figures = new Map(pulse.nodes.map((one) => [one.node_id, one]));
@@ -36,7 +35,7 @@ export function showDownloads(container, loads) {
     const parts = [load.total_bytes ? `${percent(share)} of ${bytes(load.total_bytes)}` : "begins"];
     if (load.bytes_per_s) parts.push(`${bytes(load.bytes_per_s)}/s`);
     if (load.left_s !== null) parts.push(`${duration(Math.max(1, Math.round(load.left_s)))} left`);
-    if (load.peers) parts.push(`${load.peers} ${load.peers === 1 ? "peer" : "peers"}`);
+    if (load.peers) parts.push(counted(load.peers, "peer"));
     const what = `Shard ${load.shard_id} of ${load.model} on ${load.node}`;
     return h("div", { class: "load" },
       h("p", {}, h("strong", {}, what), ` ${STAGES[load.stage] ?? load.stage}`),

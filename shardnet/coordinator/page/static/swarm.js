@@ -1,27 +1,10 @@
-// The swarm as a picture: the coordinator in the middle, nodes around it in the order of the pipeline, links with round trip and bytes a second.
-// Where there is no width, all stand in one column.
+// The swarm as a picture: the coordinator and the nodes in the order of the pipeline, links with round trip and bytes a second. Where they stand is
+// `places.js`'s affair.
 import { replace, s } from "./dom.js";
-import { bytes, digits, duration, span } from "./format.js";
+import { bytes, counted, digits, duration, span } from "./format.js";
+import { HEIGHT, WIDTH, placed, way } from "./places.js";
 
-const WIDTH = 152, HEIGHT = 58, NARROW = 480, NEAR = 50, AROUND = 34;
-
-/** Places on an ellipse that grows with the number of boxes, the first one at the left. */
-export function around(count) {
-  const rx = Math.max(210, count * 36), ry = count < 3 ? 0 : Math.max(105, count * 22);
-  const centre = { x: rx + WIDTH / 2 + 8, y: ry + HEIGHT / 2 + (count < 3 ? 50 : 26) };
-  const spots = Array.from({ length: count }, (_, index) => {
-    const angle = Math.PI + (2 * Math.PI * index) / count;
-    return { x: centre.x + rx * Math.cos(angle), y: centre.y + ry * Math.sin(angle) };
-  });
-  return { centre, spots, width: 2 * centre.x, height: 2 * centre.y };
-}
-
-/** Places one below the other, the coordinator on top. */
-export function below(count) {
-  const x = 10 + WIDTH / 2;
-  const spots = Array.from({ length: count }, (_, index) => ({ x, y: 100 + 92 * index }));
-  return { centre: { x, y: 22 }, spots, width: 360, height: 100 + 92 * count - 50, isColumn: true };
-}
+const NARROW = 480, METER = 120;
 
 /** Nodes in the order in which pipelines go through them, then the others, then who is missing. */
 export function ordered(picture) {
@@ -42,45 +25,20 @@ function layersOf(picture, node) {
   if (ready.length) return `holds ${ready.map(ofRun).join(", ")}`;
   const coming = coverage.filter((run) => run.holders.some((one) => one.node_id === node.node_id && !["on disk", "loaded"].includes(one.state)));
   if (coming.length) return `gets ${coming.map(ofRun).join(", ")}`;
-  return node.shards_held ? `${node.shards_held} ${node.shards_held === 1 ? "shard" : "shards"} on disk` : "has nothing yet";
+  return node.shards_held ? `${counted(node.shards_held, "shard")} on disk` : "has nothing yet";
 }
 
 const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
-export function linkText(link) {
-  const parts = [];
-  if (link.round_trip_s !== null) parts.push(duration(link.round_trip_s));
-  if (link.bytes_per_s !== null) parts.push(`${bytes(link.bytes_per_s)}/s`);
-  if (link.relayed) parts.push("by the coordinator");
-  return parts.join(" · ");
+function line(link, path) {
+  return s("g", { class: `link${link.used ? " used" : ""}`, "data-a": link.a, "data-b": link.b }, s("path", { d: path.d }));
 }
 
-/** A line, and where its words stand: outside of the ring, so that they are not in the way of others. */
-function way(from, to, centre, isColumn) {
-  const middle = { x: (from.x + to.x) / 2, y: (from.y + to.y) / 2 };
-  if (!isColumn) {
-    const dx = middle.x - centre.x, dy = middle.y - centre.y, far = Math.hypot(dx, dy);
-    const length = Math.hypot(to.x - from.x, to.y - from.y);
-    if (far < NEAR && from !== centre && to !== centre) { // it goes around the coordinator, below it
-      const side = Math.sign(to.x - from.x) || 1, down = { x: (-side * (to.y - from.y)) / length, y: (side * (to.x - from.x)) / length };
-      const bend = { x: middle.x + 2 * AROUND * down.x, y: middle.y + 2 * AROUND * down.y };
-      return { d: `M${from.x} ${from.y}Q${bend.x} ${bend.y} ${to.x} ${to.y}`, x: (middle.x + bend.x) / 2, y: (middle.y + bend.y) / 2 + 14, anchor: "middle" };
-    }
-    const anchor = far < 1 || Math.abs(dx) < 0.4 * far ? "middle" : dx > 0 ? "start" : "end";
-    const out = far < 1 ? { x: 0, y: -8 } : { x: (10 * dx) / far, y: (14 * dy) / far };
-    return { d: `M${from.x} ${from.y}L${to.x} ${to.y}`, x: middle.x + out.x, y: middle.y + out.y + 4, anchor };
-  }
-  const gap = Math.abs(from.y - to.y);
-  if (gap < 100) return { d: `M${from.x} ${from.y}L${to.x} ${to.y}`, x: middle.x + 10, y: middle.y + 4, anchor: "start" };
-  const right = from.x + WIDTH / 2, bend = right + Math.max(140, Math.min(170, gap / 3));
-  return { d: `M${right} ${from.y}Q${bend} ${middle.y} ${right} ${to.y}`, x: (right + bend) / 2 + 6, y: middle.y + 4, anchor: "start" };
-}
-
-function line(link, from, to, { centre, isColumn }) {
-  const { d, x, y, anchor } = way(from, to, centre, isColumn);
-  return s("g", { class: `link${link.used ? " used" : ""}`, "data-a": link.a, "data-b": link.b },
-    s("path", { d }),
-    s("text", { x, y, class: "label", "text-anchor": anchor }, linkText(link)));
+/** The words of a link, one below the other: they have to stand between two boxes. */
+function label(link, { x, y, anchor }) {
+  const parts = [link.round_trip_s !== null && duration(link.round_trip_s), link.bytes_per_s !== null && `${bytes(link.bytes_per_s)}/s`, link.relayed && "relayed"].filter(Boolean);
+  return s("text", { class: `label${link.used ? " used" : ""}`, "data-a": link.a, "data-b": link.b, x, y: y - 6 * (parts.length - 1), "text-anchor": anchor },
+    parts.map((part, index) => s("tspan", { x, dy: index ? 13 : 4 }, part)));
 }
 
 function box(picture, node, at) {
@@ -90,11 +48,12 @@ function box(picture, node, at) {
     "aria-label": `${node.name}: ${isGone ? "missing" : node.state}, ${about}` },
   s("title", {}, `${node.name} ${node.node_id.slice(0, 12)}\n${about}`),
   s("rect", { x: at.x - WIDTH / 2, y: at.y - HEIGHT / 2, width: WIDTH, height: HEIGHT, rx: 8 }),
-  s("text", { x: at.x, y: at.y - 11, class: "name" }, short(node.name, 18)),
-  s("text", { x: at.x, y: at.y + 6, class: "about" }, short(about, 24)),
+  s("text", { x: at.x, y: at.y - 16, class: "name" }, short(node.name, 16)),
+  s("text", { x: at.x, y: at.y, class: "about" }, short(about, 24)),
   isGone
-    ? s("text", { x: at.x, y: at.y + 21, class: "about missing", "data-gone": node.at_s }, "MISSING")
-    : [s("rect", { class: "meter", x: at.x - 60, y: at.y + 15, width: 120, height: 4, rx: 2 }), s("rect", { class: "busy", x: at.x - 60, y: at.y + 15, width: 0, height: 4, rx: 2 })]);
+    ? s("text", { x: at.x, y: at.y + 17, class: "about missing", "data-gone": node.at_s }, "MISSING")
+    : [s("text", { x: at.x, y: at.y + 14, class: "about memory" }),
+      s("rect", { class: "meter", x: at.x - METER / 2, y: at.y + 22, width: METER, height: 4, rx: 2 }), s("rect", { class: "busy", x: at.x - METER / 2, y: at.y + 22, width: 0, height: 4, rx: 2 })]);
 }
 
 export class SwarmPicture {
@@ -117,33 +76,37 @@ export class SwarmPicture {
       replace(this.container);
       return;
     }
-    const layout = (this.wasNarrow ? below : around)(nodes.length);
+    const layout = placed(nodes.length, this.wasNarrow);
     const { centre, spots, width, height } = layout;
     const at = new Map(nodes.map((node, index) => [node.node_id, spots[index]]));
     at.set("", centre);
-    const links = picture.links.filter((link) => at.has(link.a) && at.has(link.b));
     const behind = (link) => (link.used ? 1 : 0);
-    const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `The swarm: a coordinator and ${picture.nodes.length} nodes` },
-      links.sort((a, b) => behind(a) - behind(b)).map((link) => line(link, at.get(link.a), at.get(link.b), layout)),
+    const links = picture.links.filter((link) => at.has(link.a) && at.has(link.b)).sort((a, b) => behind(a) - behind(b));
+    const paths = links.map((link) => way(at.get(link.a), at.get(link.b), layout));
+    const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "data-layout": layout.kind, "aria-label": `The swarm: a coordinator and ${picture.nodes.length} nodes` },
+      links.map((link, index) => line(link, paths[index])),
       s("g", { class: "coordinator" },
         s("title", {}, `coordinator ${picture.coordinator.node_id.slice(0, 12)}, version ${picture.coordinator.version}`),
         s("rect", { x: centre.x - 52, y: centre.y - 15, width: 104, height: 30, rx: 15 }),
         s("text", { x: centre.x, y: centre.y + 5 }, "coordinator")),
-      nodes.map((node, index) => box(picture, node, spots[index])));
+      nodes.map((node, index) => box(picture, node, spots[index])),
+      links.map((link, index) => label(link, paths[index])));
     for (const node of drawing.querySelectorAll(".node")) {
       const light = (on) => {
-        for (const link of drawing.querySelectorAll(".link")) link.classList.toggle("lit", on && [link.dataset.a, link.dataset.b].includes(node.dataset.id));
+        for (const part of drawing.querySelectorAll("[data-a]")) part.classList.toggle("lit", on && [part.dataset.a, part.dataset.b].includes(node.dataset.id));
       };
       for (const [event, on] of [["mouseenter", true], ["focus", true], ["mouseleave", false], ["blur", false]]) node.addEventListener(event, () => light(on));
     }
     replace(this.container, drawing);
   }
 
-  /** What moves: how busy each node is, whether something flows, how long somebody is missing. */
+  /** What moves: how busy each node is, how much memory it has left, whether something flows, how long somebody is missing. */
   pulse(pulse) {
     for (const node of pulse.nodes) {
-      const bar = this.container.querySelector(`[data-id="${CSS.escape(node.node_id)}"] .busy`);
-      bar?.setAttribute("width", digits(120 * Math.min(1, node.load)));
+      const drawn = this.container.querySelector(`[data-id="${CSS.escape(node.node_id)}"] .busy`)?.parentNode;
+      if (!drawn) continue;
+      drawn.querySelector(".busy").setAttribute("width", digits(METER * Math.min(1, node.load)));
+      drawn.querySelector(".memory").textContent = `${bytes(node.memory_free_bytes)} free`;
     }
     for (const gone of this.container.querySelectorAll("[data-gone]")) gone.textContent = `MISSING for ${duration(Math.max(1, Math.round(pulse.at_s - gone.dataset.gone)))}`;
     this.container.classList.toggle("flowing", pulse.answers.length > 0);

@@ -252,6 +252,8 @@ def test_status_shows_every_layer_and_who_holds_it() -> None:
             "prompt_tokens": 90,
             "prefix_tokens_reused": 40,
             "prefix_hits": 1,
+            "prefix_copies": 1,
+            "prefix_waits": 0,
             "sequences_kept": 2,
         },
         "models": [

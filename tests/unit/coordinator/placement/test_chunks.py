@@ -1,4 +1,4 @@
-"""Prompt chunks: sizes by what stages took, small ones beside decoding requests, and none of a single row."""
+"""Prompt chunks: sizes by what stages took, small ones beside decoding requests, and borders that change no number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.placement.chunks import LEAST, choose, next_chunk
+from shardnet.coordinator.placement.chunks import BLOCK, LEAST, choose, n_as_cold, next_chunk
 from shardnet.coordinator.placement.law import Law, LinkTime, Pace, RowCosts, law_of
 from tests.support.coordinator_world import make_manifest
 
@@ -56,7 +56,7 @@ def test_what_was_not_measured_gives_sizes_too() -> None:
 
 
 @given(st.integers(1, 300), st.integers(0, 299), st.integers(0, 300), st.integers(1, 200))
-def test_a_prompt_is_cut_without_a_single_row_where_that_can_be(
+def test_a_prompt_is_cut_in_whole_blocks_and_without_very_few_rows_where_that_can_be(
     n_prompt: int, start: int, size: int, most: int
 ) -> None:
     position, ends = min(start, n_prompt - 1), []
@@ -66,14 +66,27 @@ def test_a_prompt_is_cut_without_a_single_row_where_that_can_be(
         assert position < end <= min(n_prompt, position + most)
         ends.append((position, end))
         position = end
-    if most > LEAST and n_prompt - first >= LEAST:
+    if most >= 2 * LEAST and n_prompt - first >= LEAST:
         assert all(end - begin >= LEAST for begin, end in ends)
+        assert not any((end - begin) % BLOCK for begin, end in ends[:-1])
+    elif most > 2 and n_prompt - first >= 2:
+        assert all(end - begin >= 2 for begin, end in ends)
 
 
-@pytest.mark.parametrize(("n_prompt", "ends"), [(64, [32, 64]), (65, [32, 65]), (66, [32, 64, 66])])
+@pytest.mark.parametrize(("n_prompt", "ends"), [(64, [32, 64]), (65, [32, 65]), (71, [32, 71]), (72, [32, 64, 72])])
 def test_chunks_have_the_wanted_size(n_prompt: int, ends: list[int]) -> None:
     position, found = 0, []
     while position < n_prompt:
         position = next_chunk(position, n_prompt, 32, 512)
         found.append(position)
     assert found == ends
+
+
+@pytest.mark.parametrize(
+    ("n_prompt", "begin", "most", "expected"),
+    [(70, 0, 512, 68), (70, 32, 512, 68), (70, 30, 512, 30), (7, 0, 512, 0), (70, 0, 9, 0)],
+)
+def test_rows_of_whole_blocks_have_the_numbers_of_every_cold_start(
+    n_prompt: int, begin: int, most: int, expected: int
+) -> None:
+    assert n_as_cold(n_prompt, begin, most) == expected

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.placement.chunks import Chunks
+from shardnet.coordinator.placement.chunks import LEAST
 from shardnet.coordinator.placement.planning import Route
+from shardnet.coordinator.requests.beginnings import Asked, TakeOver, choose
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.pipeline import Generation
@@ -18,7 +19,7 @@ from shardnet.coordinator.requests.prefixes import MOST_REFUSALS, Kept, Prefixes
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.text.answering import PlainStream
-from shardnet.errors import EngineCrashed, PlacementError, SequenceGap, ShardnetError
+from shardnet.errors import EngineCrashed, PlacementError, SequenceGap
 from shardnet.messages import (
     CancelTask,
     CommandFailed,
@@ -27,11 +28,12 @@ from shardnet.messages import (
     FreeSequence,
     Sampling,
 )
-from shardnet.steps import TaskResult
-from shardnet.wire import Buffer
 from tests.support.coordinator_world import MODEL_ID, node_id, route
+from tests.support.requests_world import World, result
 
 END = 2
+TAIL = list(range(900, 900 + LEAST))
+"""What a prompt ends with that is always run."""
 
 
 def kept(name: str, tokens: Sequence[int], where: Route | None = None) -> Kept:
@@ -51,30 +53,40 @@ def test_the_common_length_is_that_of_a_plain_comparison(left: list[int], right:
     assert common_length(array("i", left), array("i", right)) == plain
 
 
-def test_the_longest_common_beginning_wins_and_the_last_two_prompt_tokens_are_always_run() -> None:
+def found(
+    cache: Prefixes, routes: Sequence[Route], prompt: Sequence[int], in_use: dict[tuple[str, str], int]
+) -> TakeOver | None:
+    """Returns: what a prompt takes over, where nothing can be copied."""
+    beginning = choose(Asked(1, [*prompt, *TAIL], routes[0], routes, ()), cache, (), in_use)
+    return beginning if isinstance(beginning, TakeOver) else None
+
+
+def test_the_longest_common_beginning_wins_and_the_last_tokens_of_a_prompt_are_always_run() -> None:
     cache = Prefixes(2)
-    for one in (kept("a", [1, 2, 3]), kept("b", [1, 2, 3, 4, 5]), kept("c", [1, 9])):
+    for one in (kept("a", [1, 2, 3]), kept("b", [1, 2, 3, 4, *TAIL]), kept("c", [1, 9])):
         assert cache.keep(one)
-    found = cache.take([route(1, 2)], [1, 2, 3, 4, 5], used(0, 1, 2))
-    assert found is not None
-    assert (found[0].sequence_id, found[1], len(cache)) == ("b", 3, 2)
+    taken = found(cache, [route(1, 2)], [1, 2, 3, 4], used(2, 1, 2))
+    assert taken is not None
+    assert (taken.kept.sequence_id, taken.count) == ("b", 4)
+    cache.take(taken.kept)
+    assert len(cache) == 2
 
 
 def test_what_is_short_or_on_another_route_is_not_found() -> None:
     cache = Prefixes(3)
     assert not cache.keep(kept("short", [1, 2]))
     assert cache.keep(kept("a", [1, 2, 3]))
-    assert cache.take([route(2, 1), route(1)], [1, 2, 3, 4, 5], {}) is None
-    assert cache.take([route(1, 2)], [1, 2, 9, 4, 5], {}) is None
-    assert cache.take([route(1, 2)], [1, 2, 3, 4], {}) is None
-    assert cache.take([route(1, 2)], [1, 2, 3, 4, 5], {}) is not None
+    assert found(cache, [route(2, 1), route(1)], [1, 2, 3], {}) is None
+    assert found(cache, [route(1, 2)], [1, 2, 9], {}) is None
+    assert found(cache, [route(1, 2)], [1, 2], {}) is None
+    assert found(cache, [route(1, 2)], [1, 2, 3], {}) is not None
 
 
 def test_a_long_sequence_is_not_taken_for_a_short_beginning_while_a_place_is_free() -> None:
     cache = Prefixes(2)
     cache.keep(kept("chat", [1, 2, *range(10, 20)]))
-    assert cache.take([route(1, 2)], [1, 2, 3, 4], used(0, 1, 2)) is None
-    assert cache.take([route(1, 2)], [1, 2, 3, 4], used(1, 1, 2)) is not None  # it would have to go in any case
+    assert found(cache, [route(1, 2)], [1, 2], used(0, 1, 2)) is None
+    assert found(cache, [route(1, 2)], [1, 2], used(1, 1, 2)) is not None  # it would have to go in any case
 
 
 def test_the_least_recently_used_makes_room_and_only_where_room_is_needed() -> None:
@@ -105,13 +117,6 @@ def test_a_model_that_refuses_again_and_again_is_kept_no_longer_but_one_success_
 
 def spec(prompt: Sequence[int], max_tokens: int = 4) -> GenerationSpec:
     return GenerationSpec(MODEL_ID, prompt, Sampling(), max_tokens, lambda token: token == END)
-
-
-def result(task: ExecuteTask, *tokens: int, ahead: int = 0, at: int | None = None) -> TaskResult:
-    position = task.position + task.n_tokens if at is None else at
-    return TaskResult(
-        command_id=task.command_id, sequence_id=task.sequence_id, position=position, tokens=tokens, ahead=ahead
-    )
 
 
 def first_task(machine: Generation) -> ExecuteTask:
@@ -214,40 +219,6 @@ def test_a_gap_at_the_beginning_starts_over_cold_at_once_and_is_no_retry() -> No
 # -- all requests ------------------------------------------------------------------------------------------------------------------
 
 
-class World:
-    """A swarm of which only the messages are looked at."""
-
-    def __init__(self, *ready: Route) -> None:
-        self.ready = list(ready)
-        self.sent: list[tuple[str, ExecuteTask | FreeSequence | CancelTask]] = []
-
-    def now_s(self) -> float:
-        return 0.0
-
-    def send(
-        self, node_id: str, message: ExecuteTask | FreeSequence | CancelTask, payloads: Sequence[Buffer] = ()
-    ) -> None:
-        self.sent.append((node_id, message))
-
-    def routes(self, model_id: str) -> list[Route]:
-        return self.ready
-
-    def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
-        return Chunks(route.options.n_batch, route.options.n_batch)
-
-    def not_ready(self, model_id: str) -> ShardnetError:
-        return PlacementError("not ready")
-
-    def stage_failed(self, node_id: str, route: Route, error: ShardnetError) -> None:
-        raise AssertionError(error)
-
-    def take(self) -> tuple[list[ExecuteTask], list[str]]:
-        """Returns: the steps, and the sequences freed, since the last call."""
-        sent, self.sent = self.sent, []
-        freed = dict.fromkeys(one.sequence_id for _, one in sent if isinstance(one, FreeSequence))
-        return [one for _, one in sent if isinstance(one, ExecuteTask)], list(freed)
-
-
 async def answer(requests: Requests, world: World, prompt: Sequence[int]) -> tuple[ExecuteTask, list[str]]:
     """One request with an answer of two tokens. Returns: its first step, and the sequences freed meanwhile."""
     running = await requests.open(spec(prompt, 2), PlainStream(lambda _token: b"x", ()))
@@ -269,10 +240,10 @@ async def test_the_next_turn_of_a_chat_starts_from_the_last_one() -> None:
     requests = Requests(world, prefixes=Prefixes(4))
     first, freed = await answer(requests, world, range(10, 20))
     assert (first.position, freed) == (0, [])
-    second, freed = await answer(requests, world, [*range(10, 20), 50, 51, 60])
-    assert (second.sequence_id, second.position, second.n_tokens, freed) == (first.sequence_id, 11, 2, [])
+    second, freed = await answer(requests, world, [*range(10, 20), 50, 51, *TAIL])
+    assert (second.sequence_id, second.position, second.n_tokens, freed) == (first.sequence_id, 8, 12, [])
     assert requests.prefixes is not None
-    assert (requests.prefixes.hits, requests.prefixes.tokens_reused, len(requests.prefixes)) == (1, 11, 1)
+    assert (requests.prefixes.hits, requests.prefixes.tokens_reused, len(requests.prefixes)) == (1, 8, 1)
 
 
 async def test_kept_sequences_make_room_for_new_ones_and_never_take_their_place() -> None:
@@ -282,8 +253,8 @@ async def test_kept_sequences_make_room_for_new_ones_and_never_take_their_place(
     b, _ = await answer(requests, world, range(110, 120))
     c, freed = await answer(requests, world, range(210, 220))
     assert freed == [a.sequence_id]
-    d, freed = await answer(requests, world, range(110, 125))
-    assert (d.sequence_id, d.position, freed) == (b.sequence_id, 10, [])
+    d, freed = await answer(requests, world, [*range(110, 120), *TAIL])
+    assert (d.sequence_id, d.position, freed) == (b.sequence_id, 8, [])
     _, freed = await answer(requests, world, range(310, 320))
     assert freed == [c.sequence_id]
 
@@ -310,13 +281,13 @@ async def test_a_stage_that_lost_the_sequence_costs_a_cold_start_and_nothing_els
     world = World(route(1, 2, n_batch=64))
     requests = Requests(world, prefixes=Prefixes(4))
     await answer(requests, world, range(10, 20))
-    running = await requests.open(spec(range(10, 22), 2), PlainStream(lambda _token: b"x", ()))
+    running = await requests.open(spec([*range(10, 20), *TAIL], 2), PlainStream(lambda _token: b"x", ()))
     [warm], _ = world.take()
-    assert warm.position == 10
-    gap = ErrorInfo.of(SequenceGap("it is not here", have=0, position=10))
+    assert warm.position == 8
+    gap = ErrorInfo.of(SequenceGap("it is not here", have=0, position=8))
     requests.on_failed(node_id(2), CommandFailed(command_id=warm.command_id, error=gap))
     cold, _ = finish(requests, world, running)
-    assert (cold.position, cold.n_tokens) == (0, 12)
+    assert (cold.position, cold.n_tokens) == (0, 18)
     assert requests.prefixes is not None
     assert (requests.prefixes.hits, requests.prefixes.refused, requests.totals.retried) == (0, 1, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -14,6 +15,7 @@ from shardnet.coordinator.requests.settings import SpeculationSettings
 from shardnet.coordinator.requests.speculation import (
     FIRST_PROBE,
     INDEX_AT_ONCE,
+    MOST_PLACES,
     ModelSpeculation,
     NgramIndex,
     Speculator,
@@ -157,6 +159,33 @@ def test_a_place_near_the_end_goes_on_in_circles() -> None:
 def test_a_long_prompt_is_taken_in_piece_by_piece() -> None:
     index = NgramIndex(2, 4)
     assert [index.catch_up([1, 2] * 50, 40) for _ in range(3)] == [False, False, True]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 3), st.integers(0, 4))
+def test_what_is_found_is_the_longest_end_that_stood_there_before_at_its_latest_place(
+    tokens: list[int], least: int, more: int
+) -> None:
+    index, most = NgramIndex(least, least + more), least + more
+    while not index.catch_up(tokens, 7):
+        pass
+    expected: tuple[int, list[int]] = (0, [])
+    for size in range(min(most, len(tokens) - 1), least - 1, -1):
+        places = [end for end in range(size, len(tokens)) if tokens[end - size : end] == tokens[-size:]]
+        if places:
+            expected = (size, tokens[places[-1] : places[-1] + 1])
+            break
+    found = index.find(tokens, 1)
+    assert found == expected or len(tokens) > MOST_PLACES  # of more places than that only the latest are looked at
+
+
+def test_a_long_context_takes_a_dozen_bytes_a_token() -> None:
+    tokens, index = [(place * place) % 99_991 for place in range(40_000)], NgramIndex(2, 8)
+    tracemalloc.start()
+    while not index.catch_up(tokens):
+        pass
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 24 * len(tokens)
 
 
 def test_more_is_under_way_where_guesses_are_good_and_links_are_slow() -> None:
