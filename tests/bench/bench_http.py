@@ -1,4 +1,5 @@
-"""Many streaming chats at once through HTTP: shardnet over two nodes beside llama.cpp's own server on the same two cores. Prints JSON lines.
+"""Many streaming chats at once through HTTP: shardnet over two nodes beside llama.cpp's own server on the same two cores. Prints JSON lines,
+and on standard error how far it is.
 
     python -m tests.bench.bench_http [MODEL.gguf] --llama-server PROGRAM [--rpc-server PROGRAM] [--today FOLDER]
         [--clients 8] [--tokens 64] [--rounds 5] [--parts streams,one,shared] [--system 760]
@@ -119,6 +120,7 @@ class Bench:
         return await asyncio.gather(*(chat(server.address, messages, n_tokens, **more) for messages in chats))
 
     def _note(self, part: str, server: str, found: Round) -> None:
+        progress(f"{part} {server}: " + ", ".join(f"{key} {value:.3g}" for key, value in found.items()))
         self.rounds.setdefault((part, server), []).append(found)
 
     async def _streams(self) -> None:
@@ -176,6 +178,10 @@ class Bench:
 def spread(values: Sequence[float]) -> list[float]:
     """Returns: median, smallest, largest."""
     return [round(value, 4) for value in (median(values), min(values), max(values))]
+
+
+def progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def tell(**facts: object) -> None:
@@ -255,6 +261,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as resources:
             servers = serve(resources, model, Path(folder), arguments)
+            progress(f"up: {', '.join(server.name for server in servers)}")
             plain = resources.enter_context(PlainLlama(model, threads=1, n_ctx=1024))
             if spare:
                 os.sched_setaffinity(0, spare)
