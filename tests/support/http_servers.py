@@ -1,7 +1,7 @@
 """Servers of one model over two cores, as processes: shardnet over two nodes, and llama.cpp's own server, alone or over two RPC servers.
 
 Every one of them has the first two cores that we may use, and no others: a node or an RPC server one of them and one thread, all else both. Each ends
-with the `with` block; those of shardnet also with their owner, whatever ends it.
+with the `with` block, and with its owner, whatever ends that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 from urllib.error import URLError
@@ -23,6 +24,7 @@ import psutil
 
 from shardnet.bench.world import pin_process
 from shardnet.errors import DeadlineExceeded, ShardnetError
+from shardnet.lifecycle import die_with_parent
 from shardnet.local.processes import LocalSwarm
 from tests.support.free_ports import free_ports
 from tests.support.two_nodes import Halves
@@ -124,7 +126,12 @@ def llama_server(name: str, program: Path, model: Path, room: Room, rpc: Path | 
 
 def _start(command: Sequence[str], log: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
 
 
