@@ -64,14 +64,15 @@ def cut(model: Path, cache: Path, counts: Iterable[int], *, by_time: bool = Fals
     for count in counts:
         request = CutRequest(n_shards=count)
         if by_time and count > 1:
-            request = CutRequest(cuts=_cuts_by_time(model, count))
+            request = CutRequest(cuts=cuts_by_time(model, count))
         name = f"bench-{count}{'-even' if by_time else ''}"
         _, manifest = split_model(plan_split(model, request, name), cache)
         pipelines.append(Pipeline(count, manifest))
     return pipelines
 
 
-def _cuts_by_time(model: Path, count: int) -> tuple[int, ...]:
+def cuts_by_time(model: Path, count: int) -> tuple[int, ...]:
+    """Returns: where to cut so that each stage reads equally many bytes for a token. Raises: UsageError, FamilyRefused where it cannot be cut so."""
     header = read_model(model)
     stored, rules = shard_weights(header, layout_of(header)), families.rules_for(header)
     vocabulary = sum(field.end - field.start for key, field in header.fields.items() if key.startswith("tokenizer."))

@@ -84,9 +84,9 @@ def free_port() -> int:
         return port
 
 
-def halve(whole: Path, name: str, cache: Path) -> Halves:
-    """Cut a model in two."""
-    folder, _ = split_model(plan_split(whole, CutRequest(n_shards=2), name), cache)
+def halve(whole: Path, name: str, cache: Path, request: CutRequest | None = None) -> Halves:
+    """Cut a model in two: so that both take as much memory, or as `request` says."""
+    folder, _ = split_model(plan_split(whole, request or CutRequest(n_shards=2), name), cache)
     return Halves(name, whole, cache, folder)
 
 

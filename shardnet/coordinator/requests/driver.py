@@ -184,11 +184,10 @@ class Requests:
         self._queue.serve()
 
     def _chunk(self, generation: Generation, route: Route) -> int:
-        """Returns: how many tokens of a prompt go at a time: few where others decode on the same stages."""
+        """Returns: how many tokens of a prompt go at a time: few where others decode on the same stages, or will before this prompt is through."""
         nodes = set(route.node_ids)
         is_alone = not any(
-            one.generation.n_generated and one.generation is not generation and nodes.intersection(one.generation.nodes)
-            for one in self.running
+            one.generation is not generation and nodes.intersection(one.generation.nodes) for one in self.running
         )
         chunks = self._swarm.chunks(route, len(generation.spec.prompt))
         return chunks.alone if is_alone else chunks.beside

@@ -2,12 +2,13 @@
 
 Decode steps, of one row each, go together where they run through one chain, as many as fit: llama.cpp keeps each sequence's KV apart. A prompt
 chunk, of more rows, goes alone, since it fills the machine by itself. Where both wait they take turns, so that neither a long prompt stops the
-writers nor many writers a prompt. Nobody lingers: what waits now is what runs now.
+writers nor many writers a prompt: behind a chunk every sequence that waits runs one step before the next chunk does, also where the steps go one by
+one, so that no token waits for more than one chunk. Nobody lingers: what waits now is what runs now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 
 
@@ -30,12 +31,12 @@ class Waiting:
     max_rows: int
 
 
-def next_batch(waiting: Iterable[Waiting], *, last_was_decode: bool) -> list[Waiting]:
+def next_batch(waiting: Iterable[Waiting], *, owed: Collection[Hashable]) -> list[Waiting]:
     """Choose the steps that run now, in order of arrival; empty only if nothing waits.
 
     Args:
         waiting: in order of arrival.
-        last_was_decode: the batch before this one was of decode steps: a prompt chunk is next, if there is one.
+        owed: sequences whose next step, if it is a decode step, runs before another prompt chunk.
     """
     seen: set[Hashable] = set()
     prompt: Waiting | None = None
@@ -48,7 +49,7 @@ def next_batch(waiting: Iterable[Waiting], *, last_was_decode: bool) -> list[Wai
             prompt = prompt or step
         else:
             decodes.setdefault(step.chain, []).append(step)
-    if prompt is not None and (last_was_decode or not decodes):
+    if prompt is not None and not any(step.sequence in owed for group in decodes.values() for step in group):
         return [prompt]
     if not decodes:
         return []

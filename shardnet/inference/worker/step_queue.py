@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -48,7 +48,9 @@ class StepQueue:
         self.runs: Runs
         self.waiting: dict[int, tuple[Waiting, Task]] = {}
         self._tickets = 0
-        self._last_was_decode = False
+        self._owed: set[Hashable] | None = (
+            None  # sequences that run a step before another prompt chunk; None: a chunk has just run
+        )
         self._holds = False  # a row is done and not sent yet
 
     def put(self, task: Task) -> None:
@@ -72,7 +74,9 @@ class StepQueue:
 
     def run_batch(self) -> float | None:
         """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
-        chosen = next_batch((w for w, _ in self.waiting.values()), last_was_decode=self._last_was_decode)
+        if self._owed is None:
+            self._owed = {w.sequence for w, _ in self.waiting.values() if not w.is_prompt}
+        chosen = next_batch((w for w, _ in self.waiting.values()), owed=self._owed)
         began_s = time.perf_counter()
         tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
         rows = {ticket: row for ticket in tickets if isinstance(row := self.waiting[ticket][1].row, Row)}
@@ -86,7 +90,10 @@ class StepQueue:
                 return choice.wait_s
             are_neighbours = bool(choice.tickets)
             tickets = choice.tickets or tickets
-        self._last_was_decode = not chosen[0].is_prompt
+        if chosen[0].is_prompt:
+            self._owed = None
+        elif self._owed:
+            self._owed.difference_update(self.waiting[ticket][0].sequence for ticket in tickets)
         tasks = [self.waiting.pop(ticket)[1] for ticket in tickets]
         if are_rows and len(tasks) == 1 and self.runs.run_short(rows[tickets[0]]):
             self._holds = not self._holds and may_hold(len(waiting), len(slots) - len(waiting), stages)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from shardnet.inference.worker.batching import Waiting, next_batch
 
 
@@ -17,23 +19,27 @@ def tickets(batch: list[Waiting]) -> list[int]:
     return [step.ticket for step in batch]
 
 
+def writers(waiting: list[Waiting]) -> set[Hashable]:
+    return {step.sequence for step in waiting if not step.is_prompt}
+
+
 def drain(waiting: list[Waiting]) -> list[list[int]]:
     """Run until nothing waits."""
-    batches, last_was_decode = [], False
+    batches, owed = [], writers(waiting)
     while waiting:
-        batch = next_batch(waiting, last_was_decode=last_was_decode)
-        last_was_decode = not batch[0].is_prompt
+        batch = next_batch(waiting, owed=owed)
+        owed = writers(waiting) if batch[0].is_prompt else owed - {step.sequence for step in batch}
         batches.append(tickets(batch))
         waiting = [step for step in waiting if step.ticket not in batches[-1]]
     return batches
 
 
 def test_nothing_waits_nothing_runs() -> None:
-    assert next_batch([], last_was_decode=False) == []
+    assert next_batch([], owed=()) == []
 
 
 def test_one_step_alone_runs_at_once() -> None:
-    assert tickets(next_batch([decode(1, "x")], last_was_decode=True)) == [1]
+    assert tickets(next_batch([decode(1, "x")], owed=())) == [1]
 
 
 def test_decode_steps_of_all_sequences_run_together() -> None:
@@ -69,12 +75,19 @@ def test_prompt_chunks_run_one_at_a_time() -> None:
     assert drain([prompt(0, "a"), prompt(1, "b")]) == [[0], [1]]
 
 
+def test_writers_that_go_one_by_one_wait_for_one_chunk_between_them_not_for_one_each() -> None:
+    waiting = [prompt(0, "p"), *(decode(1 + i, f"s{i}", max_rows=1) for i in range(4)), prompt(9, "p")]
+    assert drain(waiting) == [[1], [2], [3], [4], [0], [9]]
+    assert tickets(next_batch(waiting[3:], owed={"s2", "s3"})) == [3]
+    assert tickets(next_batch(waiting[3:], owed={"s0", "s1"})) == [9], "these two have run"
+
+
 def test_many_writers_do_not_stop_a_prompt() -> None:
     waiting = [decode(i, f"s{i}") for i in range(4)] + [prompt(9, "p")]
-    assert tickets(next_batch(waiting, last_was_decode=True)) == [9]
+    assert tickets(next_batch(waiting, owed=())) == [9]
 
 
 def test_the_group_that_waited_longest_goes_first() -> None:
     waiting = [decode(3, "a", "x"), decode(4, "b", "y"), decode(5, "c", "x")]
-    assert tickets(next_batch(waiting, last_was_decode=False)) == [3, 5]
-    assert tickets(next_batch(waiting[1:], last_was_decode=False)) == [4]
+    assert tickets(next_batch(waiting, owed=())) == [3, 5]
+    assert tickets(next_batch(waiting[1:], owed=())) == [4]
