@@ -64,7 +64,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "node_waits": (
         "NODE",
         "No shard is held here: the coordinator gives this node one in a moment, or keeps it as a spare if others hold every layer; "
-        "`shardnet status` shows which. Nothing is to be done here",
+        "`shardnet status` shows which. What is cut on this machine from now on is found when the node starts again",
     ),
     "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),

@@ -1,4 +1,4 @@
-"""What typer says of a word that is no command and of a value that is missing or cannot be used, in our own words."""
+"""What typer says of a word that is no command, of a flag that is none, and of a value that is missing or cannot be used, in our own words."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ MEANT = {
     "invite": "`shardnet swarm invite` prints a join token for the next machine",
     "diagnose": "`shardnet doctor` looks at this machine and its swarm, and says what to do",
     "log": "`shardnet logs` shows the lines of all machines",
+    "init": "nothing has to be set up for one machine: `shardnet coordinator` makes a swarm when it first starts; `shardnet swarm init` too",
+    "rm": "a model is a folder in models_cache/shards: remove that one while no daemon runs it",
+    "web": "`shardnet coordinator` serves a web page, at http://127.0.0.1:8080/ if nothing else is said",
     "help": "`shardnet --help`, or `shardnet COMMAND --help`",
     "version": "`shardnet --version`",
 }
@@ -32,8 +35,21 @@ ALSO = {
     "download": "pull", "get": "pull", "add": "pull", "import": "pull",
     "ls": "list", "ps": "list", "models": "list", "nodes": "list", "peers": "list", "info": "list", "show": "list", "top": "list",
     "kill": "stop", "down": "stop", "quit": "stop", "quantize": "convert", "quantise": "convert", "shard": "convert",
+    "remove": "rm", "delete": "rm", "setup": "init", "ui": "web", "webui": "web", "gui": "web", "dashboard": "web", "open": "web",
     "token": "invite", "check": "diagnose", "debug": "diagnose", "tail": "log", "journal": "log",
 }  # fmt: skip
+
+_ADDRESSES = ("--api", "--listen", "--coordinator")
+_MODELS = ("--model", "--models-cache", "--shard")
+FLAGS = {
+    "--port": _ADDRESSES, "--host": _ADDRESSES, "--bind": _ADDRESSES, "--address": _ADDRESSES, "--url": _ADDRESSES, "--server": _ADDRESSES,
+    "--model": _MODELS, "-m": _MODELS, "--model-path": _MODELS, "--models": _MODELS,
+    "-n": ("--max-tokens", "--shards"), "--num-predict": ("--max-tokens",), "--n-predict": ("--max-tokens",),
+    "--gpu": ("--n-gpu-layers",), "--gpus": ("--n-gpu-layers",), "--gpu-layers": ("--n-gpu-layers",), "--ngl": ("--n-gpu-layers",),
+    "-c": ("--n-ctx", "--config"), "--ctx-size": ("--n-ctx",), "--context": ("--n-ctx",), "-t": ("--threads",), "--parallel": ("--n-seq",),
+    "-o": ("--out",), "--output": ("--out",), "--parts": ("--shards",),
+}  # fmt: skip
+"""Flags that other tools have, and what may be meant; those that a command has are named, in the words of its help."""
 
 
 class InOurWords(TyperGroup):
@@ -73,3 +89,19 @@ class InOurWords(TyperGroup):
             elif not error.message and (told := getattr(error.param, "help", None)):
                 error.message = told
             raise
+        except typer.TyperException as error:
+            if told := _flags_meant(error):
+                raise UsageError(told) from None
+            raise
+
+
+def _flags_meant(error: typer.TyperException) -> str:
+    """Returns: which flags of the command may be meant by one that it lacks; "" for any other error, or where none is known."""
+    context, wanted = getattr(error, "ctx", None), getattr(error, "option_name", "")
+    if context is None or not hasattr(error, "possibilities"):
+        return ""
+    there = {flag: one for one in context.command.params for flag in one.opts if getattr(one, "help", None)}
+    meant = [
+        f"{flag} ({there[flag].help.split('. ')[0].rstrip('.')})" for flag in FLAGS.get(wanted, ()) if flag in there
+    ]
+    return f"`{context.command_path}` has no {wanted}: it has {', '.join(meant)}" if meant else ""

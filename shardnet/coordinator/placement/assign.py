@@ -313,7 +313,7 @@ def _check_held(manifest: Manifest, nodes: Sequence[NodeOffer], seeded: frozense
     if unheld:
         raise PlacementError(
             f"model {manifest.name}: {layer_list(manifest, unheld)} are on no connected node; "
-            "start a node whose models cache holds them"
+            "start a node whose models cache holds them, anew if it ran before they were cut: a node looks there when it starts"
         )
     barred = [shard for shard in everything if not any(offer.may_hold(shard, seeded) for offer in nodes)]
     if barred:

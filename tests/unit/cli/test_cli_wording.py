@@ -9,7 +9,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from shardnet.cli import app
-from shardnet.cli.wording import ALSO, MEANT
+from shardnet.cli.wording import ALSO, FLAGS, MEANT
 from shardnet.errors import UsageError
 
 
@@ -56,6 +56,36 @@ def test_no_summary_is_cut_off_in_eighty_columns(group: list[str]) -> None:
 def test_a_word_that_other_tools_have_is_answered_with_ours(word: str, ours: str) -> None:
     with pytest.raises(UsageError, match=f"there is no `shardnet {word}`.*`shardnet {ours}"):
         CliRunner().invoke(app, [word], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        ("coordinator --port 8080", ["--api (HTTP API)", "--listen (TLS links of nodes)"]),
+        ("coordinator --host=0.0.0.0", ["--api (HTTP API)"]),
+        ("node --model smollm2", ["--models-cache (", "--shard (Bind this node to a shard"]),
+        ("generate hi -n 10", ["--max-tokens (Length of the answer at most"]),
+        ("generate hi -m smollm2", ["--model (Name or id"]),
+        ("split m.gguf -n 3", ["--shards ("]),
+    ],
+)
+def test_a_flag_that_other_tools_have_is_answered_with_those_of_the_command(arguments: str, ours: list[str]) -> None:
+    """`coordinator --port` was answered with --dht-port, `node --model` with --help."""
+    with pytest.raises(UsageError, match="` has no -") as refused:
+        CliRunner().invoke(app, arguments.split(), catch_exceptions=False)
+    assert [one for one in ours if one not in str(refused.value)] == []
+
+
+def test_a_flag_that_nobody_has_is_answered_as_before() -> None:
+    result = CliRunner().invoke(app, ["generate", "hi", "--nonsense"])
+    assert result.exit_code == 2
+    assert "No such option: --nonsense" in result.stderr
+
+
+def test_every_flag_that_is_named_instead_of_another_is_one_of_a_command() -> None:
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    there = {flag for command in commands for param in command.params for flag in param.opts}
+    assert {flag for meant in FLAGS.values() for flag in meant} <= there
 
 
 def test_no_word_of_other_tools_hides_a_command_and_all_that_is_named_is_there() -> None:
