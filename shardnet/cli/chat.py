@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shardnet.cli import completing
+from shardnet.cli.options import Api
 
 
 def chat(
@@ -22,12 +23,7 @@ def chat(
     ] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save FILE.json kept.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are, not as Markdown.")] = False,
-    api: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
-        ),
-    ] = None,
+    api: Api = None,
 ) -> None:
     """Talk with a model of the swarm in the terminal. /help in it lists its commands.
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from shardnet.cli.options import AsJson
+
 if TYPE_CHECKING:
     from shardnet.configuration.daemons import Daemon
     from shardnet.configuration.showing import Row
 
 DaemonName = Literal["node", "coordinator"]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 config = typer.Typer(help="Show and check what a daemon's settings come to.", no_args_is_help=True)
 

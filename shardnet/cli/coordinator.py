@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shardnet.cli import completing
+from shardnet.cli.options import LogFormat, LogLevel, MetricsListen
 
 
 def coordinator(
@@ -57,13 +57,7 @@ def coordinator(
     n_batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens in one batch at most. [default: 512]")
     ] = None,
-    metrics_listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
-        ),
-    ] = None,
+    metrics_listen: MetricsListen = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -71,22 +65,8 @@ def coordinator(
             help="Settings file; `shardnet config show coordinator --defaults` prints one with every key.",
         ),
     ] = None,
-    log_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|pretty|json",
-            help="How log lines look. [default: auto]",
-            autocompletion=completing.words("auto", "pretty", "json"),
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option(
-            metavar="debug|info|warning|error",
-            help="Which log lines are written. [default: info]",
-            autocompletion=completing.words("debug", "info", "warning", "error"),
-        ),
-    ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Place shards, run requests, serve the OpenAI API.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 
+from shardnet.cli.options import AsJson
+
 
 def devices(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the processor and each GPU, with memory."""
     from shardnet.inference.llama.devices import all_devices

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli.options import Api, AsJson
+
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
     config: Annotated[
         Path | None,
         typer.Option(help="The settings file of the daemon that runs here, a node's or the coordinator's."),
@@ -18,12 +20,7 @@ def doctor(
     models_cache: Annotated[
         Path | None, typer.Option(help="Folder of shards; models_cache if nothing is said.")
     ] = None,
-    api: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
-        ),
-    ] = None,
+    api: Api = None,
 ) -> None:
     """Check this machine and its swarm.
 

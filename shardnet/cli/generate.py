@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from shardnet.cli import completing
+from shardnet.cli.options import Api
 
 
 def generate(
@@ -70,12 +71,7 @@ def generate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead.")] = False,
-    api: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
-        ),
-    ] = None,
+    api: Api = None,
 ) -> None:
     """Ask the model, and print the answer token by token. Ctrl-C ends it, and frees its place on every node.
 

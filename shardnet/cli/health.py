@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from shardnet.cli.options import AsJson
+
 
 def health(
     name: Annotated[
@@ -17,7 +19,7 @@ def health(
             "--ready", help="It has to be of use, too: a node has joined, a coordinator has a model that answers."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether the daemons of this home are well.
 

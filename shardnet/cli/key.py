@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from shardnet.cli import completing
+from shardnet.cli.options import AsJson
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 Name = Annotated[str, typer.Argument(help="Who or what uses it: laptop, alice, my-agent.")]
 
 key = typer.Typer(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shardnet.cli.options import Api
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -33,9 +35,7 @@ def logs(
         typer.Option("--lines", "-n", min=0, help="The newest so many. [default: 100; all with --since or --grep]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, for programs.")] = False,
-    api: Annotated[
-        str | None, typer.Option(metavar="URL", help="The coordinator's API. [default: $SHARDNET_API]")
-    ] = None,
+    api: Api = None,
 ) -> None:
     """Show the log lines of all daemons in one stream, by time.
 

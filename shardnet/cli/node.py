@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shardnet.cli import completing
+from shardnet.cli.options import LogFormat, LogLevel, MetricsListen
 
 
 def node(
@@ -82,35 +83,15 @@ def node(
             autocompletion=completing.words("auto"),
         ),
     ] = None,
-    metrics_listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Gives /metrics, and nothing else, to whoever reaches it; nowhere if nothing is said.",
-        ),
-    ] = None,
+    metrics_listen: MetricsListen = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Settings file; `shardnet config show node --defaults` prints one with every key."
         ),
     ] = None,
-    log_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|pretty|json",
-            help="How log lines look. [default: auto]",
-            autocompletion=completing.words("auto", "pretty", "json"),
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option(
-            metavar="debug|info|warning|error",
-            help="Which log lines are written. [default: info]",
-            autocompletion=completing.words("debug", "info", "warning", "error"),
-        ),
-    ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Run a node: keep shards in memory, and run them.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shardnet.cli.options import Api, AsJson
+
 if TYPE_CHECKING:
     from shardnet.coordinator.placement.assign import NodeOffer
     from shardnet.coordinator.placement.law import LinkTime, Pace
@@ -47,13 +49,8 @@ def plan(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="For `measured`: CPU threads; 0: all cores.")] = 0,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt before the first token.")] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    api: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
-        ),
-    ] = None,
+    as_json: AsJson = False,
+    api: Api = None,
 ) -> None:
     """Predict speed and memory of each layout of a model.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shardnet.cli import completing
+from shardnet.cli.options import LogFormat, LogLevel
 
 CoordinatorOption = Annotated[
     str | None,
@@ -49,22 +50,8 @@ def seed(
         ),
     ] = False,
     config: ConfigOption = None,
-    log_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|pretty|json",
-            help="How log lines look. [default: auto]",
-            autocompletion=completing.words("auto", "pretty", "json"),
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option(
-            metavar="debug|info|warning|error",
-            help="Which log lines are written. [default: info]",
-            autocompletion=completing.words("debug", "info", "warning", "error"),
-        ),
-    ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Give every shard in a folder to the swarm, until stopped. Runs nothing, and needs little memory.
 
@@ -108,22 +95,8 @@ def fetch(
     bootstrap: BootstrapOption = None,
     listen: ListenOption = None,
     config: ConfigOption = None,
-    log_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|pretty|json",
-            help="How log lines look. [default: auto]",
-            autocompletion=completing.words("auto", "pretty", "json"),
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option(
-            metavar="debug|info|warning|error",
-            help="Which log lines are written. [default: warning]",
-            autocompletion=completing.words("debug", "info", "warning", "error"),
-        ),
-    ] = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print what was fetched as JSON.")] = False,
 ) -> None:
     """Take a whole model from the swarm into a folder, verified.

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shardnet.cli.options import Api, AsJson
+
 if TYPE_CHECKING:
     from shardnet.coordinator.api.client import ApiClient
 
@@ -14,15 +16,10 @@ WIDTH = 64
 
 
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(metavar="SECONDS", min=0.2, max=3600, help="How often --watch looks.")] = 1.0,
-    api: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="The coordinator's API. [default: $SHARDNET_API, else this machine's coordinator]"
-        ),
-    ] = None,
+    api: Api = None,
 ) -> None:
     """Show nodes, layers and who holds them, loads in progress."""
     import json
