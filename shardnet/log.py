@@ -8,6 +8,7 @@ are never logged; `_redact` is the last fence.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import string
 import sys
@@ -172,6 +173,17 @@ SECRET_KEYS = frozenset(
 Event = MutableMapping[str, Any]
 
 
+class _Lines(structlog.PrintLogger):
+    """Writes lines, as long as somebody takes them: a terminal that is gone or a disk that is full ends no daemon."""
+
+    def msg(self, message: str) -> None:
+        """Write one line."""
+        with contextlib.suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
+
+
 def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: TextIO | None = None) -> None:
     """Set up logging for this process. `auto` and `pretty` write sentences; into anything but a terminal `auto` writes the date too."""
     stream = stream or sys.stderr
@@ -190,7 +202,7 @@ def configure(*, level: LogLevel = "info", form: LogFormat = "auto", stream: Tex
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(

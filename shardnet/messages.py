@@ -209,7 +209,7 @@ class Hello(Message):
     run_id: CommandId | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="drawn at each start of a node: two at once with one node_id are two processes with one key, as where a home was copied",
+        description="drawn at each start: two at once with one node_id are two processes with one key, as where a home was copied",
     )
     listen: Address | None = Field(default=None, description="where others may dial this daemon")
     trouble: str = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,15 +78,22 @@ def said(line: str) -> str:
     return line[1:] if line.startswith("//") else line
 
 
-def help_lines() -> list[str]:
-    """Returns: every command, a line each."""
+def help_lines(columns: int) -> list[str]:
+    """Returns: every command, in lines of at most so many characters."""
     heads = {name: f"/{name} {argument}".rstrip() for name, (argument, _) in HELP.items()}
     width = max(map(len, heads.values()))
-    return [f"{heads[name]:<{width}}  {text}" for name, (_, text) in HELP.items()] + [
-        "",
+    shown = []
+    for name, (_, text) in HELP.items():
+        shown += textwrap.wrap(
+            text, columns, initial_indent=f"{heads[name]:<{width}}  ", subsequent_indent=" " * (width + 2)
+        )
+    shown.append("")
+    for text in (
         'A line that ends with \\ goes on in the next one; """ begins and ends a text of several lines.',
         "Ctrl-C breaks an answer off; what came of it stays.",
-    ]
+    ):
+        shown += textwrap.wrap(text, columns)
+    return shown
 
 
 def option(argument: str) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -134,7 +135,7 @@ class Talk:
     def _obey(self, command: Command, lines: Lines) -> None:
         match command.name:
             case "help":
-                self._show(help_lines())
+                self._show(help_lines(shutil.get_terminal_size().columns))
             case "thoughts":
                 self._screen.say(self._thoughts or "the model told no thoughts")
             case "retry":

@@ -191,6 +191,11 @@ def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
             for one in node["held"]
             if one["loaded"] and one["memory_mode"] == "streamed"
         ]
+        shown += [
+            f"  ⚠️  shard {one['shard_id']} of {one['model']}: {one['file_trouble']}"
+            for one in node["held"]
+            if one["file_trouble"]
+        ]
         shown += [f"  ⚠️  {sentence}" for sentence in node["reach"]]
         for load in node["loading"]:
             shown.append(f"  {_load_line(load)}")

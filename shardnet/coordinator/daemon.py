@@ -34,6 +34,7 @@ from shardnet.coordinator.nodes.loads import Loader
 from shardnet.coordinator.nodes.measuring import keep_measured
 from shardnet.coordinator.nodes.peers import Peers
 from shardnet.coordinator.nodes.seeders import Seeders
+from shardnet.coordinator.nodes.visitors import Visitors
 from shardnet.coordinator.nodes.weights_relay import WeightsRelay
 from shardnet.coordinator.page import meter
 from shardnet.coordinator.page.endpoints import Page, load_assets
@@ -131,6 +132,7 @@ class Coordinator:
         self._identity: Identity
         self._doors: Doors | None = None
         self._a_node: str | None = None
+        self._visitors = Visitors()
         self._epoch = 0
         self._is_over = False
         self._began_s = time.monotonic()
@@ -303,7 +305,12 @@ class Coordinator:
         if self._stopping.is_set():
             raise Busy("the coordinator is stopping", retry_after_s=5)
         if hello.role == "client":
-            connection.set_handler(lambda frame: self._frames.take_of_client(connection, frame), lambda _error: None)
+            self._check_not_copied(hello)
+            self._visitors.add(hello.node_id, hello.run_id, hello.name, connection)
+            connection.set_handler(
+                lambda frame: self._frames.take_of_client(connection, frame),
+                lambda _error: self._visitors.remove(hello.node_id, connection),
+            )
             return self._welcome()
         if hello.role != "node":
             raise PeerRefused(f"this port takes nodes, not a {hello.role}: programs use the HTTP API")
@@ -324,13 +331,16 @@ class Coordinator:
 
     def _check_not_copied(self, hello: Hello) -> None:
         """Raises: PeerRefused if another process is connected with this node's key; one that died is dropped within seconds."""
-        first, connection = self._cluster.nodes.get(hello.node_id), self._peers.connection(hello.node_id)
-        if first is None or connection is None or not connection.is_open or hello.run_id is None:
+        if hello.run_id is None:
             return
-        if first.run_id not in (None, hello.run_id):
-            where = f" at {first.address}" if first.address else ""
+        first, connection = self._cluster.nodes.get(hello.node_id), self._peers.connection(hello.node_id)
+        label, where = self._visitors.other_run(hello.node_id, hello.run_id), ""
+        is_here = first is not None and connection is not None and connection.is_open
+        if first is not None and is_here and first.run_id not in (None, hello.run_id):
+            label, where = first.label, f" at {first.address}" if first.address else ""
+        if label is not None:
             raise PeerRefused(
-                f"a node with the same key runs already: {first.label}{where}. If this home is a copy of that one's, delete nodes/{hello.name} in it "
+                f"a node with the same key runs already: {label}{where}. If this home is a copy of that one's, delete nodes/{hello.name} in it "
                 "and run `shardnet join TOKEN` with a new token (at the owner's: start it again), for a key of its own; a node that has just "
                 "died is forgotten within seconds",
                 reason=COPIED,

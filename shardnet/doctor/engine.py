@@ -16,7 +16,7 @@ from shardnet.inference.engine.spawning import how_it_ended
 from shardnet.limits.cgroups import read_text
 from shardnet.packages import LLAMA, installed, required
 
-TIMEOUT_S = 9.0
+TIMEOUT_S = 15.0
 """A second or two on an idle machine; a driver that hangs would never come back."""
 BUILT_FOR = {"AVX": "avx", "AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "BMI2": "bmi2", "AVX512": "avx512f"}
 """What llama.cpp calls an instruction set, and what Linux calls it. Source: ggml-cpu.cpp (features), proc_cpuinfo(5)."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from shardnet.coordinator.api.client import find_api
 from shardnet.doctor import cache, engine, machine, membership, network, ports, software, swarm
@@ -19,7 +20,7 @@ from shardnet.swarm.whereabouts import advertised_address
 
 LIMIT_S = 4.0
 """For every check; they begin together."""
-LONGER_S = {"llama.cpp": 10.0}
+LONGER_S = {"llama.cpp": 16.0}
 """For loading a library of 100 MB and the drivers of GPUs, on a busy machine."""
 
 AGAIN = "Run it again when this machine has less to do; if that does not help, what it asks hangs"
@@ -79,10 +80,12 @@ def _certificates(subject: Subject) -> list[Finding]:
 
 
 def _swarm_and_clock(subject: Subject) -> list[Finding]:
-    known = read_coordinator_addresses(subject.home)
+    known, given = read_coordinator_addresses(subject.home), subject.node.node.coordinator
+    door = parse_address(given, what="node.coordinator") if given else known.nodes
     facts = swarm.look_at_swarm(
         find_api(subject.api),
-        is_expected=subject.api is not None or known.nodes is not None,
+        is_expected=subject.api is not None or known.api is not None,
+        door=door,
         running=_running_nodes(subject.home),
     )
     clock = membership.look_at_clock(subject.home, swarm.coordinator_clock_s(facts), subject.node.dht.max_clock_skew_s)
@@ -104,10 +107,15 @@ def _running_nodes(home: Home) -> dict[str, str]:
 
 
 def _ports(subject: Subject) -> list[Finding]:
-    is_coordinator = subject.of_coordinator or ports.has_run_a_coordinator(subject.home)
+    known = read_coordinator_addresses(subject.home)
+    used = {one.port for one in (known.nodes, known.enrol, known.api, known.dht) if one is not None}
+    has_run = ports.has_run_a_coordinator(subject.home)
     wanted = [
-        *ports.coordinator_ports(subject.coordinator, is_certain=is_coordinator),
-        *ports.node_ports(subject.node, is_certain=subject.of_node),
+        *(
+            replace(one, is_certain=subject.of_coordinator or (has_run and one.address[1] in used))
+            for one in ports.coordinator_ports(subject.coordinator)
+        ),
+        *(replace(one, is_certain=subject.of_node) for one in ports.node_ports(subject.node)),
     ]
     return ports.port_findings(ports.look_at_ports(wanted, subject.home))
 

@@ -242,7 +242,10 @@ def look_at_certificates(home: Home) -> list[CertificateFacts]:
     revoked = read_records(home.revoked, REVOCATIONS, {})
     for path in sorted(home.nodes.glob("*/cert.pem")):
         name, source = path.parent.name, str(path)
-        key = authority.parse_key(read_private(path.with_name("key.pem")), source=source)
+        try:
+            key = authority.parse_key(read_private(path.with_name("key.pem")), source=source)
+        except ShardnetError:
+            continue  # the check of the home tells of it
         node_id = authority.id_of(key.public_key())
         gone_s = revoked[node_id].revoked_at_s if node_id in revoked else None
         ends = certificate_ends(read_public(path), ca, node_id)

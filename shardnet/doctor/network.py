@@ -136,6 +136,7 @@ def proxy_findings(environ: Mapping[str, str], api_host: str) -> list[Finding]:
     proxies = {scheme: url for scheme, url in _proxies(environ).items() if scheme in ("http", "all") and url}
     if not proxies:
         return [Finding("proxies", "ok", "no proxy stands between programs here and the API")]
+    names = ",".join(dict.fromkeys((api_host, "localhost", "127.0.0.1")))
     if proxy_bypass_environment(api_host, _proxies(environ)):
         return [Finding("proxies", "ok", f"a proxy is set, and not for {api_host}")]
     return [
@@ -143,7 +144,7 @@ def proxy_findings(environ: Mapping[str, str], api_host: str) -> list[Finding]:
             "proxies",
             "warning",
             f"a proxy is set for HTTP, and NO_PROXY does not name {api_host}: curl and OpenAI clients here would ask the proxy for the API",
-            f"Run `export NO_PROXY={api_host},localhost,127.0.0.1` where they run",
+            f"Run `export NO_PROXY={names}` where they run",
         )
     ]
 

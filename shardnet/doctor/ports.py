@@ -6,7 +6,7 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import psutil
@@ -85,7 +85,7 @@ def _about(facts: PortFacts) -> Finding:
     )
 
 
-def node_ports(settings: NodeSettings, *, is_certain: bool) -> list[PortWanted]:
+def node_ports(settings: NodeSettings) -> list[PortWanted]:
     """Returns: what a node with these settings listens at. Raises: UsageError for an address that is none."""
     listen = parse_host_port(settings.node.listen, what="node.listen")
     wanted = [PortWanted("links of other nodes", "node.listen (--listen)", listen)]
@@ -95,10 +95,10 @@ def node_ports(settings: NodeSettings, *, is_certain: bool) -> list[PortWanted]:
     if settings.dht.enabled:
         host = settings.dht.listen_host or listen[0]
         wanted.append(PortWanted("a node's DHT", "dht.listen_port", (host, settings.dht.listen_port), "UDP"))
-    return [replace(one, is_certain=is_certain) for one in wanted]
+    return wanted
 
 
-def coordinator_ports(settings: CoordinatorSettings, *, is_certain: bool) -> list[PortWanted]:
+def coordinator_ports(settings: CoordinatorSettings) -> list[PortWanted]:
     """Returns: what a coordinator with these settings listens at. Raises: UsageError for an address that is none."""
     listen = settings.listen
     nodes = parse_host_port(listen.nodes, what="listen.nodes")
@@ -112,7 +112,7 @@ def coordinator_ports(settings: CoordinatorSettings, *, is_certain: bool) -> lis
     if settings.dht.enabled:
         where = (settings.dht.listen_host or nodes[0], settings.dht.listen_port)
         wanted.append(PortWanted("the coordinator's DHT", "dht.listen_port (--dht-port)", where, "UDP"))
-    return [replace(one, is_certain=is_certain) for one in wanted]
+    return wanted
 
 
 def look_at_ports(wanted: list[PortWanted], home: Home) -> list[PortFacts]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardnet import __version__
@@ -12,9 +13,10 @@ from shardnet.coordinator.api.client import ApiClient
 from shardnet.doctor.findings import Finding, Level
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.ids import short
+from shardnet.messages import Address
 
 Json = dict[str, Any]
-CHECKS = ("coordinator", "nodes", "links", "models", "versions", "DHT")
+DIAL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class SwarmFacts:
         status: its `/status`; None: it could not be asked, and `trouble` says why.
         is_expected: there should be one: this machine's user named it, or it has run here, or a daemon here has met it.
         here_s: this machine's clock when `status` was made, as near as can be told.
+        door: where nodes join, as this home knows it; "" if it does not. `door_trouble`: why it cannot be reached from here; "" if it can.
         running: node id -> name of the nodes that run on this machine, of this home.
     """
 
@@ -34,20 +37,40 @@ class SwarmFacts:
     trouble: str = ""
     is_expected: bool = False
     here_s: float = 0.0
+    door: str = ""
+    door_trouble: str = ""
     running: dict[str, str] = field(default_factory=dict)
 
 
-def look_at_swarm(api: str, *, is_expected: bool, running: dict[str, str]) -> SwarmFacts:
-    """Gather."""
+def look_at_swarm(api: str, *, is_expected: bool, door: Address | None, running: dict[str, str]) -> SwarmFacts:
+    """Gather: ask the HTTP API, and open a connection where nodes join, which says nothing."""
+    told = SwarmFacts(
+        api,
+        is_expected=is_expected,
+        door=str(door or ""),
+        door_trouble=_dial(door) if door is not None else "",
+        running=running,
+    )
     try:
         with ApiClient(api) as client:
             began_s = time.time()
             status = client.get("/status")
-            return SwarmFacts(api, status, here_s=(began_s + time.time()) / 2, is_expected=is_expected, running=running)
+            return replace(told, status=status, here_s=(began_s + time.time()) / 2)
     except UsageError as error:  # it wants a key
-        return SwarmFacts(api, trouble=f"{api} does not tell: {error}", is_expected=is_expected, running=running)
+        return replace(told, trouble=f"{api} does not tell: {error}")
     except ShardnetError as error:
-        return SwarmFacts(api, trouble=str(error), is_expected=is_expected, running=running)
+        return replace(told, trouble=str(error))
+
+
+def _dial(door: Address) -> str:
+    """Returns: why nobody can be reached there; "" if somebody can."""
+    try:
+        socket.create_connection((door.host, door.port), DIAL_S).close()
+    except TimeoutError:
+        return f"nothing answers within {DIAL_S:g} s: a firewall in between drops it, or that machine is off"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
 
 
 def coordinator_clock_s(facts: SwarmFacts) -> float | None:
@@ -61,8 +84,7 @@ def coordinator_clock_s(facts: SwarmFacts) -> float | None:
 def swarm_findings(facts: SwarmFacts) -> list[Finding]:
     """Decide about all of it."""
     if facts.status is None:
-        level: Level = "warning" if facts.is_expected or facts.running else "note"
-        return [Finding("coordinator", level, facts.trouble, "What the swarm is like is not looked at")]
+        return _without_status(facts)
     status = facts.status
     nodes = status["nodes"]
     return [
@@ -73,6 +95,20 @@ def swarm_findings(facts: SwarmFacts) -> list[Finding]:
         *_versions(status["coordinator"], nodes),
         *_dht(status["coordinator"], nodes),
     ]
+
+
+def _without_status(facts: SwarmFacts) -> list[Finding]:
+    if facts.door_trouble:
+        level: Level = "fault" if facts.running else "warning"
+        remedy = (
+            "Start the coordinator, or let TCP through to that port; if it is elsewhere now, name it with --coordinator"
+        )
+        return [Finding("coordinator", level, f"nodes here would join at {facts.door}: {facts.door_trouble}", remedy)]
+    level = "warning" if facts.is_expected or (facts.running and not facts.door) else "note"
+    if facts.door:
+        what = f"it is reached at {facts.door}, where nodes join, and not at its HTTP API: {facts.trouble}"
+        return [Finding("coordinator", level, what, "What the swarm is like is not looked at")]
+    return [Finding("coordinator", level, facts.trouble, "What the swarm is like is not looked at")]
 
 
 def _coordinator(about: Json, facts: SwarmFacts) -> list[Finding]:
@@ -103,6 +139,13 @@ def _nodes(nodes: list[Json], running: dict[str, str]) -> list[Finding]:
                 )
             )
     for node in nodes:
+        found += [
+            Finding(
+                "nodes", "warning", f"{node['name']}: shard {one['shard_id']} of {one['model']}: {one['file_trouble']}"
+            )
+            for one in node["held"]
+            if one["file_trouble"]
+        ]
         found += [Finding("nodes", "warning", f"{node['name']}: {one}") for one in node["reach"]]
         found += [Finding("nodes", "warning", f"{node['name']}: {one}") for one in node["bound_to_nothing"]]
         found += [

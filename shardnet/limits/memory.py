@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from shardnet.errors import NoRoomError
+from shardnet.errors import NoRoomError, SettingsError
 from shardnet.limits.cgroups import ROOT, Group, groups_of, read_text
 from shardnet.log import human_bytes
 
@@ -50,8 +50,14 @@ class Room:
 
 
 def room_here(*, reserved_bytes: int = 0, mapped_bytes: int = 0) -> Room:
-    """Returns: what this process can have on the machine it runs on; arguments as in `memory_room`."""
-    machine = psutil.virtual_memory()
+    """Returns: what this process can have on the machine it runs on; arguments as in `memory_room`.
+
+    Raises: SettingsError where the system does not say.
+    """
+    try:
+        machine = psutil.virtual_memory()
+    except OSError as error:
+        raise SettingsError(f"how much memory there is cannot be read ({error}): mount /proc") from error
     return memory_room(
         int(machine.total), int(machine.available), reserved_bytes=reserved_bytes, mapped_bytes=mapped_bytes
     )

@@ -135,7 +135,7 @@ class LocalSwarm:
         ports = [part for flag in free for part in (flag, "127.0.0.1:0")]
         ports += [] if "--dht-port" in arguments else ["--dht-port", "0"]
         process = self.start("coordinator", "coordinator", *ports, *arguments)
-        self.wait_for(lambda: self._health() is not None, 30, "the coordinator's API")
+        self.wait_for(lambda: self._health() is not None, 60, "the coordinator's API")
         return process
 
     def start_node(

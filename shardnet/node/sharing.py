@@ -10,6 +10,7 @@ from pathlib import Path
 from shardnet.dht.directory import Directory
 from shardnet.errors import (
     ManifestError,
+    PeerRefused,
     RemoteProtocolError,
     ShardnetError,
     ShardNotFound,
@@ -21,7 +22,7 @@ from shardnet.inference.splitting.manifest_file import model_folder
 from shardnet.lifecycle import Jobs, first_of
 from shardnet.log import get
 from shardnet.manifest import Manifest
-from shardnet.messages import PROTOCOL_VERSION, AnyMessage, Hello, Welcome
+from shardnet.messages import COPIED, PROTOCOL_VERSION, AnyMessage, Hello, Welcome
 from shardnet.node.links.meeting import open_directory
 from shardnet.node.links.peer_links import PeerLinks
 from shardnet.node.links.visiting import CoordinatorVisit
@@ -42,6 +43,8 @@ from shardnet.transport import Connection, listen
 from shardnet.wire import Frame
 
 FETCHES_AT_ONCE = 3
+FORGOTTEN_S, ASK_AGAIN_S = 15.0, 1.0
+"""How long, and how often, to ask a coordinator that has another process with this one's key. One that died a moment ago is forgotten by then."""
 ID_DIGITS = 64
 
 OnBytes = Callable[[int, int], None]
@@ -154,9 +157,11 @@ class SharingDaemon:
 
     async def _work(self) -> None:
         try:
-            await self._coordinator.meet(self._directory)
+            await self._be_let_in()
             await self._whereabouts.look()
         except UnreachableError as error:
+            if error.facts.get("reason") == COPIED:
+                raise
             self._not_met = error
             log.info("no_coordinator_met", reason=str(error))
         n_offered = await self._offer_what_is_here()
@@ -171,6 +176,23 @@ class SharingDaemon:
         elif not n_offered:
             raise UsageError(f"there is no shard to seed in {self._settings.node.models_cache.absolute()}")
         await asyncio.Event().wait()
+
+    async def _be_let_in(self) -> None:
+        """Raises: PeerRefused if another process that lives has this one's key; UnreachableError if there is no coordinator."""
+        until_s = asyncio.get_running_loop().time() + FORGOTTEN_S
+        is_told = False
+        while True:
+            try:
+                await self._coordinator.meet(self._directory)
+            except PeerRefused as error:
+                if error.facts.get("reason") != COPIED or asyncio.get_running_loop().time() >= until_s:
+                    raise
+                if not is_told:
+                    log.warning("node_not_joined", reason=str(error))
+                is_told = True
+                await asyncio.sleep(ASK_AGAIN_S)
+            else:
+                return
 
     async def _offer_what_is_here(self) -> int:
         """Prove every file, and offer it. Returns: how many are offered."""

@@ -90,7 +90,9 @@ def hold_lock(path: Path, *, wait: bool) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     except OSError as error:
-        raise SettingsError(f"cannot open {path}: {error.strerror}") from error
+        raise SettingsError(
+            f"cannot open {path}: {error.strerror}; SHARDNET_HOME names a folder of yours, if this one is somebody else's"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield descriptor

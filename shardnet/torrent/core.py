@@ -72,9 +72,14 @@ class TorrentCore:
         self._removals: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Listen. Raises: SettingsError if the address cannot be had."""
+        """Listen. Raises: SettingsError if the address cannot be had, or this process may not have what BitTorrent takes."""
         self._listening = asyncio.get_running_loop().create_future()
-        self._native = await asyncio.to_thread(open_native, self.settings, with_tls=self.tls is not None)
+        try:
+            self._native = await asyncio.to_thread(open_native, self.settings, with_tls=self.tls is not None)
+        except RuntimeError as error:  # how libtorrent tells what the system refused: threads, files, memory
+            raise SettingsError(
+                f"BitTorrent cannot start ({error}): are processes, open files or memory limited (ulimit -u, -n, -v)?"
+            ) from error
         self._pipe = WakingPipe(self._pump)
         self._native.set_alert_fd(self._pipe.write_end)
         self._pump()

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -43,6 +43,7 @@ PROGRAM = (
     '<div class="program"><pre tabindex="0">%s</pre>'
     '<button type="button" class="quiet copy" aria-label="Copy the code">Copy</button></div>'
 )
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 REFUSED = "the server responded with a status of"
 """Chromium's own note of an answer that is an error, which is one here."""
 
@@ -537,18 +538,21 @@ async def test_a_tab_that_nobody_sees_lets_its_stream_go(browser: Browser, home:
         await expect(page.locator("#summary")).to_have_attribute("data-state", "gap")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_narrow_page_has_all_of_it_in_one_column(
-    browser: Browser, home: Path, tmp_path: Path, scheme: str
+async def test_a_narrow_page_has_all_of_it_in_one_column_by_day_and_by_night(
+    browser: Browser, home: Path, tmp_path: Path
 ) -> None:
     async with page_world(tmp_path) as world, world.node("a", 0, 1) as a, world.node("b", 2):
         await world.ready()
-        async with opened(browser, world, viewport={"width": 340, "height": 800}, color_scheme=scheme) as (page, _):
+        async with opened(browser, world, viewport={"width": 340, "height": 800}) as (page, _):
             await expect(page.locator(".node")).to_have_count(2)
             widths = await page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
             assert widths[0] <= widths[1]
-            red, *_ = await page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-            assert (red < 60) == (scheme == "dark")
+            for scheme in SCHEMES:
+                await page.emulate_media(color_scheme=scheme)
+                red, *_ = await page.evaluate(
+                    "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+                )
+                assert (red < 60) == (scheme == "dark")
             paint = await page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
             assert paint > 0
 

@@ -42,6 +42,7 @@ def node_json(standing: Standing, node: NodeView, at_s: float) -> dict[str, Any]
                 "rows_us": [list(one) for one in shard.rows_us],
                 "progress": shard.progress,
                 "detail": shard.detail,
+                "file_trouble": shard.detail if shard.loaded and shard.progress is None else "",
             }
         )
     return {

@@ -60,9 +60,9 @@ LATE = counter("late_answers", "Answers of stages that nobody wanted any more.")
 
 STAGE = ("model", "stage", "node")
 STAGE_QUEUE = summary("stage_queue_seconds", "What a step waited for a stage's engine.", *STAGE)
-STAGE_COMPUTE = summary("stage_compute_seconds", "What a step computed at a stage.", *STAGE)
+STAGE_COMPUTE = summary("stage_compute_seconds", "What a step computed at a stage, sampling included.", *STAGE)
 STAGE_HANDOVER = summary(
-    "stage_handover_seconds", "What a step took from daemon to engine and back, sampling included.", *STAGE
+    "stage_handover_seconds", "What a step took to get into a stage's engine and out again.", *STAGE
 )
 STAGE_ROWS = histogram("stage_batch_rows", "Rows of the batch that carried a step at a stage.", *STAGE)
 

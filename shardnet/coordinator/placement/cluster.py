@@ -154,6 +154,7 @@ class Cluster:
         if self.nodes.pop(event.node_id, None) is None:
             return []
         self._forget_links(event.node_id)
+        self._tell_names_apart()
         self.version += 1
         return [PlanNeeded("a node left")]
 

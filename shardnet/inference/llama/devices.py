@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from shardnet.limits.cgroups import read_text
 from shardnet.limits.memory import Room, room_here
 from shardnet.limits.processors import Processors, usable_processors
 from shardnet.log import counted
@@ -24,6 +26,17 @@ def processors() -> Processors:
     """Returns: threads that this process can keep busy: physical cores, or fewer where something bounds them."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return usable_processors(psutil.cpu_count(logical=False) or bound)
+
+
+def free_threads() -> int:
+    """Returns: threads that would run at once beside what runs on this machine now; at least one, and no more than `usable_threads`.
+
+    Source: proc_loadavg(5): the fourth number counts what is runnable at this moment, its reader too.
+    """
+    words = read_text(Path("/proc/loadavg")).split()
+    runnable = words[3].partition("/")[0] if len(words) > 3 else ""
+    others = int(runnable) - 1 if runnable.isdecimal() else 0
+    return max(1, min(usable_threads(), (os.cpu_count() or 1) - others))
 
 
 def usable_threads() -> int:

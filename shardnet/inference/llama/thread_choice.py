@@ -92,10 +92,12 @@ class ThreadChoice:
 
     Args:
         most: threads that there may be.
+        first: what to begin with, where something is known of what else the machine does.
         learns: False: it is always `most`.
     """
 
-    def __init__(self, most: int, *, learns: bool = True) -> None:
+    def __init__(self, most: int, *, first: int | None = None, learns: bool = True) -> None:
+        self._first = first or most
         self._most = most
         self._learns = learns
         self._kinds: dict[int, _Kind] = {}
@@ -130,7 +132,7 @@ class ThreadChoice:
         number = 0 if rows == 1 else 1 if rows <= FEW_ROWS else 2
         kind = self._kinds.get(number)
         if kind is None:
-            kind = self._kinds[number] = _Kind(self._most)
+            kind = self._kinds[number] = _Kind(min(self._first, self._most))
         size = (what, rows)
         usual = kind.usual.get(size)
         is_known = usual is not None and usual.is_known

@@ -311,7 +311,7 @@ def _child_main() -> int:
 
 def _prove(request: dict[str, Any]) -> None:
     from shardnet.inference.llama.census import EngineCensus, share_of_cores
-    from shardnet.inference.llama.devices import usable_threads
+    from shardnet.inference.llama.devices import free_threads, usable_threads
     from shardnet.inference.llama.thread_choice import ThreadChoice
     from shardnet.inference.proof.parity import HowToRun, StageFile, run_parity
 
@@ -321,7 +321,8 @@ def _prove(request: dict[str, Any]) -> None:
         weights_budget=request["weights_budget"],
         rows_per_step=request["rows_per_step"],
         longest_prompt=request["longest_prompt"],
-        threads=request["threads"] or ThreadChoice(share_of_cores(usable_threads(), EngineCensus().count())),
+        threads=request["threads"]
+        or ThreadChoice(share_of_cores(usable_threads(), EngineCensus().count()), first=free_threads()),
     )
     try:
         certificate = run_parity(

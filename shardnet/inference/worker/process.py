@@ -41,7 +41,7 @@ from shardnet.inference.engine.protocol import (
 )
 from shardnet.inference.engine.steps import ROW_BYTES, ROW_LINK, Step
 from shardnet.inference.llama.census import EngineCensus, share_of_cores
-from shardnet.inference.llama.devices import all_devices, instruction_sets, usable_threads
+from shardnet.inference.llama.devices import all_devices, free_threads, instruction_sets, usable_threads
 from shardnet.inference.llama.model import start_backend
 from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.worker.busy_time import BusyTime
@@ -71,7 +71,7 @@ class Worker:
         self._packet = memoryview(bytearray(ROW_BYTES))
         self._census = census
         wanted = settings.inference.threads
-        self._threads = ThreadChoice(wanted or self._fair_threads(), learns=not wanted)
+        self._threads = ThreadChoice(wanted or self._fair_threads(), first=free_threads(), learns=not wanted)
         self._shares_cores = not wanted
         self._decoder: FrameDecoder[ToEngine] = FrameDecoder(TO_ENGINE)
         self._chains = Chains()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from shardnet.dht.directory import Directory
 from shardnet.errors import RemoteProtocolError, UnreachableError
-from shardnet.ids import NodeId
+from shardnet.ids import NodeId, new_id
 from shardnet.messages import PROTOCOL_VERSION, Address, AnyMessage, Hello, Welcome
 from shardnet.node.links.meeting import find_coordinators
 from shardnet.node.links.questions import Question, Questions
@@ -28,6 +28,7 @@ class CoordinatorVisit:
     def __init__(self, identity: Identity, given: Address | None) -> None:
         self._identity = identity
         self._given = given
+        self._run_id = new_id()
         self._questions = Questions()
         self._connection: Connection | None = None
         self._dialling = asyncio.Lock()
@@ -41,7 +42,11 @@ class CoordinatorVisit:
                 return
             address = await self._find(directory)
             hello = Hello(
-                protocol=PROTOCOL_VERSION, node_id=self._identity.node_id, name=self._identity.name, role="client"
+                protocol=PROTOCOL_VERSION,
+                node_id=self._identity.node_id,
+                name=self._identity.name,
+                role="client",
+                run_id=self._run_id,
             )
             connection = await dial(self._identity, address, hello)
             self._connection, self.host = connection, address.host

@@ -134,8 +134,16 @@ class ShardRecord:
             step_us=times.step_us if self.memory else None,
             rows_us=times.rows_us if self.memory else (),
             progress=self.progress if self.phase is not Phase.IDLE else None,
-            detail=self.phase.value,
+            detail=self.phase.value or self._file_trouble,
         )
+
+    @property
+    def _file_trouble(self) -> str:
+        """Returns: what is wrong with the file of a shard that is in memory; "" if nothing is."""
+        if not self.is_rotten or self.memory is None:
+            return ""
+        what = "is gone" if self.is_gone else "is damaged, and given to nobody"
+        return f"its file {what}: what is in memory works on, and has to be fetched once the engine ends"
 
     def check(self) -> None:
         """Raises: AssertionError where an invariant is broken: a bug of ours."""

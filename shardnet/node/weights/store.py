@@ -169,7 +169,11 @@ class ModelStore:
 
 def _scan(root: Path) -> CacheScan:
     """Returns: what a models cache holds, or the folder of a single model."""
-    if not (root / MANIFEST).is_file():
+    try:
+        is_one_model = (root / MANIFEST).is_file()
+    except OSError:
+        is_one_model = False  # a folder that may not be entered: the scan of it says so
+    if not is_one_model:
         return scan_cache(root)
     scan = CacheScan(root)
     scan_folder(root, scan)

@@ -42,8 +42,14 @@ def test_what_is_no_command_is_told(line: str, what: str) -> None:
 
 def test_every_command_is_in_the_help() -> None:
     assert set(ALIASES.values()) <= set(HELP)
-    text = "\n".join(help_lines())
+    text = "\n".join(help_lines(200))
     assert all(f"/{name}" in text for name in HELP)
+
+
+def test_the_help_is_broken_between_words_where_a_terminal_is_narrow() -> None:
+    narrow = help_lines(80)
+    assert max(map(len, narrow)) <= 80
+    assert " ".join(" ".join(narrow).split()) == " ".join(" ".join(help_lines(200)).split())
 
 
 def test_what_is_set_is_a_field_of_the_api() -> None:

@@ -67,10 +67,10 @@ def test_an_address_that_is_not_this_machines_cannot_be_listened_at(tmp_path: Pa
 
 def test_every_port_of_both_daemons_is_looked_at() -> None:
     node = NodeSettings.model_validate({"torrent": {"listen_port": 7711}, "node": {"listen": "0.0.0.0:7710"}})
-    assert [(one.address, one.transport) for one in node_ports(node, is_certain=True)] == [
+    assert [(one.address, one.transport) for one in node_ports(node)] == [
         (("0.0.0.0", 7710), "TCP"),
         (("0.0.0.0", 7711), "TCP"),
         (("0.0.0.0", 0), "UDP"),
     ]
-    ports = [one.address[1] for one in coordinator_ports(CoordinatorSettings(), is_certain=False)]
+    ports = [one.address[1] for one in coordinator_ports(CoordinatorSettings())]
     assert ports == [7700, 8080, 7701, 7702]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from shardnet import __version__
 from shardnet.doctor.findings import Finding
-from shardnet.doctor.swarm import SwarmFacts, coordinator_clock_s, swarm_findings
+from shardnet.doctor.swarm import SwarmFacts, coordinator_clock_s, look_at_swarm, swarm_findings
+from shardnet.messages import Address
 
 ID = {name: f"{index:040x}" for index, name in enumerate(("a", "b", "c"), start=1)}
 
@@ -14,6 +16,7 @@ ID = {name: f"{index:040x}" for index, name in enumerate(("a", "b", "c"), start=
 def node(name: str, **more: Any) -> dict[str, Any]:
     """One node of /status, as far as it is looked at."""
     fields = {
+        "held": [],
         "node_id": ID[name],
         "name": name,
         "reach": [],
@@ -65,6 +68,27 @@ def test_no_coordinator_is_a_note_where_none_is_expected_and_else_a_warning() ->
     assert ("coordinator", "warning") in found(None, trouble="none", running={ID["a"]: "a"})
 
 
+def test_a_coordinator_whose_api_is_elsewhere_is_told_apart_from_one_that_cannot_be_reached() -> None:
+    reached = found(None, trouble="none", door="10.0.0.1:7700", running={ID["a"]: "a"})[("coordinator", "note")]
+    assert reached[0].what.startswith("it is reached at 10.0.0.1:7700, where nodes join")
+    lost = {"trouble": "none", "door": "10.0.0.1:7700", "door_trouble": "connection refused"}
+    assert found(None, **lost)[("coordinator", "warning")][0].what.endswith("10.0.0.1:7700: connection refused")
+    assert ("coordinator", "fault") in found(None, **lost, running={ID["a"]: "a"})
+
+
+def test_the_door_is_tried_and_what_comes_of_it_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        open_one = look_at_swarm("http://127.0.0.1:1", is_expected=False, door=here(port), running={})
+    shut = look_at_swarm("http://127.0.0.1:1", is_expected=False, door=here(port), running={})
+    assert (open_one.door_trouble, shut.door_trouble) == ("", "connection refused")
+    assert "no coordinator answers at http://127.0.0.1:1" in shut.trouble
+
+
+def here(port: int) -> Address:
+    return Address(host="127.0.0.1", port=port)
+
+
 def test_a_node_that_runs_here_and_is_not_known_there_is_a_fault() -> None:
     (one,) = found(status(node("a")), running={ID["a"]: "a", ID["b"]: "node-2"})[("nodes", "fault")]
     assert one.what.startswith("node-2 (")
@@ -72,8 +96,10 @@ def test_a_node_that_runs_here_and_is_not_known_there_is_a_fault() -> None:
 
 
 def test_what_is_wrong_with_a_node_is_told_by_its_name() -> None:
+    held = {"shard_id": 1, "model": "m", "file_trouble": "its file is gone: it works on"}
     bad = node(
         "a",
+        held=[held],
         reach=["b cannot dial it at 1.2.3.4:5: open that port"],
         failed=[{"shard_id": 3, "reason": "too large"}],
         refused=["x.gguf is damaged"],
@@ -81,6 +107,7 @@ def test_what_is_wrong_with_a_node_is_told_by_its_name() -> None:
     )
     told = [one.what for one in found(status(bad))[("nodes", "warning")]]
     assert told == [
+        "a: shard 1 of m: its file is gone: it works on",
         "a: b cannot dial it at 1.2.3.4:5: open that port",
         "a: it is bound to shard 9",
         "a: shard 3 failed: too large",

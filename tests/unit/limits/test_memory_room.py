@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
-from shardnet.errors import NoRoomError
+from shardnet.errors import NoRoomError, SettingsError
 from shardnet.limits.killing import memory_kills
-from shardnet.limits.memory import Room, memory_bounds, memory_room, refuse_to_map
+from shardnet.limits.memory import Room, memory_bounds, memory_room, refuse_to_map, room_here
 from tests.support.described_machines import NO_LIMIT_1, DescribedMachine
 
 MB = 10**6
@@ -240,3 +241,12 @@ def test_without_groups_the_machine_s_kills_count(machine: DescribedMachine) -> 
     assert memory_kills(machine.root) == 0
     machine.write("/proc/vmstat", "pgfault 9\noom_kill 7\n")
     assert memory_kills(machine.root) == 7
+
+
+def test_a_machine_that_does_not_say_how_much_it_has_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", read)
+    with pytest.raises(SettingsError, match=r"/proc/meminfo.*mount /proc"):
+        room_here()

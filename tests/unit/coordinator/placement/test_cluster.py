@@ -298,3 +298,14 @@ def test_a_measured_node_is_judged_by_its_measure() -> None:
         for shard in shards:
             cluster.handle(ShardIsReady(0.0, node_id(number), shard))
     assert routes(cluster, MODEL.model_id, OPTIONS, Policy())[0].node_ids == (node_id(2),)
+
+
+def test_nodes_of_one_name_are_told_apart_as_long_as_there_are_several() -> None:
+    cluster = Cluster()
+    for number in (1, 2, 3):
+        greeting = hello(number).model_copy(update={"name": "node" if number < 3 else "other"})
+        cluster.handle(NodeJoined(0.0, greeting))
+    labels = [cluster.nodes[node_id(number)].label for number in (1, 2, 3)]
+    assert labels == [f"node ({node_id(1)[:6]})", f"node ({node_id(2)[:6]})", "other"]
+    cluster.handle(NodeLeft(1.0, node_id(2)))
+    assert cluster.nodes[node_id(1)].label == "node"

@@ -50,6 +50,15 @@ def test_status_and_plan_say_it() -> None:
     assert f"  its memory: {GROUP}" in status_lines(standing)
 
 
+def test_a_node_s_line_fits_a_terminal_of_80_columns() -> None:
+    cluster = Cluster()
+    one = node(limit="")
+    cluster.nodes[one.node_id] = one
+    told = status_lines(Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings()))
+    (row,) = [line for line in told if line.endswith(" loaded")]
+    assert len(row) < 80
+
+
 def test_status_says_which_shard_a_node_is_bound_to_that_there_is_not() -> None:
     cluster = Cluster()
     standing = Standing(cluster, ModelsSettings(), PlacementSettings(), SequenceSettings())

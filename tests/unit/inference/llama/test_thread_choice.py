@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from shardnet.inference.llama.devices import free_threads, usable_threads
 from shardnet.inference.llama.thread_choice import ThreadChoice, others
 
 Machine = Callable[[int], float]
@@ -104,3 +105,15 @@ def test_who_shares_the_cores_changes_what_was_learnt() -> None:
 )
 def test_numbers_near_and_far_are_tried(threads: int, most: int, expected: list[int]) -> None:
     assert others(threads, most) == expected
+
+
+def test_it_begins_with_what_is_free_and_learns_from_there() -> None:
+    choice = ThreadChoice(4, first=1)
+    assert choice.threads("chain", 1) == 1
+    work(choice, idle(4), 20.0)
+    assert choice.now == {"row": 4}
+    assert ThreadChoice(2, first=8).threads("chain", 64) == 2
+
+
+def test_what_is_free_lies_between_one_and_what_may_be_used() -> None:
+    assert 1 <= free_threads() <= usable_threads()

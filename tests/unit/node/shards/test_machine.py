@@ -608,7 +608,9 @@ def test_a_deleted_file_s_shard_stays_in_memory_and_is_fetched_once_the_engine_h
     assert of(effects, do.Withdraw)
     assert facts(effects) == ["shard_file_gone"]
     assert world.state.handle(ev.FileGone(key(0), FILE)) == [], "said once"
-    assert world.state.held({})[0].loaded
+    (held,) = world.state.held({})
+    assert held.loaded
+    assert held.detail.startswith("its file is gone")
     world.state.check()
     world.state.handle(ev.EngineCameBack(()))
     assert world.state.held({}) == ()
