@@ -34,8 +34,20 @@ def status(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    for line in lines(found):
-        typer.echo(line)
+    typer.echo(in_words(found))
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """Returns: the status, a line each. Raises: ProtocolError if the coordinator runs a version that does not say all that is shown."""
+    from shardnet.errors import ProtocolError
+
+    try:
+        return "\n".join(lines(found))
+    except KeyError as error:
+        raise ProtocolError(
+            f"the coordinator runs another version of shardnet than this command: it does not tell {error}; "
+            "start it again with this one, or see all that it tells by `shardnet status --json`"
+        ) from None
 
 
 def _watch(client: ApiClient, every_s: float, *, as_json: bool) -> None:
@@ -54,7 +66,7 @@ def _watch(client: ApiClient, every_s: float, *, as_json: bool) -> None:
             found = client.get("/status")
         except UnreachableError as error:
             return json.dumps({"error": str(error)}) if as_json else f"{error}; trying again"
-        return json.dumps(found) if as_json else "\n".join(lines(found))
+        return json.dumps(found) if as_json else in_words(found)
 
     try:
         if as_json or not sys.stdout.isatty():
