@@ -68,6 +68,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     ),
     "node_not_joined": ("NODE", "No coordinator yet: {reason}; trying again"),
     "node_disconnected": ("NODE", "⚠️  Coordinator lost ({reason}); trying again"),
+    "node_reached_at": ("NODE", "Others reach this node at {now}"),
     "node_moved": ("NODE", "Others reach this node at {now} now, no longer at {before}"),
     "node_not_dialable": (
         "NODE",
@@ -133,7 +134,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
         "DHT",
         "Left without withdrawing {announcements:announcement}: they end by themselves within minutes",
     ),
-    "dht_alone": ("DHT", "⚠️  No bootstrap peer answered; trying again"),
+    "dht_alone": ("DHT", "No member that is known here answers on the DHT; they are asked again now and then"),
     "dht_rejected": ("DHT", "Left out a {what} from {source}: {reason}; {meaning}"),
     "torrent_progress": ("TORRENT", "shard {shard_id} {percent:.0f} % {rate}, {peers:peer}{left}"),
     "torrent_finished": ("TORRENT", "✓ Shard {shard_id} downloaded and verified ({size} in {seconds:.1f} s)"),

@@ -77,7 +77,7 @@ def invite(
     as_json: AsJson = False,
 ) -> None:
     """Print a join token: it lets in one machine, once."""
-    from shardnet.swarm.addresses import is_loopback, parse_address
+    from shardnet.swarm.addresses import is_loopback, parse_address, read_coordinator_addresses
     from shardnet.swarm.home import Home
     from shardnet.swarm.identity import open_swarm
     from shardnet.swarm.membership import invite as make_invite
@@ -103,6 +103,13 @@ def invite(
         f"On the other machine: shardnet join TOKEN  (once, until {at(token.expires_at_s)}, at {where})", err=True
     )
     typer.echo("It will be called by its host name; `--name NAME` there calls it otherwise.", err=True)
+    enrols_at = read_coordinator_addresses(home).enrol
+    if not only_here and enrols_at is not None and is_loopback(enrols_at.host):
+        typer.echo(
+            f"⚠️  The coordinator takes machines in at {enrols_at} only: start it with --enrol 0.0.0.0:{enrols_at.port}, "
+            "or the token finds nobody.",
+            err=True,
+        )
     if only_here:
         typer.echo(
             f"⚠️  {where.host} is this machine only. For others start the coordinator on an address of your network, or give --address.",

@@ -71,7 +71,9 @@ class Neighbourhood:
             self._has_contact.clear()
             if not is_told and (self._entries or self._remembered.peers):
                 is_told = True
-                log.warning("dht_alone", asked=len(self._entries) + len(self._remembered.peers))
+                # The first daemon of a swarm is alone until others start; where somebody was named, nobody answers there.
+                tell = log.warning if self._entries else log.info
+                tell("dht_alone", asked=len(self._entries) + len(self._remembered.peers))
             await _happens(self._has_contact, backoff.next_delay_s())
 
     async def _ask_everybody(self) -> None:

@@ -13,6 +13,7 @@ from shardnet.coordinator.api.client import ApiClient
 from shardnet.doctor.findings import Finding, Level
 from shardnet.errors import ShardnetError, UsageError
 from shardnet.ids import short
+from shardnet.log import counted
 from shardnet.messages import Address
 
 Json = dict[str, Any]
@@ -279,7 +280,7 @@ def _versions(about: Json, nodes: list[Json]) -> list[Finding]:
         )
         for name, ahead in off
     ]
-    return found or ([Finding("versions", "ok", f"{len(told)} nodes run the same software")] if told else [])
+    return found or ([Finding("versions", "ok", f"the same software on {counted(len(told), 'node')}")] if told else [])
 
 
 CLOCKS_APART_S = 30.0
@@ -306,4 +307,4 @@ def _dht(about: Json, nodes: list[Json]) -> list[Finding]:
                 "Let UDP through to that port, or set dht.enabled = false everywhere",
             )
         ]
-    return [Finding("DHT", "ok", f"the coordinator knows {contacts} members there")]
+    return [Finding("DHT", "ok", f"the coordinator knows {counted(contacts, 'member')} there")]

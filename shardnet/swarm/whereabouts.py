@@ -122,7 +122,11 @@ class Whereabouts:
         assert self._listening is not None
         before, self.reach = self.reach, await self._find(self._listening)
         if self.reach.listen != before.listen:
-            log.info("node_moved", before=str(before.listen or "nowhere"), now=str(self.reach.listen or "nowhere"))
+            now = str(self.reach.listen or "nowhere")
+            if before.listen is None or is_loopback(before.listen.host):
+                log.info("node_reached_at", now=now)  # nobody elsewhere ever reached it there
+            else:
+                log.info("node_moved", before=str(before.listen), now=now)
             self._moved()
         if self.reach.trouble and self.reach.trouble != before.trouble:
             log.warning("node_not_dialable", reason=self.reach.trouble)

@@ -44,7 +44,7 @@ def test_doctor_logs_and_status_tell_of_a_real_swarm_and_of_a_file_that_is_gone(
         assert looked.returncode == 0, looked.stdout
         found = {(one["check"], one["level"]): one["what"] for one in json.loads(looked.stdout)["findings"]}
         assert ("models", "ok") in found
-        assert found["versions", "ok"] == "2 nodes run the same software"
+        assert found["versions", "ok"] == "the same software on 2 nodes"
         assert found["nodes", "warning"].startswith("node-1: shard 1 of tiny: its file is gone")
 
         command = [*python_module("shardnet"), "logs", "--follow", "--lines", "1"]

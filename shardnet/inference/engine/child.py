@@ -98,7 +98,10 @@ class Child(asyncio.BufferedProtocol):
         try:
             return await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
         except TimeoutError:
-            raise EngineError(f"the engine process did not start within {timeout_s:.0f} s") from None
+            raise EngineError(
+                f"the engine process did not start within {timeout_s:.0f} s: the machine is very busy; start the node again, "
+                "or give it longer by inference.start_timeout_s"
+            ) from None
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
