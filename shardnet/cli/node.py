@@ -121,7 +121,7 @@ def node(
         if settings.node.join_token_file is not None:
             leave_tidily_on_sigterm()  # it may wait for a coordinator, and no daemon runs yet
             await join_once(settings.node.join_token_file, Home(), settings.node.name)
-        with claim_identity(Home(), settings.node.name, "node") as identity:
+        with claim_identity(Home(), settings.node.name, "node", peers=settings.named_peers) as identity:
             await serve(NodeDaemon(settings, identity))
 
     run_loop(main())

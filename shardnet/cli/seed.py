@@ -78,7 +78,7 @@ def seed(
         if is_open:
             await serve(OpenSeed(settings, Home().path / "open-torrents"))
             return
-        with claim_identity(Home(), settings.node.name, "client") as identity:
+        with claim_identity(Home(), settings.node.name, "client", peers=settings.named_peers) as identity:
             await serve(SharingDaemon(settings, identity))
 
     run_loop(main())
@@ -120,7 +120,7 @@ def fetch(
     settings = begin(NodeSettings, file=config, flags=flags, flag_names=names, level=log_level or "warning")
 
     async def main() -> SharingDaemon:
-        with claim_identity(Home(), settings.node.name, "client") as identity:
+        with claim_identity(Home(), settings.node.name, "client", peers=settings.named_peers) as identity:
             with byte_bar(f"Fetching {model[:40]}") as on_bytes:
                 daemon = SharingDaemon(settings, identity, model=model, stays=stay, on_bytes=on_bytes)
                 await serve(daemon)

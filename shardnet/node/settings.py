@@ -160,3 +160,9 @@ class NodeSettings(Section):
     dht: NodeDhtSettings = Field(default=NodeDhtSettings(), description="meeting others")
     metrics: MetricsSettings = Field(default=MetricsSettings(), description="figures for Prometheus")
     log: LogSection = Field(default=LogSection(), description="logging")
+
+    @property
+    def named_peers(self) -> tuple[str, ...]:
+        """Returns: HOST:PORT of the daemons that the user named, the coordinator first."""
+        coordinator = self.node.coordinator
+        return (*((coordinator,) if coordinator else ()), *self.dht.bootstrap)

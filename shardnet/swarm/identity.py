@@ -24,6 +24,7 @@ from shardnet.errors import SettingsError, UnreachableError, UsageError
 from shardnet.ids import short
 from shardnet.log import get
 from shardnet.swarm import authority
+from shardnet.swarm.addresses import is_loopback, parse_host_port
 from shardnet.swarm.home import (
     PUBLIC,
     Home,
@@ -200,15 +201,22 @@ def open_swarm(home: Home) -> SwarmIdentity:
 # -- identities --------------------------------------------------------------------------------------------------------------
 
 
-def claim_identity(home: Home, name: str | None, role: Role) -> Identity:
+def claim_identity(home: Home, name: str | None, role: Role, *, peers: Iterable[str] = ()) -> Identity:
     """Take one of this home's identities for this process, making key and certificate where this home can.
 
     Args:
         name: None takes the first free one of `role`, `role-2`, ...
+        peers: HOST:PORT of members that the user named. With one on another machine, a home without a swarm makes none of its own.
 
     Raises: UnreachableError if this machine has no certificate and cannot make one: it has to join first. SettingsError if the
         name is in use by another process, was revoked, or its certificate has expired.
     """
+    elsewhere = next((peer for peer in peers if not is_loopback(parse_host_port(peer)[0])), None)
+    if elsewhere is not None and not home.has_swarm:
+        raise UnreachableError(
+            f"this machine is no member of the swarm of {elsewhere} yet: run `shardnet join TOKEN` with a token from that swarm's owner "
+            "(`shardnet swarm invite` there)"
+        )
     swarm = ensure_swarm(home)
     with home.locked():
         for candidate in [checked_name(name)] if name is not None else _candidates(swarm, role):

@@ -233,3 +233,13 @@ def test_watchers_learn_of_each_change_once(here: Home) -> None:
         unwatch()
         node.set_revoked([])
         assert seen == [frozenset({"a" * 40})]
+
+
+def test_a_home_without_a_swarm_makes_none_where_the_user_named_another_machines(here: Home) -> None:
+    with pytest.raises(UnreachableError, match=r"no member of the swarm of alpha:7700 yet: run `shardnet join TOKEN`"):
+        claim_identity(here, None, "node", peers=("127.0.0.1:7702", "alpha:7700"))
+    assert not here.has_swarm
+    with claim_identity(here, None, "node", peers=("localhost:7700",)) as identity:
+        assert identity.name == "node"
+    with claim_identity(here, None, "node", peers=("alpha:7700",)):
+        assert here.has_swarm
