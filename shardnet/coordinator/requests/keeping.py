@@ -104,7 +104,7 @@ class Keeper:
                 self._n_waiting += 1
                 self._prefixes.waits += is_first
                 self._set_awaited()
-                log.debug("prompt_waits", request_id=running.request_id, tokens=found.count)
+                log.debug("prompt_waits", request_id=running.request_id, cached_tokens=found.count)
                 return found
             case TakeOver(kept=kept):
                 self._prefixes.take(kept)
@@ -113,7 +113,7 @@ class Keeper:
                 self._prefixes.pin(sequence_id, count)
                 self._n_copying += 1
                 entry.copies = sequence_id, count
-                log.debug("prompt_copied", request_id=running.request_id, tokens=count)
+                log.debug("prompt_copied", request_id=running.request_id, cached_tokens=count)
             case Cold():
                 self._free(self._prefixes.make_room(route, self._places.used))
         self._set_awaited()
