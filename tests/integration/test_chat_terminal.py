@@ -105,6 +105,7 @@ def test_a_conversation_in_a_terminal(env: dict[str, str], tmp_path: Path) -> No
         terminal.wait_for("5 tokens, ")
         terminal.type(f"/save {kept}\n")
         terminal.wait_for("saved: ")
+        terminal.wait_for("> ")  # before the prompt is there, an end of input may be lost with the terminal's mode
         terminal.type("\x04")
     finally:
         code = terminal.close()
