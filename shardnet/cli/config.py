@@ -98,6 +98,7 @@ def check(
 
     from shardnet.configuration.checking import check_daemon
     from shardnet.errors import SettingsError, printable
+    from shardnet.log import counted
 
     found = {name: check_daemon(name, file) for name in _daemons(daemon, file)}
     what = str(file) if file is not None else "the environment"
@@ -123,9 +124,7 @@ def check(
             typer.echo(line)
     errors = {one.sentence for findings in found.values() for one in findings if one.severity == "error"}
     if errors:
-        raise SettingsError(
-            f"{what} has {len(errors)} error{'s' if len(errors) > 1 else ''}: no {' and no '.join(found)} starts with it"
-        )
+        raise SettingsError(f"{what} has {counted(len(errors), 'error')}: no {' and no '.join(found)} starts with it")
     if not as_json:
         typer.echo(f"✓ {what}: a {' and a '.join(found)} can start with it")
 

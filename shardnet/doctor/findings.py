@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shardnet.errors import printable
+from shardnet.log import counted
 
 Level = Literal["ok", "note", "warning", "fault"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "fault")
@@ -59,9 +60,7 @@ def summary(findings: list[Finding]) -> str:
     counts = {level: sum(one.level == level for one in findings) for level in LEVELS}
     if not counts["fault"] and not counts["warning"]:
         return "All is well."
-    told = [
-        f"{counts[level]} {level}{'s' if counts[level] > 1 else ''}" for level in ("fault", "warning") if counts[level]
-    ]
+    told = [counted(counts[level], level) for level in ("fault", "warning") if counts[level]]
     return f"{' and '.join(told)}." + ("" if counts["fault"] else " Nothing has to be mended.")
 
 

@@ -14,7 +14,7 @@ from shardnet.errors import ShardnetError
 from shardnet.inference.llama.devices import main_memory, processors
 from shardnet.limits.memory import Room
 from shardnet.limits.processors import Processors
-from shardnet.log import human_bytes
+from shardnet.log import counted, human_bytes
 from shardnet.node.settings import NodeSettings
 from shardnet.scratch import scratch_folder
 
@@ -77,9 +77,7 @@ def thread_findings(found: Processors, *, wanted: int, load: float, logical: int
     Args:
         wanted: `inference.threads`; 0: not set. load: processes that wanted to run, in the last minute.
     """
-    told = f"{found.threads} thread{'s' if found.threads > 1 else ''} compute" + (
-        f", by {found.limit}" if found.limit else ""
-    )
+    told = f"{counted(found.threads, 'thread')} compute" + (f", by {found.limit}" if found.limit else "")
     if wanted > found.threads:
         return [
             Finding(

@@ -13,6 +13,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from shardnet.inference.llama.devices import free_threads, usable_threads
+from shardnet.inference.llama.thread_choice import ThreadChoice
+
 
 def default_folder() -> Path:
     """Returns: a folder for this user's engines on this machine."""
@@ -22,6 +25,11 @@ def default_folder() -> Path:
 def share_of_cores(cores: int, engines: int) -> int:
     """Returns: threads for each of `engines` engines on `cores` cores; at least one."""
     return max(1, cores // max(1, engines))
+
+
+def learnt_share() -> ThreadChoice:
+    """Returns: threads for a process that computes for a while and is no engine: its share of the cores, of which it learns how many serve best."""
+    return ThreadChoice(share_of_cores(usable_threads(), EngineCensus().count()), first=free_threads())
 
 
 class EngineCensus:

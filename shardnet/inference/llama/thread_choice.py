@@ -100,8 +100,8 @@ class ThreadChoice:
         self._first = first or most
         self._most = most
         self._learns = learns
-        self._kinds: dict[int, _Kind] = {}
-        self._asked: tuple[_Kind, tuple[Hashable, int], bool] | None = None
+        self._kinds: dict[str, _Kind] = {}
+        self._asked: tuple[_Kind, tuple[Hashable, int], _Trial | None] | None = None
 
     @property
     def most(self) -> int:
@@ -117,8 +117,7 @@ class ThreadChoice:
     @property
     def now(self) -> dict[str, int]:
         """Returns: the number in use for each kind of batch that there was."""
-        names = {0: "row", 1: "rows", 2: "prompt"}
-        return {names[number]: kind.threads for number, kind in sorted(self._kinds.items())}
+        return {name: kind.threads for name, kind in self._kinds.items()}
 
     def threads(self, what: Hashable, rows: int) -> int:
         """Returns: threads for the next batch.
@@ -129,10 +128,10 @@ class ThreadChoice:
         if not self._learns or self._most == 1:
             self._asked = None
             return self._most
-        number = 0 if rows == 1 else 1 if rows <= FEW_ROWS else 2
-        kind = self._kinds.get(number)
+        name = "row" if rows == 1 else "rows" if rows <= FEW_ROWS else "prompt"
+        kind = self._kinds.get(name)
         if kind is None:
-            kind = self._kinds[number] = _Kind(min(self._first, self._most))
+            kind = self._kinds[name] = _Kind(min(self._first, self._most))
         size = (what, rows)
         usual = kind.usual.get(size)
         is_known = usual is not None and usual.is_known
@@ -140,21 +139,21 @@ class ThreadChoice:
             due = [one for one in others(kind.threads, self._most) if kind.due.get(one, 0.0) <= kind.worked_s]
             if due:
                 kind.trial = _Trial(due[0])
-        is_trial = kind.trial is not None and is_known
-        self._asked = kind, size, is_trial
-        return kind.trial.threads if is_trial and kind.trial is not None else kind.threads
+        trial = kind.trial if is_known else None
+        self._asked = kind, size, trial
+        return kind.threads if trial is None else trial.threads
 
     def note(self, seconds: float) -> None:
         """The batch that `threads` was last asked for took so long."""
         if self._asked is None:
             return
-        kind, size, is_trial = self._asked
+        kind, size, trial = self._asked
         self._asked = None
         kind.worked_s += seconds
-        if is_trial and kind.trial is not None:
-            _note_trial(kind, kind.trial, kind.usual[size].seconds, seconds)
-        else:
+        if trial is None:
             _note_usual(kind, size, seconds)
+        else:
+            _note_trial(kind, trial, kind.usual[size].seconds, seconds)
 
 
 def _note_usual(kind: _Kind, size: tuple[Hashable, int], seconds: float) -> None:

@@ -124,10 +124,8 @@ def _say(**message: object) -> None:
 def _run(path: Path, text: str) -> Perplexity:
     import llama_cpp
 
-    from shardnet.inference.llama.census import EngineCensus, share_of_cores
-    from shardnet.inference.llama.devices import free_threads, usable_threads
+    from shardnet.inference.llama.census import learnt_share
     from shardnet.inference.llama.model import LlamaContext, LlamaModel
-    from shardnet.inference.llama.thread_choice import ThreadChoice
 
     with LlamaModel(path) as model:
         chunk = min(CHUNK, model.n_ctx_train)
@@ -137,7 +135,7 @@ def _run(path: Path, text: str) -> Perplexity:
                 f"the text has {len(tokens)} tokens, and perplexity takes at least {chunk}: take a longer one"
             )
         first = llama_cpp.llama_vocab_bos(model.vocab) if llama_cpp.llama_vocab_get_add_bos(model.vocab) else None
-        threads = ThreadChoice(share_of_cores(usable_threads(), EngineCensus().count()), first=free_threads())
+        threads = learnt_share()
         losses = []
         starts = range(0, len(tokens) - chunk + 1, chunk)
         with LlamaContext(model, n_ctx=chunk, n_batch=chunk, threads=threads) as context:

@@ -310,9 +310,7 @@ def _child_main() -> int:
 
 
 def _prove(request: dict[str, Any]) -> None:
-    from shardnet.inference.llama.census import EngineCensus, share_of_cores
-    from shardnet.inference.llama.devices import free_threads, usable_threads
-    from shardnet.inference.llama.thread_choice import ThreadChoice
+    from shardnet.inference.llama.census import learnt_share
     from shardnet.inference.proof.parity import HowToRun, StageFile, run_parity
 
     how = HowToRun(
@@ -321,8 +319,7 @@ def _prove(request: dict[str, Any]) -> None:
         weights_budget=request["weights_budget"],
         rows_per_step=request["rows_per_step"],
         longest_prompt=request["longest_prompt"],
-        threads=request["threads"]
-        or ThreadChoice(share_of_cores(usable_threads(), EngineCensus().count()), first=free_threads()),
+        threads=request["threads"] or learnt_share(),
     )
     try:
         certificate = run_parity(
