@@ -39,7 +39,7 @@ def split(
     balance: Annotated[
         Even | None,
         typer.Option(
-            help="What so many shards make even. speed (if nothing is said): what a token reads, so that no node waits for a slower one. memory: "
+            help="What so many shards make even. speed (if nothing is said): what a step takes, so that no node waits for a slower one. memory: "
             "what is stored, where a machine is too small for the first shard, which is larger by the embedding table otherwise."
         ),
     ] = None,

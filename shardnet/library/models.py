@@ -52,7 +52,7 @@ def split_model(
         shards: how many; 2 if neither this nor one of the next two is given, which exclude each other.
         max_shard_bytes: as few shards as keep each below this size: 800_000_000, or "800MB".
         cuts: layers at which a new shard begins.
-        balance: what so many shards make even: "speed" (as if None), what a step reads, so that no stage waits for a slower one; "memory", what is
+        balance: what so many shards make even: "speed" (as if None), what a step takes, so that no stage waits for a slower one; "memory", what is
             stored: the way where a machine is too small for the larger first shard.
         only: cut these shards alone, and read no more than they take: several machines cut one model, each its own shards.
         quantize: "q4_k_m", "q8_0" and the like: what the weights become on the way; as they are if None.

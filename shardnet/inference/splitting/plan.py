@@ -55,7 +55,7 @@ Fields = dict[str, GgufValue | GgufField]
 
 
 Balance = Literal["speed", "memory"]
-"""What a cut into so many shards makes even: bytes that a step of one token reads, so that no stage keeps the others waiting; or bytes stored."""
+"""What a cut into so many shards makes even: what a step costs, so that no stage keeps the others waiting; or bytes stored."""
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 
 
@@ -159,12 +159,17 @@ def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tupl
 
 
 def step_weights(header: GgufHeader) -> Weights:
-    """Returns: bytes that a step of one token reads: of each layer, and of the head; of the embedding table it reads one row."""
+    """Returns: what a step costs: of each layer, and of the head; of the embedding table it only looks up a row.
+
+    Each weight has to be read, and multiplied with every row of a batch: its bytes count, and one more for the multiplying. Bytes alone would make
+    a head of a large type too dear, numbers of weights alone too cheap. Of eight types in llama.cpp's CPU backend, one to eight rows, one and two
+    threads, this told times best (docs/performance.md).
+    """
     layers: list[list[tuple[str, int]]] = [[] for _ in range(header.n_layers)]
     others: list[tuple[str, int]] = []
     for tensor in header.tensors:
         layer = layer_of(tensor.name)
-        (others if layer is None else layers[layer]).append((tensor.name, tensor.nbytes))
+        (others if layer is None else layers[layer]).append((tensor.name, tensor.nbytes + tensor.n_elements))
     used = [step_bytes(header, tensors, has_head=False) for tensors in layers[: families.layer_count(header)]]
     return Weights(tuple(used), last=step_bytes(header, others, has_head=True))
 
