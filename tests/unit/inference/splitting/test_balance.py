@@ -24,7 +24,7 @@ def wordy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_the_last_shard_has_fewer_layers_since_it_computes_the_head(wordy: Path) -> None:
     assert lengths(wordy) == [8, 4]
-    assert lengths(wordy, n_shards=4) == [4, 4, 4, 0] or lengths(wordy, n_shards=4)[-1] == 1
+    assert lengths(wordy, n_shards=4) == [3, 4, 4, 1]
 
 
 def test_nothing_said_means_speed(wordy: Path) -> None:
