@@ -162,8 +162,8 @@ def step_weights(header: GgufHeader) -> Weights:
     """Returns: what a step costs: of each layer, and of the head; of the embedding table it only looks up a row.
 
     Each weight has to be read, and multiplied with every row of a batch: its bytes count, and one more for the multiplying. Bytes alone would make
-    a head of a large type too dear, numbers of weights alone too cheap: over eight types this told times best, with llama.cpp's CPU kernels in five of
-    six cases of one to eight rows and one or two threads (docs/performance.md).
+    a head of a large type too dear, numbers of weights alone too cheap: over eight types this told times best with llama.cpp's CPU kernels, in five
+    of six cases of one to eight rows and one or two threads (docs/performance.md).
     """
     layers: list[list[tuple[str, int]]] = [[] for _ in range(header.n_layers)]
     others: list[tuple[str, int]] = []
