@@ -7,7 +7,7 @@ Run it from the repository's root. Within each round all sides take the same pro
 are taken within a round. `plain` is llama.cpp without flash attention, which has our bits, in batches of our chunk's size, with two threads for the
 prompt and one for the decoding (one stream keeps one of two stages busy). `flash` is llama.cpp as it comes: flash attention, batches of 512.
 
-`--cut layers` gives both nodes equally many layers, which is best for prompts, since the head is computed for their last row only; `time` makes even
+`--cut layers` gives both nodes equally many layers, which is best for prompts, since the head is computed for their last row only; `speed` makes even
 what a decode step reads, `memory` what is stored, as `shardnet split` does.
 
 No parity, no number: an answer of ours that differs from `plain`'s in any token ends the bench with exit code 4. Without `plain` nothing is compared,
@@ -25,7 +25,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -40,6 +40,7 @@ from shardnet.errors import ParityError, ShardnetError
 from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
+from shardnet.inference.splitting.plan import BALANCES, Balance
 from shardnet.local.model import find_demo_model
 from shardnet.messages import ShardOptions
 from shardnet.scratch import scratch_folder
@@ -63,10 +64,10 @@ class BothForPrompts(ThreadChoice):
         return 1 if rows == 1 else CORES
 
 
-def halves(model: Path, cache: Path, by: str) -> Pipeline:
+def halves(model: Path, cache: Path, by: Balance | Literal["layers"]) -> Pipeline:
     """Returns: a model in two shards."""
     if by != "layers":
-        return cut(model, cache, [CORES], by_time=by == "time")[0]
+        return cut(model, cache, [CORES], by)[0]
     request = CutRequest(cuts=(read_model(model).n_layers // CORES,))
     return Pipeline(CORES, split_model(plan_split(model, request, "bench-layers"), cache)[1])
 
@@ -210,7 +211,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=16_000, help="tokens")
     parser.add_argument("--tokens", type=int, default=64, help="that are decoded behind the first one")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cut", choices=("layers", "time", "memory"), default="layers")
+    parser.add_argument("--cut", choices=("layers", *BALANCES), default="layers")
     parser.add_argument("--sides", type=sides, default=list(SIDES), help="beside shardnet, in this order")
     parser.add_argument("--chunk", type=int, default=0, help="tokens at a time; else as the coordinator would choose")
     parser.add_argument("--seed", type=int, default=1)
