@@ -195,6 +195,11 @@ class Attempt:
         ends = (index for index, token in enumerate(drafts) if self._is_end(token))
         return drafts[: next(ends, len(drafts))]
 
+    @property
+    def n_unsent(self) -> int:
+        """Returns: tokens of the prompt that are still to be handed to the route."""
+        return max(0, self._n_prompt - self._sent_to)
+
     # -- answers -------------------------------------------------------------------------------------------------------------
 
     def owns(self, command_id: str) -> bool:
