@@ -76,7 +76,9 @@ class Attempt:
         """The same, of the prompt's, while it is being computed."""
         self.n_cold = n_cold if n_cold < n_reused else n_as_cold(n_prompt, n_reused, route.options.n_batch)
         """Tokens of the prompt that have, or will have, the numbers of a cold start."""
-        self._ends: dict[str, int] = {}  # of the prompt's steps under way: where each ends
+        self._prompt_steps: dict[
+            str, tuple[int, int]
+        ] = {}  # of the prompt's steps under way: where each begins and ends
         self._template = template
         self._tokens = tokens
         self._n_prompt = n_prompt
@@ -159,7 +161,7 @@ class Attempt:
         if count > 1:
             update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
         if self._sent_to < self._n_prompt:
-            self._ends[command_id] = self._sent_to + count
+            self._prompt_steps[command_id] = self._sent_to, self._sent_to + count
         if self._sent_to != self.n_reused:
             update["copy_from"] = None
         if self._read is not None and self._sent_to < self._n_prompt:
@@ -210,9 +212,10 @@ class Attempt:
         """A step is no longer under way. Returns: since when it was; None if it is not one of ours."""
         return self._in_flight.pop(command_id, None)
 
-    def is_prompt(self, command_id: str) -> bool:
-        """True for a step of the prompt whose answer is still to come."""
-        return command_id in self._ends
+    def prompt_rows(self, command_id: str) -> int:
+        """Returns: rows of a step of the prompt whose answer is still to come; 0 for any other."""
+        begin, end = self._prompt_steps.get(command_id, (0, 0))
+        return end - begin
 
     def goes_on(self, command_id: str, at_s: float) -> None:
         """The stages go on with the run of this step by themselves: another answer will come."""
@@ -231,7 +234,7 @@ class Attempt:
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
-        self.n_ready = max(self.n_ready, self._ends.pop(result.command_id, 0))
+        self.n_ready = max(self.n_ready, self._prompt_steps.pop(result.command_id, (0, 0))[1])
         self._in_vain = []
         if self._speculator is None or not result.tokens:
             return
@@ -279,7 +282,7 @@ class Attempt:
         self._drafts.clear()
         self._has_window, self._run = False, ""
         self.n_settled = self.n_ready = 0
-        self._ends.clear()
+        self._prompt_steps.clear()
         return rejected
 
     def rewind(self, position: int) -> None:

@@ -330,8 +330,8 @@ class Requests:
             del self._owners[result.command_id]
             running.command_ids.discard(result.command_id)
         generation = running.generation
-        if generation.is_prompt(result.command_id):
-            self.totals.note_prompt(generation.nodes, result.timings)
+        if rows := generation.prompt_rows(result.command_id):
+            self.totals.note_prompt(generation.nodes, rows)
         route = generation.route if generation.owns(result.command_id) else None
         n_tokens, now_s = generation.n_generated, self._swarm.now_s()
         if route is not None and generation.spec.recording is not None:

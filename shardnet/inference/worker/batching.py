@@ -1,7 +1,8 @@
 """Which waiting steps form the next llama.cpp batch. Pure: plain data and times in, plain data out.
 
 Decode steps, of one row each, go together where they run through one chain, as many as fit: llama.cpp keeps each sequence's KV apart. A prompt
-chunk, of more rows, goes alone, since it fills the machine by itself. Where both wait they take turns, so that neither a long prompt stops the
+chunk, of more rows, goes alone, since it fills the machine by itself; but short last ones of equally many rows, which llama.cpp computes in one
+piece, go together, a block of sequences. Where both wait they take turns, so that neither a long prompt stops the
 writers nor many writers a prompt: behind a chunk every sequence that waits runs one step before the next chunk does, also where the steps go one by
 one, so that no token waits for more than one chunk of long prompts. Nobody lingers: what waits now is what runs now.
 
@@ -15,9 +16,16 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 
+from shardnet.inference.worker.pacing import KERNEL_ROWS
+
 BURST_S = 0.5
 """Seconds that chunks which end their prompts may put others off at once: six short prompts of a 0.5B model on one core. Whoever reads an answer
 hardly minds one pause of that length."""
+
+TOGETHER = KERNEL_ROWS
+"""Last chunks that go together at most: their sequences' rows are a block of decode rows then."""
+TOGETHER_ROWS = 64
+"""Rows that they may have at most: more take no less time per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class Waiting:
         sequence: steps of one sequence run in order of arrival.
         is_prompt: a prompt chunk, or a row that is read like one; else a decode step.
         max_rows: most rows in a batch of this chain.
-        ends_prompt: a prompt chunk with a token sampled behind it.
+        last_rows: rows of a prompt's last chunk, a token being all that is wanted of it; 0: it is another step.
     """
 
     ticket: int
@@ -38,7 +46,7 @@ class Waiting:
     sequence: Hashable
     is_prompt: bool
     max_rows: int
-    ends_prompt: bool = False
+    last_rows: int = 0
 
 
 class Turns:
@@ -62,7 +70,7 @@ class Turns:
         if self._owed is None:
             self._owed = {step.sequence for step in waiting if not step.is_prompt}
         batch = next_batch(waiting, owed=self._owed, may_pass=self._burst_s > 0.0)
-        self._passes = any(step.ends_prompt for step in batch) and batch != next_batch(waiting, owed=self._owed)
+        self._passes = any(step.last_rows for step in batch) and batch != next_batch(waiting, owed=self._owed)
         return batch
 
     def ran(self, batch: Collection[Waiting], now_s: float) -> None:
@@ -83,24 +91,37 @@ def next_batch(waiting: Iterable[Waiting], *, owed: Collection[Hashable], may_pa
     Args:
         waiting: in order of arrival.
         owed: sequences whose next step, if it is a decode step, runs before another prompt chunk.
-        may_pass: a chunk that ends its prompt runs before all others.
+        may_pass: chunks that end their prompts run before all others.
     """
     seen: set[Hashable] = set()
-    prompt: Waiting | None = None
+    prompts: list[Waiting] = []
     decodes: dict[Hashable, list[Waiting]] = {}
     for step in waiting:
         if step.sequence in seen:
             continue  # an earlier step of this sequence comes first
         seen.add(step.sequence)
-        if not step.is_prompt:
-            decodes.setdefault(step.chain, []).append(step)
-        elif may_pass and step.ends_prompt:
-            return [step]
+        if step.is_prompt:
+            prompts.append(step)
         else:
-            prompt = prompt or step
-    if prompt is not None and not any(step.sequence in owed for group in decodes.values() for step in group):
-        return [prompt]
+            decodes.setdefault(step.chain, []).append(step)
+    last = next((step for step in prompts if step.last_rows), None)
+    if may_pass and last is not None:
+        return _together(last, prompts)
+    if prompts and not any(step.sequence in owed for group in decodes.values() for step in group):
+        return _together(prompts[0], prompts)
     if not decodes:
         return []
     oldest = min(decodes.values(), key=lambda group: group[0].ticket)
     return oldest[: oldest[0].max_rows]
+
+
+def _together(first: Waiting, prompts: Iterable[Waiting]) -> list[Waiting]:
+    """Returns: a chunk, and those that go with it.
+
+    Kernels take rows in fours, and what is left over otherwise. No row of a whole block may be left over at the end of such a batch that is not alone
+    (docs/decisions/0013-shared-prompts.md), wherever llama.cpp divides it between sequences: with one row behind whole blocks two would be.
+    """
+    if not first.last_rows or first.last_rows % KERNEL_ROWS == 1:
+        return [first]
+    like_it = [step for step in prompts if step.chain == first.chain and step.last_rows == first.last_rows]
+    return like_it[: max(1, min(TOGETHER, min(TOGETHER_ROWS, first.max_rows) // first.last_rows))]

@@ -67,7 +67,7 @@ class StepQueue:
             sequence=(step.model_id, step.sequence_id),
             is_prompt=is_prompt,
             max_rows=max_rows,
-            ends_prompt=is_prompt and step.samples,
+            last_rows=step.n_tokens if is_prompt and step.samples and not step.reads else 0,
         )
         self.waiting[task.ticket] = (waiting, task)
         self._tickets += 1

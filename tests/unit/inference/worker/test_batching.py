@@ -18,8 +18,8 @@ def prompt(ticket: int, sequence: str) -> Waiting:
     return Waiting(ticket, "a", sequence, is_prompt=True, max_rows=64)
 
 
-def last_chunk(ticket: int, sequence: str) -> Waiting:
-    return Waiting(ticket, "a", sequence, is_prompt=True, max_rows=64, ends_prompt=True)
+def last_chunk(ticket: int, sequence: str, rows: int = 40, chain: str = "a", max_rows: int = 512) -> Waiting:
+    return Waiting(ticket, chain, sequence, is_prompt=True, max_rows=max_rows, last_rows=rows)
 
 
 def tickets(batch: list[Waiting]) -> list[int]:
@@ -181,3 +181,18 @@ def test_a_steady_flow_of_short_prompts_never_puts_an_answer_off_for_longer_than
     assert chunks >= min(came, 60.0 / (chunk_s + 0.02)) - 1, "nor do the prompts wait for longer than in turns"
     in_turns = min(came, len(steps))
     assert (chunks - in_turns) * chunk_s <= BURST_S + chunk_s + 30.0, "beyond turns they have half of the time at most"
+
+
+def test_short_last_chunks_of_equally_many_rows_go_together_a_block_of_sequences() -> None:
+    def together(*chunks: Waiting) -> list[list[int]]:
+        return Engine(chunk_s=0.01, step_s=0.01).drain(chunks)
+
+    tens = [last_chunk(i, f"s{i}", rows=10) for i in range(6)]
+    assert together(*tens) == [[0, 1, 2, 3], [4, 5]]
+    assert together(tens[0], last_chunk(1, "b", rows=11), *tens[2:4]) == [[0, 2, 3], [1]]
+    assert together(tens[0], last_chunk(1, "b", rows=10, chain="b")) == [[0], [1]]
+    assert together(*(last_chunk(i, f"s{i}", rows=24) for i in range(3))) == [[0, 1], [2]]
+    assert together(*(last_chunk(i, f"s{i}", rows=10, max_rows=20) for i in range(3))) == [[0, 1], [2]]
+    assert together(*(last_chunk(i, f"s{i}", rows=100) for i in range(2))) == [[0], [1]]
+    assert together(*(last_chunk(i, f"s{i}", rows=9) for i in range(2))) == [[0], [1]], "a row would change its numbers"
+    assert together(prompt(0, "long"), prompt(1, "other")) == [[0], [1]], "nor do chunks that others follow"
