@@ -1,8 +1,15 @@
-"""What proposing tokens gains over two nodes: a text that repeats itself, and free prose. Prints JSON lines.
+"""What proposing tokens gains over two nodes: a text that repeats itself, edits of code, and free prose. Prints JSON lines,
+and on standard error how far it is.
 
-python -m tests.bench.bench_speculation [MODEL.gguf] [--net 20ms] [--rounds 5] [--tokens 160]
+    python -m tests.bench.bench_speculation [MODEL.gguf] [--net 20ms] [--rounds 5] [--tokens 160] [--texts quotes,edits] [--cut time]
+        [--prefixes]
 
-Each round asks once without and once with proposals, of the same coordinator; ratios are taken within a round. The prefix cache is off.
+`code edit` is a file that a small model repeats; `edits` are the five of `tests/support/code_edits.py`, asked for through the chat template,
+for a model that can do them (a real coder). Each node has one core and one thread, all else both cores. Each round asks once without and once with
+proposals, of the same coordinator; ratios are taken within a round. `--prefixes` leaves the prefix cache on, so that a long prompt is computed once
+and not in each round: the speed of the answer, which alone is measured, begins with its first token.
+
+No parity, no number: where an answer with proposals has other tokens than the one without, the bench ends with exit code 4.
 """
 
 from __future__ import annotations
@@ -10,15 +17,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import signal
+import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from shardnet.bench.netem import NETS, Relays
+from shardnet.bench.world import cuts_by_time
+from shardnet.errors import ParityError, ShardnetError
+from shardnet.inference.splitting.cutting import CutRequest
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
+from tests.bench.bench_http import EXIT_INTERRUPTED, listed
 from tests.support.asking import ask
+from tests.support.code_edits import EDITS
+from tests.support.http_servers import CORES, both_cores
 from tests.support.two_nodes import halve
 
 CODE = """\
@@ -55,62 +72,134 @@ TEXTS: dict[str, dict[str, object]] = {
             }
         ],
         "temperature": 0,
+        "ignore_eos": True,
     },
     "code edit": {
         "prompt": f"```python\n{CODE}```\n\nThe same file once more:\n\n```python\n{CODE[:38]}",
         "temperature": 0,
+        "ignore_eos": True,
     },
-    "free prose": {"prompt": "The old lighthouse keeper looked out over the sea and thought of"} | SAMPLED,
+    "free prose": {"prompt": "The old lighthouse keeper looked out over the sea and thought of", "ignore_eos": True}
+    | SAMPLED,
 }
+EDIT_TEXTS: dict[str, dict[str, object]] = {edit.name: {"messages": edit.messages, "temperature": 0} for edit in EDITS}
+CONTEXT = 2048
 
 
-def main() -> None:
-    """The command line."""
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One text, asked without proposals and with them.
+
+    Attributes:
+        tokens: of the answer.
+        proposed, accepted: tokens, in the answer with them.
+    """
+
+    without_tokens_per_s: float
+    tokens_per_s: float
+    tokens: int
+    proposed: int
+    accepted: int
+
+    @property
+    def ratio(self) -> float:
+        """Returns: how much quicker it was with them."""
+        return self.tokens_per_s / self.without_tokens_per_s
+
+
+class Bench:
+    """A swarm that is asked. `keep`: where answers' texts go, to be looked at."""
+
+    def __init__(self, swarm: LocalSwarm, tokens: int, keep: Path | None) -> None:
+        self._swarm, self._tokens, self._keep = swarm, tokens, keep
+
+    def round(self, what: str, request: dict[str, object]) -> Round:
+        """Ask twice. Raises: ParityError if the answers differ."""
+        path = "/v1/chat/completions" if "messages" in request else "/v1/completions"
+        body = {"model": "model", "max_tokens": self._tokens} | request
+        plain = ask(self._swarm.api, path, body | {"speculation": False})
+        before = self._swarm.get("/status")["requests"]
+        found = ask(self._swarm.api, path, body | {"speculation": True})
+        after = self._swarm.get("/status")["requests"]
+        if found.token_ids != plain.token_ids:
+            raise ParityError(f"{what}: {found.token_ids} with proposals, {plain.token_ids} without")
+        if self._keep is not None:
+            (self._keep / f"{what}.txt").write_text(plain.text)
+        proposed, accepted = (after[key] - before[key] for key in ("tokens_proposed", "tokens_accepted"))
+        return Round(plain.tokens_per_s, found.tokens_per_s, len(plain.token_ids), proposed, accepted)
+
+
+def told(what: str, rounds: Sequence[Round], **of: object) -> None:
+    """Print the medians of a text's rounds."""
+    ratios = [one.ratio for one in rounds]
+    facts = {
+        "bench": "speculation",
+        **of,
+        "text": what,
+        "answer_tokens": median(one.tokens for one in rounds),
+        "proposed": median(one.proposed for one in rounds),
+        "accepted": median(one.accepted for one in rounds),
+        "tokens_per_s": round(median(one.tokens_per_s for one in rounds), 1),
+        "without_tokens_per_s": round(median(one.without_tokens_per_s for one in rounds), 1),
+        "ratio": round(median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "rounds": len(rounds),
+        "load": round(os.getloadavg()[0], 1),
+    }
+    print(json.dumps(facts), flush=True)
+
+
+def serve(resources: ExitStack, model: Path, folder: Path, arguments: argparse.Namespace) -> LocalSwarm:
+    """Start everything, pinned."""
+    cuts = CutRequest(cuts=cuts_by_time(model, CORES)) if arguments.cut == "time" else None
+    halves = halve(model, "model", folder / "cache", cuts)
+    swarm = resources.enter_context(LocalSwarm(folder / "swarm"))
+    shape = NETS[arguments.net]
+    relays = None if shape.is_free else resources.enter_context(Relays(shape))
+    halves.serve(swarm, relays, "--n-ctx", str(CONTEXT), pin=True)
+    return swarm
+
+
+def main() -> int:
+    """The command line. Returns: the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", default=None)
     parser.add_argument("--net", choices=list(NETS), default="loopback")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=160)
+    known = [*TEXTS, "edits", *EDIT_TEXTS]
+    parser.add_argument("--texts", type=listed(known), default=list(TEXTS), help=", ".join(known))
+    parser.add_argument("--cut", choices=("memory", "time"), default="memory", help="what the model's cut makes even")
+    parser.add_argument("--prefixes", action="store_true", help="leave the prefix cache on")
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the answers' texts")
     arguments = parser.parse_args()
-    os.environ |= {"SHARDNET_SPECULATION__ENABLED": "true", "SHARDNET_PREFIXES__ENABLED": "false"}
-    with ExitStack() as resources:
-        folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
-        swarm = resources.enter_context(LocalSwarm(folder / "swarm"))
-        shape = NETS[arguments.net]
-        relays = None if shape.is_free else resources.enter_context(Relays(shape))
-        model = arguments.model or find_demo_model()
-        halve(model, "model", folder / "cache").serve(swarm, relays)
-        for what, request in TEXTS.items():
-            speeds: dict[bool, list[float]] = {False: [], True: []}
-            same = []
-            path = "/v1/chat/completions" if "messages" in request else "/v1/completions"
-            body = {"model": "model", "max_tokens": arguments.tokens} | request
-            for number in range(arguments.rounds + 1):
-                answers = {on: ask(swarm.api, path, body | {"ignore_eos": True, "speculation": on}) for on in speeds}
-                if number:  # the first is a warm-up
-                    for on, answer in answers.items():
-                        speeds[on].append(answer.tokens_per_s)
-                    same.append(answers[False].token_ids == answers[True].token_ids)
-            ratios = [with_it / without for without, with_it in zip(speeds[False], speeds[True], strict=True)]
-            print(
-                json.dumps(
-                    {
-                        "bench": "speculation",
-                        "model": model.stem,
-                        "net": arguments.net,
-                        "text": what,
-                        "tokens_per_s": round(statistics.median(speeds[True]), 1),
-                        "without_tokens_per_s": round(statistics.median(speeds[False]), 1),
-                        "ratio": round(statistics.median(ratios), 3),
-                        "ratio_min": round(min(ratios), 3),
-                        "ratio_max": round(max(ratios), 3),
-                        "same_answers": round(statistics.fmean(same), 2),
-                        "rounds": arguments.rounds,
-                    }
-                ),
-                flush=True,
-            )
+    if len(both_cores()) < CORES:
+        parser.error(f"{CORES} cores are needed")
+    prefixes = "true" if arguments.prefixes else "false"
+    os.environ |= {"SHARDNET_SPECULATION__ENABLED": "true", "SHARDNET_PREFIXES__ENABLED": prefixes}
+    model = arguments.model or find_demo_model()
+    chosen = [name for one in arguments.texts for name in (EDIT_TEXTS if one == "edits" else (one,))]
+    facts = {"model": model.stem, "net": arguments.net, "cut": arguments.cut}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
+    try:
+        with ExitStack() as resources:
+            folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+            bench = Bench(serve(resources, model, folder, arguments), arguments.tokens, arguments.keep)
+            for what in chosen:
+                request = (TEXTS | EDIT_TEXTS)[what]
+                rounds = []
+                for number in range(arguments.rounds + 1):  # the first is a warm-up
+                    rounds.append(bench.round(what, request))
+                    print(f"{what} {number}/{arguments.rounds}: {rounds[-1]}", file=sys.stderr, flush=True)
+                told(what, rounds[1:], **facts)
+    except ShardnetError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

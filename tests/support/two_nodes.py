@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from shardnet.bench.netem import Relays
+from shardnet.bench.world import pin_process
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
 from shardnet.local.processes import LocalSwarm
 from shardnet.messages import Address
@@ -32,25 +33,29 @@ class Halves:
     cache: Path
     folder: Path
 
-    def serve(self, swarm: LocalSwarm, relays: Relays | None = None) -> None:
+    def serve(self, swarm: LocalSwarm, relays: Relays | None = None, *arguments: str, pin: bool = False) -> None:
         """Start everything, and wait until the model is served.
 
         Args:
             relays: slow links, one to each node and one to the coordinator.
+            arguments: of the coordinator.
+            pin: each node has a core of its own.
         """
-        self.start_coordinator(swarm)
+        self.start_coordinator(swarm, *arguments)
         join = None if relays is None else relays.add(Address(host="127.0.0.1", port=swarm.listen_port))
         for index in range(2):
             if relays is None or join is None:
                 self.start_node(swarm, index)
-                continue
-            listen = Address(host="127.0.0.1", port=free_port())
-            self.start_node(
-                swarm,
-                index,
-                *("--coordinator", str(join), "--listen", str(listen)),
-                env={"SHARDNET_NODE__ADVERTISE": str(relays.add(listen))},
-            )
+            else:
+                listen = Address(host="127.0.0.1", port=free_port())
+                self.start_node(
+                    swarm,
+                    index,
+                    *("--coordinator", str(join), "--listen", str(listen)),
+                    env={"SHARDNET_NODE__ADVERTISE": str(relays.add(listen))},
+                )
+            if pin:
+                pin_process(swarm.processes[f"node-{index}"].pid, index)
         swarm.wait_ready(60)
 
     def start_coordinator(self, swarm: LocalSwarm, *arguments: str) -> None:

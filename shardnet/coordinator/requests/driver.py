@@ -258,7 +258,7 @@ class Requests:
             had_place = self._places.release(running)
             if had_place:
                 self._keeper.at_end(generation)
-            self._choose_again(self._keeper.leave(running))
+            self._choose_again(self._keeper.leave(running, self._swarm.now_s()))
             if had_place:
                 self.pump()
             return

@@ -97,12 +97,14 @@ class Keeper:
         found: Beginning = Cold(route)
         if self._is_on and generation.spec.reading is None:
             found = self._choose(entry, generation, route, may_wait=may_wait)
-        is_first, entry.waits = entry.waits is None, None
+        waited, entry.waits = entry.waits is not None, None
+        if waited and not isinstance(found, Wait):
+            self._prefixes.waited.add(at_s - entry.since_s)
         match found:
             case Wait():
                 entry.waits = found
                 self._n_waiting += 1
-                self._prefixes.waits += is_first
+                self._prefixes.waits += not waited
                 self._set_awaited()
                 log.debug("prompt_waits", request_id=running.request_id, cached_tokens=found.count)
                 return found
@@ -198,13 +200,15 @@ class Keeper:
         if kept is not None and (self._closed or not self._prefixes.keep(kept)):
             self._free([kept])
 
-    def leave(self, running: Running) -> list[tuple[Running, Route]]:
+    def leave(self, running: Running, at_s: float) -> list[tuple[Running, Route]]:
         """A request is over, and waits for nobody any more. Returns: those who waited for it, as `ripe`."""
         waiting = self.ripe(running)
         entry = self._entries.pop(running, None)
         if entry is not None:
             self._settle(entry)
-            self._n_waiting -= entry.waits is not None
+            if entry.waits is not None:
+                self._n_waiting -= 1
+                self._prefixes.waited.add(at_s - entry.since_s)
         return waiting
 
     def routes_changed(self) -> None:
