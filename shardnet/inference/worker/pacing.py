@@ -27,7 +27,7 @@ SAMPLES = 9
 """Recent batches of a size that its time is the median of."""
 TRUSTED = 2
 """A size with fewer samples is tried."""
-TRY_EVERY = 128
+TRY_EVERY = 1024
 """Each so many batches the size that was not tried for longest is: weather and contexts change."""
 TOLD_SAMPLES = 256
 """Recent batches of a size that the planner hears the mean of: it predicts the speed of minutes, which slow batches are a part of, where a choice is
