@@ -211,7 +211,9 @@ class Requests:
             case _:
                 assert_never(found)
         recording = generation.spec.recording
-        if recording is not None and not isinstance(found, Wait):
+        if recording is not None and isinstance(found, Wait):
+            recording.waits_for_another(at_s)
+        elif recording is not None:
             recording.began_try(found.route, generation.n_reused, at_s)
         self._keeper.began(running)
         self._go_on(running)

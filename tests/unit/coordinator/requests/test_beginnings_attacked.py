@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.beginnings import CROWDING
+from shardnet.coordinator.requests.driver import Requests
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.prefixes import Prefixes
+from shardnet.coordinator.requests.recording import Recording
+from shardnet.coordinator.text.answering import PlainStream
 from shardnet.errors import EngineCrashed, SequenceGap, ShardnetError
-from shardnet.messages import ExecuteTask
-from tests.support.coordinator_world import node_id, route
+from shardnet.messages import ExecuteTask, Sampling
+from tests.support.coordinator_world import MODEL_ID, node_id, route
 from tests.support.requests_world import result
 from tests.support.sharing_requests import SYSTEM, Swarm, own, reach
+from tests.support.sharing_stages import Stages
 
 LOST = SequenceGap("it is not here", have=0)
 
@@ -165,6 +174,18 @@ async def test_an_answer_that_begins_anew_with_a_copy_of_what_is_gone_begins_col
     assert follower.generation.error is None
 
 
+async def test_a_trace_tells_from_when_to_when_it_was_waited() -> None:
+    swarm = Swarm()
+    await swarm.ask([*SYSTEM, *own(0)])
+    recording = Recording("t", 0.0)
+    spec = GenerationSpec(MODEL_ID, [*SYSTEM, *own(1)], Sampling(), 2, lambda _token: False, recording=recording)
+    await swarm.requests.open(spec, PlainStream(lambda _token: b"x", ()))
+    swarm.world.at_s = 3.0
+    swarm.finish()
+    assert recording.waits == [(0.0, 3.0)]
+    assert [one.n_reused for one in recording.tries] == [64]
+
+
 # -- several pipelines -------------------------------------------------------------------------------------------------------
 
 
@@ -208,3 +229,19 @@ async def test_a_source_that_pipelines_share_a_node_of_is_not_crowded_out_by_the
     assert (swarm.take(), swarm.requests.waiting) == ([], 1)
     swarm.answer(copying)
     assert swarm.take()[0].position == 0
+
+
+async def test_two_models_share_nothing_though_their_prompts_are_the_same() -> None:
+    other = replace(route(3, 4, n_seq=8, n_batch=64, n_ctx=1024), model_id="cd" * 32)
+    stages = Stages([route(1, 2, n_seq=8, n_batch=64, n_ctx=1024), other], random.Random(1))
+    requests = stages.requests = Requests(stages, prefixes=Prefixes(16))
+    asked = [
+        await requests.open(
+            GenerationSpec(model_id, [*SYSTEM, *own(0)], Sampling(), 2, lambda _token: False),
+            PlainStream(lambda _token: b"x", ()),
+        )
+        for model_id in (other.model_id, MODEL_ID, other.model_id)
+    ]
+    assert requests.waiting == 1
+    stages.settle()
+    assert [one.generation.n_reused for one in asked] == [0, 0, 68]
