@@ -144,6 +144,20 @@ async def test_a_step_that_goes_on_where_the_copy_ended_does_not_copy_again() ->
     assert (again[0].position, again[0].copy_from) == (copying.position, None)
 
 
+async def test_a_long_prompt_that_gets_on_is_waited_for_and_not_computed_by_all_at_once_when_time_is_up() -> None:
+    swarm = Swarm(max_wait_s=5.0)
+    for number in range(4):
+        await swarm.ask([*SYSTEM, *own(number)])
+    for step in swarm.take()[:4]:
+        for _ in range(4):
+            swarm.world.at_s += 1.0
+            swarm.requests.on_time()
+        assert (swarm.requests.waiting, swarm.take()) == (3, [])
+        swarm.answer(step)
+    assert [reach(step)[1] for step in swarm.take()] == [64, 64, 64]
+    assert swarm.prefixes.waited.total == 3 * 16.0
+
+
 async def test_no_time_to_wait_is_no_waiting() -> None:
     swarm = Swarm(max_wait_s=0.0)
     for number in range(2):
