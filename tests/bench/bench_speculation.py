@@ -32,7 +32,7 @@ from shardnet.errors import ParityError, ShardnetError
 from shardnet.inference.splitting.cutting import CutRequest
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
-from tests.bench.bench_http import EXIT_INTERRUPTED, listed
+from tests.bench.bench_http import EXIT_INTERRUPTED, listed, progress
 from tests.support.asking import ask
 from tests.support.code_edits import EDITS
 from tests.support.http_servers import CORES, both_cores
@@ -108,7 +108,7 @@ class Round:
 
 
 class Bench:
-    """A swarm that is asked. `keep`: where answers' texts go, to be looked at."""
+    """A swarm that is asked. `keep`: where answers go, to be looked at."""
 
     def __init__(self, swarm: LocalSwarm, tokens: int, keep: Path | None) -> None:
         self._swarm, self._tokens, self._keep = swarm, tokens, keep
@@ -124,7 +124,14 @@ class Bench:
         if found.token_ids != plain.token_ids:
             raise ParityError(f"{what}: {found.token_ids} with proposals, {plain.token_ids} without")
         if self._keep is not None:
-            (self._keep / f"{what}.txt").write_text(plain.text)
+            kept = {"prompt": plain.prompt_token_ids, "answer": plain.token_ids, "text": plain.text}
+            (self._keep / f"{what}.json").write_text(json.dumps(kept))
+        for answer in (plain, found):
+            spent = ("queue_us", "compute_us", "engine_us")
+            stages = [" + ".join(f"{stage[key] / 1e3:.1f}" for key in spent) for stage in answer.stages]
+            progress(
+                f"  {answer.tokens_per_s:.1f} tokens/s; a row waited, was computed, was handed over, ms: {'; '.join(stages)}"
+            )
         proposed, accepted = (after[key] - before[key] for key in ("tokens_proposed", "tokens_accepted"))
         return Round(plain.tokens_per_s, found.tokens_per_s, len(plain.token_ids), proposed, accepted)
 
@@ -172,7 +179,7 @@ def main() -> int:
     parser.add_argument("--texts", type=listed(known), default=list(TEXTS), help=", ".join(known))
     parser.add_argument("--cut", choices=("memory", "time"), default="memory", help="what the model's cut makes even")
     parser.add_argument("--prefixes", action="store_true", help="leave the prefix cache on")
-    parser.add_argument("--keep", type=Path, default=None, help="a folder for the answers' texts")
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the answers")
     arguments = parser.parse_args()
     if len(both_cores()) < CORES:
         parser.error(f"{CORES} cores are needed")
@@ -191,7 +198,7 @@ def main() -> int:
                 rounds = []
                 for number in range(arguments.rounds + 1):  # the first is a warm-up
                     rounds.append(bench.round(what, request))
-                    print(f"{what} {number}/{arguments.rounds}: {rounds[-1]}", file=sys.stderr, flush=True)
+                    progress(f"{what} {number}/{arguments.rounds}: {rounds[-1]}")
                 told(what, rounds[1:], **facts)
     except ShardnetError as error:
         print(error, file=sys.stderr)

@@ -95,6 +95,7 @@ class Attempt:
         self._has_window = False  # the rows under way began with proposals
         self._answered_s = 0.0
         self._run = ""  # the command whose run has brought its first token
+        self._is_clean = False  # the last step asked for alone, or before proposals, found the stages idle
         self._alone = ""  # the command that was not offered to go on, though nothing is proposed behind it
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ class Attempt:
     def _decode(self, drafts: list[int], at_s: float) -> list[Send]:
         """The last token's step, which alone is missing, and proposals behind it."""
         self._has_window = bool(drafts)
+        self._is_clean = not self._in_flight and not self._in_vain
         goes_on = not drafts and (self._speculator is None or self._speculator.lets_run)
         sends = [self._step(self._tokens[self._sent_to :], at_s, is_last=True, goes_on=goes_on)]
         command_id = sends[0].message.command_id  # type: ignore[union-attr]
@@ -255,9 +257,11 @@ class Attempt:
             return
         if result.position <= self._n_prompt:
             return
-        model.flew(took_s, result.timings)
+        model.computed(result.timings)
         if result.command_id in (self._first, self._alone):
             model.started(took_s)
+            if self._is_clean:
+                model.flew(took_s)
         elif self._has_window:
             if model.start_s is None or queued_s > model.start_s / 4:  # else it says how long it takes to get here
                 model.followed(since_last_s)

@@ -52,8 +52,8 @@ class ModelSpeculation:
         rewindable: False once the model's state could not be taken back: nothing is proposed ever after.
         streams: requests in progress; beyond `max_streams` nothing is proposed, since they fill the stages themselves.
         run_s, start_s, row_s: the cost model's; None: not measured yet.
-        flight_s: what a row takes through stages and links, waiting for nothing; None: the stages do not tell.
-        stage_s: what the slowest stage takes for a row.
+        flight_s: `start_s` where the stages waited for that row; None: not seen yet.
+        stage_s: what the slowest stage computes for a row; None: the stages do not tell.
     """
 
     max_draft: int
@@ -82,10 +82,13 @@ class ModelSpeculation:
         """A row behind another one was answered so much later."""
         self.row_s = _mixed(self.row_s, seconds)
 
-    def flew(self, seconds: float, timings: Sequence[StageTiming]) -> None:
-        """A row that was asked for was answered after so long."""
+    def flew(self, seconds: float) -> None:
+        """The same, where the stages waited for it."""
+        self.flight_s = _mixed(self.flight_s, seconds)
+
+    def computed(self, timings: Sequence[StageTiming]) -> None:
+        """The stages spent so much on a row that was asked for."""
         if timings:
-            self.flight_s = _mixed(self.flight_s, seconds - 1e-6 * sum(one.queue_us + one.engine_us for one in timings))
             self.stage_s = _mixed(self.stage_s, 1e-6 * max(one.compute_us for one in timings))
 
     def pays(self, right: float) -> bool:
