@@ -95,7 +95,10 @@ class Copying:
             walk = _Walk(self._edit.place + 1)
         walk, said = replace(walk), list[int]()
         while len(said) < count:
-            said.append(self._step(walk, tokens, said))
+            token = self._step(walk, tokens, len(tokens), said)
+            if token is None:
+                return []
+            said.append(token)
         return said
 
     def take(self, tokens: Sequence[int], position: int) -> None:
@@ -105,7 +108,7 @@ class Copying:
             return
         if self.streak:
             ahead = replace(walk)
-            if self._step(ahead, tokens, ()) == token:
+            if self._step(ahead, tokens, position, ()) == token:
                 self._walk, self.streak = ahead, self.streak + 1
                 self._note(tokens, token)
                 return
@@ -113,17 +116,18 @@ class Copying:
         edit = self._edit
         assert edit is not None
         edit.tokens.append(token)
-        self._resume(edit, tokens)
+        self._resume(edit, tokens, position + 1)
 
     # -- inside --------------------------------------------------------------------------------------------------------------
 
-    def _step(self, walk: _Walk, tokens: Sequence[int], said: Sequence[int]) -> int:
-        """Go one token on. Returns: it. Behind the end of what is known stands what was `said`: a text that runs into itself goes on in circles."""
-        size = len(tokens)
+    def _step(self, walk: _Walk, tokens: Sequence[int], size: int, said: Sequence[int]) -> int | None:
+        """Go one token on.
 
-        def at(place: int) -> int:
-            return tokens[place] if place < size else said[place - size]
+        Args:
+            size: of the text; behind it stands what was `said`: a text that runs into itself goes on in circles.
 
+        Returns: that token; None where there is none yet.
+        """
         if not walk.rest and walk.place < size and walk.edit_at != walk.place:
             walk.rule = None
             if (rule := self._rule_at(tokens, walk.place)) is not None:
@@ -136,8 +140,10 @@ class Copying:
             walk.said += 1
             return token
         walk.rule = None
-        walk.place += 1
-        return at(walk.place - 1)
+        place, walk.place = walk.place, walk.place + 1
+        if place < size:
+            return tokens[place]
+        return said[place - size] if place - size < len(said) else None
 
     def _rule_at(self, tokens: Sequence[int], place: int) -> tuple[int, ...] | None:
         if not self._rules:
@@ -172,10 +178,10 @@ class Copying:
             self._edit = _Edit(walk.place, [])
         self.streak = 0
 
-    def _resume(self, edit: _Edit, tokens: Sequence[int]) -> None:
+    def _resume(self, edit: _Edit, tokens: Sequence[int], size: int) -> None:
         """Look for where the text goes on behind the edit."""
         best = start = 0
-        for place in range(edit.place + 1, min(edit.place + WINDOW, len(tokens) - len(edit.tokens)) + 1):
+        for place in range(edit.place + 1, min(edit.place + WINDOW, size - len(edit.tokens)) + 1):
             length = common_end(edit.tokens, tokens[edit.place : place])
             if length > best:
                 best, start = length, place
