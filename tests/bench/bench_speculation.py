@@ -193,13 +193,18 @@ def main() -> int:
         with ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
             bench = Bench(serve(resources, model, folder, arguments), arguments.tokens, arguments.keep)
+            requests = TEXTS | EDIT_TEXTS
+            progress(f"warm-up: {bench.round(chosen[0], requests[chosen[0]])}")
+            edits: list[Round] = []
             for what in chosen:
-                request = (TEXTS | EDIT_TEXTS)[what]
                 rounds = []
-                for number in range(arguments.rounds + 1):  # the first is a warm-up
-                    rounds.append(bench.round(what, request))
-                    progress(f"{what} {number}/{arguments.rounds}: {rounds[-1]}")
-                told(what, rounds[1:], **facts)
+                for number in range(arguments.rounds):
+                    rounds.append(bench.round(what, requests[what]))
+                    progress(f"{what} {number + 1}/{arguments.rounds}: {rounds[-1]}")
+                told(what, rounds, **facts)
+                edits += rounds if what in EDIT_TEXTS else []
+            if edits:
+                told("all edits", edits, **facts)
     except ShardnetError as error:
         print(error, file=sys.stderr)
         return error.exit_code
