@@ -193,8 +193,7 @@ class Attempt:
     def _propose_more(self, at_s: float) -> list[Send]:
         if self._speculator is None:
             return []
-        text, count = self._tokens + array("i", self._drafts), len(self._drafts)
-        drafts = self._speculator.propose_more(text, count, self._room)
+        drafts = self._speculator.propose_more(self._tokens, self._drafts, self._room)
         return self._add_drafts(self._without_ends(drafts), at_s)
 
     def _without_ends(self, drafts: list[int]) -> list[int]:

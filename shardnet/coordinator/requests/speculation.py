@@ -5,11 +5,16 @@ Lookup Decoding" (2023). The proposed tokens follow the last one through the sta
 stages and links that would stand idle; what comes out of each row tells whether the next one was right. So every row is computed as it would be
 without speculation, and the answer is the same to the bit (docs/decisions/0005-rows-in-flight.md).
 
+Where the answer goes along a text with changes, `Copying` knows its place and earlier changes better than a look-up of runs, which serves elsewhere.
+
 The cost model: while nothing is proposed the stages go on by themselves (`ExecuteTask.ahead`), and a token takes `run_s`. With proposals the
 coordinator gets the first token after `start_s`, and each further one `row_s` later, as long as the proposals are right. All three are measured where
-the answers arrive, links included. A proposed token is right with probability `p`, measured for each length of the run that stood there before: long
-ones seldom mislead. So n = p / (1 - p) are right on average, and it pays if (n + 1) / (start_s + n row_s) beats 1 / run_s by `MARGIN`. Where that is
-not known, or not so, there is a probe now and then.
+the answers arrive, links included. A proposed token is right with probability `p`, measured for each kind: by the length of the run that stood there
+before, or by how much of the text came since the last change. So n = p / (1 - p) are right on average, and it pays if
+(n + 1) / (start_s + n row_s) beats 1 / run_s by `MARGIN`. Where that is not known, or not so, there is a probe now and then.
+
+How many are under way: as many as fill the pipeline, which takes `flight_s` for one row and `stage_s` for each further one. One row more would wait
+before the first stage, and behind each wrong proposal the right one would wait for it: that costs as much as a token.
 """
 
 from __future__ import annotations
@@ -34,11 +39,14 @@ PRIOR_TRIED = 2.0
 DOUBT = 4
 HOPELESS = 0.1
 """A token is not proposed if it, and all before it, are right with less than this probability."""
-COPYING = 100
-"""Kinds from there on: guesses of what goes along a text."""
+COPYING, KNOWN_PLACE = 100, 2
+"""Kinds from there on, one for each token since the last change: guesses of what goes along a text. They are presumed as good as longer runs."""
 ANCHOR = 4
 """Tokens that stood there before, from which on the answer is taken to go along that text."""
+LOST = 2
+"""Tokens of a change, beyond which a long run elsewhere is taken for the place."""
 MOST_ALONE = 16
+"""Steps that are asked for one by one at most, once nothing is proposed any more."""
 MOST_OUTLIER = 4.0
 """What took longer than so many usual times (a prompt of somebody else was before it) counts as so many."""
 
@@ -52,7 +60,7 @@ class ModelSpeculation:
         rewindable: False once the model's state could not be taken back: nothing is proposed ever after.
         streams: requests in progress; beyond `max_streams` nothing is proposed, since they fill the stages themselves.
         run_s, start_s, row_s: the cost model's; None: not measured yet.
-        flight_s: `start_s` where the stages waited for that row; None: not seen yet.
+        flight_s: `start_s` where the stages stood idle before; None: not seen yet.
         stage_s: what the slowest stage computes for a row; None: the stages do not tell.
     """
 
@@ -83,7 +91,7 @@ class ModelSpeculation:
         self.row_s = _mixed(self.row_s, seconds)
 
     def flew(self, seconds: float) -> None:
-        """The same, where the stages waited for it."""
+        """A row that found the stages idle was answered after so long."""
         self.flight_s = _mixed(self.flight_s, seconds)
 
     def computed(self, timings: Sequence[StageTiming]) -> None:
@@ -120,7 +128,10 @@ class ModelSpeculation:
 
     @property
     def steps_alone(self) -> int:
-        """Returns: steps without proposals that are better asked for one by one: a run that is left costs what a stage takes for a row in vain."""
+        """Returns: steps without proposals that are better asked for one by one, for some more may come soon.
+
+        A run that is left costs what a stage takes for a row in vain; each step that is asked for costs its way by the coordinator.
+        """
         if self.run_s is None or not self.flight_s or not self.stage_s:
             return 0
         return min(MOST_ALONE, int(self.stage_s / max(self.flight_s - self.run_s, self.stage_s / MOST_ALONE)))
@@ -144,10 +155,10 @@ class Speculator:
     _seen: dict[int, tuple[float, float]] = field(default_factory=dict)  # (right, tried) of each kind
     _kinds: deque[int] = field(default_factory=deque)  # of the proposals under way
     _passed: int = 0
-    _alone: int = 0
+    _alone: int = MOST_ALONE  # chances since the last proposal
     _probe_after: int = FIRST_PROBE
     _is_probe: bool = False
-    _taken: int = 0
+    _taken: int = 0  # tokens that `_copying` knows
     _copying: Copying = field(default_factory=Copying)
     _index: NgramIndex = field(init=False)
 
@@ -156,8 +167,8 @@ class Speculator:
 
     @property
     def lets_run(self) -> bool:
-        """True if the stages may go on by themselves: nothing will be proposed soon."""
-        return self._alone >= self.model.steps_alone
+        """True if the stages may go on by themselves: it is some time since something was proposed."""
+        return self.model.streams > self.model.max_streams or self._alone >= self.model.steps_alone
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """Returns: what may come next, `most` tokens at most; empty where nothing is known or it does not pay."""
@@ -183,18 +194,17 @@ class Speculator:
         self._passed = self._alone = 0
         return self._note(kinds[:count], found[:count])
 
-    def propose_more(self, tokens: Sequence[int], n_drafts: int, most: int) -> list[int]:
-        """Returns: what may come behind `tokens`, the last `n_drafts` of which are proposals under way; `most` tokens at most."""
-        model = self.model
+    def propose_more(self, tokens: Sequence[int], drafts: list[int], most: int) -> list[int]:
+        """Returns: what may come behind `tokens` and `drafts`, which are the proposals under way; `most` tokens at most."""
+        model, n_drafts = self.model, len(drafts)
         count = min(n_drafts + most, model.max_draft)
         if self._is_probe or model.streams > model.max_streams or count <= n_drafts:
             return []
-        known, drafts = tokens[: len(tokens) - n_drafts], list(tokens[len(tokens) - n_drafts :])
-        self._catch_up(known)
-        kinds, found = self._guess(known, count)
-        if found[:n_drafts] != drafts:
+        self._catch_up(tokens)
+        kinds, found = self._guess(tokens, count)
+        if not found or found[:n_drafts] != drafts:
             return []
-        count = model.depth(self._right(kinds[0])) if kinds else 0
+        count = model.depth(self._right(kinds[0]))
         return self._note(kinds[n_drafts:count], found[n_drafts:count])
 
     def judged(self, *, is_right: bool) -> None:
@@ -222,22 +232,19 @@ class Speculator:
 
     def _guess(self, tokens: Sequence[int], count: int) -> tuple[list[int], list[int]]:
         """Returns: kinds and tokens, as many as asked for or none."""
-        copying = self._copying
-        longest, place = self._index.place(tokens)
-        if longest >= ANCHOR and (
-            not copying.has_place or (copying.edit_tokens > 2 and longest == self.model.max_ngram)
-        ):
+        copying, longest_known = self._copying, self.model.max_ngram
+        longest = place = 0
+        if not copying.streak:
+            longest, place = self._index.place(tokens)
+        is_lost = not copying.has_place or (copying.edit_tokens > LOST and longest == longest_known)
+        if is_lost and longest >= ANCHOR:
             copying.begin(place, longest)
         if found := copying.guess(tokens, count):
             first = COPYING + copying.streak
-            return [min(first + index, COPYING + self.model.max_ngram) for index in range(count)], found
-        if not longest:
-            return [], []
+            return [min(first + index, COPYING + longest_known) for index in range(count)], found
         period = len(tokens) - place
-        return (
-            [min(longest + index, self.model.max_ngram) for index in range(count)],
-            [tokens[place + index % period] for index in range(count)],
-        )
+        found = [tokens[place + index % period] for index in range(count)] if longest else []
+        return [min(longest + index, longest_known) for index in range(len(found))], found
 
     def _right(self, kind: int) -> float:
         right, tried = self._known(kind)
@@ -245,6 +252,6 @@ class Speculator:
 
     def _known(self, kind: int) -> tuple[float, float]:
         """Returns: proposals of a kind: right ones, and all."""
-        n_found = kind - COPYING + 2 if kind >= COPYING else kind
+        n_found = kind - COPYING + KNOWN_PLACE if kind >= COPYING else kind
         presumed = PRIOR_TRIED * n_found / (n_found + DOUBT)
         return self._seen.get(kind, (presumed, PRIOR_TRIED))
