@@ -39,8 +39,10 @@ PRIOR_TRIED = 2.0
 DOUBT = 4
 HOPELESS = 0.1
 """A token is not proposed if it, and all before it, are right with less than this probability."""
-COPYING, KNOWN_PLACE = 100, 2
-"""Kinds from there on, one for each token since the last change: guesses of what goes along a text. They are presumed as good as longer runs."""
+COPYING = 100
+"""Kinds from there on, one for each token since the last change: guesses of what goes along a text."""
+SURE = 2
+"""Of these, with n tokens since then, n + `SURE` of n + 2 `SURE` are presumed to be right."""
 ANCHOR = 4
 """Tokens that stood there before, from which on the answer is taken to go along that text."""
 LOST = 2
@@ -252,6 +254,6 @@ class Speculator:
 
     def _known(self, kind: int) -> tuple[float, float]:
         """Returns: proposals of a kind: right ones, and all."""
-        n_found = kind - COPYING + KNOWN_PLACE if kind >= COPYING else kind
-        presumed = PRIOR_TRIED * n_found / (n_found + DOUBT)
+        right, wrong = (kind - COPYING + SURE, SURE) if kind >= COPYING else (kind, DOUBT)
+        presumed = PRIOR_TRIED * right / (right + wrong)
         return self._seen.get(kind, (presumed, PRIOR_TRIED))
