@@ -86,16 +86,13 @@ def _watch(client: ApiClient, every_s: float, *, as_json: bool) -> None:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Returns: the status as people read it."""
-    from shardnet.log import counted
 
     about, requests = found["coordinator"], found["requests"]
     shown = [
         f"Coordinator {about['node_id'][:12]} of swarm {about['swarm_id'][:12]}, up {_duration(about['uptime_s'])}, "
         f"nodes join at {about['addresses']['nodes']}, API at http://{about['addresses']['api']}/v1",
         f"Requests: {requests['running']} running, {requests['queued']} waiting, {requests['finished']} finished, {requests['failed']} failed",
-        f"Prompts: {counted(requests['prompt_tokens'], 'token')}, {requests['prefix_tokens_reused']} of them in KV already, "
-        f"for {counted(requests['prefix_hits'], 'request')} ({requests['prefix_copies']} by a copy of another's beginning, "
-        f"{requests['prefix_waits']} waited for one); {counted(requests['sequences_kept'], 'finished sequence')} kept",
+        _prompts(requests),
     ]
     for model in found["models"]:
         shown += ["", *_model_lines(model)]
@@ -112,6 +109,24 @@ def lines(found: dict[str, Any]) -> list[str]:
     shown += ["", *_node_lines(found["nodes"])]
     shown += [f"The coordinator's models cache: {reason}" for reason in about["refused"]]
     return shown
+
+
+def _prompts(requests: dict[str, Any]) -> str:
+    """What was read of prompts, and what was not since it was there. Coordinators of before do not tell all of it."""
+    from shardnet.log import counted
+
+    waits, waited_s = requests["prefix_waits"], requests.get("prefix_waited_s", 0.0)
+    over = waits - requests.get("waiting", 0)
+    waited = f"{waits} waited for one" + (f", {waited_s / over:.1f} s on average" if over > 0 and waited_s else "")
+    if requests.get("waiting"):
+        waited += f", of whom {requests['waiting']} still {'waits' if requests['waiting'] == 1 else 'wait'}"
+    kept = f"{counted(requests['sequences_kept'], 'finished sequence')} kept"
+    for key, how in (("prefix_evicted", "freed for room"), ("prefix_refused", "not found by a stage")):
+        kept += f", {requests[key]} {how}" if requests.get(key) else ""
+    return (
+        f"Prompts: {counted(requests['prompt_tokens'], 'token')}, {requests['prefix_tokens_reused']} of them in KV already, "
+        f"for {counted(requests['prefix_hits'], 'request')} ({requests['prefix_copies']} by a copy of another's beginning; {waited}); {kept}"
+    )
 
 
 def _model_lines(model: dict[str, Any]) -> list[str]:

@@ -237,7 +237,7 @@ def swarm_json(standing: Standing, at_s: float) -> dict[str, Any]:
     }
 
 
-def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, int]:
+def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, float]:
     """Returns: requests in progress, and counters since the start."""
     totals = requests.totals
     prefixes = Prefixes() if requests.prefixes is None else requests.prefixes
@@ -260,6 +260,7 @@ def requests_json(requests: Requests, *, relayed_steps: int) -> dict[str, int]:
         "prefix_hits": prefixes.hits,
         "prefix_copies": prefixes.copies,
         "prefix_waits": prefixes.waits,
+        "prefix_waited_s": round(prefixes.waited.total, 3),
         "prefix_tokens_reused": prefixes.tokens_reused,
         "prefix_refused": prefixes.refused,
         "prefix_evicted": prefixes.evicted,

@@ -69,9 +69,19 @@ STAGE_ROWS = histogram("stage_batch_rows", "Rows of the batch that carried a ste
 # -- what saves work ---------------------------------------------------------------------------------------------------------
 
 PREFIX_KEPT = gauge("prefix_cache_sequences", "Finished sequences that are kept in KV.")
-PREFIX_HITS = counter("prefix_cache_hits", "Requests that began from a kept sequence.")
+PREFIX_HITS = counter("prefix_cache_hits", "Requests that began with a kept sequence, or with a copy.")
+PREFIX_COPIES = counter(
+    "prefix_cache_copies",
+    "Of these, those that began with a copy: of a kept sequence, or of what another one had computed.",
+)
+PREFIX_WAITING = gauge(
+    "prefix_cache_waiting", "Requests with a place that wait for another one to compute what both begin with."
+)
+PREFIX_WAITED = histogram("prefix_cache_wait_seconds", "What such requests waited, those that went away included.")
 PREFIX_TOKENS = counter("prefix_cache_reused_tokens", "Tokens of prompts that were not computed for that.")
-PREFIX_REFUSED = counter("prefix_cache_refused", "Kept sequences that a stage had lost; the request began cold.")
+PREFIX_REFUSED = counter(
+    "prefix_cache_refused", "Sequences that a stage did not have any more, or could not copy; the request began cold."
+)
 PREFIX_EVICTED = counter("prefix_cache_evicted", "Kept sequences that were freed for room.")
 PROPOSED = counter("speculation_proposed_tokens", "Tokens that were proposed before they were known.")
 ACCEPTED = counter("speculation_accepted_tokens", "Of these, what turned out right.")

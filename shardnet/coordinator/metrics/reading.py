@@ -122,6 +122,9 @@ class CoordinatorFigures:
         prefixes = Prefixes() if requests.prefixes is None else requests.prefixes
         yield f.PREFIX_KEPT.one(len(prefixes))
         yield f.PREFIX_HITS.one(prefixes.hits)
+        yield f.PREFIX_COPIES.one(prefixes.copies)
+        yield f.PREFIX_WAITING.one(requests.waiting)
+        yield f.PREFIX_WAITED.buckets({(): prefixes.waited})
         yield f.PREFIX_TOKENS.one(prefixes.tokens_reused)
         yield f.PREFIX_REFUSED.one(prefixes.refused)
         yield f.PREFIX_EVICTED.one(prefixes.evicted)

@@ -252,7 +252,7 @@ class Requests:
             had_place = self._places.release(running)
             if had_place:
                 self._keeper.at_end(generation)
-            self._choose_again(self._keeper.leave(running))
+            self._choose_again(self._keeper.leave(running, self._swarm.now_s()))
             if had_place:
                 self.pump()
             return
@@ -370,7 +370,7 @@ class Requests:
             if isinstance(error, UnreachableError | ShardNotFound):
                 self._swarm.stage_failed(node_id, generation.route, error)
         generation.on_failed(failed, self._swarm.now_s())
-        self._keeper.note_refusal(generation)
+        self._keeper.note_refusal(running)
         self._go_on(running)
 
     def node_of_stage(self, command_id: str, stage: int) -> str | None:

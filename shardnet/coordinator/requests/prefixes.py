@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from shardnet.coordinator.placement.planning import Route
+from shardnet.metrics.buckets import WAIT_S, Buckets
 
 MOST_REFUSALS = 2
 """A model whose stages refuse so many take-overs in a row, with none that worked between, cannot take its state back; so with copies."""
@@ -40,7 +41,7 @@ class Prefixes:
         max_wait_s: so long at most.
         hits: requests that began with a kept sequence, or with a copy.
         copies: those that began with a copy.
-        waits: requests that waited for what another one computed.
+        waits: requests that waited for what another one computed; `waited`: seconds, of waits that are over.
         tokens_reused: prompt tokens that were not run for it.
         refused: take-overs and copies that a stage refused, since the sequence was not there any more.
         evicted: sequences that were freed for room.
@@ -55,6 +56,7 @@ class Prefixes:
     tokens_reused: int = 0
     refused: int = 0
     evicted: int = 0
+    waited: Buckets = field(default_factory=lambda: Buckets(WAIT_S))
     _kept: list[Kept] = field(default_factory=list)
     _pins: dict[str, list[int]] = field(default_factory=dict)
     _refusals: Counter[str] = field(default_factory=Counter)
@@ -159,15 +161,18 @@ class Prefixes:
         self.copies += is_copy
         del (self._copy_refusals if is_copy else self._refusals)[model_id]
 
-    def copy_was_refused(self, route: Route) -> None:
-        """A stage did not have what was to be copied, or cannot copy a sequence of this model."""
-        self.refused += 1
-        self._copy_refusals[route.model_id] += 1
+    def was_refused(self, route: Route, *, is_copy: bool = False, is_news: bool = True) -> list[Kept]:
+        """A stage did not have the sequence, or could not take it back, or copy it.
 
-    def was_refused(self, route: Route) -> list[Kept]:
-        """A stage did not have the sequence, or could not take it back. Returns: the others of that route, to be freed: they are no better."""
+        Args:
+            is_news: it says something of the model, or of what is kept; else it is one more of many at once, or the source was gone.
+
+        Returns: the others of that route, to be freed: they are no better.
+        """
         self.refused += 1
-        self._refusals[route.model_id] += 1
+        if not is_news:
+            return []
+        (self._copy_refusals if is_copy else self._refusals)[route.model_id] += 1
         return self.drop(lambda kept: kept.route == route)
 
 

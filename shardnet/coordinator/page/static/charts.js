@@ -105,5 +105,6 @@ export class Charts {
 export function showCounters(pulse) {
   const all = pulse.requests;
   byId("counters").textContent = `${counted(all.finished, "request")} finished, ${all.failed} failed, ${all.queued} waiting; ${counted(all.completion_tokens, "token")} written, `
-    + `${counted(all.prompt_tokens, "token")} of prompts read, ${all.prefix_tokens_reused} of them in KV already. Up ${duration(pulse.uptime_s)}.`;
+    + `${counted(all.prompt_tokens, "token")} of prompts read, ${all.prefix_tokens_reused} of them in KV already, for ${counted(all.prefix_hits, "request")} `
+    + `(${all.prefix_copies} by a copy, ${all.prefix_waits} waited for one${all.waiting ? `, ${all.waiting} still` : ""}). Up ${duration(pulse.uptime_s)}.`;
 }

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
+from shardnet.coordinator.api.http_counts import HttpCounts
+from shardnet.coordinator.metrics.reading import CoordinatorFigures
+from shardnet.coordinator.placement.cluster import Cluster
+from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
+from shardnet.coordinator.placement.standing import Standing
 from shardnet.swarm.api_keys import make_key
 from shardnet.swarm.home import Home
 from tests.support.exposition import OPENMETRICS, check_metrics, families, samples, value
+from tests.support.sharing_requests import SYSTEM, Swarm, own
 
 MakeWorld = Callable[..., Any]
 
@@ -47,6 +55,25 @@ async def test_the_figures_say_what_a_client_saw(make_world: MakeWorld) -> None:
         assert value(after, "shardnet_model_pipelines", {"model": "tiny"}) == 1
         assert value(after, "shardnet_certificate_expiry_timestamp_seconds", {"certificate": "own"}) > 1.7e9
         assert value(after, "shardnet_requests_running", {"model": "tiny"}) == 0
+
+
+async def test_shared_beginnings_are_counted_while_they_are_waited_for_and_when_they_are_there() -> None:
+    swarm = Swarm()
+    standing = Standing(Cluster(), ModelsSettings(), PlacementSettings(), SequenceSettings())
+    figures = CoordinatorFigures(standing, swarm.requests, HttpCounts(), lambda: (0, 0), swarm.world.now_s)
+
+    def told(name: str) -> float:
+        text = generate_latest(cast(Any, SimpleNamespace(collect=figures.read))).decode()
+        return value(samples(text), f"shardnet_prefix_cache_{name}")
+
+    for number in range(3):
+        await swarm.ask([*SYSTEM, *own(number)])
+    swarm.world.at_s = 2.0
+    assert (told("waiting"), told("wait_seconds_count"), told("copies_total")) == (2, 0, 0)
+    swarm.finish()
+    assert (told("waiting"), told("wait_seconds_count"), told("wait_seconds_sum")) == (0, 2, 4)
+    assert (told("hits_total"), told("copies_total"), told("reused_tokens_total")) == (2, 2, 128)
+    assert (told("sequences"), told("refused_total"), told("evicted_total")) == (3, 0, 0)
 
 
 def held(status: dict[str, Any]) -> list[str]:

@@ -2,75 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
-from shardnet.coordinator.requests.driver import Requests
-from shardnet.coordinator.requests.generation_spec import GenerationSpec
-from shardnet.coordinator.requests.prefixes import MOST_REFUSALS, Prefixes
+from shardnet.coordinator.requests.prefixes import MOST_REFUSALS
 from shardnet.coordinator.requests.reading import PromptReading
-from shardnet.coordinator.requests.running import Running
-from shardnet.coordinator.text.answering import PlainStream
 from shardnet.errors import EngineCrashed, SequenceGap, ShardnetError
-from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask, Sampling
-from tests.support.coordinator_world import MODEL_ID, node_id, route
-from tests.support.requests_world import World, result
-
-SYSTEM = [1000 + index for index in range(64)]
-CHUNK = 16
-
-
-def own(number: int, count: int = 12) -> list[int]:
-    """Returns: what only this request's prompt ends with."""
-    return [2000 + 100 * number + index for index in range(count)]
-
-
-class Swarm:
-    """Requests over two nodes that copy sequences, step by step."""
-
-    def __init__(self, n_seq: int = 8, **settings: float) -> None:
-        self.world = World(route(1, 2, n_seq=n_seq, n_batch=64, n_ctx=1024), copies=True, chunk=CHUNK)
-        self.prefixes = Prefixes(min_tokens=16, **settings)  # type: ignore[arg-type]
-        self.requests = Requests(self.world, prefixes=self.prefixes)
-        self.steps: list[ExecuteTask] = []
-        self.freed: list[str] = []
-
-    async def ask(self, prompt: Sequence[int], reading: PromptReading | None = None) -> Running:
-        """Begin a request for two tokens."""
-        spec = GenerationSpec(MODEL_ID, prompt, Sampling(), 2, lambda _token: False, reading=reading)
-        return await self.requests.open(spec, PlainStream(lambda _token: b"x", ()))
-
-    def take(self) -> list[ExecuteTask]:
-        """Returns: the steps sent since the last call."""
-        steps, freed = self.world.take()
-        self.steps += steps
-        self.freed += freed
-        return steps
-
-    def answer(self, step: ExecuteTask) -> None:
-        """The stages have run a step; one that samples is followed by another token."""
-        last = step.route[-1].node_id
-        if not step.samples:
-            self.requests.on_result(last, result(step))
-            return
-        end = step.position + step.n_tokens
-        self.requests.on_result(last, result(step, 50, ahead=1))
-        self.requests.on_result(last, result(step, 51, at=end + 1))
-
-    def fail(self, step: ExecuteTask, error: ShardnetError) -> None:
-        failed = CommandFailed(command_id=step.command_id, error=ErrorInfo.of(error))
-        self.requests.on_failed(step.route[-1].node_id, failed)
-
-    def finish(self) -> None:
-        """Answer all that is sent until nothing more is."""
-        while steps := self.take():
-            for step in steps:
-                self.answer(step)
-
-
-def reach(step: ExecuteTask) -> tuple[str | None, int, int]:
-    return step.copy_from, step.position, step.n_tokens
+from tests.support.coordinator_world import node_id, route
+from tests.support.sharing_requests import SYSTEM, Swarm, own, reach
 
 
 async def test_eight_equal_beginnings_are_computed_once_and_the_others_wait_and_copy() -> None:
@@ -284,6 +222,24 @@ async def test_a_wait_has_an_end() -> None:
     swarm.world.at_s = 6.0
     swarm.requests.on_time()
     assert (swarm.requests.waiting, swarm.take()[0].position) == (0, 0)
+    assert (swarm.prefixes.waited.count, swarm.prefixes.waited.total) == (1, 6.0)
+
+
+async def test_every_wait_is_timed_once_until_the_request_begins_or_goes_away() -> None:
+    swarm = Swarm()
+    leader = await swarm.ask([*SYSTEM, *own(0)])
+    for number in (1, 2):
+        await swarm.ask([*SYSTEM, *own(number)])
+    gone = await swarm.ask([*SYSTEM, *own(3)])
+    swarm.take()
+    swarm.world.at_s = 1.0
+    gone.close()
+    swarm.world.at_s = 2.0
+    leader.close()  # the next one leads, and the third waits for it
+    assert (swarm.requests.waiting, swarm.prefixes.waited.count) == (1, 2)
+    swarm.world.at_s = 5.0
+    swarm.finish()
+    assert (swarm.prefixes.waits, swarm.prefixes.waited.count, swarm.prefixes.waited.total) == (3, 3, 1.0 + 2.0 + 5.0)
 
 
 async def test_rows_that_are_read_are_neither_copied_nor_waited_for() -> None:
