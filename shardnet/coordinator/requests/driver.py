@@ -217,7 +217,9 @@ class Requests:
             case _:
                 assert_never(found)
         recording = generation.spec.recording
-        if recording is not None and not isinstance(found, Wait):
+        if recording is not None and isinstance(found, Wait):
+            recording.waits_for_another(at_s)
+        elif recording is not None:
             recording.began_try(found.route, generation.n_reused, at_s)
         self._keeper.began(running)
         self._go_on(running)
@@ -311,7 +313,7 @@ class Requests:
             self.idle.set()
         now_s = self._swarm.now_s()
         self.totals.account(running, now_s)
-        self.figures.ended(running.generation, now_s - running.arrived_at_s)
+        self.figures.ended(running.generation, now_s - running.arrived_at_s, running.longest_gap_s)
         if running.generation.spec.recording is not None:
             error = running.generation.error
             running.generation.spec.recording.ended(
@@ -347,9 +349,12 @@ class Requests:
         if route is not None:  # the next step is on its way: now there is time for figures
             self.figures.step(route, result.timings)
             if generation.n_generated > n_tokens:
-                since_s = running.token_at_s or running.arrived_at_s
-                self.figures.token(generation.spec.model_id, now_s - since_s, is_first=running.token_at_s is None)
+                is_first = running.token_at_s is None
+                gap_s = now_s - (running.token_at_s or running.arrived_at_s)
+                self.figures.token(generation.spec.model_id, gap_s, is_first=is_first)
                 running.token_at_s = now_s
+                if not is_first and gap_s > (running.longest_gap_s or -1.0):
+                    running.longest_gap_s = gap_s
 
     def on_read(self, node_id: str, frame: Frame[RowsRead]) -> None:
         """A last stage told what it read of a prompt's rows; its result follows."""
