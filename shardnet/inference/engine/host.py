@@ -8,6 +8,7 @@ whose loading ends the process twice, or once for want of memory, is given up.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import cast
 from shardnet.errors import EngineCrashed, EngineError, LocalProtocolError, NoRoomError, ShardnetError
 from shardnet.ids import ShardKey, new_id
 from shardnet.inference.engine.child import Child
+from shardnet.inference.engine.huge_pages import environment_for
 from shardnet.inference.engine.interface import LoadedShard, OnLink, OnProgress, OnRow, OnStep
 from shardnet.inference.engine.late_steps import LateSteps
 from shardnet.inference.engine.memory import need_of, no_room
@@ -83,7 +85,7 @@ class EngineProcess:
         self._settings = settings or InferenceSettings()
         self._membership = membership
         self._on_restart = on_restart
-        self._environment = environment or {}
+        self._environment = dict(environment or {})
         self.on_link: OnLink | None = None
         self._shards: dict[ShardKey, LoadedShard] = {}
         self._loading: dict[ShardKey, tuple[Load, list[OnProgress], asyncio.Task[LoadedShard]]] = {}
@@ -118,7 +120,8 @@ class EngineProcess:
     async def _spawn(self) -> tuple[Child, asyncio.Task[EngineCrashed], Ready]:
         """Returns: a process that is ready, and the task that ends with it. Raises: EngineError; then nothing is left."""
         settings = EngineSettings(inference=self._settings, membership=self._membership)
-        child = await Child.start(settings, self._tell_link, self._environment)
+        wished = environment_for(os.environ | self._environment) if self._settings.huge_pages else {}
+        child = await Child.start(settings, self._tell_link, self._environment | wished)
         death = asyncio.create_task(child.wait(), name="engine-process")
         try:
             return child, death, await child.ready(self._settings.start_timeout_s)

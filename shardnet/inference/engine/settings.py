@@ -61,6 +61,11 @@ class InferenceSettings(Section):
         default=True,
         description="map weights from the file, so that they can be shared and dropped, rather than copy them",
     )
+    huge_pages: bool = Field(
+        default=True,
+        description="keep weights, KV cache and buffers in huge pages where the system gives them: weights are copied out of the mapped file then, "
+        "if they and the file fit into memory together",
+    )
     start_timeout_s: float = Field(
         default=60.0, gt=0, le=86_400, description="seconds the engine process may take to start"
     )

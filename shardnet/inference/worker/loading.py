@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from shardnet.errors import EngineError, GgufError, NoRoomError, ShardnetError
 from shardnet.inference.engine.device_map import DevicePlan, Space, plan_devices
+from shardnet.inference.engine.huge_pages import gets_huge_pages
 from shardnet.inference.engine.memory import need_of, no_room
 from shardnet.inference.engine.protocol import Load
 from shardnet.inference.engine.settings import InferenceSettings
@@ -27,7 +28,7 @@ from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.llama.stages import Stage, experts_of, stages_of
 from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.worker.budgets import Budgets
-from shardnet.inference.worker.memory_mode import Asked, Chosen, Free, choose
+from shardnet.inference.worker.memory_mode import Asked, Chosen, Free, choose, fits_twice
 from shardnet.inference.worker.shard import Shard
 from shardnet.inference.worker.watching import LoadWatch, Progress
 
@@ -115,28 +116,36 @@ class Loader:
         streamed_bytes = self._budgets.used_bytes
         used_bytes = used.memory_bytes + streamed_bytes - sum(used.gpus.values())
         limit_bytes, room = settings.memory_limit_bytes, main_memory(used.mapped_bytes + streamed_bytes)
-        chosen = choose(
-            settings.memory_mode,
-            Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack, bool(experts)),
-            Free(room, used_bytes, limit_bytes, self._budgets.shared()),
-        )
+        asked = Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack, bool(experts))
+        free = Free(room, used_bytes, limit_bytes, self._budgets.shared())
+        chosen = choose(settings.memory_mode, asked, free)
+        copies = settings.huge_pages and not plan.n_gpu_layers and fits_twice(asked, chosen, free) and gets_huge_pages()
         try:
             with LoadWatch(request, need.weights, self._report) as watch:
                 if chosen.mode == "streamed":
                     return self._stream_in(request, chosen, stages, experts, has_head, watch)
-                return self._take_in(request, plan, chosen, has_head, watch)
+                return self._take_in(request, plan, chosen, has_head, watch, use_mmap=settings.use_mmap and not copies)
         except (ShardnetError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
                 found = no_room(what, chosen.needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
                 raise NoRoomError(f"{found.message}; llama.cpp got no more ({error})", **found.facts) from None
             raise
 
-    def _take_in(self, request: Load, plan: DevicePlan, chosen: Chosen, has_head: bool, watch: LoadWatch) -> Shard:
+    def _take_in(
+        self,
+        request: Load,
+        plan: DevicePlan,
+        chosen: Chosen,
+        has_head: bool,
+        watch: LoadWatch,
+        *,
+        use_mmap: bool,
+    ) -> Shard:
         placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, plan.overrides)
         model = LlamaModel(
             Path(request.path),
             placing=placing,
-            use_mmap=self._settings.use_mmap,
+            use_mmap=use_mmap,
             repack=chosen.repack,
             on_progress=watch.handled,
         )

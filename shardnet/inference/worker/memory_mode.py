@@ -81,6 +81,14 @@ class Free:
         refuse_if_too_large(what, needed_bytes, self.room, used_bytes=self.used_bytes, limit_bytes=self.limit_bytes)
 
 
+def fits_twice(asked: Asked, chosen: Chosen, free: Free) -> bool:
+    """Returns: True if a resident shard's weights may be copied out of their file: there is room for them, and for the file's page cache.
+
+    Copies cannot be dropped and read again, as mapped weights can where others need the memory later; so they are made only where that is far away.
+    """
+    return chosen.mode == "resident" and free.nbytes >= chosen.needed + asked.need.weights
+
+
 def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: Free) -> Chosen:
     """Decide how a shard is held. Raises: NoRoomError if it cannot be as `wanted`, or as `asked.repack` has it."""
     if asked.repack and wanted == "streamed":

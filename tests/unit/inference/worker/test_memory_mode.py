@@ -11,7 +11,7 @@ from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import SPARE_DIVISOR, Need
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.worker.budgets import Budgets, Shared, share_out
-from shardnet.inference.worker.memory_mode import Asked, Free, choose
+from shardnet.inference.worker.memory_mode import Asked, Free, choose, fits_twice
 from shardnet.limits.memory import Bound, Room
 
 MB = 1 << 20
@@ -37,6 +37,13 @@ def test_one_byte_less_is_refused_or_streamed_as_the_user_said() -> None:
     chosen = choose("auto", SHARD, free(1100 * MB - 1))
     assert chosen.mode == "streamed"
     assert chosen.why.startswith("it does not fit: 1.2 GB are needed, 1.2 GB are free; ")
+
+
+def test_weights_are_copied_out_of_their_file_only_where_both_fit() -> None:
+    for nbytes, limit_bytes, fits in ((2100, 0, True), (2099, 0, False), (4000, 2100, True), (4000, 2099, False)):
+        have = free(nbytes * MB, limit_bytes * MB)
+        assert fits_twice(SHARD, choose("resident", SHARD, have), have) is fits
+    assert not fits_twice(SHARD, choose("streamed", SHARD, free(4000 * MB)), free(4000 * MB))
 
 
 def test_a_streamed_shard_keeps_kv_and_buffers_and_spare_room_out_of_its_budget() -> None:

@@ -1,0 +1,63 @@
+"""Weights that are copied into huge pages give the numbers of mapped ones, and where there are none to be had they stay mapped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardnet.inference.engine.host import EngineProcess
+from shardnet.inference.engine.huge_pages import environment_for, gets_huge_pages
+from shardnet.inference.engine.memory import need_of
+from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.shard_cost import cost_of
+from shardnet.inference.worker.loading import PROCESS_BYTES
+from tests.support.engine_world import OPTIONS, PROMPT, Route, SplitModel, Stage, plain_logits, split
+from tests.support.quantised_models import quantise
+from tests.support.random_models import tiny_llama
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+
+N_TOKENS = 4
+REFUSED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
+    """One shard, with types that llama.cpp lays out anew and types that it does not."""
+    folder = tmp_path_factory.mktemp("huge")
+    whole = tiny_llama(folder / "f32.gguf", n_layers=4, n_embd=256, quantisation="F32", tied=False)
+    return split(quantise(whole, folder / "small.gguf", "Q4_K_M"), 1, folder / "cache")
+
+
+def scarce(path: Path) -> int:
+    """Returns: a limit within which the shard fits once."""
+    need = need_of(cost_of(path), OPTIONS)
+    return PROCESS_BYTES + need.total + need.weights // 2
+
+
+def has_mapped(engine: EngineProcess, path: Path) -> bool:
+    return str(path.resolve()) in Path(f"/proc/{engine.pid}/maps").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", ["default", "off", "refused", "scarce"])
+async def test_copied_and_mapped_weights_give_the_same_bits(model: SplitModel, case: str) -> None:
+    limit_bytes = scarce(model.shards[0]) if case == "scarce" else 0
+    settings = InferenceSettings(threads=1, huge_pages=case != "off", memory_limit_bytes=limit_bytes)
+    gives_them = gets_huge_pages(environment_for({}))
+    if case == "refused" and gets_huge_pages(REFUSED):
+        pytest.skip("this kernel gives huge pages to everybody")
+    engine = EngineProcess(settings, environment=REFUSED if case == "refused" else {})
+    await engine.start()
+    try:
+        stage = Stage(engine, model, (0, 1))
+        await stage.load()
+        assert has_mapped(engine, model.shards[0]) is (case != "default" or not gives_them)
+        tokens, logits = await Route([stage]).generate(PROMPT, N_TOKENS)
+    finally:
+        await engine.close()
+    expected = plain_logits(model.whole, PROMPT, N_TOKENS)
+    assert tokens == expected[0]
+    assert np.array_equal(logits, expected[1])
