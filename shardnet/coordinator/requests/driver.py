@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, assert_never
 
-from shardnet.coordinator.placement.chunks import Chunks
+from shardnet.coordinator.placement.chunks import Chunks, size_now
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.beginnings import Cold, Copy, TakeOver, Wait
 from shardnet.coordinator.requests.figures import Figures
@@ -186,11 +186,17 @@ class Requests:
     def _chunk(self, generation: Generation, route: Route) -> int:
         """Returns: how many tokens of a prompt go at a time: few where others decode on the same stages, or will before this prompt is through."""
         nodes = set(route.node_ids)
-        is_alone = not any(
-            one.generation is not generation and nodes.intersection(one.generation.nodes) for one in self.running
+        others = [
+            one.generation
+            for one in self.running
+            if one.generation is not generation and nodes.intersection(one.generation.nodes)
+        ]
+        return size_now(
+            self._swarm.chunks(route, len(generation.spec.prompt)),
+            generation.n_unsent,
+            are_others=bool(others),
+            do_others_decode=any(one.n_generated for one in others),
         )
-        chunks = self._swarm.chunks(route, len(generation.spec.prompt))
-        return chunks.alone if is_alone else chunks.beside
 
     # -- the loop of each request ----------------------------------------------------------------------------------------------
 
@@ -326,8 +332,8 @@ class Requests:
             del self._owners[result.command_id]
             running.command_ids.discard(result.command_id)
         generation = running.generation
-        if generation.is_prompt(result.command_id):
-            self.totals.note_prompt(generation.nodes, result.timings)
+        if rows := generation.prompt_rows(result.command_id):
+            self.totals.note_prompt(generation.nodes, rows)
         route = generation.route if generation.owns(result.command_id) else None
         n_tokens, now_s = generation.n_generated, self._swarm.now_s()
         if route is not None and generation.spec.recording is not None:
