@@ -236,13 +236,13 @@ class Speculator:
         """Returns: kinds and tokens, as many as asked for or none."""
         copying, longest_known = self._copying, self.model.max_ngram
         longest = place = 0
-        if not copying.streak:
+        if copying.streak < ANCHOR:
             longest, place = self._index.place(tokens)
         is_lost = not copying.has_place or (copying.edit_tokens > LOST and longest == longest_known)
         if is_lost and longest >= ANCHOR:
             copying.begin(place, longest)
-        if found := copying.guess(tokens, count):
-            first = COPYING + copying.streak
+        first, found = COPYING + copying.streak, copying.guess(tokens, count)
+        if found and (not longest or self._right(min(first, COPYING + longest_known)) >= self._right(longest)):
             return [min(first + index, COPYING + longest_known) for index in range(count)], found
         period = len(tokens) - place
         found = [tokens[place + index % period] for index in range(count)] if longest else []
