@@ -38,7 +38,7 @@ async def many_streams(terms: Terms, streams: Sequence[int], n_tokens: int) -> N
     """
     options = ShardOptions(n_ctx=max(512, STREAM_PROMPT_TOKENS + n_tokens), n_seq=max(streams))
     prompts = [prompt_of(terms.seed + number, STREAM_PROMPT_TOKENS) for number in range(max(streams))]
-    pipelines = terms.cut(by_time=True)
+    pipelines = terms.cut()
     paced: dict[tuple[int, int], Pipeline] = {}
     async with terms.world("loopback", pipelines, options, name="paces") as world:
         for pipeline in pipelines:

@@ -10,6 +10,7 @@ from pathlib import Path
 from shardnet.bench.netem import NETS
 from shardnet.bench.rows import Row, machine
 from shardnet.bench.world import Pipeline, World, cut
+from shardnet.inference.splitting.plan import Balance
 from shardnet.messages import ShardOptions
 
 
@@ -44,9 +45,9 @@ class Terms:
         """Returns: the models cache that all nodes read."""
         return self.work / "models_cache"
 
-    def cut(self, *, by_time: bool = False) -> list[Pipeline]:
+    def cut(self, balance: Balance = "speed") -> list[Pipeline]:
         """Returns: a pipeline for each number of stages, its shards cut into the cache."""
-        return cut(self.model, self.cache, self.stages, by_time=by_time)
+        return cut(self.model, self.cache, self.stages, balance)
 
     @asynccontextmanager
     async def world(

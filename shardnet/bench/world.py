@@ -19,11 +19,11 @@ from shardnet.coordinator.placement.assign import Policy
 from shardnet.coordinator.placement.law import Law, LinkTime, Pace, law_of, step_bytes
 from shardnet.coordinator.placement.planning import pace_of
 from shardnet.errors import UsageError
-from shardnet.inference.gguf.layout import layout_of, read_model
+from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.cuts import Weights, balanced_cuts
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
-from shardnet.inference.splitting.plan import shard_weights
+from shardnet.inference.splitting.plan import Balance
 from shardnet.local.processes import LocalSwarm
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
@@ -52,32 +52,17 @@ class Pipeline:
         return [(f"node-{index}", index, index + 1) for index in range(self.stages)]
 
 
-def cut(model: Path, cache: Path, counts: Iterable[int], *, by_time: bool = False) -> list[Pipeline]:
+def cut(model: Path, cache: Path, counts: Iterable[int], balance: Balance = "speed") -> list[Pipeline]:
     """Split a model for pipelines of so many stages.
-
-    Args:
-        by_time: balance what a step reads, not what has to be stored: a first shard's embedding table takes no time.
 
     Raises: UsageError, FamilyRefused where it cannot be cut so.
     """
     pipelines = []
     for count in counts:
-        request = CutRequest(n_shards=count)
-        if by_time and count > 1:
-            request = CutRequest(cuts=cuts_by_time(model, count))
-        name = f"bench-{count}{'-even' if by_time else ''}"
-        _, manifest = split_model(plan_split(model, request, name), cache)
+        request = CutRequest(n_shards=count, balance=balance)
+        _, manifest = split_model(plan_split(model, request, f"bench-{count}-{balance}"), cache)
         pipelines.append(Pipeline(count, manifest))
     return pipelines
-
-
-def cuts_by_time(model: Path, count: int) -> tuple[int, ...]:
-    """Returns: where to cut so that each stage reads equally many bytes for a token. Raises: UsageError, FamilyRefused where it cannot be cut so."""
-    header = read_model(model)
-    stored, rules = shard_weights(header, layout_of(header)), families.rules_for(header)
-    vocabulary = sum(field.end - field.start for key, field in header.fields.items() if key.startswith("tokenizer."))
-    weights = Weights(stored.layers, first=0, last=max(0, stored.last - vocabulary))
-    return balanced_cuts(weights, rules.legal_cuts, count, rules.forbidden_lengths)
 
 
 def recut(model: Path, cache: Path, pipeline: Pipeline, row_us: Sequence[float]) -> Pipeline:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from shardnet.inference.proof.perplexity import Perplexity
 
 
+class Even(StrEnum):
+    """Values of `--balance`."""
+
+    SPEED = "speed"
+    MEMORY = "memory"
+
+
 class Verify(StrEnum):
     """Values of `--verify`."""
 
@@ -28,8 +35,13 @@ def split(
             "checkpoint: its folder, index or SafeTensors file."
         ),
     ],
-    shards: Annotated[
-        int | None, typer.Option(min=1, help="Number of shards, balanced by bytes (2 if nothing is said).")
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards (2 if nothing is said).")] = None,
+    balance: Annotated[
+        Even | None,
+        typer.Option(
+            help="What so many shards make even. speed (if nothing is said): what a step takes, so that no node waits for a slower one. memory: "
+            "what is stored, where a machine is too small for the first shard, which is larger by the embedding table otherwise."
+        ),
     ] = None,
     max_shard_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="As few shards as keep each below this size: 1.5GB, 800MiB.")
@@ -106,6 +118,7 @@ def split(
         shards,
         max_shard_bytes,
         None if cuts is None else _parse_cuts(cuts),
+        None if balance is None else balance.value,
         spelled=lambda key: f"--{key.replace('_', '-')}",
     )
     if no_verify and verify not in (None, Verify.NONE):

@@ -16,7 +16,7 @@ from shardnet.inference.proof.steps import Method
 from shardnet.inference.proof.verify import OnPlan, fault_of
 from shardnet.inference.quantising.model import quantised_name
 from shardnet.inference.splitting.cuts import parse_ids, parse_size
-from shardnet.inference.splitting.plan import CutRequest, model_name, plan_model
+from shardnet.inference.splitting.plan import BALANCES, Balance, CutRequest, model_name, plan_model
 from shardnet.preparing import Bar, Prepared, prepare
 
 if TYPE_CHECKING:
@@ -50,21 +50,30 @@ def cut_request(
     shards: int | None,
     max_shard_bytes: int | str | None,
     cuts: Sequence[int] | None,
+    balance: Balance | None = None,
     spelled: Callable[[str], str] = str,
 ) -> CutRequest:
     """Returns: where to cut.
 
     Args:
+        balance: of a number of shards; None: the usual one.
         spelled: how the caller's people write the name of an argument.
 
-    Raises: UsageError if where to cut is said more than once, or the size is none.
+    Raises: UsageError if where to cut is said more than once, the size is none, or there is nothing to balance.
     """
     chosen = {"shards": shards, "max_shard_bytes": max_shard_bytes, "cuts": cuts}
     given = [spelled(key) for key, value in chosen.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    if balance is not None:
+        if balance not in BALANCES:
+            raise UsageError(f"{spelled('balance')} is {' or '.join(BALANCES)}, not {balance!r}")
+        if given and shards is None:
+            raise UsageError(
+                f"{spelled('balance')} is about a number of shards: {given[0]} says where to cut by itself"
+            )
     size = parse_size(max_shard_bytes) if isinstance(max_shard_bytes, str) else max_shard_bytes
-    return CutRequest(shards, size, None if cuts is None else tuple(cuts))
+    return CutRequest(shards, size, None if cuts is None else tuple(cuts), balance or CutRequest.balance)
 
 
 def cut_model(

@@ -15,6 +15,7 @@ from shardnet.inference.proof.steps import Method
 from shardnet.inference.proof.verify import OnPlan, check_source, damaged_files, fault_of, verify_split
 from shardnet.inference.splitting import manifest_file
 from shardnet.inference.splitting.cutting import OnProgress
+from shardnet.inference.splitting.plan import Balance
 from shardnet.library.cutting import Quantising, cut_model, cut_request
 from shardnet.manifest import Manifest, NoProof, ParityCertificate
 from shardnet.preparing import Bar, Prepared, whole_model
@@ -32,6 +33,7 @@ def split_model(
     shards: int | None = None,
     max_shard_bytes: int | str | None = None,
     cuts: Sequence[int] | None = None,
+    balance: Balance | None = None,
     only: Sequence[int] | None = None,
     quantize: str | None = None,
     imatrix: AnyPath | None = None,
@@ -47,9 +49,11 @@ def split_model(
     Args:
         source: a GGUF, or the http(s) address of one; of one that llama.cpp split by size any part, or their folder; a Hugging Face
             checkpoint: its folder, index or single `.safetensors`.
-        shards: how many, balanced by bytes; 2 if neither this nor one of the next two is given, which exclude each other.
+        shards: how many; 2 if neither this nor one of the next two is given, which exclude each other.
         max_shard_bytes: as few shards as keep each below this size: 800_000_000, or "800MB".
         cuts: layers at which a new shard begins.
+        balance: what so many shards make even: "speed" (as if None), what a step takes, so that no stage waits for a slower one; "memory", what is
+            stored: the way where a machine is too small for the larger first shard.
         only: cut these shards alone, and read no more than they take: several machines cut one model, each its own shards.
         quantize: "q4_k_m", "q8_0" and the like: what the weights become on the way; as they are if None.
         imatrix: an importance matrix to quantise with.
@@ -67,7 +71,7 @@ def split_model(
     """
     done = cut_model(
         source if isinstance(source, str) else Path(source),
-        cut_request(shards, max_shard_bytes, cuts),
+        cut_request(shards, max_shard_bytes, cuts, balance),
         Path(out),
         default_home() if home is None else Path(home),
         quantising=Quantising(quantize, None if imatrix is None else Path(imatrix), allow_requantize),

@@ -2,7 +2,7 @@
 and on standard error how far it is.
 
     python -m tests.bench.bench_http [MODEL.gguf] --llama-server PROGRAM [--rpc-server PROGRAM] [--today FOLDER]
-        [--clients 8] [--tokens 64] [--rounds 5] [--parts streams,one,shared] [--system 760] [--balance time]
+        [--clients 8] [--tokens 64] [--rounds 5] [--parts streams,one,shared] [--system 760] [--balance memory]
 
 Run it from the repository's root. All servers are up at once and take turns within each round; a figure is the median over the rounds, with its
 smallest and largest, and a ratio the median of the rounds' ratios. Without `--llama-server` shardnet runs alone. `--today` adds a second shardnet,
@@ -35,9 +35,8 @@ from statistics import median
 from typing import Any
 
 from shardnet.bench.plain import PlainLlama
-from shardnet.bench.world import cuts_by_time
 from shardnet.errors import ParityError, ShardnetError
-from shardnet.inference.splitting.cutting import CutRequest
+from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
 from tests.support.http_servers import CORES, Room, Server, both_cores, llama_server, shardnet_server
 from tests.support.http_streams import Streamed, chat, figures
@@ -217,8 +216,7 @@ def serve(resources: ExitStack, model: Path, folder: Path, arguments: argparse.N
     if "shared" in arguments.parts:
         context += 2 * arguments.system  # a word may be two tokens
     room = Room(arguments.clients, -(-context // 256) * 256)  # llama.cpp rounds so, too
-    cuts = CutRequest(cuts=cuts_by_time(model, CORES)) if arguments.balance == "time" else None
-    halves = halve(model, "model", folder / "cache", cuts)
+    halves = halve(model, "model", folder / "cache", CutRequest(n_shards=CORES, balance=arguments.balance))
     sources: dict[str, Path | None] = {OURS: None} | ({TODAY: arguments.today} if arguments.today else {})
     servers = [
         resources.enter_context(shardnet_server(name, halves, folder / name, room, source))
@@ -253,7 +251,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument(
-        "--balance", choices=("memory", "time"), default="memory", help="what the model's cut makes even"
+        "--balance", choices=BALANCES, default=CutRequest.balance, help="what the model's cut makes even"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", type=listed(PARTS), default=list(PARTS))

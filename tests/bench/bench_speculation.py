@@ -1,7 +1,7 @@
 """What proposing tokens gains over two nodes: a text that repeats itself, edits of code, and free prose. Prints JSON lines,
 and on standard error how far it is.
 
-    python -m tests.bench.bench_speculation [MODEL.gguf] [--net 20ms] [--rounds 5] [--tokens 160] [--texts quotes,edits] [--cut time]
+    python -m tests.bench.bench_speculation [MODEL.gguf] [--net 20ms] [--rounds 5] [--tokens 160] [--texts quotes,edits] [--balance memory]
         [--prefixes]
 
 `code edit` is a file that a small model repeats; `edits` are the five of `tests/support/code_edits.py`, asked for through the chat template,
@@ -27,9 +27,8 @@ from pathlib import Path
 from statistics import median
 
 from shardnet.bench.netem import NETS, Relays
-from shardnet.bench.world import cuts_by_time
 from shardnet.errors import ParityError, ShardnetError
-from shardnet.inference.splitting.cutting import CutRequest
+from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
 from tests.bench.bench_http import EXIT_INTERRUPTED, listed
@@ -152,8 +151,7 @@ def told(what: str, rounds: Sequence[Round], **of: object) -> None:
 
 def serve(resources: ExitStack, model: Path, folder: Path, arguments: argparse.Namespace) -> LocalSwarm:
     """Start everything, pinned."""
-    cuts = CutRequest(cuts=cuts_by_time(model, CORES)) if arguments.cut == "time" else None
-    halves = halve(model, "model", folder / "cache", cuts)
+    halves = halve(model, "model", folder / "cache", CutRequest(n_shards=CORES, balance=arguments.balance))
     swarm = resources.enter_context(LocalSwarm(folder / "swarm"))
     shape = NETS[arguments.net]
     relays = None if shape.is_free else resources.enter_context(Relays(shape))
@@ -170,7 +168,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=160)
     known = [*TEXTS, "edits", *EDIT_TEXTS]
     parser.add_argument("--texts", type=listed(known), default=list(TEXTS), help=", ".join(known))
-    parser.add_argument("--cut", choices=("memory", "time"), default="memory", help="what the model's cut makes even")
+    parser.add_argument(
+        "--balance", choices=BALANCES, default=CutRequest.balance, help="what the model's cut makes even"
+    )
     parser.add_argument("--prefixes", action="store_true", help="leave the prefix cache on")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the answers' texts")
     arguments = parser.parse_args()
@@ -180,7 +180,7 @@ def main() -> int:
     os.environ |= {"SHARDNET_SPECULATION__ENABLED": "true", "SHARDNET_PREFIXES__ENABLED": prefixes}
     model = arguments.model or find_demo_model()
     chosen = [name for one in arguments.texts for name in (EDIT_TEXTS if one == "edits" else (one,))]
-    facts = {"model": model.stem, "net": arguments.net, "cut": arguments.cut}
+    facts = {"model": model.stem, "net": arguments.net, "balance": arguments.balance}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
     try:
         with ExitStack() as resources:

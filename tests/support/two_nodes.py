@@ -90,7 +90,7 @@ def free_port() -> int:
 
 
 def halve(whole: Path, name: str, cache: Path, request: CutRequest | None = None) -> Halves:
-    """Cut a model in two: so that both take as much memory, or as `request` says."""
+    """Cut a model in two: as `split` does by itself, or as `request` says."""
     folder, _ = split_model(plan_split(whole, request or CutRequest(n_shards=2), name), cache)
     return Halves(name, whole, cache, folder)
 

@@ -25,6 +25,7 @@ READ_BYTES_PER_S, FETCH_BYTES_PER_S = 1e9, 5e7
 AMORTISED_TOKENS = 20_000
 """Loading is paid once: it counts as if spread over so many tokens."""
 LIMITS_SHOWN = 3
+SMALLER_SHARDS = "split into more shards, or with --balance memory, which makes the largest one smaller"
 BALANCE_WEIGHT = 1e-3
 """Of chains with the same sum the one with the shorter longest stage keeps more requests moving."""
 
@@ -376,6 +377,7 @@ def _why_not(
         return NoRoomError(
             f"model {manifest.name} needs {human_bytes(wanted)} of memory more, the nodes have {human_bytes(free)} free for it "
             f"(headroom left out): {human_bytes(missing)} are missing; add a node, or lower sequences.n_ctx or sequences.n_seq"
+            + (f"; its largest shard alone needs {human_bytes(largest)}: {SMALLER_SHARDS}" if largest > most else "")
             + streamed_sentence(manifest, nodes, needs, loaded, policy)
             + limits_sentence(nodes),
             needed_bytes=wanted,
@@ -389,7 +391,7 @@ def _why_not(
         )
     return NoRoomError(
         f"model {manifest.name} needs {human_bytes(wanted)} of memory more, and although the nodes have {human_bytes(free)} free together, "
-        f"no contiguous runs of its shards fit into what single nodes have: free memory on one of them, or split into more shards"
+        f"no contiguous runs of its shards fit into what single nodes have: free memory on one of them, or {SMALLER_SHARDS}"
         + streamed_sentence(manifest, nodes, needs, loaded, policy)
         + limits_sentence(nodes),
         needed_bytes=wanted,

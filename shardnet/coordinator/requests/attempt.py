@@ -72,10 +72,12 @@ class Attempt:
         self.limit = limit
         self.n_settled = 0
         """Tokens whose KV is on every stage for certain; 0: not known."""
-        self.n_ready = 0
+        self.n_ready = n_reused if template.copy_from is None else 0
         """The same, of the prompt's, while it is being computed."""
         self.n_cold = n_cold if n_cold < n_reused else n_as_cold(n_prompt, n_reused, route.options.n_batch)
         """Tokens of the prompt that have, or will have, the numbers of a cold start."""
+        self.has_answers = False
+        """A step of it was answered: what it began with is there."""
         self._ends: dict[str, int] = {}  # of the prompt's steps under way: where each ends
         self._template = template
         self._tokens = tokens
@@ -226,6 +228,7 @@ class Attempt:
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
+        self.has_answers = True
         self.n_ready = max(self.n_ready, self._ends.pop(result.command_id, 0))
         self._in_vain = []
         if self._speculator is None or not result.tokens:
@@ -278,7 +281,8 @@ class Attempt:
         return rejected
 
     def rewind(self, position: int) -> None:
-        """Every stage has the tokens before `position`, and perhaps no others: go on there."""
+        """Every stage has the tokens before `position`, and perhaps no others: go on there. Nothing is copied any more."""
+        self._template = self._template.model_copy(update={"copy_from": None})
         self._sent_to = position
 
     def abandon(self) -> list[Send]:

@@ -7,6 +7,9 @@ anew, and the first of them goes on in its place (with what it had computed, if 
 A beginning is taken in whole blocks of rows, so that the numbers are those of a cold start of the same prompt, whatever its chunks
 (`placement.chunks`). An answer's tokens came one by one: a kept sequence that a prompt goes on with has those numbers. A request that begins for the
 second time, after a node was lost, takes what has the numbers of a cold start, and nothing else.
+
+What a beginning is worth is told in tokens: those that need not be run, less what it costs to go where more requests run than elsewhere. So what
+everybody's prompts begin with does not bring everybody to one of several pipelines.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from dataclasses import dataclass
 from shardnet.coordinator.placement.chunks import BLOCK, LEAST
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.prefixes import Kept, Prefixes, common_length
+
+CROWDING = 256
+"""Tokens of a prompt that are as much work as one more neighbour makes for an answer. Qwen2.5-Coder-0.5B on one thread: a row more in a batch takes
+20 ms, a token of a prompt 8 ms, so that answers of 100 tokens set the two equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +120,15 @@ def choose(asked: Asked, prefixes: Prefixes, owners: Iterable[Owner], used: Mapp
     """
     wanted = array("i", asked.prompt)[:-LEAST]
     here = [one for one in owners if one.number != asked.number]
-    found = _kept(asked, wanted, prefixes, used)
-    count = 0 if found is None else found.count
+    detours = {one: _detour(one, asked.route, used) for one in asked.free}
+    found = _kept(asked, wanted, prefixes, used, detours)
+    worth = 0 if found is None else found.count - detours[found.route]
     for owner in here:
-        shared = _shared(owner, wanted) if owner.route in asked.free and owner.route in asked.copying else 0
-        if shared <= owner.n_ready and shared >= max(prefixes.min_tokens, count + (not isinstance(found, Copy))):
-            found, count = Copy(owner.route, owner.sequence_id, shared, owner.n_cold), shared
-    awaited = _awaited(asked, wanted, here, count + prefixes.min_tokens)
+        shared = _shared(owner, wanted) if owner.route in detours and owner.route in asked.copying else 0
+        its_worth = shared - detours.get(owner.route, 0)
+        if shared <= owner.n_ready and its_worth >= max(prefixes.min_tokens, worth + (not isinstance(found, Copy))):
+            found, worth = Copy(owner.route, owner.sequence_id, shared, owner.n_cold), its_worth
+    awaited = _awaited(asked, wanted, here, worth + prefixes.min_tokens)
     if awaited is not None:
         return awaited
     if isinstance(found, TakeOver):
@@ -128,25 +137,42 @@ def choose(asked: Asked, prefixes: Prefixes, owners: Iterable[Owner], used: Mapp
     if prefixes.can_make_room(beginning.route, used):
         return beginning
     # What would have to make room is being copied: that takes as long as one step.
-    copier = next((one for one in here if one.copies is not None and one.route == beginning.route), None)
+    nodes = frozenset(beginning.route.node_ids)
+    copier = next((one for one in here if one.copies is not None and nodes.intersection(one.route.node_ids)), None)
     return beginning if copier is None else Wait(beginning.route, copier.number, copier.sequence_id, 1)
 
 
+def _detour(route: Route, given: Route, used: Mapping[tuple[str, str], int]) -> int:
+    """Returns: what it costs to take a route on which more requests run than on the one that was given, in tokens of a prompt."""
+
+    def most_used(one: Route) -> int:
+        return max(used.get((one.model_id, node_id), 0) for node_id in one.node_ids)
+
+    return CROWDING * max(0, most_used(route) - most_used(given))
+
+
 def _kept(
-    asked: Asked, wanted: array[int], prefixes: Prefixes, used: Mapping[tuple[str, str], int]
+    asked: Asked,
+    wanted: array[int],
+    prefixes: Prefixes,
+    used: Mapping[tuple[str, str], int],
+    detours: Mapping[Route, int],
 ) -> TakeOver | Copy | None:
-    """Returns: the kept sequence with the longest common beginning, the latest of equal ones.
+    """Returns: the kept sequence whose common beginning is worth most, the latest of equal ones.
 
     While a place is free, a sequence that would lose something is copied. Where that cannot be, it is left to its owner if it would lose most of what
     it has: two chats with the same system prompt shall not take each other's turns.
     """
     best: TakeOver | Copy | None = None
+    most = prefixes.min_tokens - 1
     for kept in prefixes.latest_first():
-        if kept.route not in asked.free:
+        if kept.route not in detours:
             continue
         count = _usable(common_length(kept.tokens, wanted), kept.n_cold, only_cold=asked.only_cold)
-        if count < prefixes.min_tokens or (best is not None and count <= best.count):
+        worth = count - detours[kept.route]
+        if worth <= most:
             continue
+        before = best
         lost = len(kept.tokens) - count
         is_full = prefixes.is_full(kept.route, used)
         can_copy = kept.route in asked.copying
@@ -156,6 +182,8 @@ def _kept(
             best = TakeOver(kept, count)
         elif can_copy and not is_full:
             best = Copy(kept.route, kept.sequence_id, count, kept.n_cold)
+        if best is not before:
+            most = worth
     return best
 
 

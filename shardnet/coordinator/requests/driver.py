@@ -370,7 +370,7 @@ class Requests:
             if isinstance(error, UnreachableError | ShardNotFound):
                 self._swarm.stage_failed(node_id, generation.route, error)
         generation.on_failed(failed, self._swarm.now_s())
-        self._keeper.note_refusal(generation)
+        self._keeper.note_refusal(running)
         self._go_on(running)
 
     def node_of_stage(self, command_id: str, stage: int) -> str | None:

@@ -28,6 +28,7 @@ class _Entry:
         copies: sequence and count, until a stage behind all others has answered the step that copies.
         as_sequence: its own, meanwhile.
         waits: for whom; since when, of the clock of `before_start`.
+        n_refused: beginnings that had been refused when it began.
     """
 
     number: int
@@ -35,6 +36,7 @@ class _Entry:
     as_sequence: str = ""
     waits: Wait | None = None
     since_s: float = 0.0
+    n_refused: int = 0
 
 
 class Keeper:
@@ -98,6 +100,7 @@ class Keeper:
         if self._is_on and generation.spec.reading is None:
             found = self._choose(entry, generation, route, may_wait=may_wait)
         waited, entry.waits = entry.waits is not None, None
+        entry.n_refused = self._prefixes.refused
         if waited and not isinstance(found, Wait):
             self._prefixes.waited.add(at_s - entry.since_s)
         match found:
@@ -105,7 +108,6 @@ class Keeper:
                 entry.waits = found
                 self._n_waiting += 1
                 self._prefixes.waits += not waited
-                self._set_awaited()
                 log.debug("prompt_waits", request_id=running.request_id, cached_tokens=found.count)
                 return found
             case TakeOver(kept=kept):
@@ -118,7 +120,6 @@ class Keeper:
                 log.debug("prompt_copied", request_id=running.request_id, cached_tokens=count)
             case Cold():
                 self._free(self._prefixes.make_room(route, self._places.used))
-        self._set_awaited()
         return found
 
     def _choose(self, entry: _Entry, generation: Generation, route: Route, *, may_wait: bool) -> Beginning:
@@ -135,14 +136,15 @@ class Keeper:
             free,
             copying,
             only_cold=generation.attempts > 0,
-            may_wait=may_wait,
+            may_wait=may_wait and self._prefixes.max_wait_s > 0,
         )
         owners = _owners(self._entries, model_id) if copying else ()
         return choose(asked, self._prefixes, owners, self._places.used)
 
     def began(self, running: Running) -> None:
-        """The request has a sequence of its own now."""
+        """The request has a sequence of its own now, or waits."""
         self._entries[running].as_sequence = running.generation.sequence_id
+        self._set_awaited()
 
     def ripe(self, running: Running) -> list[tuple[Running, Route]]:
         """A request came on, or did not: see who waited for it.
@@ -158,6 +160,7 @@ class Keeper:
         sequence_id, n_ready = generation.sequence_id, generation.n_ready
         if entry.copies is not None and (n_ready or sequence_id != entry.as_sequence):
             self._settle(entry)
+            self._set_awaited()
         return [
             (one, its.waits.route)
             for one, its in self._entries.items()
@@ -182,15 +185,24 @@ class Keeper:
         if generation.n_reused:
             self._prefixes.worked(generation.spec.model_id, generation.n_reused, is_copy=generation.is_copy)
 
-    def note_refusal(self, generation: Generation) -> None:
-        """A step failed: if that was because a stage did not go on with the sequence taken over, others like it are lost."""
+    def note_refusal(self, running: Running) -> None:
+        """A step failed: if that was because a stage did not go on with the sequence taken over, or copied, others like it are lost.
+
+        That speaks against the model only if the coordinator still believed the sequence to be there, and if nobody's refusal was known when this
+        request began: an engine that died refuses many at once.
+        """
+        generation, entry = running.generation, self._entries[running]
         if generation.was_refused and generation.route is not None:
             generation.was_refused = False
             log.debug("prefix_refused", model_id=generation.spec.model_id)
-            if generation.refused_copy:
-                self._prefixes.copy_was_refused(generation.route)
-            else:
-                self._free(self._prefixes.was_refused(generation.route))
+            is_news = entry.n_refused == self._prefixes.refused and (
+                entry.copies is None or self._is_there(entry.copies[0])
+            )
+            self._free(self._prefixes.was_refused(generation.route, is_copy=generation.refused_copy, is_news=is_news))
+
+    def _is_there(self, sequence_id: str) -> bool:
+        owners = (running.generation.sequence_id for running in self._entries)
+        return sequence_id in owners or any(one.sequence_id == sequence_id for one in self._prefixes.latest_first())
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 
@@ -238,7 +250,9 @@ class Keeper:
     def _set_awaited(self) -> None:
         awaited = {one.waits.number for one in self._entries.values() if one.waits is not None}
         for running, one in self._entries.items():
-            running.generation.is_awaited = one.number in awaited
+            generation = running.generation
+            is_copied = self._n_copying > 0 and self._prefixes.pinned(generation.sequence_id) > 0
+            generation.is_awaited = one.number in awaited or is_copied
 
     def _free(self, lost: Sequence[Kept]) -> None:
         for kept in lost:

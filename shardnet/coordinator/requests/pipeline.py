@@ -169,6 +169,7 @@ class Generation:
     def wait_for_beginning(self) -> None:
         """Do nothing until `start`: another request computes what the prompt begins with."""
         self._abandon()
+        self._setbacks.waits()
         self.need = Need.BEGINNING
 
     def start(
@@ -359,8 +360,9 @@ class Generation:
         self._resume_from = 0
         n_under_way = 0 if self._attempt is None else self._attempt.n_under_way
         rejected = self._attempt is not None and self._attempt.interrupt()
+        has_begun = self._attempt is not None and self._attempt.has_answers
         match error:
-            case SequenceGap() if self.n_reused and not self.n_generated and self.route is not None:
+            case SequenceGap() if self.n_reused and not has_begun and self.route is not None:
                 self.was_refused, self.refused_copy = True, self.is_copy
                 self._setbacks.excuse()
                 self.attempts -= 1  # nobody need know of a shorter way that was none

@@ -161,15 +161,18 @@ class Prefixes:
         self.copies += is_copy
         del (self._copy_refusals if is_copy else self._refusals)[model_id]
 
-    def copy_was_refused(self, route: Route) -> None:
-        """A stage did not have what was to be copied, or cannot copy a sequence of this model."""
-        self.refused += 1
-        self._copy_refusals[route.model_id] += 1
+    def was_refused(self, route: Route, *, is_copy: bool = False, is_news: bool = True) -> list[Kept]:
+        """A stage did not have the sequence, or could not take it back, or copy it.
 
-    def was_refused(self, route: Route) -> list[Kept]:
-        """A stage did not have the sequence, or could not take it back. Returns: the others of that route, to be freed: they are no better."""
+        Args:
+            is_news: it says something of the model, or of what is kept; else it is one more of many at once, or the source was gone.
+
+        Returns: the others of that route, to be freed: they are no better.
+        """
         self.refused += 1
-        self._refusals[route.model_id] += 1
+        if not is_news:
+            return []
+        (self._copy_refusals if is_copy else self._refusals)[route.model_id] += 1
         return self.drop(lambda kept: kept.route == route)
 
 

@@ -42,6 +42,10 @@ class Setbacks:
         if has_token:
             self._failures, self._crashes = 0, 0
 
+    def waits(self) -> None:
+        """It is another one's turn: until it is its own again, nothing can go right or wrong."""
+        self._since_s = None
+
     def lasts_too_long(self, at_s: float) -> bool:
         """True if nothing went right for longer than is borne."""
         return self._since_s is not None and at_s - self._since_s > self._patience_s

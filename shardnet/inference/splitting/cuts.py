@@ -17,7 +17,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class Weights:
-    """What has to be balanced, bytes. `first` and `last` come on top of the first and last shard: embedding and head."""
+    """What has to be balanced: bytes, or what stands for time. `first` and `last` come on top of the first and last shard: embedding and head."""
 
     layers: tuple[int, ...]
     first: int = 0

@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from shardnet.errors import FamilyRefused, GgufError, UsageError
 from shardnet.inference.gguf.element_types import GGML_F32, GGML_TYPES
 from shardnet.inference.gguf.header import GgufField, GgufHeader, GgufTensor, GgufValue, ValueType
-from shardnet.inference.gguf.layout import Layout, layer_of, layout_of, read_model, tensors_by_name, vocabulary_size
+from shardnet.inference.gguf.layout import (
+    Layout,
+    layer_of,
+    layout_of,
+    read_model,
+    step_bytes,
+    tensors_by_name,
+    vocabulary_size,
+)
 from shardnet.inference.gguf.writer import OutTensor, header_bytes, string_value, total_bytes, u32_value
 from shardnet.inference.splitting import families
 from shardnet.inference.splitting.cuts import Weights, balanced_cuts, checked_cuts, cuts_by_size, ranges
@@ -46,13 +54,23 @@ type stand in."""
 Fields = dict[str, GgufValue | GgufField]
 
 
+Balance = Literal["speed", "memory"]
+"""What a cut into so many shards makes even: what a step costs, so that no stage keeps the others waiting; or bytes stored."""
+BALANCES: tuple[Balance, ...] = get_args(Balance)
+
+
 @dataclass(frozen=True)
 class CutRequest:
-    """How the user wants the model cut: exactly one of the three."""
+    """How the user wants the model cut: exactly one of the first three, two shards if there is none.
+
+    Attributes:
+        balance: of `n_shards`; the other two leave it nothing to decide.
+    """
 
     n_shards: int | None = None
     max_shard_bytes: int | None = None
     cuts: tuple[int, ...] | None = None
+    balance: Balance = "speed"
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,7 @@ def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tupl
     """Returns: the cuts that a request means for this model. Raises: as `plan_split`."""
     rules = families.rules_for(header)
     wants_several = bool(request.cuts) or (request.n_shards or 2) > 1 or request.max_shard_bytes is not None
-    weights = shard_weights(header, layout)
+    weights = stored_weights(header, layout)
     if request.max_shard_bytes is not None and weights.of(0, len(weights.layers)) <= request.max_shard_bytes:
         return ()
     if wants_several and not rules.legal_cuts:
@@ -133,13 +151,31 @@ def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tupl
         return checked_cuts(request.cuts, rules.legal_cuts, len(weights.layers))
     if request.max_shard_bytes is not None:
         return cuts_by_size(weights, rules.legal_cuts, request.max_shard_bytes, rules.forbidden_lengths)
+    if request.balance == "speed":
+        weights = step_weights(header)
     return balanced_cuts(
         weights, rules.legal_cuts, 2 if request.n_shards is None else request.n_shards, rules.forbidden_lengths
     )
 
 
-def shard_weights(header: GgufHeader, layout: Layout) -> Weights:
-    """Returns: bytes to balance: each layer, and what first and last shard carry besides: vocabulary, embedding, head."""
+def step_weights(header: GgufHeader) -> Weights:
+    """Returns: what a step costs: of each layer, and of the head; of the embedding table it only looks up a row.
+
+    Each weight has to be read, and multiplied with every row of a batch: its bytes count, and one more for the multiplying. Bytes alone would make
+    a head of a large type too dear, numbers of weights alone too cheap: over eight types this told times best with llama.cpp's CPU kernels, in five
+    of six cases of one to eight rows and one or two threads (docs/performance.md).
+    """
+    layers: list[list[tuple[str, int]]] = [[] for _ in range(header.n_layers)]
+    others: list[tuple[str, int]] = []
+    for tensor in header.tensors:
+        layer = layer_of(tensor.name)
+        (others if layer is None else layers[layer]).append((tensor.name, tensor.nbytes + tensor.n_elements))
+    used = [step_bytes(header, tensors, has_head=False) for tensors in layers[: families.layer_count(header)]]
+    return Weights(tuple(used), last=step_bytes(header, others, has_head=True))
+
+
+def stored_weights(header: GgufHeader, layout: Layout) -> Weights:
+    """Returns: bytes that are stored: each layer, and what first and last shard carry besides: vocabulary, embedding, head."""
     tensors = tensors_by_name(header)
     embedding = tensors[EMBEDDING].nbytes if EMBEDDING in tensors else 0
     head = tensors[HEAD].nbytes if HEAD in tensors else embedding

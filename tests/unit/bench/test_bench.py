@@ -15,8 +15,8 @@ from shardnet.bench.driver import DrivenRun
 from shardnet.bench.rows import Row, describe, predicted, spread
 from shardnet.bench.world import cut, prompt_of, use_cores
 from shardnet.cli import app
-from shardnet.coordinator.placement.law import step_bytes
 from shardnet.errors import ShardnetError, UsageError
+from shardnet.inference.splitting.plan import CutRequest, plan_split
 from shardnet.steps import StageTiming
 from tests.support.random_models import tiny_llama
 
@@ -61,13 +61,13 @@ def test_streams_count_while_all_of_them_decode() -> None:
     assert facts["batch_rows"] == 1.33
 
 
-def test_a_cut_by_time_leaves_out_what_is_only_looked_up(tmp_path: Path) -> None:
+def test_pipelines_are_cut_as_split_cuts_them(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m.gguf", n_layers=6)
-    (stored,) = cut(model, tmp_path, [2])
-    (even,) = cut(model, tmp_path, [2], by_time=True)
-    imbalance = [abs(step_bytes(one.manifest, 0, 1) - step_bytes(one.manifest, 1, 2)) for one in (stored, even)]
-    assert imbalance[1] <= imbalance[0]
-    assert even.route == [("node-0", 0, 1), ("node-1", 1, 2)]
+    (pipeline,) = cut(model, tmp_path, [2])
+    assert [shard.layers for shard in pipeline.manifest.content.shards] == list(
+        plan_split(model, CutRequest(n_shards=2)).layers
+    )
+    assert pipeline.route == [("node-0", 0, 1), ("node-1", 1, 2)]
 
 
 # -- charts --------------------------------------------------------------------------------------------------------------------------

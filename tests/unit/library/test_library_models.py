@@ -60,6 +60,10 @@ def test_ways_to_cut_that_exclude_each_other_are_named(model: Path, tmp_path: Pa
         shardnet.split_model(model, shards=2, cuts=[3], out=tmp_path)
     with pytest.raises(UsageError, match="0 shards are not possible"):
         shardnet.split_model(model, shards=0, out=tmp_path)
+    with pytest.raises(UsageError, match="balance is about a number of shards: cuts says where to cut by itself"):
+        shardnet.split_model(model, cuts=[3], balance="memory", out=tmp_path)
+    with pytest.raises(UsageError, match="balance is speed or memory, not 'size'"):
+        shardnet.split_model(model, balance="size", out=tmp_path)  # type: ignore[arg-type]
     assert shardnet.split_model(model, max_shard_bytes="1MB", out=tmp_path, verify=False).manifest.n_shards == 1
     assert shardnet.split_model(model, cuts=[1, 4], out=tmp_path, verify=False).manifest.n_shards == 3
 

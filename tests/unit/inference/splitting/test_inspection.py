@@ -165,6 +165,8 @@ def test_wrong_paths_and_files_have_their_exit_codes(tmp_path: Path, model: Path
     ("flags", "sentence"),
     [
         (["--shards", "2", "--cuts", "1"], "--shards and --cuts exclude each other"),
+        (["--balance", "memory", "--cuts", "1"], "--balance is about a number of shards: --cuts says where to cut"),
+        (["--balance", "speed", "--max-shard-bytes", "1MB"], "--balance is about a number of shards: --max-shard"),
         (["--cuts", "one"], "'one' is no list of layers"),
         (["--cuts", "9"], "outside the model's layers"),
         (["--max-shard-bytes", "lots"], "is no size"),
