@@ -15,7 +15,7 @@ from tests.support.engine_world import Route, Stage, hidden_of, logits_of, split
 from tests.support.held_up import held_up
 from tests.support.random_models import build_random_model
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 SHARED = [40 + index % 30 for index in range(16)]
 OWN = [[80 + (7 * number + index) % 40 for index in range(10)] for number in range(3)]
