@@ -125,7 +125,8 @@ class ShardFile(Frozen):
         default=None,
         ge=0,
         exclude_if=_is_none,
-        description="bytes of weights that one decode step of one token reads: no embedding table, and of experts those in use",
+        description="bytes of weights that one decode step of one token reads in the whole model (no embedding table, and of experts those in use), "
+        "this shard's share of them by what its layers, and the head, cost",
     )
 
 

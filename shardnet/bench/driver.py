@@ -49,7 +49,8 @@ from shardnet.transport import Connection, Listener, listen
 from shardnet.wire import Buffer, Frame
 
 EPOCH = 1
-DEADLINE_S = 300.0
+DEADLINE_S = 1800.0
+"""All chunks of a prompt are sent at once: the last one of a long prompt waits for all the others."""
 PINGS = 5
 
 

@@ -55,13 +55,23 @@ class PlainLlama:
     Args:
         threads: CPU threads; 0 for all; a choice: as many as it says.
         n_seq: sequences for `generate_batched`.
+        flash: with llama.cpp's own choice of flash attention, whose numbers are others (docs/decisions/0002-flash-attention.md).
     """
 
     def __init__(
-        self, path: Path, *, threads: int | ThreadChoice = 0, n_ctx: int = 4096, n_seq: int = 1, n_batch: int = 512
+        self,
+        path: Path,
+        *,
+        threads: int | ThreadChoice = 0,
+        n_ctx: int = 4096,
+        n_seq: int = 1,
+        n_batch: int = 512,
+        flash: bool = False,
     ) -> None:
         self._model = LlamaModel(path)
-        self._context = LlamaContext(self._model, n_ctx=n_ctx, n_seq=n_seq, n_batch=n_batch, threads=threads)
+        self._context = LlamaContext(
+            self._model, n_ctx=n_ctx, n_seq=n_seq, n_batch=n_batch, threads=threads, flash=flash
+        )
         self._n_batch = n_batch
         self._known: dict[tuple[int, ...], list[int]] = {}
 

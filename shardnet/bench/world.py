@@ -130,6 +130,11 @@ class World:
     ) -> None:
         await self._resources.__aexit__(kind, error, trace)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Returns: node name -> its daemon's process id."""
+        return {name: process.pid for name, process in self._swarm.processes.items()}
+
     async def load(self, pipelines: Sequence[Pipeline], options: ShardOptions) -> None:
         """Have every stage in memory, and the links between neighbours measured. Raises: the node's error."""
         for pipeline in pipelines:

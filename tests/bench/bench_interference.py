@@ -28,6 +28,8 @@ from tests.support.two_nodes import halve
 WRITER_TOKENS = 900
 SETTLED = 24
 """Tokens of the answer that come before the prompt."""
+SHORT_TOKENS, SHORT_BEHIND_S = 12, 0.2
+"""A short prompt that comes so long behind a long one."""
 
 
 def main() -> None:
@@ -51,7 +53,8 @@ def main() -> None:
 
 
 def disturb(swarm: LocalSwarm, prompt_tokens: int) -> dict[str, float]:
-    """Returns: milliseconds between tokens of an answer before and during a long prompt; seconds to that one's first token, alone and beside it."""
+    """Returns: milliseconds between tokens of an answer before and during a long prompt; seconds to its first token, alone and beside it, and to
+    that of a short prompt behind another long one."""
     alone_s = first_token_s(swarm, prompt_tokens, seed=1)
     at: list[float] = []
     writer = threading.Thread(target=write, args=(swarm, at), daemon=True)
@@ -61,6 +64,11 @@ def disturb(swarm: LocalSwarm, prompt_tokens: int) -> dict[str, float]:
     began_s = time.perf_counter()
     beside_s = first_token_s(swarm, prompt_tokens, seed=2)
     ended_s = time.perf_counter()
+    long_one = threading.Thread(target=first_token_s, args=(swarm, prompt_tokens, 4), daemon=True)
+    long_one.start()
+    time.sleep(SHORT_BEHIND_S)
+    short_s = first_token_s(swarm, SHORT_TOKENS, seed=5)
+    long_one.join()
     writer.join(0.5)
     before = [b - a for a, b in pairwise(at) if b < began_s][4:]
     during = [b - a for a, b in pairwise(at) if began_s < a and b < ended_s]
@@ -70,6 +78,7 @@ def disturb(swarm: LocalSwarm, prompt_tokens: int) -> dict[str, float]:
         "longest_ms": round(max([*during, 0.0]) * 1e3, 1),
         "first_token_alone_s": round(alone_s, 2),
         "first_token_beside_s": round(beside_s, 2),
+        "short_behind_long_s": round(short_s, 2),
     }
 
 

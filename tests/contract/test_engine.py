@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +48,7 @@ from tests.support.engine_world import (
     plain_logits,
     split,
 )
+from tests.support.held_up import held_up
 from tests.support.random_models import build_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -169,20 +168,6 @@ async def test_interleaved_sequences_each_get_their_own_answer(new_route: NewRou
 
 
 # -- batching -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def held_up(engine: EngineProcess) -> Iterator[None]:
-    """The engine process stands still: whatever is sent to it waits."""
-    assert engine.pid is not None
-    process = psutil.Process(engine.pid)
-    process.suspend()
-    try:
-        while process.status() != psutil.STATUS_STOPPED:
-            time.sleep(0.001)
-        yield
-    finally:
-        process.resume()
 
 
 async def test_waiting_sequences_share_one_batch(engine: EngineProcess, tiny: SplitModel, new_route: NewRoute) -> None:

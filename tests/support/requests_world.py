@@ -17,13 +17,16 @@ class World:
 
     Args:
         copies: its nodes know how to copy sequences.
-        chunk: tokens of a prompt at a time; None: as many as a stage takes.
+        chunk: tokens of a prompt at a time; None: as many as a stage takes. `together`: of a short one beside other prompts.
     """
 
-    def __init__(self, *ready: Route, copies: bool = False, chunk: int | None = None) -> None:
+    def __init__(
+        self, *ready: Route, copies: bool = False, chunk: int | None = None, together: int | None = None
+    ) -> None:
         self.ready = list(ready)
         self.copies = copies
         self.chunk = chunk
+        self.together = together
         self.at_s = 0.0
         self.sent: list[tuple[str, ExecuteTask | FreeSequence | CancelTask]] = []
 
@@ -40,7 +43,7 @@ class World:
 
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
         size = self.chunk or route.options.n_batch
-        return Chunks(size, size)
+        return Chunks(size, size, self.together or size)
 
     def can_copy(self, route: Route) -> bool:
         return self.copies

@@ -109,7 +109,7 @@ class Stages:
         return PlacementError("not ready")
 
     def chunks(self, route: Route, prompt_tokens: int) -> Chunks:
-        return Chunks(2 * CHUNK, CHUNK)
+        return Chunks(2 * CHUNK, CHUNK, 2 * CHUNK)
 
     def can_copy(self, route: Route) -> bool:
         return True

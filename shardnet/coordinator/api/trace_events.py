@@ -87,6 +87,9 @@ class _Writer:
         yield self._span("tokenize", pid, 0, of.arrived_s, asked_s)
         if of.asked_s is not None:
             yield self._span("wait for a place", pid, 0, asked_s, of.started_s or self._end_s)
+        for begin_s, end_s in of.waits:
+            wait_end_s = self._end_s if end_s is None else end_s
+            yield self._span("wait for another's beginning", pid, 0, begin_s, wait_end_s)
         before: Try | None = None
         for number, one in enumerate(of.tries, 1):
             if before is not None and before.end_s is not None:

@@ -51,6 +51,7 @@ FIRST_TOKEN = histogram(
     "time_to_first_token_seconds", "From a request's arrival to the first token of an answer.", "model"
 )
 BETWEEN = histogram("inter_token_latency_seconds", "From one token of an answer to the next.", "model")
+LONGEST = histogram("answer_longest_gap_seconds", "The longest time between two tokens of an answer.", "model")
 WAITED = histogram("request_queue_seconds", "What a request waited for a place on a pipeline.", "model")
 TOOK = histogram("answer_duration_seconds", "From a request's arrival to the end of an answer.", "model")
 RECOVERIES = counter("recoveries", "Times that a request began anew after a step or a node was lost.")

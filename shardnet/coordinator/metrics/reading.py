@@ -98,6 +98,7 @@ class CoordinatorFigures:
         yield f.ERRORS.of({(label, code): n for label, model in models.items() for code, n in model.errors.items()})
         yield f.FIRST_TOKEN.buckets({label: model.first_token for label, model in models.items()})
         yield f.BETWEEN.buckets({label: model.between for label, model in models.items()})
+        yield f.LONGEST.buckets({label: model.longest for label, model in models.items()})
         yield f.WAITED.buckets({label: model.waited for label, model in models.items()})
         yield f.TOOK.buckets({label: model.took for label, model in models.items()})
         again = sum(max(0, one.generation.attempts - 1) for one in requests.running)

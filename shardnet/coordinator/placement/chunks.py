@@ -23,13 +23,16 @@ BLOCK = 4
 """Rows that kernels take at once: of some types of weights the rows that are left over at a chunk's end go through others."""
 ROWS_AHEAD = 1024
 """So many tokens of a prompt may be under way, so that slow links are full of small chunks, too."""
+SHORT = 64
+"""Tokens of a prompt that go at once while prompts are all there is: rows of a larger chunk take less time, and the other prompts fill the stages."""
 
 
 class Chunks(NamedTuple):
-    """Tokens at a time: `alone`, and `beside` others that decode on the same stages."""
+    """Tokens at a time: `alone`, `beside` others that decode on the same stages, and what is left of a short prompt `together` with other prompts."""
 
     alone: int
     beside: int
+    together: int
 
 
 def choose(law: Law, prompt_tokens: int, most: int) -> Chunks:
@@ -50,7 +53,20 @@ def choose(law: Law, prompt_tokens: int, most: int) -> Chunks:
             break
     # A row that finds a chunk at every stage takes twice as long as without, or as near to that as the smallest size comes.
     fitting = [size for size in sizes if sum(law.stages_s(size)) <= law.token_s()]
-    return Chunks(alone, min(alone, max(fitting, default=sizes[0])))
+    return Chunks(alone, min(alone, max(fitting, default=sizes[0])), min(SHORT, most))
+
+
+def size_now(chunks: Chunks, left: int, *, are_others: bool, do_others_decode: bool) -> int:
+    """Returns: how many tokens of a prompt are to go at a time now.
+
+    Args:
+        left: tokens of it that are still to go.
+        are_others: other requests run on the same stages.
+        do_others_decode: one of them has its first token already.
+    """
+    if not are_others:
+        return chunks.alone
+    return chunks.together if left <= SHORT and not do_others_decode else chunks.beside
 
 
 def next_chunk(position: int, n_prompt: int, size: int, most: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shardnet.inference.worker.pacing import batches, goes_whole
+from shardnet.inference.worker.pacing import batches, block_sizes, goes_whole
 from shardnet.manifest import Manifest
 
 GUESSED_BYTES_PER_S = 8e9
@@ -146,7 +146,11 @@ class Law:
         A round takes as long as the slowest stage needs for all rows, or as the first block of them needs to come round: one row of it, where every
         stage takes them one by one.
         """
-        blocks, stages = batches(streams, len(self.paces)), tuple(zip(self.paces, self.nbytes, strict=True))
+        sizes = block_sizes(streams // len(self.paces))
+        return max(self._in_batches(streams, batches(streams, len(self.paces), full)) for full in sizes)
+
+    def _in_batches(self, streams: int, blocks: tuple[int, ...]) -> float:
+        stages = tuple(zip(self.paces, self.nbytes, strict=True))
         slowest_s = max(sum(pace.block_s(nbytes, rows) for rows in blocks) for pace, nbytes in stages)
         rows = max(blocks)
         block_s = [pace.block_s(nbytes, rows) for pace, nbytes in stages]

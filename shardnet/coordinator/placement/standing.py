@@ -160,7 +160,7 @@ class Standing:
         size = self._sequences.prompt_chunk
         most = route.options.n_batch
         if size:
-            return Chunks(min(size, most), min(size, most))
+            return Chunks(*(min(size, most),) * 3)
         key = route, min(prompt_tokens, PROMPT_LOOKED_AT).bit_length()
         known = self._chunks.get(key)
         now_s = time.monotonic()

@@ -78,7 +78,7 @@ class Attempt:
         """Tokens of the prompt that have, or will have, the numbers of a cold start."""
         self.has_answers = False
         """A step of it was answered: what it began with is there."""
-        self._ends: dict[str, int] = {}  # of the prompt's steps under way: where each ends
+        self._prompt_steps: dict[str, tuple[int, int]] = {}  # those under way: where each begins and ends
         self._template = template
         self._tokens = tokens
         self._n_prompt = n_prompt
@@ -161,7 +161,7 @@ class Attempt:
         if count > 1:
             update |= {"n_tokens": count, "tensors": row_tensors(count, 0)}
         if self._sent_to < self._n_prompt:
-            self._ends[command_id] = self._sent_to + count
+            self._prompt_steps[command_id] = self._sent_to, self._sent_to + count
         if self._sent_to != self.n_reused:
             update["copy_from"] = None
         if self._read is not None and self._sent_to < self._n_prompt:
@@ -197,6 +197,11 @@ class Attempt:
         ends = (index for index, token in enumerate(drafts) if self._is_end(token))
         return drafts[: next(ends, len(drafts))]
 
+    @property
+    def n_unsent(self) -> int:
+        """Returns: tokens of the prompt that are still to be handed to the route."""
+        return max(0, self._n_prompt - self._sent_to)
+
     # -- answers -------------------------------------------------------------------------------------------------------------
 
     def owns(self, command_id: str) -> bool:
@@ -207,9 +212,10 @@ class Attempt:
         """A step is no longer under way. Returns: since when it was; None if it is not one of ours."""
         return self._in_flight.pop(command_id, None)
 
-    def is_prompt(self, command_id: str) -> bool:
-        """True for a step of the prompt whose answer is still to come."""
-        return command_id in self._ends
+    def prompt_rows(self, command_id: str) -> int:
+        """Returns: rows of a step of the prompt whose answer is still to come; 0 for any other."""
+        begin, end = self._prompt_steps.get(command_id, (0, 0))
+        return end - begin
 
     def goes_on(self, command_id: str, at_s: float) -> None:
         """The stages go on with the run of this step by themselves: another answer will come."""
@@ -229,7 +235,7 @@ class Attempt:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""
         before_s, self._answered_s = self._answered_s, at_s
         self.has_answers = True
-        self.n_ready = max(self.n_ready, self._ends.pop(result.command_id, 0))
+        self.n_ready = max(self.n_ready, self._prompt_steps.pop(result.command_id, (0, 0))[1])
         self._in_vain = []
         if self._speculator is None or not result.tokens:
             return
@@ -277,7 +283,7 @@ class Attempt:
         self._drafts.clear()
         self._has_window, self._run = False, ""
         self.n_settled = self.n_ready = 0
-        self._ends.clear()
+        self._prompt_steps.clear()
         return rejected
 
     def rewind(self, position: int) -> None:

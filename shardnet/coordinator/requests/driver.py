@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, assert_never
 
-from shardnet.coordinator.placement.chunks import Chunks
+from shardnet.coordinator.placement.chunks import Chunks, size_now
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.beginnings import Cold, Copy, TakeOver, Wait
 from shardnet.coordinator.requests.figures import Figures
@@ -186,11 +186,17 @@ class Requests:
     def _chunk(self, generation: Generation, route: Route) -> int:
         """Returns: how many tokens of a prompt go at a time: few where others decode on the same stages, or will before this prompt is through."""
         nodes = set(route.node_ids)
-        is_alone = not any(
-            one.generation is not generation and nodes.intersection(one.generation.nodes) for one in self.running
+        others = [
+            one.generation
+            for one in self.running
+            if one.generation is not generation and nodes.intersection(one.generation.nodes)
+        ]
+        return size_now(
+            self._swarm.chunks(route, len(generation.spec.prompt)),
+            generation.n_unsent,
+            are_others=bool(others),
+            do_others_decode=any(one.n_generated for one in others),
         )
-        chunks = self._swarm.chunks(route, len(generation.spec.prompt))
-        return chunks.alone if is_alone else chunks.beside
 
     # -- the loop of each request ----------------------------------------------------------------------------------------------
 
@@ -211,7 +217,9 @@ class Requests:
             case _:
                 assert_never(found)
         recording = generation.spec.recording
-        if recording is not None and not isinstance(found, Wait):
+        if recording is not None and isinstance(found, Wait):
+            recording.waits_for_another(at_s)
+        elif recording is not None:
             recording.began_try(found.route, generation.n_reused, at_s)
         self._keeper.began(running)
         self._go_on(running)
@@ -305,7 +313,7 @@ class Requests:
             self.idle.set()
         now_s = self._swarm.now_s()
         self.totals.account(running, now_s)
-        self.figures.ended(running.generation, now_s - running.arrived_at_s)
+        self.figures.ended(running.generation, now_s - running.arrived_at_s, running.longest_gap_s)
         if running.generation.spec.recording is not None:
             error = running.generation.error
             running.generation.spec.recording.ended(
@@ -324,8 +332,8 @@ class Requests:
             del self._owners[result.command_id]
             running.command_ids.discard(result.command_id)
         generation = running.generation
-        if generation.is_prompt(result.command_id):
-            self.totals.note_prompt(generation.nodes, result.timings)
+        if rows := generation.prompt_rows(result.command_id):
+            self.totals.note_prompt(generation.nodes, rows)
         route = generation.route if generation.owns(result.command_id) else None
         n_tokens, now_s = generation.n_generated, self._swarm.now_s()
         if route is not None and generation.spec.recording is not None:
@@ -341,9 +349,12 @@ class Requests:
         if route is not None:  # the next step is on its way: now there is time for figures
             self.figures.step(route, result.timings)
             if generation.n_generated > n_tokens:
-                since_s = running.token_at_s or running.arrived_at_s
-                self.figures.token(generation.spec.model_id, now_s - since_s, is_first=running.token_at_s is None)
+                is_first = running.token_at_s is None
+                gap_s = now_s - (running.token_at_s or running.arrived_at_s)
+                self.figures.token(generation.spec.model_id, gap_s, is_first=is_first)
                 running.token_at_s = now_s
+                if not is_first and gap_s > (running.longest_gap_s or -1.0):
+                    running.longest_gap_s = gap_s
 
     def on_read(self, node_id: str, frame: Frame[RowsRead]) -> None:
         """A last stage told what it read of a prompt's rows; its result follows."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.pipeline import Generation
-from shardnet.metrics.buckets import ANSWER_S, FIRST_TOKEN_S, ROWS, TOKEN_S, WAIT_S, Buckets
+from shardnet.metrics.buckets import ANSWER_S, FIRST_TOKEN_S, GAP_S, ROWS, TOKEN_S, WAIT_S, Buckets
 from shardnet.metrics.family import Sum
 from shardnet.steps import StageTiming
 
@@ -39,7 +39,8 @@ class ModelFigures:
 
     Attributes:
         prompt_tokens: of all that had their turn; `tokens`: of answers.
-        first_token: seconds from a request's arrival; `between`: from one token to the next; `waited`: for a place on a pipeline; `took`: all of it.
+        first_token: seconds from a request's arrival; `between`: from one token to the next, and `longest` of these in each
+            answer that is over; `waited`: for a place on a pipeline; `took`: all of it.
         outcomes: of answers that are over, by how they ended; `errors`: of those that failed, by code.
         stages: by stage and node.
     """
@@ -48,6 +49,7 @@ class ModelFigures:
     tokens: int = 0
     first_token: Buckets = field(default_factory=lambda: Buckets(FIRST_TOKEN_S))
     between: Buckets = field(default_factory=lambda: Buckets(TOKEN_S))
+    longest: Buckets = field(default_factory=lambda: Buckets(GAP_S))
     waited: Buckets = field(default_factory=lambda: Buckets(WAIT_S))
     took: Buckets = field(default_factory=lambda: Buckets(ANSWER_S))
     outcomes: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(OUTCOMES, 0)))
@@ -93,10 +95,12 @@ class Figures:
         model.tokens += 1
         (model.first_token if is_first else model.between).add(seconds)
 
-    def ended(self, generation: Generation, seconds: float) -> None:
-        """A request is over. Args: seconds: since it arrived."""
+    def ended(self, generation: Generation, seconds: float, longest_s: float | None = None) -> None:
+        """A request is over. Args: seconds: since it arrived. longest_s: between two of its tokens; None: it did not have two."""
         model = self.of(generation.spec.model_id)
         model.took.add(seconds)
+        if longest_s is not None:
+            model.longest.add(longest_s)
         if generation.error is not None:
             model.outcomes[ERROR] += 1
             model.errors[generation.error.code] += 1

@@ -28,6 +28,7 @@ class _Entry:
         copies: sequence and count, until a stage behind all others has answered the step that copies.
         as_sequence: its own, meanwhile.
         waits: for whom; since when, of the clock of `before_start`.
+        n_awaited: tokens that the one whom it waits for had when that was last looked at; that changed at `moved_s`.
         n_refused: beginnings that had been refused when it began.
     """
 
@@ -36,6 +37,8 @@ class _Entry:
     as_sequence: str = ""
     waits: Wait | None = None
     since_s: float = 0.0
+    n_awaited: int = 0
+    moved_s: float = 0.0
     n_refused: int = 0
 
 
@@ -105,7 +108,7 @@ class Keeper:
             self._prefixes.waited.add(at_s - entry.since_s)
         match found:
             case Wait():
-                entry.waits = found
+                entry.waits, entry.n_awaited, entry.moved_s = found, 0, at_s
                 self._n_waiting += 1
                 self._prefixes.waits += not waited
                 log.debug("prompt_waits", request_id=running.request_id, cached_tokens=found.count)
@@ -170,15 +173,23 @@ class Keeper:
         ]
 
     def overdue(self, at_s: float) -> list[tuple[Running, Route]]:
-        """Returns: those who have waited for too long, and the route that each was given."""
+        """Returns: those who wait for one who has not got on for too long, and the route that each was given.
+
+        As long as that one gets on nobody would be quicker by computing the same beside it, however long it takes.
+        """
         if not self._n_waiting:
             return []
-        most_s = self._prefixes.max_wait_s
-        return [
-            (one, its.waits.route)
-            for one, its in self._entries.items()
-            if its.waits is not None and at_s - its.since_s > most_s
-        ]
+        found = []
+        ready = {one.number: running.generation.n_ready for running, one in self._entries.items()}
+        for running, one in self._entries.items():
+            if one.waits is None:
+                continue
+            n_ready = ready.get(one.waits.number, 0)
+            if n_ready != one.n_awaited:
+                one.n_awaited, one.moved_s = n_ready, at_s
+            elif at_s - one.moved_s > self._prefixes.max_wait_s:
+                found.append((running, one.waits.route))
+        return found
 
     def note_first_token(self, generation: Generation) -> None:
         """A request has its first token: if it began with a sequence of others, that worked."""

@@ -138,9 +138,14 @@ class Generation:
         """Returns: prompt tokens that have, or will have, the numbers of a cold start."""
         return self._attempt.n_cold if self._attempt is not None else 0
 
-    def is_prompt(self, command_id: str) -> bool:
-        """True for a step of the prompt whose answer is still to come."""
-        return self._attempt is not None and self._attempt.is_prompt(command_id)
+    @property
+    def n_unsent(self) -> int:
+        """Returns: prompt tokens that are still to be handed to its route; 0 without one."""
+        return self._attempt.n_unsent if self._attempt is not None else 0
+
+    def prompt_rows(self, command_id: str) -> int:
+        """Returns: rows of a step of the prompt whose answer is still to come; 0 for any other."""
+        return 0 if self._attempt is None else self._attempt.prompt_rows(command_id)
 
     @property
     def begins_anew(self) -> bool:

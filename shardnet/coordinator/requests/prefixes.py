@@ -38,7 +38,7 @@ class Prefixes:
     Attributes:
         min_tokens: a shorter common beginning is not worth a take-over, a copy, or a wait.
         shares: beginnings are copied, also from requests in progress, and those that are being computed are waited for.
-        max_wait_s: so long at most.
+        max_wait_s: so long at most for one that does not get on; 0: not at all.
         hits: requests that began with a kept sequence, or with a copy.
         copies: those that began with a copy.
         waits: requests that waited for what another one computed; `waited`: seconds, of waits that are over.

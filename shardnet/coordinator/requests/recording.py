@@ -55,6 +55,7 @@ class Recording:
     Attributes:
         arrived_s: when it was received. `asked_s`: when its prompt was tokens. `started_s`: when it had its place.
         first_token_s: when the first token came.
+        waits: from when to when it waited for another request to compute what both begin with; None: it still does.
         outcome: how it ended, once it did (`ended_s`).
         steps_left_out: beyond MOST_STEPS.
     """
@@ -71,6 +72,7 @@ class Recording:
     tokens: int = 0
     tries: list[Try] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    waits: list[tuple[float, float | None]] = field(default_factory=list)
     steps_left_out: int = 0
     _open: dict[str, Step] = field(default_factory=dict)
 
@@ -80,11 +82,22 @@ class Recording:
 
     def began_try(self, route: Route, n_reused: int, at_s: float) -> None:
         """Its first step is about to be sent along a route."""
+        self._end_wait(at_s)
         self.set_back("begun anew", at_s)
         self.tries.append(Try(route, at_s, n_reused))
 
+    def waits_for_another(self, at_s: float) -> None:
+        """Another request computes what it begins with. Harmless when repeated."""
+        self._end_wait(at_s)
+        self.waits.append((at_s, None))
+
+    def _end_wait(self, at_s: float) -> None:
+        if self.waits and self.waits[-1][1] is None:
+            self.waits[-1] = self.waits[-1][0], at_s
+
     def set_back(self, error: str, at_s: float) -> None:
-        """The try in progress is over before the answer is. Harmless when repeated."""
+        """The try in progress, or the wait for one, is over before the answer is. Harmless when repeated."""
+        self._end_wait(at_s)
         if self.tries and self.tries[-1].end_s is None:
             self.tries[-1].end_s, self.tries[-1].error = at_s, error
             self._open.clear()
@@ -110,6 +123,7 @@ class Recording:
 
     def ended(self, outcome: str, at_s: float) -> None:
         """It is over."""
+        self._end_wait(at_s)
         if self.tries and self.tries[-1].end_s is None:
             self.tries[-1].end_s = at_s
         self._open.clear()

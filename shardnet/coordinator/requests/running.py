@@ -58,6 +58,8 @@ class Running:
         self.first_token_at_s: float | None = None
         self.token_at_s: float | None = None
         """When the last token came."""
+        self.longest_gap_s: float | None = None
+        """Between two tokens."""
         self._answer = answer
         self._tell_ended = ended
         self._has_news = False

@@ -75,7 +75,12 @@ class PrefixSettings(Section):
         default=True,
         description="copy a beginning between sequences, and wait for a request that computes it already",
     )
-    max_wait_s: float = Field(default=60.0, ge=0, le=86_400, description="seconds that such a wait may take")
+    max_wait_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="seconds that it is waited for a request that does not get on; 0: for none",
+    )
 
     def to_prefixes(self) -> Prefixes | None:
         """Returns: an empty cache; None if there shall be none."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from shardnet.coordinator.requests.running import Running
 from shardnet.log import get
-from shardnet.steps import StageTiming
 
 log = get("requests")
 
@@ -27,16 +26,16 @@ class Totals:
     tokens_proposed: int = 0
     tokens_accepted: int = 0
     prompt_rows: Counter[str] = field(default_factory=Counter)
-    """By node: rows of prompts that it has run, as it said itself."""
+    """By node: rows of prompts that it has run."""
     first_tokens: int = 0
     """Answers that have begun."""
     first_token_s: float = 0.0
     """Seconds from a route to the first token, of all of these together."""
 
-    def note_prompt(self, nodes: Iterable[str], timings: Iterable[StageTiming]) -> None:
+    def note_prompt(self, nodes: Iterable[str], rows: int) -> None:
         """Count a chunk of a prompt that every stage has run."""
-        for node_id, timing in zip(nodes, timings, strict=False):
-            self.prompt_rows[node_id] += timing.batch_tokens
+        for node_id in nodes:
+            self.prompt_rows[node_id] += rows
 
     def began(self, running: Running, at_s: float) -> None:
         """Count the first token of an answer."""

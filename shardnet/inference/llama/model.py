@@ -138,6 +138,7 @@ class LlamaContext:
         threads: CPU threads; 0: all that this process can keep busy; a choice: as many as it says before each batch.
         watch: told of each layer that was computed; a probe brings its own.
         unified: one KV cache for all sequences, so that a batch of sequences of different lengths is computed in one piece.
+        flash: leave flash attention to llama.cpp on the processor, too: for measuring beside it alone.
 
     Raises: EngineError if llama.cpp cannot create the context.
     """
@@ -155,6 +156,7 @@ class LlamaContext:
         watch: LayerWatch | None = None,
         unified: bool = False,
         native_capture: bool = True,
+        flash: bool = False,
     ) -> None:
         self.model = model
         self.n_ctx, self.n_seq, self.n_batch = n_ctx, n_seq, n_batch
@@ -168,7 +170,7 @@ class LlamaContext:
         params.n_seq_max = n_seq
         params.n_batch = params.n_ubatch = n_batch
         params.n_threads = params.n_threads_batch = self._n_threads
-        if not model.uses_gpu:
+        if not model.uses_gpu and not flash:
             # On the CPU its result depends on the number of threads, and it adds up in float16 (docs/decisions/0002-flash-attention.md).
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.kv_unified = unified

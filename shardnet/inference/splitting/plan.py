@@ -7,7 +7,7 @@ vocabulary and head is left out; family-specific keys come from `families`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -165,11 +165,24 @@ def step_weights(header: GgufHeader) -> Weights:
     a head of a large type too dear, numbers of weights alone too cheap: over eight types this told times best with llama.cpp's CPU kernels, in five
     of six cases of one to eight rows and one or two threads (docs/performance.md).
     """
+    return _through_layers(header, lambda tensor: tensor.nbytes + tensor.n_elements)
+
+
+def shared_step_bytes(header: GgufHeader, layers: Sequence[LayerRange]) -> tuple[int, ...]:
+    """Returns: the bytes of weights that a step of one token reads in the whole model, shared out over its shards by what these cost."""
+    read, cost = _through_layers(header, lambda tensor: tensor.nbytes), step_weights(header)
+    n_layers = layers[-1].end
+    all_read, all_cost = read.of(0, n_layers), max(1, cost.of(0, n_layers))
+    return tuple(all_read * cost.of(part.first, part.end) // all_cost for part in layers)
+
+
+def _through_layers(header: GgufHeader, size: Callable[[GgufTensor], int]) -> Weights:
+    """Returns: of each layer, and of the head, the size of what a step goes through."""
     layers: list[list[tuple[str, int]]] = [[] for _ in range(header.n_layers)]
     others: list[tuple[str, int]] = []
     for tensor in header.tensors:
         layer = layer_of(tensor.name)
-        (others if layer is None else layers[layer]).append((tensor.name, tensor.nbytes + tensor.n_elements))
+        (others if layer is None else layers[layer]).append((tensor.name, size(tensor)))
     used = [step_bytes(header, tensors, has_head=False) for tensors in layers[: families.layer_count(header)]]
     return Weights(tuple(used), last=step_bytes(header, others, has_head=True))
 

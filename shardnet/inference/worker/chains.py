@@ -233,7 +233,7 @@ class Chains:
         )
 
     def run(self, tasks: Sequence[Task], answer: Callable[[Outcome], None]) -> None:
-        """Run one step, or several of one row each, of one chain and different sequences, as one batch; answer each as soon as it is known."""
+        """Run one step, or several of equally many rows, of one chain and different sequences, as one batch; answer each as soon as it is known."""
         began = time.perf_counter()
         try:
             chain = self._chain(tasks[0].step)
@@ -263,7 +263,7 @@ class Chains:
                 for task, _ in ready:
                     self.run([task], answer)
             return
-        n_each = tasks[0].step.n_tokens  # one, unless there is one step only
+        n_each = tasks[0].step.n_tokens
         outcomes = []
         for index, (task, state) in enumerate(ready):
             end = (index + 1) * n_each

@@ -3,10 +3,11 @@
 A batch's time does not grow with its rows as one would think. Kernels take quantised rows in fours: of a 1B model in Q4_0 four rows took 62 ms on
 one thread, and three took 97. A small model's batch of two took more than two batches of one. And llama.cpp computes in one piece only sequences
 whose slots are neighbours: four rows of slots 0, 2, 3 and 5 took as long as three batches. So rows travel in blocks of four, eight, ... neighbours,
-as large as leaves every stage one; they go whole or one by one, whichever takes less time per row. Where a whole block would take much less time per
+no larger than leaves every stage one. Larger ones are not always better: of a 1.5B model in Q4_K_M eight rows took 481 ms, and four 203. Blocks have
+the size that takes least time per row; they go whole, or one by one where that takes less still. Where a whole block would take much less time per
 row, and the rest of it is on its way, it pays to wait a moment.
 
-The planner predicts many streams by the same rules (`batches`, `goes_whole`), and by the same times: each node tells it `Pacing.told`.
+The planner predicts many streams by the same rules (`block_sizes`, `batches`, `goes_whole`), and by the same times: each node tells it `Pacing.told`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SAMPLES = 9
 """Recent batches of a size that its time is the median of."""
 TRUSTED = 2
 """A size with fewer samples is tried."""
-TRY_EVERY = 128
+TRY_EVERY = 1024
 """Each so many batches the size that was not tried for longest is: weather and contexts change."""
 TOLD_SAMPLES = 256
 """Recent batches of a size that the planner hears the mean of: it predicts the speed of minutes, which slow batches are a part of, where a choice is
@@ -40,23 +41,21 @@ HOPELESS = 1.5
 HELD_BEHIND = 2
 """Rows that each other stage has on average while one is held back here for its companion."""
 WHOLE_GAINS = 0.95
-"""A whole block has to take at most this share of the time that its rows take one by one. There are only as many blocks as
-stages, so that each stage waits for the slowest one whenever they change over; single rows queue up, and no stage waits.
+"""A whole block has to take at most this share of the time that its rows take one by one, or in blocks of half the size. There are only as many of
+the largest blocks as stages, so that each stage waits for the slowest one whenever they change over; single rows queue up, and no stage waits.
 At equal times (SmolLM2 in Q4_1, eight streams over two stages) single rows were seen to come 1.15 times as quickly."""
 WORTH_WAITING = 0.75
 """The rest of a block is waited for if a row of a whole block takes at most this share of the time that it takes otherwise."""
 
 
-def block_rows(expected: int) -> int:
-    """Returns: rows of a whole block, where so many rows can be here at a time without other stages standing idle for it."""
-    return max(KERNEL_ROWS, 1 << max(0, expected.bit_length() - 1))
+def block_sizes(expected: int) -> list[int]:
+    """Returns: rows of whole blocks, ascending, where so many rows can be here at a time without other stages standing idle for it."""
+    return [KERNEL_ROWS << power for power in range(max(1, (expected // KERNEL_ROWS).bit_length()))]
 
 
-def batches(streams: int, stages: int) -> tuple[int, ...]:
-    """Returns: rows of the batches in which so many streams go round through so many stages, where batches are worth it."""
-    expected = streams // stages
-    full = block_rows(expected)
-    if full > expected:  # no block is ever whole: as many groups as stages, of what is there
+def batches(streams: int, stages: int, full: int) -> tuple[int, ...]:
+    """Returns: rows of the batches in which so many streams go round through so many stages, in blocks of `full` rows, where batches are worth it."""
+    if full > streams // stages:  # no block is ever whole: as many groups as stages, of what is there
         groups = min(streams, stages)
         return tuple(streams // groups + (group < streams % groups) for group in range(groups))
     rest = streams % full
@@ -150,7 +149,7 @@ class Pacing:
             active: slots of all sequences that have rows to come through this chain, those that wait included.
             expected: rows that can be here at a time without other stages standing idle for it.
         """
-        full = block_rows(expected)
+        full = self._full(chain, expected)
         blocks: dict[int, list[WaitingRow]] = {}
         for row in sorted(waiting):
             blocks.setdefault(row.slot // full, []).append(row)
@@ -164,6 +163,23 @@ class Pacing:
                     whole = next((one for one in blocks.values() if len(one) == full), None)
                     return Choice((), wait_s) if whole is None else self._of(chain, whole, expected)
         return self._of(chain, next(iter(blocks.values())), expected)
+
+    def _full(self, chain: Chain, expected: int) -> int:
+        """Returns: rows of a whole block: of the sizes that fit the one that takes least time per row, or one that is to be tried."""
+        sizes = block_sizes(expected)
+        if len(sizes) == 1:
+            return sizes[0]
+        known = [(rows, size) for rows in sizes if (size := self._known(chain, rows)) is not None]
+        if len(known) < len(sizes):
+            return next(rows for rows in reversed(sizes) if self._known(chain, rows) is None)
+        best, best_s = 0, 0.0
+        for rows, size in known:
+            if not best or size.median_s / rows <= WHOLE_GAINS * best_s:
+                best, best_s = rows, size.median_s / rows
+        if self._batches % TRY_EVERY:
+            return best
+        open_ones = [(size.noted_at, rows) for rows, size in known if size.median_s / rows < HOPELESS * best_s]
+        return min(open_ones)[1]
 
     def _of(self, chain: Chain, rows: Sequence[WaitingRow], expected: int) -> Choice:
         """Returns: all rows of a block that stand beside the oldest, or that one alone."""

@@ -20,7 +20,7 @@ class Run:
         n_ctx: tokens that find room here.
         is_alone: its rows go on right here: the chain is the whole model.
         chain: model and shards.
-        slot: of its sequence, once the step that began it is done.
+        slot: of its sequence, once the step that began it is done; -1 before: it is in nobody's block.
         has_row: one of its rows waits: the next one cannot come before that has gone round.
         handed_over: the link over which its last row left.
         noted_s: when the daemon heard of it.
@@ -32,7 +32,7 @@ class Run:
     is_alone: bool
     chain: Chain
     lane: Lane | None = None
-    slot: int = 0
+    slot: int = -1
     is_over: bool = False
     has_row: bool = False
     handed_over: RowLink | None = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 import numpy as np
 
 from shardnet.errors import EngineError, RefusedError, ShardnetError
 from shardnet.inference.engine.protocol import FromEngine
 from shardnet.inference.engine.steps import NO_SEQUENCE, Step, StepDone
-from shardnet.inference.worker.batching import Waiting, next_batch
+from shardnet.inference.worker.batching import Turns, Waiting
 from shardnet.inference.worker.busy_time import BusyTime
 from shardnet.inference.worker.chains import Chains
 from shardnet.inference.worker.pacing import Pacing, WaitingRow, may_hold
@@ -48,14 +48,13 @@ class StepQueue:
         self.runs: Runs
         self.waiting: dict[int, tuple[Waiting, Task]] = {}
         self._tickets = 0
-        self._owed: set[Hashable] | None = (
-            None  # sequences that run a step before another prompt chunk; None: a chunk has just run
-        )
+        self._turns = Turns()
         self._holds = False  # a row is done and not sent yet
 
     def put(self, task: Task) -> None:
         """Have a step wait for its batch; one that cannot be is answered now."""
         step = task.step
+        is_prompt = step.n_tokens > 1 or step.reads > 0
         try:
             max_rows = self._chains.check(task)
         except ShardnetError as error:
@@ -66,18 +65,17 @@ class StepQueue:
             ticket=task.ticket,
             chain=(step.model_id, step.first_shard, step.end_shard),
             sequence=(step.model_id, step.sequence_id),
-            is_prompt=step.n_tokens > 1 or step.reads > 0,
+            is_prompt=is_prompt,
             max_rows=max_rows,
+            last_rows=step.n_tokens if is_prompt and step.samples and not step.reads else 0,
         )
         self.waiting[task.ticket] = (waiting, task)
         self._tickets += 1
 
     def run_batch(self) -> float | None:
         """Run one batch of what waits. Returns: None; seconds to wait for more rows, if that pays: then nothing was run."""
-        if self._owed is None:
-            self._owed = {w.sequence for w, _ in self.waiting.values() if not w.is_prompt}
-        chosen = next_batch((w for w, _ in self.waiting.values()), owed=self._owed)
         began_s = time.perf_counter()
+        chosen = self._turns.choose([w for w, _ in self.waiting.values()], began_s)
         tickets: tuple[int, ...] = tuple(w.ticket for w in chosen)
         rows = {ticket: row for ticket in tickets if isinstance(row := self.waiting[ticket][1].row, Row)}
         are_rows = are_neighbours = len(rows) == len(tickets)
@@ -90,11 +88,7 @@ class StepQueue:
                 return choice.wait_s
             are_neighbours = bool(choice.tickets)
             tickets = choice.tickets or tickets
-        if chosen[0].is_prompt:
-            self._owed = None
-        elif self._owed:
-            self._owed.difference_update(self.waiting[ticket][0].sequence for ticket in tickets)
-        tasks = [self.waiting.pop(ticket)[1] for ticket in tickets]
+        batch, tasks = zip(*(self.waiting.pop(ticket) for ticket in tickets), strict=True)
         if are_rows and len(tasks) == 1 and self.runs.run_short(rows[tickets[0]]):
             self._holds = not self._holds and may_hold(len(waiting), len(slots) - len(waiting), stages)
         else:
@@ -104,6 +98,7 @@ class StepQueue:
             self._chains.run(tasks, lambda outcome: self._answer(outcome, began_s))
         if not self._holds:
             self.runs.flush()
+        self._turns.ran(batch, time.perf_counter())
         self._busy.note(rows[tickets[0]].run if are_neighbours else None, len(tasks))
         return None
 

@@ -56,17 +56,14 @@ class Outcome:
 
 
 def rows_of(ready: Sequence[tuple[Task, SequenceState]]) -> Rows:
-    """Returns: the rows of one step, or of several with one row each, which stand in the order of their slots."""
+    """Returns: the rows of one step, or of several with equally many, which stand in the order of their slots."""
     first = ready[0][0].step
-    if len(ready) == 1:
-        positions = np.arange(first.position, first.position + first.n_tokens, dtype=np.int32)
-        slots = np.full(first.n_tokens, ready[0][1].slot, dtype=np.int32)
-        outputs = np.zeros(first.n_tokens, dtype=np.bool_)
-        outputs[-1] = first.samples
-    else:
-        positions = np.array([task.step.position for task, _ in ready], dtype=np.int32)
-        slots = np.array([state.slot for _, state in ready], dtype=np.int32)
-        outputs = np.array([task.step.samples for task, _ in ready], dtype=np.bool_)
+    n_each = first.n_tokens
+    starts = np.array([task.step.position for task, _ in ready], dtype=np.int32)
+    positions = np.repeat(starts, n_each) + np.tile(np.arange(n_each, dtype=np.int32), len(ready))
+    slots = np.repeat(np.array([state.slot for _, state in ready], dtype=np.int32), n_each)
+    outputs = np.zeros(len(positions), dtype=np.bool_)
+    outputs[n_each - 1 :: n_each] = [task.step.samples for task, _ in ready]
     if first.first_shard == 0:
         return Rows(positions, slots, outputs, tokens=_joined([task.tokens for task, _ in ready]))
     return Rows(

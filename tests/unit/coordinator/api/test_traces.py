@@ -121,6 +121,26 @@ def test_a_lost_step_ends_with_its_try_and_what_follows_is_recovery() -> None:
     assert [one.args["error"] for one in named(spans(told), "try")] == ["PEER_LOST", ""]
 
 
+def test_what_was_waited_for_anothers_beginning_is_a_phase_until_its_own_begins_or_its_pipeline_goes() -> None:
+    recording = recorded()
+    recording.waits_for_another(11.0)
+    recording.set_back("UNREACHABLE", 12.0)
+    recording.waits_for_another(13.0)
+    recording.waits_for_another(14.0)  # for the one who goes on in the first one's place
+    recording.began_try(ROUTE, 64, 15.0)
+    recording.waits_for_another(16.0)
+    recording.ended("cancelled", 17.5)
+    name = "wait for another's beginning"
+    found = [one for one in written(recording)["traceEvents"] if one["name"] == name]
+    first_us = found[0]["ts"]
+    assert [(one["ts"] - first_us, one["dur"]) for one in found] == [
+        (0.0, 1e6),
+        (2e6, 1e6),
+        (3e6, 1e6),
+        (5e6, 1.5e6),
+    ]
+
+
 def test_a_long_answer_is_recorded_up_to_a_bound() -> None:
     made = recorded()
     made.sent(task(1, 6), 10.2)

@@ -18,7 +18,9 @@ from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSet
 from shardnet.coordinator.placement.standing import Standing
 from shardnet.swarm.api_keys import make_key
 from shardnet.swarm.home import Home
+from tests.support.coordinator_world import MODEL_ID
 from tests.support.exposition import OPENMETRICS, check_metrics, families, samples, value
+from tests.support.requests_world import result
 from tests.support.sharing_requests import SYSTEM, Swarm, own
 
 MakeWorld = Callable[..., Any]
@@ -74,6 +76,20 @@ async def test_shared_beginnings_are_counted_while_they_are_waited_for_and_when_
     assert (told("waiting"), told("wait_seconds_count"), told("wait_seconds_sum")) == (0, 2, 4)
     assert (told("hits_total"), told("copies_total"), told("reused_tokens_total")) == (2, 2, 128)
     assert (told("sequences"), told("refused_total"), told("evicted_total")) == (3, 0, 0)
+
+
+async def test_the_longest_gap_of_each_answer_is_told_once_it_is_over_and_none_of_an_answer_of_one_token() -> None:
+    swarm = Swarm()
+    longest = swarm.requests.figures.of(MODEL_ID).longest
+    running = await swarm.ask([1, 2, 3])
+    [step] = swarm.take()
+    for at_s, token, ahead in ((1.0, 50, 1), (4.5, 51, 0)):
+        swarm.world.at_s = at_s
+        swarm.requests.on_result(step.route[-1].node_id, result(step, token, ahead=ahead, at=3 + token - 50))
+    assert (running.longest_gap_s, longest.count) == (3.5, 0)
+    running.take()
+    (await swarm.ask([1, 2, 3])).close()
+    assert (longest.count, longest.total) == (1, 3.5)
 
 
 def held(status: dict[str, Any]) -> list[str]:

@@ -165,7 +165,9 @@ def test_too_little_memory_names_the_limits_that_leave_so_little_but_not_a_hundr
 def test_memory_in_too_many_pieces_is_said_to_be_so() -> None:
     manifest = make_manifest(shard_bytes=[1_000_000, 5_000_000, 1_000_000])
     small = room_for(manifest, 0) + 1
-    with pytest.raises(NoRoomError):
+    with pytest.raises(
+        NoRoomError, match=r"largest shard alone needs .*: split into more shards, or with --balance memory"
+    ):
         place(manifest, [offer(number, free=small) for number in range(9)], OPTIONS, ROOMY)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardnet.coordinator.placement.chunks import BLOCK, LEAST, choose, n_as_cold, next_chunk
+from shardnet.coordinator.placement.chunks import BLOCK, LEAST, SHORT, Chunks, choose, n_as_cold, next_chunk, size_now
 from shardnet.coordinator.placement.law import Law, LinkTime, Pace, RowCosts, law_of
 from tests.support.coordinator_world import make_manifest
 
@@ -51,8 +51,8 @@ def test_beside_decoding_requests_a_row_keeps_half_its_pace_where_that_can_be() 
 def test_what_was_not_measured_gives_sizes_too() -> None:
     found = choose(law(()), 2000, 512)
     assert 16 <= found.beside <= found.alone <= 128
-    assert choose(law(()), 3, 2) == (2, 2)
-    assert choose(law(()), 3, 1) == (1, 1)
+    assert choose(law(()), 3, 2) == (2, 2, 2)
+    assert choose(law(()), 3, 1) == (1, 1, 1)
 
 
 @given(st.integers(1, 300), st.integers(0, 299), st.integers(0, 300), st.integers(1, 200))
@@ -90,3 +90,20 @@ def test_rows_of_whole_blocks_have_the_numbers_of_every_cold_start(
     n_prompt: int, begin: int, most: int, expected: int
 ) -> None:
     assert n_as_cold(n_prompt, begin, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "are_others", "do_others_decode", "size"),
+    [
+        (SHORT, False, False, 128),
+        (1000, False, False, 128),
+        (SHORT, True, False, 64),
+        (SHORT + 1, True, False, 16),
+        (SHORT, True, True, 16),
+    ],
+)
+def test_a_short_prompt_goes_at_once_beside_other_prompts_and_in_small_chunks_beside_answers(
+    left: int, are_others: bool, do_others_decode: bool, size: int
+) -> None:
+    chunks = Chunks(alone=128, beside=16, together=64)
+    assert size_now(chunks, left, are_others=are_others, do_others_decode=do_others_decode) == size

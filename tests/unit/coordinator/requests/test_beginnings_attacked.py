@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.beginnings import CROWDING
+from shardnet.coordinator.requests.driver import Requests
+from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.prefixes import Prefixes
+from shardnet.coordinator.requests.recording import Recording
+from shardnet.coordinator.text.answering import PlainStream
 from shardnet.errors import EngineCrashed, SequenceGap, ShardnetError
-from shardnet.messages import ExecuteTask
-from tests.support.coordinator_world import node_id, route
+from shardnet.messages import ExecuteTask, Sampling
+from tests.support.coordinator_world import MODEL_ID, node_id, route
 from tests.support.requests_world import result
 from tests.support.sharing_requests import SYSTEM, Swarm, own, reach
+from tests.support.sharing_stages import Stages
 
 LOST = SequenceGap("it is not here", have=0)
 
@@ -135,6 +144,20 @@ async def test_a_step_that_goes_on_where_the_copy_ended_does_not_copy_again() ->
     assert (again[0].position, again[0].copy_from) == (copying.position, None)
 
 
+async def test_a_long_prompt_that_gets_on_is_waited_for_and_not_computed_by_all_at_once_when_time_is_up() -> None:
+    swarm = Swarm(max_wait_s=5.0)
+    for number in range(4):
+        await swarm.ask([*SYSTEM, *own(number)])
+    for step in swarm.take()[:4]:
+        for _ in range(4):
+            swarm.world.at_s += 1.0
+            swarm.requests.on_time()
+        assert (swarm.requests.waiting, swarm.take()) == (3, [])
+        swarm.answer(step)
+    assert [reach(step)[1] for step in swarm.take()] == [64, 64, 64]
+    assert swarm.prefixes.waited.total == 3 * 16.0
+
+
 async def test_no_time_to_wait_is_no_waiting() -> None:
     swarm = Swarm(max_wait_s=0.0)
     for number in range(2):
@@ -163,6 +186,18 @@ async def test_an_answer_that_begins_anew_with_a_copy_of_what_is_gone_begins_col
     cold = [step for step in swarm.take() if step.sequence_id == follower.generation.sequence_id]
     assert (cold[0].position, cold[0].copy_from, swarm.prefixes.refused) == (0, None, 1)
     assert follower.generation.error is None
+
+
+async def test_a_trace_tells_from_when_to_when_it_was_waited() -> None:
+    swarm = Swarm()
+    await swarm.ask([*SYSTEM, *own(0)])
+    recording = Recording("t", 0.0)
+    spec = GenerationSpec(MODEL_ID, [*SYSTEM, *own(1)], Sampling(), 2, lambda _token: False, recording=recording)
+    await swarm.requests.open(spec, PlainStream(lambda _token: b"x", ()))
+    swarm.world.at_s = 3.0
+    swarm.finish()
+    assert recording.waits == [(0.0, 3.0)]
+    assert [one.n_reused for one in recording.tries] == [64]
 
 
 # -- several pipelines -------------------------------------------------------------------------------------------------------
@@ -208,3 +243,19 @@ async def test_a_source_that_pipelines_share_a_node_of_is_not_crowded_out_by_the
     assert (swarm.take(), swarm.requests.waiting) == ([], 1)
     swarm.answer(copying)
     assert swarm.take()[0].position == 0
+
+
+async def test_two_models_share_nothing_though_their_prompts_are_the_same() -> None:
+    other = replace(route(3, 4, n_seq=8, n_batch=64, n_ctx=1024), model_id="cd" * 32)
+    stages = Stages([route(1, 2, n_seq=8, n_batch=64, n_ctx=1024), other], random.Random(1))
+    requests = stages.requests = Requests(stages, prefixes=Prefixes(16))
+    asked = [
+        await requests.open(
+            GenerationSpec(model_id, [*SYSTEM, *own(0)], Sampling(), 2, lambda _token: False),
+            PlainStream(lambda _token: b"x", ()),
+        )
+        for model_id in (other.model_id, MODEL_ID, other.model_id)
+    ]
+    assert requests.waiting == 1
+    stages.settle()
+    assert [one.generation.n_reused for one in asked] == [0, 0, 68]

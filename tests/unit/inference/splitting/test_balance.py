@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from shardnet.inference.gguf.layout import read_model
-from shardnet.inference.splitting.plan import Balance, CutRequest, plan_split, step_weights
+from shardnet.inference.splitting.content import shard_file
+from shardnet.inference.splitting.cuts import ranges
+from shardnet.inference.splitting.plan import Balance, CutRequest, plan_split, shared_step_bytes, step_weights
 from tests.support.random_models import tiny_llama
 
 
@@ -52,3 +54,19 @@ def test_a_weight_costs_its_bytes_and_one_more(tmp_path: Path) -> None:
         for kind in ("F16", "Q8_0")
     )
     assert quarter / half == pytest.approx((34 / 32 + 1) / (2 + 1), rel=0.02)
+
+
+def test_shards_that_are_equally_quick_are_told_to_read_equally_much(wordy: Path) -> None:
+    plan = plan_split(wordy, CutRequest(n_shards=2))
+    first, last = (shard_file(plan, index, None).step_bytes or 0 for index in range(2))
+    assert first == pytest.approx(last, rel=0.01)
+
+
+def test_what_a_step_reads_is_shared_out_by_what_shards_cost(tmp_path: Path) -> None:
+    header = read_model(tiny_llama(tmp_path / "m.gguf"))
+    whole, one_by_one = (
+        shared_step_bytes(header, ranges(cuts, header.n_layers)) for cuts in ((), range(1, header.n_layers))
+    )
+    assert sum(one_by_one) == pytest.approx(whole[0], abs=header.n_layers)
+    cost = step_weights(header)
+    assert one_by_one[-1] / one_by_one[0] == pytest.approx((cost.layers[0] + cost.last) / cost.layers[0], rel=0.01)
