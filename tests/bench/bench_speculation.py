@@ -31,7 +31,7 @@ from shardnet.errors import ParityError, ShardnetError
 from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
-from tests.bench.bench_http import EXIT_INTERRUPTED, listed
+from tests.bench.bench_http import EXIT_INTERRUPTED, listed, progress
 from tests.support.asking import ask
 from tests.support.code_edits import EDITS
 from tests.support.http_servers import CORES, both_cores
@@ -107,7 +107,7 @@ class Round:
 
 
 class Bench:
-    """A swarm that is asked. `keep`: where answers' texts go, to be looked at."""
+    """A swarm that is asked. `keep`: where answers go, to be looked at."""
 
     def __init__(self, swarm: LocalSwarm, tokens: int, keep: Path | None) -> None:
         self._swarm, self._tokens, self._keep = swarm, tokens, keep
@@ -123,7 +123,14 @@ class Bench:
         if found.token_ids != plain.token_ids:
             raise ParityError(f"{what}: {found.token_ids} with proposals, {plain.token_ids} without")
         if self._keep is not None:
-            (self._keep / f"{what}.txt").write_text(plain.text)
+            kept = {"prompt": plain.prompt_token_ids, "answer": plain.token_ids, "text": plain.text}
+            (self._keep / f"{what}.json").write_text(json.dumps(kept))
+        for answer in (plain, found):
+            spent = ("queue_us", "compute_us", "engine_us")
+            stages = [" + ".join(f"{stage[key] / 1e3:.1f}" for key in spent) for stage in answer.stages]
+            progress(
+                f"  {answer.tokens_per_s:.1f} tokens/s; a row waited, was computed, was handed over, ms: {'; '.join(stages)}"
+            )
         proposed, accepted = (after[key] - before[key] for key in ("tokens_proposed", "tokens_accepted"))
         return Round(plain.tokens_per_s, found.tokens_per_s, len(plain.token_ids), proposed, accepted)
 
@@ -172,7 +179,7 @@ def main() -> int:
         "--balance", choices=BALANCES, default=CutRequest.balance, help="what the model's cut makes even"
     )
     parser.add_argument("--prefixes", action="store_true", help="leave the prefix cache on")
-    parser.add_argument("--keep", type=Path, default=None, help="a folder for the answers' texts")
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the answers")
     arguments = parser.parse_args()
     if len(both_cores()) < CORES:
         parser.error(f"{CORES} cores are needed")
@@ -186,13 +193,18 @@ def main() -> int:
         with ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
             bench = Bench(serve(resources, model, folder, arguments), arguments.tokens, arguments.keep)
+            requests = TEXTS | EDIT_TEXTS
+            progress(f"warm-up: {bench.round(chosen[0], requests[chosen[0]])}")
+            edits: list[Round] = []
             for what in chosen:
-                request = (TEXTS | EDIT_TEXTS)[what]
                 rounds = []
-                for number in range(arguments.rounds + 1):  # the first is a warm-up
-                    rounds.append(bench.round(what, request))
-                    print(f"{what} {number}/{arguments.rounds}: {rounds[-1]}", file=sys.stderr, flush=True)
-                told(what, rounds[1:], **facts)
+                for number in range(arguments.rounds):
+                    rounds.append(bench.round(what, requests[what]))
+                    progress(f"{what} {number + 1}/{arguments.rounds}: {rounds[-1]}")
+                told(what, rounds, **facts)
+                edits += rounds if what in EDIT_TEXTS else []
+            if edits:
+                told("all edits", edits, **facts)
     except ShardnetError as error:
         print(error, file=sys.stderr)
         return error.exit_code

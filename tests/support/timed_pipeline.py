@@ -17,7 +17,7 @@ from typing import Any
 from shardnet.coordinator.requests.pipeline import Generation, Need
 from shardnet.errors import EngineCrashed, SequenceGap, ShardnetError
 from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask
-from shardnet.steps import TaskResult
+from shardnet.steps import StageTiming, TaskResult
 
 Script = Callable[[Sequence[int]], int]
 """What the model says behind these tokens."""
@@ -30,6 +30,8 @@ class _Row:
     tokens: list[int]
     ahead: int
     text: tuple[int, ...] = ()
+    came_s: float = 0.0
+    timings: tuple[StageTiming, ...] = ()
 
 
 @dataclass
@@ -91,20 +93,23 @@ class TimedPipeline:
             self._latest = row.task.command_id
             stale = [one for one in self._queues[0] if one.position >= row.position]
             self._queues[0] = deque(one for one in self._queues[0] if one not in stale)
+        row.came_s = self.now_s
         self._queues[stage].append(row)
         self._begin(stage)
 
     def _arrive_next(self, row: _Row) -> None:
         if row.task.command_id == self._latest:  # else the run is over
+            row.came_s = self.now_s
             self._queues[0].append(row)
             self._begin(0)
 
     def _begin(self, stage: int) -> None:
         if not self._is_busy[stage] and self._queues[stage]:
             self._is_busy[stage] = True
-            self._at(
-                self.stage_s * len(self._queues[stage][0].tokens), self._done, stage, self._queues[stage].popleft()
-            )
+            row = self._queues[stage].popleft()
+            takes_s = self.stage_s * len(row.tokens)
+            row.timings += (StageTiming(1e6 * (self.now_s - row.came_s), 1e6 * takes_s),)
+            self._at(takes_s, self._done, stage, row)
 
     def _done(self, stage: int, row: _Row) -> None:
         self._is_busy[stage] = False
@@ -126,7 +131,7 @@ class TimedPipeline:
         if ahead:
             following = _Row(task, position, list(tokens), ahead - 1)
             self._at(self.one_way_s if self.stages > 1 else 0.0, self._arrive_next, following)
-        result = TaskResult(task.command_id, task.sequence_id, position, tokens, ahead=ahead)
+        result = TaskResult(task.command_id, task.sequence_id, position, tokens, ahead=ahead, timings=row.timings)
         self._at(self.one_way_s, lambda: self._machine.on_result(result, self.now_s))
 
     def _keep(self, row: _Row) -> None:

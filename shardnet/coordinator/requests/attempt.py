@@ -17,7 +17,7 @@ from shardnet.coordinator.placement.chunks import ROWS_AHEAD, n_as_cold, next_ch
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.prefixes import Kept
 from shardnet.coordinator.requests.reading import PromptRead
-from shardnet.coordinator.requests.speculation import Speculator
+from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
 from shardnet.steps import TaskResult, row_tensors
 
@@ -97,6 +97,8 @@ class Attempt:
         self._has_window = False  # the rows under way began with proposals
         self._answered_s = 0.0
         self._run = ""  # the command whose run has brought its first token
+        self._is_clean = False  # the last step asked for alone, or before proposals, found the stages idle
+        self._alone = ""  # the command that was not offered to go on, though nothing is proposed behind it
 
     # -- steps ---------------------------------------------------------------------------------------------------------------
 
@@ -141,9 +143,14 @@ class Attempt:
     def _decode(self, drafts: list[int], at_s: float) -> list[Send]:
         """The last token's step, which alone is missing, and proposals behind it."""
         self._has_window = bool(drafts)
-        sends = [self._step(self._tokens[self._sent_to :], at_s, is_last=True, goes_on=not drafts)]
+        self._is_clean = not self._in_flight and not self._in_vain
+        goes_on = not drafts and (self._speculator is None or self._speculator.lets_run)
+        sends = [self._step(self._tokens[self._sent_to :], at_s, is_last=True, goes_on=goes_on)]
+        command_id = sends[0].message.command_id  # type: ignore[union-attr]
         if drafts:
-            self._first = sends[0].message.command_id  # type: ignore[union-attr]
+            self._first = command_id
+        elif not goes_on:
+            self._alone = command_id
         return sends + self._add_drafts(drafts, at_s)
 
     def _add_drafts(self, drafts: list[int], at_s: float) -> list[Send]:
@@ -188,8 +195,7 @@ class Attempt:
     def _propose_more(self, at_s: float) -> list[Send]:
         if self._speculator is None:
             return []
-        text, count = self._tokens + array("i", self._drafts), len(self._drafts)
-        drafts = self._speculator.propose_more(text, count, self._room)
+        drafts = self._speculator.propose_more(self._tokens, self._drafts, self._room)
         return self._add_drafts(self._without_ends(drafts), at_s)
 
     def _without_ends(self, drafts: list[int]) -> list[int]:
@@ -239,19 +245,7 @@ class Attempt:
         self._in_vain = []
         if self._speculator is None or not result.tokens:
             return
-        model = self._speculator.model
-        if self._run == result.command_id:
-            self._run = ""
-            model.ran(at_s - sent_at_s)
-        elif self._first == result.command_id:
-            model.started(at_s - sent_at_s)
-        elif self._has_window:
-            if (
-                model.start_s is None or before_s - sent_at_s > model.start_s / 2
-            ):  # else it says how long it takes to get here
-                model.followed(at_s - before_s)
-        elif not result.ahead and result.position > self._n_prompt:  # stages that make no runs
-            model.ran(at_s - sent_at_s)
+        self._measure(self._speculator.model, result, at_s - sent_at_s, at_s - before_s, before_s - sent_at_s)
         if not self._drafts:
             return
         is_right = self._drafts.pop(0) == result.tokens[0]
@@ -260,6 +254,27 @@ class Attempt:
             self._drafts.clear()
             self._give_up_rows()
             self._sent_to = len(self._tokens)
+
+    def _measure(
+        self, model: ModelSpeculation, result: TaskResult, took_s: float, since_last_s: float, queued_s: float
+    ) -> None:
+        """See what an answer tells of the time that steps take."""
+        if self._run == result.command_id:
+            self._run = ""
+            model.ran(took_s)
+            return
+        if result.position <= self._n_prompt:
+            return
+        model.computed(result.timings)
+        if result.command_id in (self._first, self._alone):
+            model.started(took_s)
+            if self._is_clean:
+                model.flew(took_s)
+        elif self._has_window:
+            if model.start_s is None or queued_s > model.start_s / 4:  # else it says how long it takes to get here
+                model.followed(since_last_s)
+        elif not result.ahead:  # stages that make no runs
+            model.ran(took_s)
 
     def _give_up_rows(self) -> None:
         self._in_vain = list(self._in_flight)

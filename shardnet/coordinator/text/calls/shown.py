@@ -19,7 +19,7 @@ def _first_letters(marks: tuple[str, ...]) -> re.Pattern[str]:
 
 
 class Shown:
-    """Tells texts, and holds back white space at the end of one until it is known that more of it follows.
+    """Tells texts, and holds back white space at the end of one until it is known that more of it follows, where a mark may follow instead.
 
     Args:
         tell: is told what is found.
@@ -31,14 +31,14 @@ class Shown:
         self._space = ""
         self._trims = False
 
-    def tell(self, source: Source, kind: Kind, count: int) -> None:
+    def tell(self, source: Source, kind: Kind, count: int, *, holds: bool = True) -> None:
         """Take so many characters and tell them."""
         text = source.take(count)
         source.commit()
-        self.say(kind, text)
+        self.say(kind, text, holds=holds)
 
-    def say(self, kind: Kind, text: str) -> None:
-        """Tell a text."""
+    def say(self, kind: Kind, text: str, *, holds: bool = True) -> None:
+        """Tell a text. Args: holds: a mark may follow, so white space at its end is held back."""
         if kind is not self._kind:
             self._trims |= self._kind is not None or kind is Reasoning  # the space between two kinds belongs to neither
             self._kind, self._space = kind, ""
@@ -46,7 +46,7 @@ class Shown:
             text = text.lstrip()
             self._trims = not text
         text = self._space + text
-        bare = text.rstrip()
+        bare = text.rstrip() if holds else text
         self._space = text[len(bare) :]
         if bare:
             self._tell(kind(bare))
@@ -72,7 +72,7 @@ class Shown:
         while True:
             rest = source.rest
             if not source.ended and not _first_letters(marks).search(rest):  # nearly every token of an answer
-                self.tell(source, kind, len(rest))
+                self.tell(source, kind, len(rest), holds=bool(marks))
                 yield
                 continue
             found = min(((at, one) for one in marks if (at := rest.find(one)) >= 0), default=None)

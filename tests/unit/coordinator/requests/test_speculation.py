@@ -10,17 +10,12 @@ from hypothesis import strategies as st
 
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
+from shardnet.coordinator.requests.ngrams import INDEX_AT_ONCE, MOST_PLACES, NgramIndex
 from shardnet.coordinator.requests.pipeline import Generation
 from shardnet.coordinator.requests.settings import SpeculationSettings
-from shardnet.coordinator.requests.speculation import (
-    FIRST_PROBE,
-    INDEX_AT_ONCE,
-    MOST_PLACES,
-    ModelSpeculation,
-    NgramIndex,
-    Speculator,
-)
+from shardnet.coordinator.requests.speculation import FIRST_PROBE, ModelSpeculation, Speculator
 from shardnet.messages import Sampling, ShardOptions, StageRef
+from shardnet.steps import StageTiming
 from tests.support.coordinator_world import node_id
 from tests.support.timed_pipeline import Script, TimedPipeline
 
@@ -118,6 +113,55 @@ def test_without_slow_links_it_fills_the_stages_that_would_stand_idle() -> None:
     assert seconds(periodic(5), model, 0.0002) < plain_s / 1.5
 
 
+def edited(text: Sequence[int], changes: dict[int, list[int]]) -> list[int]:
+    """Returns: the text, with other tokens in place of these."""
+    return [token for one in text for token in changes.get(one, [one])]
+
+
+def decode_s(prompt: list[int], answer: list[int], model: ModelSpeculation | None, one_way_s: float) -> float:
+    """Returns: how long this answer takes behind its first token."""
+    pipeline = TimedPipeline(lambda tokens: answer[len(tokens) - len(prompt)], one_way_s=one_way_s, stage_s=0.03)
+    found, _ = run(pipeline, prompt, model, max_tokens=len(answer))
+    assert found == answer
+    return pipeline.now_s - len(prompt) * 0.06
+
+
+def test_an_edit_that_changes_every_eighth_token_costs_little_more_than_a_copy() -> None:
+    text = [1000 + place if place % 8 else 1 + place % 3 for place in range(120)]
+    answer = edited(text, {1: [11], 2: [12, 13], 3: [14, 3]})
+    for one_way_s, least in ((0.0005, 1.7), (0.01, 2.1)):
+        model = ModelSpeculation(15, 2, 8)
+        plain_s = decode_s(text, answer, None, one_way_s)
+        decode_s(text, answer, model, one_way_s)
+        assert plain_s > least * decode_s(text, answer, model, one_way_s)
+
+
+def test_no_row_waits_before_the_stages_while_proposals_may_be_wrong() -> None:
+    model = fresh(15, run_s=0.061, start_s=0.09, row_s=0.03)
+    assert model.depth(0.9) == 2, "what it took behind wrong ones is all that is known"
+    for _ in range(40):
+        model.flew(0.0615)
+        model.computed((StageTiming(0, 30_000), StageTiming(0, 28_000)))
+    assert model.depth(0.9) == 1
+    assert model.depth(0.999) == 2
+
+
+def test_stages_go_on_by_themselves_unless_something_was_proposed_just_before() -> None:
+    model = fresh()
+    model.flew(0.028)
+    model.computed((StageTiming(0, 6_000),))
+    speculator = Speculator(model)
+    assert speculator.lets_run, "nothing was proposed yet"
+    assert speculator.propose([1, 2] * 8, 6)
+    assert not speculator.lets_run
+    for _ in range(model.steps_alone):
+        speculator.propose([5], 6)
+    assert speculator.lets_run
+    speculator.propose([1, 2] * 8, 6)
+    model.streams = 2
+    assert speculator.lets_run, "other streams fill the stages"
+
+
 def test_a_text_that_misleads_costs_next_to_nothing() -> None:
     def misleading(tokens: Sequence[int]) -> int:
         return 1 + (7 * len(tokens) * len(tokens) // 3) % 3  # short runs come again and again, and seldom go on alike
@@ -190,7 +234,7 @@ def test_a_long_context_takes_a_dozen_bytes_a_token() -> None:
 
 def test_more_is_under_way_where_guesses_are_good_and_links_are_slow() -> None:
     slow, quick = fresh(20), fresh(20, run_s=0.0065, start_s=0.007)
-    assert (slow.depth(0.95), quick.depth(0.95)) == (12, 3)
+    assert (slow.depth(0.95), quick.depth(0.95)) == (11, 2)
     assert slow.depth(0.5) == 3
     assert slow.depth(0.05) == 1
     assert slow.pays(0.5)

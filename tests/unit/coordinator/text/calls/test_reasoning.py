@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardnet.coordinator.text.calls.answer import AnswerFormat, Thinking
+from shardnet.coordinator.text.calls.answer import AnswerFormat, AnswerParser, Thinking
+from shardnet.coordinator.text.calls.events import Content
 from shardnet.coordinator.text.calls.known import THINKING
 from tests.support.written_calls import FORMATS, PARIS, WRITTEN, read
 
@@ -67,3 +68,14 @@ def test_a_prompt_that_opens_reasoning_is_known() -> None:
     assert thinks("<|im_start|>assistant\n<think>\n")
     assert not thinks("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert not thinks("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_white_space_is_told_with_its_own_token_where_no_mark_may_follow_and_else_with_the_next_one() -> None:
+    """Else whoever reads along waits for two tokens at the end of each paragraph."""
+    format, pieces = FORMATS["generic"], ["One", ".", "\n\n", "\n", "Two", " "]
+    plain, offered = AnswerParser(AnswerFormat("f")), AnswerParser(format, {"weather": {}})
+    assert [plain.push(piece) for piece in pieces] == [[Content(piece)] for piece in pieces]
+    assert plain.end() == []
+    told = [offered.push(piece) for piece in pieces]
+    assert told == [[Content("One")], [Content(".")], [], [], [Content("\n\n\nTwo")], []]
+    assert offered.end() == [Content(" ")]
