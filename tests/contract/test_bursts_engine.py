@@ -15,7 +15,7 @@ from tests.support.engine_world import Route, Stage, hidden_of, logits_of, split
 from tests.support.held_up import held_up
 from tests.support.random_models import build_random_model
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 SHARED = [40 + index % 30 for index in range(16)]
 OWN = [[80 + (7 * number + index) % 40 for index in range(10)] for number in range(3)]
@@ -24,40 +24,44 @@ WHOLE = 8
 
 
 async def steps(
-    stages: Sequence[Stage], owner: Route, *, together: bool
+    stages: Sequence[Stage], owner: Route | None, *, together: bool
 ) -> tuple[list[Frame[StepDone]], list[list[int]]]:
-    """Returns: what the chunks of three followers came to, and the tokens that each goes on with."""
+    """Returns: what the chunks of three prompts came to, which begin as the owner's does, and the tokens that each goes on with."""
     routes = [Route(list(stages)) for _ in OWN]
+    start, copy_from = (0, NO_SEQUENCE) if owner is None else (len(SHARED), owner.sequence_id)
     pending = []
     if together:
         with held_up(stages[0].engine):
             for route, rows in zip(routes, OWN, strict=True):
-                step = route.step(len(SHARED), rows, return_logits=True, copy_from=owner.sequence_id)
+                step = route.step(start, rows, return_logits=True, copy_from=copy_from)
                 pending.append(asyncio.ensure_future(step))
             await asyncio.sleep(0)  # each runs until it waits for its answer: all are sent
         frames = await asyncio.gather(*pending)
     else:
         frames = [
-            await route.step(len(SHARED), rows, return_logits=True, copy_from=owner.sequence_id)
+            await route.step(start, rows, return_logits=True, copy_from=copy_from)
             for route, rows in zip(routes, OWN, strict=True)
         ]
     following: list[list[int]] = [[] for _ in routes]
     for route, frame, tokens in zip(routes, frames, following, strict=True):
         if frame.message.tokens:
             tokens += frame.message.tokens
-            tokens += (await route.generate(frame.message.tokens, 5, start=len(SHARED) + len(OWN[0])))[0]
+            tokens += (await route.generate(frame.message.tokens, 5, start=start + len(OWN[0])))[0]
         route.forget()
     return frames, following
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-async def test_three_chunks_that_copy_their_beginning_are_one_batch_with_the_numbers_of_each_alone(
-    tmp_path: Path, family: str
+@pytest.mark.parametrize(
+    ("family", "copies"), [("llama", True), ("gemma3", True), ("qwen3moe", False), ("jamba", False)]
+)
+async def test_three_chunks_are_one_batch_with_the_numbers_of_each_alone(
+    tmp_path: Path, family: str, copies: bool
 ) -> None:
     model = split(build_random_model(tmp_path / "model.gguf", family), 2, tmp_path / "cache")
     async with stages_of(model) as stages:
-        owner = Route(stages)
-        await owner.step(0, SHARED, samples=False)
+        owner = Route(stages) if copies else None
+        if owner is not None:
+            await owner.step(0, SHARED, samples=False)
         alone, _ = await steps(stages[:1], owner, together=False)
         found, _ = await steps(stages[:1], owner, together=True)
         assert [frame.message.batch_tokens for frame in found] == [30] * 3

@@ -34,9 +34,9 @@ class Swarm:
         self.steps: list[ExecuteTask] = []
         self.freed: list[str] = []
 
-    async def ask(self, prompt: Sequence[int], reading: PromptReading | None = None) -> Running:
+    async def ask(self, prompt: Sequence[int], reading: PromptReading | None = None, *, max_tokens: int = 2) -> Running:
         """Begin a request for two tokens."""
-        spec = GenerationSpec(MODEL_ID, prompt, Sampling(), 2, lambda _token: False, reading=reading)
+        spec = GenerationSpec(MODEL_ID, prompt, Sampling(), max_tokens, lambda _token: False, reading=reading)
         return await self.requests.open(spec, PlainStream(lambda _token: b"x", ()))
 
     def take(self) -> list[ExecuteTask]:

@@ -12,15 +12,16 @@ from shardnet.coordinator.placement.chain import find_chain
 from shardnet.coordinator.placement.law import Law, Links, LinkTime, Pace, RowCosts, hop_s, law_of, pace_in, step_bytes
 from shardnet.coordinator.placement.streaming import Share, Streaming, least_need, share_of
 from shardnet.errors import NoRoomError, PlacementError
+from shardnet.inference.engine.memory import attention_bytes, cells_of, vocabulary_bytes
 from shardnet.log import counted, human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import ShardOptions
 from shardnet.shards import LayerRange
 
-KV_CELLS_MULTIPLE = 256
-"""llama.cpp rounds each sequence's context up to this."""
 COMPUTE_WIDTHS = 20
 """Hidden states' worth of compute buffer for each row of a batch: 8 of the width, 3 of the feed-forward (about 4 widths each)."""
+WIDE, HEAD_WIDTH, NARROW_HEAD_WIDTH = 1536, 128, 64
+"""A manifest does not tell how many heads a layer has: models this wide mostly have heads of 128, narrower ones of 64. The node's engine knows."""
 READ_BYTES_PER_S, FETCH_BYTES_PER_S = 1e9, 5e7
 AMORTISED_TOKENS = 20_000
 """Loading is paid once: it counts as if spread over so many tokens."""
@@ -119,13 +120,18 @@ class Placement:
 
 
 def memory_needed(manifest: Manifest, shard_id: int, options: ShardOptions) -> int:
-    """Returns: bytes that a shard takes once loaded: weights, KV cache, compute buffers (estimated from above)."""
+    """Returns: bytes that a shard takes once loaded: weights, KV cache, compute buffers; as its engine estimates it, from what a manifest tells."""
     content = manifest.content
     shard = content.shards[shard_id]
-    cells = -(-options.n_ctx // KV_CELLS_MULTIPLE) * KV_CELLS_MULTIPLE
-    has_head = shard_id == manifest.n_shards - 1
-    row = 4 * COMPUTE_WIDTHS * content.n_embd + 2 * cells + (4 * content.n_vocab if has_head else 0)
-    return shard.bytes + cells * options.n_seq * shard.kv_bytes_per_token + options.n_batch * row
+    is_last = shard_id == manifest.n_shards - 1
+    n_head = content.n_embd // (HEAD_WIDTH if content.n_embd >= WIDE else NARROW_HEAD_WIDTH)
+    return (
+        shard.bytes
+        + cells_of(options.n_ctx) * options.n_seq * shard.kv_bytes_per_token
+        + options.n_batch * 4 * COMPUTE_WIDTHS * content.n_embd
+        + attention_bytes(options, n_head)
+        + (vocabulary_bytes(options, content.n_vocab, is_last=is_last) if is_last or shard_id == 0 else 0)
+    )
 
 
 def needs_of(manifest: Manifest, options: ShardOptions) -> list[int]:

@@ -19,7 +19,7 @@ from shardnet.coordinator.requests.prefixes import Kept
 from shardnet.coordinator.requests.reading import PromptRead
 from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.messages import CancelTask, ExecuteTask, FreeSequence
-from shardnet.steps import TaskResult, row_tensors
+from shardnet.steps import MAX_DEADLINE_S, TaskResult, row_tensors
 
 MOST_UNDER_WAY = 128
 """Steps of one request that are under way at most: nodes take so many of all requests, and refuse more (`node.max_tasks`)."""
@@ -95,7 +95,7 @@ class Attempt:
         self._drafts: list[int] = []  # proposed tokens under way, behind all that are known
         self._first = ""  # the command that the first of them stands behind
         self._has_window = False  # the rows under way began with proposals
-        self._answered_s = 0.0
+        self._answered_s = 0.0  # when the last answer came
         self._run = ""  # the command whose run has brought its first token
         self._is_clean = False  # the last step asked for alone, or before proposals, found the stages idle
         self._alone = ""  # the command that was not offered to go on, though nothing is proposed behind it
@@ -161,6 +161,9 @@ class Attempt:
         """Hand over the next tokens. `is_last`: one is sampled behind them; `goes_on`: the stages may make a run of it."""
         command_id, count = self._make_id(), len(rows)
         update: dict[str, object] = {"command_id": command_id, "position": self._sent_to}
+        if self._in_flight:  # it waits for those before it, at every stage
+            deadline_s = self._template.deadline_s * (1 + len(self._in_flight))
+            update["deadline_s"] = min(deadline_s, MAX_DEADLINE_S)
         if not is_last:
             update |= {"samples": False, "sampling": None}
         else:
@@ -234,8 +237,9 @@ class Attempt:
         return len(self._in_flight)
 
     def oldest_s(self) -> float | None:
-        """Returns: since when the oldest step is under way; None if there is none."""
-        return next(iter(self._in_flight.values()), None)
+        """Returns: since when the oldest step is under way and no other was before it; None if there is none."""
+        sent_s = next(iter(self._in_flight.values()), None)
+        return None if sent_s is None else max(sent_s, self._answered_s)
 
     def take_answer(self, result: TaskResult, sent_at_s: float, at_s: float) -> None:
         """A step of ours was answered, with a token or none: see what it says of the proposals behind it."""

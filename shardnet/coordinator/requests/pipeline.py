@@ -257,7 +257,7 @@ class Generation:
             self.finish_reason = reason
             attempt = self._attempt
             is_left = reason == "cancelled"
-            has_some = attempt is not None and (attempt.n_settled or (is_left and attempt.n_ready))
+            has_some = attempt is not None and (attempt.n_settled or (attempt.n_ready and self.read is None))
             if self.keeps and attempt is not None and has_some and (not is_left or self.is_awaited):
                 self.kept, self._sends = attempt.hand_over()
             else:

@@ -21,7 +21,10 @@ class RequestSettings(Section):
         default=60.0, gt=0, le=86_400, description="seconds a request may wait for a sequence"
     )
     step_deadline_s: float = Field(
-        default=120.0, gt=0, le=86_400, description="seconds one step may take through the whole pipeline"
+        default=120.0,
+        gt=0,
+        le=86_400,
+        description="seconds one step may take through the whole pipeline, beside waiting for those before it",
     )
     recovery_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds a request waits for its lost stages to come back elsewhere"

@@ -1,4 +1,4 @@
-"""How much memory a shard takes. Pure arithmetic; a test holds it against llama.cpp's own account."""
+"""How much memory a shard takes: pages that are touched, which are fewer than llama.cpp reserves. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ SPARE_DIVISOR = 16
 """For streamed shards this part of what is free is left alone."""
 READ_ROWS = 32
 """Rows of a prompt whose logits llama.cpp holds at the same time, where they are read."""
-MASK_BYTES = 2
-"""The attention mask is float16."""
+CHUNK_ROWS = 128
+"""Of a prompt, computed at once: larger chunks are taken only where they were seen to be quicker (`placement.chunks.USUAL`)."""
+SCORE_BYTES = 6
+"""Without flash attention each row has a score for each cell and head: float32, and once more in float16 to be multiplied with the values."""
+MASK_BYTES = 4
+"""Of each row and cell, float32."""
+TOKEN_BYTES = 512
+"""A token of the vocabulary, with its merges, as llama.cpp keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,8 @@ class ShardCost:
         kv_bytes_per_token: f16 KV cache of all its layers.
         state_bytes_per_sequence: recurrent state of all its layers.
         n_vocab: rows of the head, 0 without one.
+        n_head: attention heads of a layer.
+        is_last: it gives logits, not hidden states.
         head_bytes: of `other_bytes`, what goes where the head goes.
         expert_bytes: of `layer_bytes`, experts; empty without any.
     """
@@ -44,6 +52,8 @@ class ShardCost:
     n_embd: int
     n_ff: int
     n_vocab: int
+    n_head: int = 0
+    is_last: bool = True
     state_bytes_per_sequence: int = 0
     head_bytes: int = 0
     expert_bytes: tuple[int, ...] = ()
@@ -65,17 +75,34 @@ class Need:
 
 def need_of(cost: ShardCost, options: ShardOptions) -> Need:
     """Returns: what the shard takes with these options, compute buffers estimated from above."""
-    cells = -(-options.n_ctx // KV_CELLS_MULTIPLE) * KV_CELLS_MULTIPLE
-    per_row = (
-        4 * (COMPUTE_WIDTHS * cost.n_embd + COMPUTE_FF_WIDTHS * cost.n_ff + cost.n_vocab)
-        + MASK_BYTES * cells
-        + 4 * cost.n_embd  # the captured rows
-    )
+    cells = cells_of(options.n_ctx)
+    per_row = 4 * (COMPUTE_WIDTHS * cost.n_embd + COMPUTE_FF_WIDTHS * cost.n_ff + cost.n_embd)  # + the captured rows
     return Need(
         weights=sum(cost.layer_bytes) + cost.other_bytes,
         kv=cells * options.n_seq * cost.kv_bytes_per_token + options.n_seq * cost.state_bytes_per_sequence,
-        compute=options.n_batch * per_row + 4 * cost.n_vocab * max(options.n_seq, min(READ_ROWS, options.n_batch)),
+        compute=options.n_batch * per_row
+        + attention_bytes(options, cost.n_head)
+        + vocabulary_bytes(options, cost.n_vocab, is_last=cost.is_last),
     )
+
+
+def cells_of(n_ctx: int) -> int:
+    """Returns: cells that llama.cpp gives a sequence."""
+    return -(-n_ctx // KV_CELLS_MULTIPLE) * KV_CELLS_MULTIPLE
+
+
+def attention_bytes(options: ShardOptions, n_head: int) -> int:
+    """Returns: what the scores of a chunk of a prompt take at the end of the longest context."""
+    return min(options.n_batch, CHUNK_ROWS) * cells_of(options.n_ctx) * (SCORE_BYTES * n_head + MASK_BYTES)
+
+
+def vocabulary_bytes(options: ShardOptions, n_vocab: int, *, is_last: bool) -> int:
+    """Returns: what a shard with a vocabulary, the first or the last, takes for it: the texts of its tokens, and logits.
+
+    A first shard has no use for logits, but llama.cpp makes room for those of each row whose hidden state is wanted.
+    """
+    reading = 2 * max(options.n_seq, min(READ_ROWS, options.n_batch))  # in the graph, and for us
+    return n_vocab * (TOKEN_BYTES + 4 * (reading if is_last else min(options.n_batch, CHUNK_ROWS)))
 
 
 def refuse_if_too_large(what: str, needed_bytes: int, room: Room, *, used_bytes: int, limit_bytes: int) -> None:

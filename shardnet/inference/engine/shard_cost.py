@@ -38,6 +38,8 @@ def cost_of_header(header: GgufHeader) -> ShardCost:
             _largest(header.arch("expert_feed_forward_length")) * max(1, _largest(header.arch("expert_used_count"))),
         ),
         n_vocab=max((tensor.shape[1] for tensor in header.tensors if tensor.name in HEADS), default=0),
+        n_head=_largest(header.arch("attention.head_count")),
+        is_last=header.get("shardnet.layer_end") == header.get("shardnet.n_layers"),
         state_bytes_per_sequence=_state_bytes(header),
         head_bytes=_head_bytes(header),
         expert_bytes=_expert_bytes(header),

@@ -8,6 +8,7 @@ Source: llama.cpp's llama-grammar.cpp and grammars/README.md.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, UsageError
-from shardnet.inference.llama.lark import LarkGrammar, TokenTable, table_of
+from shardnet.inference.llama.lark import LarkGrammar, TokenTable, in_common, table_of
 from shardnet.messages import LARK
 
 CANDIDATE: Any = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
@@ -56,7 +57,7 @@ class Grammar:
                 "llama.cpp does not take the grammar: it must be GBNF with a rule named root and no left recursion"
             )
         self._state = llama_cpp.llama_sampler_clone(self._fresh)
-        self._accepted: list[int] = []
+        self._accepted = array("i")
         self._one: NDArray[Any] = np.zeros(1, dtype=CANDIDATE)
         self._all: NDArray[Any] = np.zeros(n_vocab, dtype=CANDIDATE)
 
@@ -72,12 +73,12 @@ class Grammar:
 
         Raises: EngineError if the grammar does not permit them.
         """
-        tokens = list(tokens)
+        tokens = array("i", tokens)
         known = len(self._accepted)
-        if tokens[:known] != self._accepted:
+        if in_common(tokens, self._accepted) < known:
             llama_cpp.llama_sampler_free(self._state)
             self._state = llama_cpp.llama_sampler_clone(self._fresh)
-            self._accepted, known = [], 0
+            self._accepted, known = array("i"), 0
         for token in tokens[known:]:
             if not self.permits(token):
                 raise EngineError("the sequence's tokens do not follow the grammar that came with the step")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -116,7 +117,7 @@ class LarkGrammar:
             self._matcher = LLMatcher(table.tokenizer, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
             if self._matcher.is_error():
                 raise UsageError(f"the grammar is not taken: {reason_of(self._matcher.get_error())}")
-        self._accepted: list[int] = []
+        self._accepted = array("i")
         self._fed = 0
         """How many of them the matcher has seen: ends of the text behind a whole document are not for it."""
 
@@ -129,12 +130,8 @@ class LarkGrammar:
 
         Raises: EngineError if the grammar does not permit them.
         """
-        tokens = list(tokens)
-        known = 0
-        for token, accepted in zip(tokens, self._accepted, strict=False):
-            if token != accepted:
-                break
-            known += 1
+        tokens = array("i", tokens)
+        known = in_common(tokens, self._accepted)
         with translated_panics():
             if known < self._fed:
                 self._matcher.rollback(self._fed - known)
@@ -185,6 +182,14 @@ class LarkGrammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise EngineError(f"the grammar cannot be followed any further: {reason_of(self._matcher.get_error())}")
+
+
+def in_common(one: array[int], other: array[int]) -> int:
+    """Returns: how many tokens both begin with. Asked for each token of an answer, mostly of two that agree: then one comparison of their bytes."""
+    count = min(len(one), len(other))
+    if one[:count].tobytes() == other[:count].tobytes():
+        return count
+    return next(at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
 def reason_of(error: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shardnet.inference.engine.memory import ShardCost, need_of
+from shardnet.inference.engine.memory import MASK_BYTES, TOKEN_BYTES, ShardCost, need_of
 from shardnet.inference.llama.residency import bytes_read, bytes_to_keep
 from shardnet.inference.proof.steps import N_BATCH, Method, built_in_lengths, long_prompt, rows_of_steps
 from shardnet.log import human_bytes
@@ -27,8 +27,6 @@ MOST_BATCH = 8192
 
 PROCESS_BYTES = 160 << 20
 """The verifying process without a model: Python, numpy, llama.cpp. Measured: 105 MB."""
-TOKEN_BYTES = 512
-"""A token of the vocabulary, with its merges, as llama.cpp keeps it."""
 HEADROOM = 0.05
 """Of the free memory, left alone."""
 SCORE_BYTES = 4
@@ -205,9 +203,12 @@ def working_bytes(cost: ShardCost, n_head: int, method: Method, lengths: Sequenc
     rows, cells = (total, total) if method == "quick" else (min(N_BATCH, longest), longest)
     cells += FULL_DECODE_TOKENS * len(lengths)
     options = ShardOptions(n_ctx=max(8, cells), n_seq=1, n_batch=max(1, min(rows, MOST_BATCH)))
-    need = need_of(replace(cost, n_vocab=0), options)  # of the logits only those of a few rows are ever written
+    need = need_of(
+        replace(cost, n_vocab=0, n_head=0), options
+    )  # of the logits only those of a few rows are ever written
     states = cost.state_bytes_per_sequence * len(lengths)
-    return need.kv + need.compute + states + SCORE_BYTES * rows * cells * n_head + 8 * cost.n_vocab * len(lengths)
+    scores = rows * cells * (SCORE_BYTES * n_head + MASK_BYTES)
+    return need.kv + need.compute + states + scores + 8 * cost.n_vocab * len(lengths)
 
 
 def _budget(source: Weights, room: int) -> int | None:

@@ -112,7 +112,8 @@ class Onward:
                     }
                 )
             self._forward(leg.task.sequence_id, leg.following, onward, payloads)
-        self._times.add(leg.chain, done.batch_tokens, done.compute_us, None if leg.is_alone else engine_us)
+        handover_us = None if leg.is_alone else engine_us
+        self._times.add(leg.chain, done.batch_tokens, done.compute_us, handover_us, position=leg.task.position)
         return goes_on
 
     def _finish(self, flight: Flight, frame: Frame[StepDone], timing: StageTiming) -> int:

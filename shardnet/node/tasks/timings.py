@@ -18,6 +18,9 @@ from shardnet.inference.worker.pacing import Chain
 MAX_STEPS = 256
 """Recent batches that a median is taken of."""
 
+NEAR = 1024
+"""Chunks of a prompt further behind than this take longer for their attention, which the law reckons with by itself."""
+
 EXACT_ROWS = 16
 """Kernels take rows in fours: four may take less time than three."""
 
@@ -57,12 +60,17 @@ class StepTimes:
         }
         self._told_handovers = tuple(beside_us.values())
 
-    def add(self, chain: Chain, rows: int, compute_us: float, handover_us: float | None = None) -> None:
-        """Note one batch.
+    def add(
+        self, chain: Chain, rows: int, compute_us: float, handover_us: float | None = None, *, position: int = 0
+    ) -> None:
+        """Note one batch; no chunk far behind in its prompt.
 
         Args:
+            position: of its first row.
             handover_us: what the way from the daemon to the engine and back took, where a step went that way alone.
         """
+        if rows > EXACT_ROWS and position >= NEAR:
+            return
         key = (chain, _size(rows))
         batches = self._batches.get(key)
         if batches is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardnet.coordinator.placement.assign import Policy
+from shardnet.coordinator.placement.assign import Policy, needs_of
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import (
     HeartbeatCame,
@@ -132,7 +132,8 @@ def test_memory_promised_to_one_model_is_not_given_to_another() -> None:
     cluster.handle(ManifestKnown(MODEL))
     cluster.handle(ManifestKnown(other))
     shards = [held(one, shard, loaded=False) for one in (MODEL, other) for shard in range(one.n_shards)]
-    cluster.handle(NodeJoined(0.0, hello(1, shards, memory=5_500_000)))
+    room = 3 * sum(needs_of(MODEL, OPTIONS)) // 2
+    cluster.handle(NodeJoined(0.0, hello(1, shards, memory=room)))
     found = plan(cluster, {MODEL.model_id: OPTIONS, other.model_id: OPTIONS}, Policy(), replicas=1)
     assert {order.model_id for order in found.orders} == {MODEL.model_id}
     assert isinstance(found.problems[other.model_id], NoRoomError)

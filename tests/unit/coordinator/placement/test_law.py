@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shardnet.coordinator.placement.assign import NodeOffer, Policy, place
 from shardnet.coordinator.placement.cluster import Cluster
 from shardnet.coordinator.placement.events import HeartbeatCame, ManifestKnown, NodeJoined
-from shardnet.coordinator.placement.law import LinkTime, Pace, law_of, step_bytes
+from shardnet.coordinator.placement.law import ATTENTION_COST, LinkTime, Pace, attention_growth, law_of, step_bytes
 from shardnet.coordinator.placement.planning import measured_pace, pace_of
 from shardnet.manifest import Manifest
 from shardnet.messages import Heartbeat, HeldShard, ShardOptions
@@ -117,6 +117,26 @@ def test_prompt_chunks_overlap() -> None:
     assert slow.first_token_s(400, 100) == pytest.approx(0.1 + 4 * per_chunk_s + 0.2, rel=0.02), (
         "the link is the bottleneck"
     )
+
+
+def test_a_chunk_takes_longer_the_more_tokens_are_before_it() -> None:
+    content = MANIFEST.content.model_copy(update={"n_params": 1_000_000, "n_vocab": 1000, "n_embd": 64})
+    manifest = MANIFEST.model_copy(update={"content": content})
+    growth = attention_growth(manifest)
+    assert growth == pytest.approx(ATTENTION_COST * 4 * 64 * 6 / (2 * (1_000_000 - 64_000)))
+    flat = Pace(bytes_per_s=1e8, row_costs=((100, 10.0),), handover_s=0.0)
+    law = law_of(manifest, [("a", flat, 0, 3)], {}, NO_LINK, 0.0)
+    chunk_s = law.first_token_s(100, 100)
+    assert law.first_token_s(400, 100) == pytest.approx(4 * chunk_s + chunk_s * growth * (100 + 200 + 300), rel=1e-3)
+    assert law.stages_s(100) == law.stages_s(100, 0) < law.stages_s(100, 1)
+
+
+def test_a_model_that_uses_half_of_its_weights_has_twice_the_attention_beside_them() -> None:
+    content = MANIFEST.content.model_copy(update={"n_params": 10_000_000, "n_vocab": 10})
+    manifest = MANIFEST.model_copy(update={"content": content})
+    half = with_step_bytes(manifest, [500_000] * 3)
+    assert attention_growth(half) == pytest.approx(2 * attention_growth(manifest), rel=0.01)
+    assert attention_growth(MANIFEST) == 0.0, "a manifest whose number of weights cannot be"
 
 
 # -- what nodes tell -----------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_more_memory_never_reads_more_and_two_layers_are_the_least() -> None:
     shares = [share_of(MODEL, (0,), [NEED, NEED], free * MB) for free in range(10, 140)]
     read = [share.read_bytes for share in shares if share is not None]
     assert read == sorted(read, reverse=True)
-    assert 99 * MB < read[0] <= 100 * MB
+    assert 98 * MB < read[0] <= 100 * MB  # free memory goes up by 1 MB
     assert read[-1] == 0
     assert shares[0] is None
 

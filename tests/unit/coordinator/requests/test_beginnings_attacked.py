@@ -188,6 +188,17 @@ async def test_an_answer_that_begins_anew_with_a_copy_of_what_is_gone_begins_col
     assert follower.generation.error is None
 
 
+async def test_a_prompt_that_is_run_without_an_answer_is_kept_for_those_that_follow() -> None:
+    swarm = Swarm()
+    warm = await swarm.ask([*SYSTEM, *own(0)], max_tokens=0)
+    await swarm.ask([*SYSTEM, *own(0)])  # waits for the last whole block of it
+    swarm.finish()
+    assert warm.take().finish_reason == "length"
+    await swarm.ask([*SYSTEM, *own(2)])
+    assert reach(swarm.take()[0])[1:] == (64, 12)
+    assert swarm.requests.totals.prompt_rows[node_id(1)] == 76 + 8
+
+
 async def test_a_trace_tells_from_when_to_when_it_was_waited() -> None:
     swarm = Swarm()
     await swarm.ask([*SYSTEM, *own(0)])

@@ -410,6 +410,19 @@ def test_a_step_without_an_answer_is_overdue_at_its_deadline() -> None:
     assert machine.wants_route
 
 
+def test_chunks_that_wait_for_those_before_them_are_not_overdue_as_long_as_those_come() -> None:
+    machine = generation(prompt=list(range(1, 25)))
+    chunks = tasks(started(machine))
+    assert len(chunks) > 2
+    assert [task.deadline_s for task in chunks] == [120.0 * (1 + before) for before in range(len(chunks))]
+    for number, task in enumerate(chunks[:-1], 1):
+        machine.on_time(100.0 * number)
+        machine.on_result(result(task), 100.0 * number)
+    assert machine.need is Need.NOTHING
+    machine.on_time(100.0 * (len(chunks) - 1) + 121.0)
+    assert machine.wants_route
+
+
 def test_the_first_new_route_is_taken_at_once_and_the_next_after_a_pause() -> None:
     machine = generation()
     task = answered(machine, 20)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from shardnet.errors import NoRoomError
 from shardnet.inference.engine.memory import (
+    CHUNK_ROWS,
+    MASK_BYTES,
+    SCORE_BYTES,
     ShardCost,
+    attention_bytes,
     need_of,
     refuse_if_too_large,
 )
 from shardnet.inference.engine.settings import InferenceSettings
+from shardnet.inference.engine.shard_cost import cost_of
 from shardnet.inference.llama.devices import cpu_device, main_memory, usable_threads
+from shardnet.inference.llama.model import LlamaContext, LlamaModel
 from shardnet.limits.memory import Bound, Room
 from shardnet.messages import ShardOptions
+from tests.support.random_models import tiny_llama
 
 GB = 1 << 30
 OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
@@ -24,6 +34,29 @@ def test_kv_is_counted_for_every_sequence_in_whole_blocks() -> None:
     assert need_of(COST, OPTIONS).kv == 1024 * 2 * 8 * 1024
     assert need_of(COST, ShardOptions(n_ctx=1000, n_seq=2, n_batch=128)).kv == 1024 * 2 * 8 * 1024
     assert need_of(COST, OPTIONS).weights == 10 * GB
+
+
+def test_the_scores_of_a_chunk_grow_with_the_context_and_the_heads() -> None:
+    chunk = CHUNK_ROWS * 16384 * (SCORE_BYTES * 32 + MASK_BYTES)
+    long, short = (ShardOptions(n_ctx=n_ctx, n_seq=1, n_batch=512) for n_ctx in (16_000 + 300, 256))
+    with_heads = replace(COST, n_head=32)
+    grown = need_of(with_heads, long).compute - need_of(with_heads, short).compute
+    assert grown == chunk - chunk * 256 // 16384
+    assert need_of(COST, long).compute < need_of(with_heads, long).compute
+    # more rows than a chunk has cost their hidden states, no scores
+    assert attention_bytes(long, 32) == attention_bytes(long.model_copy(update={"n_batch": CHUNK_ROWS}), 32) == chunk
+
+
+def test_a_chunk_needs_what_llama_cpp_reserves_for_it(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "tiny.gguf")
+    with LlamaModel(path) as model:
+        for n_ctx in (512, 8192):
+            options = ShardOptions(n_ctx=n_ctx, n_seq=1, n_batch=CHUNK_ROWS)
+            need = need_of(cost_of(path), options)
+            with LlamaContext(model, n_ctx=n_ctx, n_batch=CHUNK_ROWS, threads=1) as context:
+                reserved = context.buffers
+            assert reserved["CPU KV"] == pytest.approx(need.kv, rel=0.03)  # llama.cpp says it in MiB
+            assert reserved["CPU compute"] < need.compute < 3 * reserved["CPU compute"]
 
 
 def test_too_little_memory_is_one_sentence_with_the_numbers() -> None:
