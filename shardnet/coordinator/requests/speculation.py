@@ -202,6 +202,8 @@ class Speculator:
         count = min(n_drafts + most, model.max_draft)
         if self._is_probe or model.streams > model.max_streams or count <= n_drafts:
             return []
+        while len(self._kinds) > n_drafts:
+            self._kinds.pop()  # what ends the answer was proposed, and not sent
         self._catch_up(tokens)
         kinds, found = self._guess(tokens, count)
         if not found or found[:n_drafts] != drafts:
