@@ -416,13 +416,16 @@ async def test_strangers_who_stall_handshakes_do_not_stop_the_engine_from_dialli
     assert address is not None
     hello = b"\x16\x03\x01\x01\x00" + bytes((len(ROWS),)) + ROWS.encode()
     async with AsyncExitStack() as strangers:
-        for _ in range(MAX_HANDSHAKES + 1):
-            stranger = socket.create_connection((address.host, address.port), 10)
-            strangers.enter_context(stranger)
-            stranger.sendall(hello)
-        refused = await asyncio.wait_for(news.get(), TIMEOUT_S)
-        assert isinstance(refused, RowsLost)
-        assert "under way" in refused.reason
+        missing, reason = MAX_HANDSHAKES + 1, ""
+        while "under way" not in reason:
+            for _ in range(missing):
+                stranger = socket.create_connection((address.host, address.port), 10)
+                strangers.enter_context(stranger)
+                stranger.sendall(hello)
+            refused = await asyncio.wait_for(news.get(), TIMEOUT_S)
+            assert isinstance(refused, RowsLost)
+            # So many at once may find the way to the engine full: then others come in their place.
+            missing, reason = 1, refused.reason
         ours = socket.create_server(("127.0.0.1", 0))
         with ours:
             nodes[0].engine.link(DialRows(link_id=10_001, host="127.0.0.1", port=ours.getsockname()[1]))

@@ -34,9 +34,11 @@ async def ask(client: httpx.AsyncClient, prompt: Sequence[int], more: dict[str, 
     return choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["logprobs"]["top_logprobs"]
 
 
-async def waiting(swarm: LocalSwarm, count: int) -> None:
-    """Wait until so many requests wait for a beginning."""
-    while (await asyncio.to_thread(swarm.get, "/status"))["requests"]["waiting"] != count:  # noqa: ASYNC110
+async def waiting(swarm: LocalSwarm, counts: range, requests: Sequence[asyncio.Task[Any]]) -> None:
+    """Wait until so many requests wait for a beginning, or one of these is through already: a quick machine leaves no time."""
+    while not any(one.done() and not one.cancelled() for one in requests):
+        if (await asyncio.to_thread(swarm.get, "/status"))["requests"]["waiting"] in counts:
+            return
         await asyncio.sleep(0.005)
 
 
@@ -46,14 +48,14 @@ async def storm(swarm: LocalSwarm, halves: Halves, everything: Sequence[tuple[li
     async with httpx.AsyncClient(base_url=f"{swarm.api}/v1", timeout=120, trust_env=False) as client:
         # The one who computes goes away, and one who waits for it.
         first = [asyncio.create_task(ask(client, SYSTEM + own(number))) for number in range(4)]
-        await waiting(swarm, 3)
+        await waiting(swarm, range(3, 4), first)
         first[0].cancel()
-        await waiting(swarm, 2)
+        await waiting(swarm, range(3), first)
         first[2].cancel()
         found += [await first[1], await first[3]]
         # A node is killed while three wait.
         second = [asyncio.create_task(ask(client, [7, *SYSTEM, *own(number)])) for number in range(4)]
-        await waiting(swarm, 3)
+        await waiting(swarm, range(3, 4), second)
         swarm.processes.pop("node-1").kill()
         halves.start_node(swarm, 1)
         found += await asyncio.gather(*second)
@@ -100,5 +102,6 @@ async def test_whoever_stays_has_the_numbers_of_a_cold_start(tmp_path: Path, mon
         await asyncio.to_thread(swarm.wait_ready, 60)
         cold = await alone(swarm, stayed)
     assert shared == cold
-    assert (counts["failed"], counts["cancelled"], counts["running"], counts["waiting"]) == (0, 2, 0, 0)
+    assert (counts["failed"], counts["running"], counts["waiting"]) == (0, 0, 0)
+    assert counts["cancelled"] <= 2  # either may be through before it is seen to go
     assert counts["prefix_copies"] >= 6
