@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from shardnet.coordinator.placement.chunks import BLOCK, LEAST
 from shardnet.coordinator.placement.planning import Route
-from shardnet.coordinator.requests.prefixes import Kept, Prefixes, common_length
+from shardnet.coordinator.requests.prefixes import Kept, Prefixes
+from shardnet.token_arrays import common_length
 
 CROWDING = 256
 """Tokens of a prompt that are as much work as one more neighbour makes for an answer. Qwen2.5-Coder-0.5B on one thread: a row more in a batch takes

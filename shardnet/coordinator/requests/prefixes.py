@@ -178,15 +178,3 @@ class Prefixes:
 
 def _is_on(kept: Kept, model_id: str, node_id: str) -> bool:
     return kept.route.model_id == model_id and node_id in kept.route.node_ids
-
-
-def common_length(left: array[int], right: array[int]) -> int:
-    """Returns: how many tokens two sequences have in common from their beginnings. Compares pieces, not tokens: prompts are long."""
-    same, end = 0, min(len(left), len(right))
-    while same < end:
-        middle = (same + end + 1) // 2
-        if left[same:middle] == right[same:middle]:
-            same = middle
-        else:
-            end = middle - 1
-    return same

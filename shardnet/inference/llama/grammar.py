@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, UsageError
-from shardnet.inference.llama.lark import LarkGrammar, TokenTable, in_common, table_of
+from shardnet.inference.llama.lark import LarkGrammar, TokenTable, table_of
 from shardnet.messages import LARK
+from shardnet.token_arrays import common_length
 
 CANDIDATE: Any = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama_token_data
 MAX_NESTING = 256
@@ -75,7 +76,7 @@ class Grammar:
         """
         tokens = array("i", tokens)
         known = len(self._accepted)
-        if in_common(tokens, self._accepted) < known:
+        if common_length(tokens, self._accepted) < known:
             llama_cpp.llama_sampler_free(self._state)
             self._state = llama_cpp.llama_sampler_clone(self._fresh)
             self._accepted, known = array("i"), 0

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardnet.errors import EngineError, UsageError
+from shardnet.token_arrays import common_length
 
 CONTROL = int(llama_cpp.LLAMA_TOKEN_ATTR_CONTROL) | int(llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
 MAX_PIECE = 1024
@@ -131,7 +132,7 @@ class LarkGrammar:
         Raises: EngineError if the grammar does not permit them.
         """
         tokens = array("i", tokens)
-        known = in_common(tokens, self._accepted)
+        known = common_length(tokens, self._accepted)
         with translated_panics():
             if known < self._fed:
                 self._matcher.rollback(self._fed - known)
@@ -182,14 +183,6 @@ class LarkGrammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise EngineError(f"the grammar cannot be followed any further: {reason_of(self._matcher.get_error())}")
-
-
-def in_common(one: array[int], other: array[int]) -> int:
-    """Returns: how many tokens both begin with. Asked for each token of an answer, mostly of two that agree: then one comparison of their bytes."""
-    count = min(len(one), len(other))
-    if one[:count].tobytes() == other[:count].tobytes():
-        return count
-    return next(at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
 def reason_of(error: str) -> str:

@@ -203,9 +203,8 @@ def working_bytes(cost: ShardCost, n_head: int, method: Method, lengths: Sequenc
     rows, cells = (total, total) if method == "quick" else (min(N_BATCH, longest), longest)
     cells += FULL_DECODE_TOKENS * len(lengths)
     options = ShardOptions(n_ctx=max(8, cells), n_seq=1, n_batch=max(1, min(rows, MOST_BATCH)))
-    need = need_of(
-        replace(cost, n_vocab=0, n_head=0), options
-    )  # of the logits only those of a few rows are ever written
+    # Scores are counted below, for all rows; of the logits only those of a few rows are ever written.
+    need = need_of(replace(cost, n_vocab=0, n_head=0), options)
     states = cost.state_bytes_per_sequence * len(lengths)
     scores = rows * cells * (SCORE_BYTES * n_head + MASK_BYTES)
     return need.kv + need.compute + states + scores + 8 * cost.n_vocab * len(lengths)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shardnet.inference.gguf.layout import quantisation_of, vocabulary_size
 from shardnet.inference.gguf.writer import Written, header_bytes
-from shardnet.inference.splitting.plan import MODEL_ID_KEY, TOKENIZER_FILE, FilePlan, SplitPlan, shared_step_bytes
+from shardnet.inference.splitting.plan import MODEL_ID_KEY, TOKENIZER_FILE, FilePlan, SplitPlan
 from shardnet.inference.splitting.sampling import weights_sha256
 from shardnet.manifest import MANIFEST_FORMAT, PLANNED_FORMAT, FileContent, ModelContent, ShardContent, ShardFile
 
@@ -29,7 +29,7 @@ def content_of_plan(plan: SplitPlan) -> ModelContent:
 
 def shard_file(plan: SplitPlan, index: int, sha256: str | None) -> ShardFile:
     """Returns: what stands beside the content of one shard; `sha256` is None for one that is not here."""
-    return ShardFile(sha256=sha256, step_bytes=shared_step_bytes(plan.header, plan.layers)[index])
+    return ShardFile(sha256=sha256, step_bytes=plan.step_bytes[index])
 
 
 def _header_sha256(file: FilePlan) -> str:

@@ -103,6 +103,11 @@ class SplitPlan:
         """Returns: bytes of all files."""
         return sum(plan.nbytes for plan in (*self.shards, self.tokenizer))
 
+    @cached_property
+    def step_bytes(self) -> tuple[int, ...]:
+        """Returns: of each shard, as `shared_step_bytes`."""
+        return shared_step_bytes(self.header, self.layers)
+
 
 def plan_split(path: Path, request: CutRequest, name: str | None = None) -> SplitPlan:
     """Read a GGUF's header and decide what each shard will hold. Raises: as `read_model` and `plan_model`."""

@@ -15,7 +15,7 @@ from shardnet.coordinator.requests.beginnings import Asked, TakeOver, choose
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.requests.pipeline import Generation
-from shardnet.coordinator.requests.prefixes import MOST_REFUSALS, Kept, Prefixes, common_length
+from shardnet.coordinator.requests.prefixes import MOST_REFUSALS, Kept, Prefixes
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.speculation import ModelSpeculation, Speculator
 from shardnet.coordinator.text.answering import PlainStream
@@ -28,6 +28,7 @@ from shardnet.messages import (
     FreeSequence,
     Sampling,
 )
+from shardnet.token_arrays import common_length
 from tests.support.coordinator_world import MODEL_ID, node_id, route
 from tests.support.requests_world import World, result
 

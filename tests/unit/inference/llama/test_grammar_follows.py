@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardnet.errors import EngineError
-from shardnet.inference.llama.lark import LarkGrammar, byte_table, in_common
+from shardnet.inference.llama.lark import LarkGrammar, byte_table
 from shardnet.messages import LARK
+from shardnet.token_arrays import common_length
 
 NUMBERS = LARK + ' {}\nstart: %json {"type": "array", "items": {"type": "integer"}}'
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
@@ -18,7 +19,7 @@ TOKENS = st.lists(st.integers(0, 3), max_size=8)
 
 @given(TOKENS, TOKENS)
 def test_two_sequences_agree_up_to_the_first_token_that_differs(one: list[int], other: list[int]) -> None:
-    found = in_common(array("i", one), array("i", other))
+    found = common_length(array("i", one), array("i", other))
     assert one[:found] == other[:found]
     assert one[found : found + 1] != other[found : found + 1] or found == min(len(one), len(other))
 
