@@ -24,7 +24,6 @@ import asyncio
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -35,9 +34,10 @@ from statistics import median
 from typing import Any
 
 from shardnet.bench.plain import PlainLlama
-from shardnet.errors import ParityError, ShardnetError
+from shardnet.errors import ParityError
 from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
+from tests.support.bench_ends import exit_code_of
 from tests.support.http_servers import CORES, Room, Server, both_cores, llama_server, shardnet_server
 from tests.support.http_streams import Streamed, chat, figures
 from tests.support.two_nodes import halve
@@ -69,7 +69,6 @@ WORDS = (
 """One token each in every vocabulary that was seen, with the space before it."""
 TEMPLATE_TOKENS = 64
 """At most, beside a system prompt and the answer."""
-EXIT_INTERRUPTED = 130
 
 Message = dict[str, str]
 Round = dict[str, float]
@@ -262,9 +261,9 @@ def main() -> int:
     if len(both_cores()) < CORES:
         parser.error(f"{CORES} cores are needed")
     model = arguments.model or find_demo_model()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
     spare = sorted(os.sched_getaffinity(0))[CORES:]
-    try:
+
+    def run() -> None:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as resources:
             servers = serve(resources, model, Path(folder), arguments)
             progress(f"up: {', '.join(server.name for server in servers)}")
@@ -274,12 +273,8 @@ def main() -> int:
             bench = Bench(servers, plain, arguments)
             asyncio.run(bench.run())
         told(bench, model=model.stem, balance=arguments.balance, clients=arguments.clients, tokens=arguments.tokens)
-    except ShardnetError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code_of(run)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ from shardnet.bench.rows import Row, spread
 from shardnet.bench.world import Pipeline, World, cut, prompt_of
 from shardnet.coordinator.placement.assign import memory_needed
 from shardnet.coordinator.placement.chunks import choose
-from shardnet.errors import ParityError, ShardnetError
+from shardnet.errors import ParityError
 from shardnet.inference.gguf.layout import read_model
 from shardnet.inference.llama.thread_choice import ThreadChoice
 from shardnet.inference.splitting.cutting import CutRequest, plan_split, split_model
@@ -44,13 +43,13 @@ from shardnet.inference.splitting.plan import BALANCES, Balance
 from shardnet.local.model import find_demo_model
 from shardnet.messages import ShardOptions
 from shardnet.scratch import scratch_folder
+from tests.support.bench_ends import exit_code_of
 
 CORES = 2
 SIDES = ("plain", "flash")
 WARM_UP_TOKENS = 600
 """Enough for several chunks, so that nodes have batches of that size to tell of."""
 USUAL_BATCH = 512
-EXIT_INTERRUPTED = 130
 
 
 class BothForPrompts(ThreadChoice):
@@ -218,16 +217,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) < CORES:
         parser.error(f"{CORES} cores are needed")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
-    try:
+
+    def run() -> None:
         with scratch_folder("bench") as work:
             print(json.dumps(asyncio.run(measure(arguments.model or find_demo_model(), work, arguments))), flush=True)
-    except ShardnetError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code_of(run)
 
 
 if __name__ == "__main__":

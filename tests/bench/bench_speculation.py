@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,12 +26,13 @@ from pathlib import Path
 from statistics import median
 
 from shardnet.bench.netem import NETS, Relays
-from shardnet.errors import ParityError, ShardnetError
+from shardnet.errors import ParityError
 from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
-from tests.bench.bench_http import EXIT_INTERRUPTED, listed, progress
+from tests.bench.bench_http import listed, progress
 from tests.support.asking import ask
+from tests.support.bench_ends import exit_code_of
 from tests.support.code_edits import EDITS
 from tests.support.http_servers import CORES, both_cores
 from tests.support.two_nodes import halve
@@ -188,8 +188,8 @@ def main() -> int:
     model = arguments.model or find_demo_model()
     chosen = [name for one in arguments.texts for name in (EDIT_TEXTS if one == "edits" else (one,))]
     facts = {"model": model.stem, "net": arguments.net, "balance": arguments.balance}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
-    try:
+
+    def run() -> None:
         with ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
             bench = Bench(serve(resources, model, folder, arguments), arguments.tokens, arguments.keep)
@@ -205,12 +205,8 @@ def main() -> int:
                 edits += rounds if what in EDIT_TEXTS else []
             if edits:
                 told("all edits", edits, **facts)
-    except ShardnetError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code_of(run)
 
 
 if __name__ == "__main__":
