@@ -56,6 +56,9 @@ class PlainLlama:
         threads: CPU threads; 0 for all; a choice: as many as it says.
         n_seq: sequences for `generate_batched`.
         flash: with llama.cpp's own choice of flash attention, whose numbers are others (docs/decisions/0002-flash-attention.md).
+
+    Attributes:
+        context: what computes.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class PlainLlama:
         flash: bool = False,
     ) -> None:
         self._model = LlamaModel(path)
-        self._context = LlamaContext(
+        self.context = LlamaContext(
             self._model, n_ctx=n_ctx, n_seq=n_seq, n_batch=n_batch, threads=threads, flash=flash
         )
         self._n_batch = n_batch
@@ -81,17 +84,17 @@ class PlainLlama:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._context.close()
+        self.context.close()
         self._model.close()
 
     def _prefill(self, prompt: list[int], slot: int) -> int:
         """Returns: the row of the last chunk that holds the prompt's last token."""
-        self._context.truncate(slot, 0)
+        self.context.truncate(slot, 0)
         for start in range(0, len(prompt), self._n_batch):
             chunk = prompt[start : start + self._n_batch]
             last = start + len(chunk) == len(prompt)
             outputs = [len(chunk) - 1] if last else []
-            self._context.decode(single_sequence_rows(start, len(chunk), tokens=chunk, slot=slot, outputs=outputs))
+            self.context.decode(single_sequence_rows(start, len(chunk), tokens=chunk, slot=slot, outputs=outputs))
         return (len(prompt) - 1) % self._n_batch
 
     def generate(
@@ -102,7 +105,7 @@ class PlainLlama:
         begin = time.perf_counter()
         row = self._prefill(prompt, 0)
         for step in range(n_tokens):
-            logits = self._context.logits(row)
+            logits = self.context.logits(row)
             if keep_logits:
                 run.logits.append(logits.copy())
             run.tokens.append(choose(prompt + run.tokens, logits) if choose else int(logits.argmax()))
@@ -111,7 +114,7 @@ class PlainLlama:
                 begin = time.perf_counter()
             if step + 1 < n_tokens:
                 token = [run.tokens[-1]]
-                self._context.decode(single_sequence_rows(len(prompt) + step, 1, tokens=token, outputs=[0]))
+                self.context.decode(single_sequence_rows(len(prompt) + step, 1, tokens=token, outputs=[0]))
                 row = 0
         run.decode_s = time.perf_counter() - begin
         return run
@@ -128,14 +131,14 @@ class PlainLlama:
         count = len(prompts)
         current = np.empty(count, dtype=np.int32)
         for slot, prompt in enumerate(prompts):
-            current[slot] = int(self._context.logits(self._prefill(prompt, slot)).argmax())
+            current[slot] = int(self.context.logits(self._prefill(prompt, slot)).argmax())
         found = [current]
         positions = np.array([len(prompt) for prompt in prompts], dtype=np.int32)
         slots, outputs = np.arange(count, dtype=np.int32), np.ones(count, dtype=np.bool_)
         begin = time.perf_counter()
         for step in range(n_tokens - 1):
-            self._context.decode(Rows(positions=positions + step, slots=slots, outputs=outputs, tokens=current))
-            current = np.array([int(self._context.logits(row).argmax()) for row in range(count)], dtype=np.int32)
+            self.context.decode(Rows(positions=positions + step, slots=slots, outputs=outputs, tokens=current))
+            current = np.array([int(self.context.logits(row).argmax()) for row in range(count)], dtype=np.int32)
             found.append(current)
         tokens_per_s = count * (n_tokens - 1) / (time.perf_counter() - begin)
         return BatchedRun([[int(each[slot]) for each in found] for slot in range(count)], tokens_per_s)

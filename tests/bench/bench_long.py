@@ -116,7 +116,7 @@ async def measure(model: Path, work: Path, arguments: argparse.Namespace) -> Row
             )
 
         for size in (128, 64):
-            await once(prompt[:WARM_UP_TOKENS], 24, size)
+            await once(prompt[:WARM_UP_TOKENS], min(24, n_tokens + 1), size)  # what a short context has room for
         await world.driver.wait_beats()
         law = world.law(pipeline)
         chunk = arguments.chunk or choose(law, len(prompt), options.n_batch).alone

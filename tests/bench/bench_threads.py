@@ -1,9 +1,12 @@
 """Threads on a busy machine: decoding and prompts with each fixed number of threads, and with the number that the engine learns, in turns.
 
-python -m tests.bench.bench_threads MODEL.gguf [--loops 0,1,2] [--rounds 5] [--tokens 48]
+python -m tests.bench.bench_threads MODEL.gguf [--loops 0,1,2] [--rounds 5] [--tokens 48] [--pool FOLDER]
 
 For each number of busy loops beside it, a JSON line for each way: its medians and its share of the best fixed number's. Each way is a process of its
 own, with the environment of an engine; `plain` is llama.cpp as it comes: all threads, OpenMP's own waiting. All tokens have to be the same.
+
+`--pool` adds llama.cpp's own thread pool in place of OpenMP, all threads, by how long it polls: from a folder with libllama.so and libggml*.so that
+were built with `cmake -DGGML_OPENMP=OFF -DBUILD_SHARED_LIBS=ON` of the sources in llama-cpp-python's source package.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ from shardnet.children import python_module
 from shardnet.inference.engine.spawning import CHILD_ENVIRONMENT
 from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.llama.thread_choice import ThreadChoice
+from tests.support.thread_pool import LIBRARIES, attach
 
+POLLS = (0, 50, 100)
+"""Sleep at once; llama.cpp's default; as long as it goes."""
 PROMPT = [(17 * place) % 900 + 100 for place in range(192)]
 
 
@@ -41,9 +47,11 @@ def busy(loops: int) -> Iterator[None]:
             one.wait()
 
 
-def one_way(model: Path, threads: int, tokens: int, rounds: int) -> None:
-    """Serve turns: a line in, a line with what the next generation took out. `threads`: 0: as many as is learnt."""
+def one_way(model: Path, threads: int, poll: int | None, tokens: int, rounds: int) -> None:
+    """Serve turns: a line in, a line with what the next generation took out. `threads`: 0: as many as is learnt. `poll`: of a pool of them."""
     with PlainLlama(model, threads=threads or ThreadChoice(usable_threads()), n_ctx=1024, n_batch=64) as llama:
+        if poll is not None:
+            attach(llama.context.pointer, threads, poll)
         for _ in range(rounds):
             if not sys.stdin.readline():
                 return
@@ -54,22 +62,27 @@ def one_way(model: Path, threads: int, tokens: int, rounds: int) -> None:
             print(json.dumps(fact | {"tokens": run.tokens}), flush=True)
 
 
-def measure(model: Path, loops: int, rounds: int, tokens: int) -> list[dict[str, Any]]:
+def measure(model: Path, loops: int, rounds: int, tokens: int, pool: Path | None) -> list[dict[str, Any]]:
     """Returns: a row for each way."""
     plain = {name: value for name, value in os.environ.items() if name not in CHILD_ENVIRONMENT}
-    ways = {f"{count} threads": (count, os.environ | CHILD_ENVIRONMENT) for count in range(1, usable_threads() + 1)}
-    ways |= {"plain": (usable_threads(), plain), "learnt": (0, os.environ | CHILD_ENVIRONMENT)}
+    ours, every = dict(os.environ) | CHILD_ENVIRONMENT, ("--way", str(usable_threads()))
+    ways: dict[str, tuple[tuple[str, ...], dict[str, str]]]
+    ways = {f"{count} threads": (("--way", str(count)), ours) for count in range(1, usable_threads() + 1)}
+    ways |= {"plain": (every, plain), "learnt": (("--way", "0"), ours)}
+    if pool is not None:
+        of_pool = plain | {LIBRARIES: str(pool.resolve())}
+        ways |= {f"pool, poll {poll}": ((*every, "--poll", str(poll)), of_pool) for poll in POLLS}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     limits = ("--rounds", str(rounds), "--tokens", str(tokens))
     children = {
         name: subprocess.Popen(
-            [*python_module("tests.bench.bench_threads"), str(model), "--way", str(threads), *limits],
+            [*python_module("tests.bench.bench_threads"), str(model), *way, *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=dict(environment) | {"PYTHONPATH": str(Path.cwd())},
+            env=environment | {"PYTHONPATH": str(Path.cwd())},
         )
-        for name, (threads, environment) in ways.items()
+        for name, (way, environment) in ways.items()
     }
     try:
         with busy(loops):
@@ -105,13 +118,15 @@ def main() -> None:
     parser.add_argument("--loops", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--pool", type=Path)
     parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--poll", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.way is not None:
-        one_way(asked.model, asked.way, asked.tokens, asked.rounds)
+        one_way(asked.model, asked.way, asked.poll, asked.tokens, asked.rounds)
         return
     for loops in (int(word) for word in asked.loops.split(",")):
-        for row in measure(asked.model, loops, asked.rounds, asked.tokens):
+        for row in measure(asked.model, loops, asked.rounds, asked.tokens, asked.pool):
             print(json.dumps(row), flush=True)
 
 

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 from shardnet.coordinator.api.errors import error_body
 from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.service import Answering
-from shardnet.coordinator.api.wording import Wording, Wordings, to_event
+from shardnet.coordinator.api.wording import Wordings, to_event
 from shardnet.coordinator.placement.planning import Route
-from shardnet.coordinator.requests.running import Piece
+from shardnet.coordinator.requests.running import Piece, wait_for_news
 from shardnet.errors import ShardnetError
 
 KEEP_ALIVE_S = 15.0
@@ -58,52 +58,30 @@ async def all_of(taker: Taker) -> str:
 
 
 async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bool) -> AsyncIterator[bytes]:
-    """Yield the server-sent events of all answers, each as it comes. An error of one ends them all, with an event of its own and no `[DONE]`."""
-    for wording in wordings.ones:
-        yield to_event(wording.first())
-    async for one in _news(wordings.ones):
-        if one is None:
-            yield COMMENT
-            continue
-        try:
-            piece = one.answering.running.take()
-        except ShardnetError as error:
-            yield to_event(error_body(error))
-            return
-        told = b""
-        if piece.events or (piece.tokens and one.wants_every_token):
-            told = one.part_event(piece)
-        else:
-            one.add(piece)
-        if piece.finish_reason is not None:
-            told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+    """Yield the server-sent events of all answers as they come, what came together at once: a write each. An error of one ends them all, with an
+    event of its own and no `[DONE]`."""
+    told = b"".join([to_event(one.first()) for one in wordings.ones])
+    while going := [one for one in wordings.ones if not one.answering.running.is_over]:
         if told:
             yield told
+        await wait_for_news([one.answering.running for one in going], KEEP_ALIVE_S)
+        ready = [one for one in going if one.answering.running.has_news]
+        told = b"" if ready else COMMENT
+        for one in ready:
+            try:
+                piece = one.answering.running.take()
+            except ShardnetError as error:
+                yield told + to_event(error_body(error))
+                return
+            if piece.events or (piece.tokens and one.wants_every_token):
+                told += one.part_event(piece)
+            else:
+                one.add(piece)
+            if piece.finish_reason is not None:
+                told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
     if wants_usage:
-        yield to_event(wordings.usage_event())
-    yield b"data: [DONE]\n\n"
-
-
-async def _news(ones: list[Wording]) -> AsyncIterator[Wording | None]:
-    """Yield an answer each time that there is something to take of it, until all are done; None where nothing came for a while."""
-    if len(ones) == 1:  # no task for each token
-        while not ones[0].answering.running.is_over:
-            yield ones[0] if await ones[0].answering.running.wait(KEEP_ALIVE_S) else None
-        return
-    waiting = {asyncio.create_task(one.answering.running.wait()): one for one in ones}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                yield None
-            for task in done:
-                one = waiting.pop(task)
-                yield one
-                if not one.answering.running.is_over:
-                    waiting[asyncio.create_task(one.answering.running.wait())] = one
-    finally:
-        for task in waiting:
-            task.cancel()
+        told += to_event(wordings.usage_event())
+    yield told + b"data: [DONE]\n\n"
 
 
 class EventStream(Response):

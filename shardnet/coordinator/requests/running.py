@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +62,10 @@ class Running:
         """Between two tokens."""
         self._answer = answer
         self._tell_ended = ended
-        self._has_news = False
-        self._waiter: asyncio.Future[None] | None = None
+        self.has_news = False
+        """There is something to take."""
+        self.waiter: asyncio.Future[None] | None = None
+        """Of `wait_for_news`."""
         self._ended = False
         self.n_completion = 0
         """Tokens of the answer that were taken."""
@@ -82,28 +84,17 @@ class Running:
 
     def wake(self) -> None:
         """There is something to take."""
-        self._has_news = True
-        _end_wait(self._waiter)
+        self.has_news = True
+        _end_wait(self.waiter)
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for something to take; one task at a time does. Returns: False if nothing came in time."""
-        if self._has_news:
-            return True
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = (
-            loop.create_future()
-        )  # every token comes by here: asyncio's own timeout costs as much again as all the rest
-        timer = None if timeout_s is None else loop.call_later(timeout_s, _end_wait, waiter)
-        try:
-            await waiter
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return self._has_news
+        await wait_for_news([self], timeout_s)
+        return self.has_news
 
     def take(self) -> Piece:
         """Returns: what came since the last call. Raises: the error that ended the request."""
-        self._has_news = False
+        self.has_news = False
         tokens: list[Emitted] = []
         events: list[Event] = []
         for emitted in self.generation.take_emitted():
@@ -120,7 +111,7 @@ class Running:
         if not self.generation.is_done:
             return Piece(tuple(events), tuple(tokens))
         if self.generation.error is not None and tokens:
-            self._has_news = True  # these first, the error at the next call
+            self.has_news = True  # these first, the error at the next call
             return Piece(tuple(events), tuple(tokens))
         self.close()
         if self.generation.error is not None:
@@ -144,6 +135,23 @@ class Running:
         if route is None:
             return []
         return [describe(route, index) | stage_stats(timings) for index, timings in enumerate(self.generation.timings)]
+
+
+async def wait_for_news(ones: Sequence[Running], timeout_s: float | None = None) -> None:
+    """Wait until one of them has something to take, or for so long; one task at a time waits for each."""
+    if any(one.has_news for one in ones):
+        return
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    for one in ones:
+        one.waiter = waiter
+    # Every token comes by here: asyncio's own timeout costs as much again as all the rest.
+    timer = None if timeout_s is None else loop.call_later(timeout_s, _end_wait, waiter)
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _end_wait(waiter: asyncio.Future[None] | None) -> None:
