@@ -27,7 +27,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -37,7 +37,7 @@ from shardnet.bench.plain import PlainLlama
 from shardnet.errors import ParityError
 from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
-from tests.support.bench_ends import exit_code_of
+from tests.support.bench_cli import exit_code_of, listed, progress
 from tests.support.http_servers import CORES, Room, Server, both_cores, llama_server, shardnet_server
 from tests.support.http_streams import Streamed, chat, figures
 from tests.support.two_nodes import halve
@@ -181,10 +181,6 @@ def spread(values: Sequence[float]) -> list[float]:
     return [round(value, 4) for value in (median(values), min(values), max(values))]
 
 
-def progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def tell(**facts: object) -> None:
     print(json.dumps({"bench": "http", **facts}), flush=True)
 
@@ -226,18 +222,6 @@ def serve(resources: ExitStack, model: Path, folder: Path, arguments: argparse.N
         program: Path = arguments.llama_server
         servers += [resources.enter_context(llama_server(name, program, model, room, via)) for name, via in rpc.items()]
     return servers
-
-
-def listed(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """Returns: a reader of lists of such words."""
-
-    def read(text: str) -> list[str]:
-        found = text.split(",")
-        if wrong := sorted(set(found) - set(known)):
-            raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not among {', '.join(known)}")
-        return found
-
-    return read
 
 
 def main() -> int:

@@ -22,7 +22,6 @@ import asyncio
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +42,7 @@ from shardnet.inference.splitting.plan import BALANCES, Balance
 from shardnet.local.model import find_demo_model
 from shardnet.messages import ShardOptions
 from shardnet.scratch import scratch_folder
-from tests.support.bench_ends import exit_code_of
+from tests.support.bench_cli import exit_code_of, listed, progress
 
 CORES = 2
 SIDES = ("plain", "flash")
@@ -92,11 +91,6 @@ def ours(run: DrivenRun) -> dict[str, float]:
 def theirs(run: PlainRun) -> dict[str, float]:
     """As `ours`."""
     return {"first_token_s": run.prefill_s, "decode_tokens_per_s": run.decode_tokens_per_s}
-
-
-def progress(line: str) -> None:
-    """Tell how far it is."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 async def measure(model: Path, work: Path, arguments: argparse.Namespace) -> Row:
@@ -195,14 +189,6 @@ def megabytes(nbytes: int) -> float:
     return round(nbytes / 1e6, 1)
 
 
-def sides(text: str) -> list[str]:
-    """Returns: the sides that a list names; none of an empty one."""
-    found = [part for part in text.split(",") if part]
-    if wrong := sorted(set(found) - set(SIDES)):
-        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not among {', '.join(SIDES)}")
-    return found
-
-
 def main() -> int:
     """The command line. Returns: the exit code."""
     parser: Any = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,7 +197,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="that are decoded behind the first one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cut", choices=("layers", *BALANCES), default="layers")
-    parser.add_argument("--sides", type=sides, default=list(SIDES), help="beside shardnet, in this order")
+    parser.add_argument("--sides", type=listed(SIDES), default=list(SIDES), help="beside shardnet, in this order")
     parser.add_argument("--chunk", type=int, default=0, help="tokens at a time; else as the coordinator would choose")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -30,9 +30,8 @@ from shardnet.errors import ParityError
 from shardnet.inference.splitting.plan import BALANCES, CutRequest
 from shardnet.local.model import find_demo_model
 from shardnet.local.processes import LocalSwarm
-from tests.bench.bench_http import listed, progress
 from tests.support.asking import ask
-from tests.support.bench_ends import exit_code_of
+from tests.support.bench_cli import exit_code_of, listed, progress
 from tests.support.code_edits import EDITS
 from tests.support.http_servers import CORES, both_cores
 from tests.support.two_nodes import halve

@@ -25,9 +25,11 @@ from typing import Any
 
 from shardnet.bench.plain import PlainLlama
 from shardnet.children import python_module
+from shardnet.errors import ParityError
 from shardnet.inference.engine.spawning import CHILD_ENVIRONMENT
 from shardnet.inference.llama.devices import usable_threads
 from shardnet.inference.llama.thread_choice import ThreadChoice
+from tests.support.bench_cli import exit_code_of, progress
 from tests.support.thread_pool import LIBRARIES, attach
 
 POLLS = (0, 50, 100)
@@ -93,11 +95,13 @@ def measure(model: Path, loops: int, rounds: int, tokens: int, pool: Path | None
                     child.stdin.write("\n")
                     child.stdin.flush()
                     found[name].append(json.loads(child.stdout.readline()))
+                    progress(f"{loops} loops, {name}: {found[name][-1]['decode']:.1f} tokens/s")
     finally:
         for child in children.values():
             child.kill()
             child.wait()
-    assert len({tuple(run["tokens"]) for runs in found.values() for run in runs}) == 1, "not the same tokens"
+    if len({tuple(run["tokens"]) for runs in found.values() for run in runs}) > 1:
+        raise ParityError("not all ways gave the same tokens")
     rows: list[dict[str, Any]] = []
     for name, runs in found.items():
         rows.append(
@@ -111,8 +115,8 @@ def measure(model: Path, loops: int, rounds: int, tokens: int, pool: Path | None
     return rows
 
 
-def main() -> None:
-    """Print a line for each number of loops and each way."""
+def main() -> int:
+    """Print a line for each number of loops and each way. Returns: the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", type=Path)
     parser.add_argument("--loops", default="0,1,2")
@@ -124,11 +128,15 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.way is not None:
         one_way(asked.model, asked.way, asked.poll, asked.tokens, asked.rounds)
-        return
-    for loops in (int(word) for word in asked.loops.split(",")):
-        for row in measure(asked.model, loops, asked.rounds, asked.tokens, asked.pool):
-            print(json.dumps(row), flush=True)
+        return 0
+
+    def run() -> None:
+        for loops in (int(word) for word in asked.loops.split(",")):
+            for row in measure(asked.model, loops, asked.rounds, asked.tokens, asked.pool):
+                print(json.dumps(row), flush=True)
+
+    return exit_code_of(run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
