@@ -126,6 +126,8 @@ def main() -> int:
     parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--poll", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.pool is not None and not (asked.pool / "libllama.so").is_file():
+        parser.error(f"--pool: there is no libllama.so in {asked.pool}")
     if asked.way is not None:
         one_way(asked.model, asked.way, asked.poll, asked.tokens, asked.rounds)
         return 0

@@ -42,6 +42,7 @@ WANT_OF_MEMORY = (
     "not enough memory",
 )
 """How llama.cpp and the operating system say it."""
+IN_HUGE_PAGES = "its weights are copied into huge pages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Loader:
             with LoadWatch(request, need.weights, self._report) as watch:
                 if chosen.mode == "streamed":
                     return self._stream_in(request, chosen, stages, experts, has_head, watch)
-                return self._take_in(request, plan, chosen, has_head, watch, use_mmap=settings.use_mmap and not copies)
+                return self._take_in(request, plan, chosen, has_head, watch, copies=copies)
         except (ShardnetError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(word in error.message for word in WANT_OF_MEMORY):
                 found = no_room(what, chosen.needed, room, used_bytes=used_bytes, limit_bytes=limit_bytes)
@@ -139,13 +140,13 @@ class Loader:
         has_head: bool,
         watch: LoadWatch,
         *,
-        use_mmap: bool,
+        copies: bool,
     ) -> Shard:
         placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, plan.overrides)
         model = LlamaModel(
             Path(request.path),
             placing=placing,
-            use_mmap=use_mmap,
+            use_mmap=self._settings.use_mmap and not copies,
             repack=chosen.repack,
             on_progress=watch.handled,
         )
@@ -167,7 +168,7 @@ class Loader:
             memory_bytes=buffers.total() - min(mapped, repacked),
             gpus=_on_gpus(buffers),
             mapped_bytes=max(0, mapped - repacked),
-            why=chosen.why,
+            why="; ".join(filter(None, (chosen.why, IN_HUGE_PAGES if copies else ""))),
             repacked=chosen.repack,
         )
 
