@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from shardnet.__main__ import EXIT_INTERRUPTED
 from shardnet.errors import ShardnetError
-
-EXIT_INTERRUPTED = 130
 
 
 def listed(known: Sequence[str]) -> Callable[[str], list[str]]:

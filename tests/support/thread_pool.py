@@ -1,7 +1,7 @@
 """llama.cpp's own thread pool, which a build of it with `GGML_OPENMP=OFF` computes with, and how long its threads poll for work.
 
 Source: `ggml_threadpool_params` in ggml.h, `ggml_threadpool_new` in ggml-cpu.h, `llama_attach_threadpool` in llama.h, which llama-cpp-python has no
-names for. With OpenMP a pool may be attached too, and does nothing.
+names for. With OpenMP a pool may be attached too: its threads and its polling go unused then, its processor mask does not.
 """
 
 from __future__ import annotations
