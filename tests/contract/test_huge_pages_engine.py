@@ -63,3 +63,26 @@ async def test_copied_and_mapped_weights_give_the_same_bits(model: SplitModel, c
     expected = plain_logits(model.whole, PROMPT, N_TOKENS)
     assert tokens == expected[0]
     assert np.array_equal(logits, expected[1])
+
+
+async def test_a_first_shard_takes_as_much_memory_copied_as_mapped(tmp_path: Path) -> None:
+    """Its embeddings are no head, though llama.cpp would take them for one and lay them out anew."""
+    whole = tiny_llama(tmp_path / "tied.gguf", n_layers=2, n_embd=256, n_vocab=4096, quantisation="Q4_0", tied=True)
+    halves = split(whole, 2, tmp_path / "cache")
+    taken: dict[bool, int] = {}
+    for copies in (True, False):
+        engines = [EngineProcess(InferenceSettings(threads=1, huge_pages=copies), environment={}) for _ in range(2)]
+        try:
+            for engine in engines:
+                await engine.start()
+            stages = [Stage(engine, halves, (index, index + 1)) for index, engine in enumerate(engines)]
+            first, _last = [await engine.load(load_request(halves, index)) for index, engine in enumerate(engines)]
+            taken[copies] = first.answer.memory_bytes
+            tokens, logits = await Route(stages).generate(PROMPT, N_TOKENS)
+        finally:
+            for engine in engines:
+                await engine.close()
+        expected = plain_logits(halves.whole, PROMPT, N_TOKENS)
+        assert tokens == expected[0]
+        assert np.array_equal(logits, expected[1])
+    assert taken[True] == pytest.approx(taken[False], abs=100_000)  # llama.cpp tells hundredths of a MiB

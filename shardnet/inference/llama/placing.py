@@ -14,6 +14,11 @@ import llama_cpp
 
 from shardnet.errors import EngineError
 
+PLAIN = "CPU, plain"
+"""Names main memory in which weights lie as they do in their file, where "CPU" leaves it to llama.cpp to lay them out anew."""
+_ALIGNMENT = 64
+"""Of memory that ggml wraps, at least: TENSOR_ALIGNMENT in ggml-impl.h is 32."""
+
 
 class _Override(ctypes.Structure):
     """`llama_model_tensor_buft_override`: the last one of an array holds nothing."""
@@ -77,4 +82,16 @@ def _buffer_type(name: str) -> int:
     """Returns: the type of a device's own buffers; of main memory for the processor."""
     if name == "CPU":
         return int(_function("ggml_backend_cpu_buffer_type")())
+    if name == PLAIN:
+        return _plain_buffer_type()
     return int(_function("ggml_backend_dev_buffer_type", ctypes.c_void_p)(_device(name)))
+
+
+def _plain_buffer_type() -> int:
+    """Returns: the type that a buffer around somebody's memory has: main memory, but not the type at which llama.cpp chooses a layout itself."""
+    memory = (ctypes.c_char * (2 * _ALIGNMENT))()
+    address = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
+    buffer = _function("ggml_backend_cpu_buffer_from_ptr", ctypes.c_void_p, ctypes.c_size_t)(address, _ALIGNMENT)
+    found = _function("ggml_backend_buffer_get_type", ctypes.c_void_p)(buffer)
+    _function("ggml_backend_buffer_free", ctypes.c_void_p)(buffer)
+    return int(found)

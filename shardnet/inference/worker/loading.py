@@ -23,7 +23,7 @@ from shardnet.inference.llama.capture import LayerWatch
 from shardnet.inference.llama.devices import gpu_devices, main_memory
 from shardnet.inference.llama.experts import LayerExperts
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
-from shardnet.inference.llama.placing import Placing
+from shardnet.inference.llama.placing import PLAIN, Placing
 from shardnet.inference.llama.read_ahead import ReadAhead
 from shardnet.inference.llama.stages import Stage, experts_of, stages_of
 from shardnet.inference.llama.thread_choice import ThreadChoice
@@ -42,6 +42,7 @@ WANT_OF_MEMORY = (
     "not enough memory",
 )
 """How llama.cpp and the operating system say it."""
+EMBEDDINGS = r"^token_embd\.weight$"
 IN_HUGE_PAGES = "its weights are copied into huge pages"
 
 
@@ -142,7 +143,9 @@ class Loader:
         *,
         copies: bool,
     ) -> Shard:
-        placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, plan.overrides)
+        # Without a head of its own a shard's embeddings would be taken for one, too, and be laid out anew beside their copy for a product never made.
+        overrides = [(EMBEDDINGS, PLAIN)] if copies and not has_head else plan.overrides
+        placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, overrides)
         model = LlamaModel(
             Path(request.path),
             placing=placing,
@@ -160,6 +163,8 @@ class Loader:
         mapped, repacked = (
             sum(size for name, size in buffers.items() if kind in name) for kind in ("_Mapped", "_REPACK")
         )
+        if copies:
+            mapped = 0  # that is the name of plain memory, too
         return Shard(
             request=request,
             model=model,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shardnet.errors import EngineError
 from shardnet.inference.llama.batch import single_sequence_rows
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
-from shardnet.inference.llama.placing import Placing
+from shardnet.inference.llama.placing import PLAIN, Placing
 from tests.support.random_models import tiny_llama
 
 
@@ -52,3 +52,13 @@ def test_llama_cpp_takes_overrides_and_computes_the_same(tmp_path: Path) -> None
     path = tiny_llama(tmp_path / "tiny.gguf", tied=False)
     moved = logits(path, Placing(overrides=((r"blk\.(0|1)\.", "CPU"),)))
     assert np.array_equal(moved, logits(path, Placing()))
+
+
+def test_plain_weights_are_in_memory_once_and_as_in_their_file(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "tiny.gguf", n_embd=256, quantisation="Q4_0", tied=True)
+    plain = Placing(overrides=((r"\.weight$", PLAIN),))
+    with LlamaModel(path, use_mmap=False, repack=False) as model:
+        as_it_lies = sum(model.buffers.values())
+    with LlamaModel(path, use_mmap=False, placing=plain) as model:
+        assert sum(model.buffers.values()) == as_it_lies
+        assert not any("REPACK" in name for name in model.buffers)
