@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric
 
 from shardnet.inference.engine.interface import Engine
+from shardnet.messages import HeldShard
 from shardnet.metrics.family import counter, gauge
 from shardnet.metrics.vitals import n_threads
 from shardnet.node.heartbeat import Pulse
@@ -84,12 +84,7 @@ class NodeFigures:
 
     def _shards(self) -> Iterable[Metric]:
         held = self.pulse.held()
-        states: Counter[str] = Counter(dict.fromkeys((IN_MEMORY, ON_DISK), 0))
-        states.update({phase.name.lower(): 0 for phase in Phase if phase is not Phase.IDLE})
-        for one in held:
-            still = IN_MEMORY if one.loaded else ON_DISK
-            states[Phase(one.detail).name.lower() if one.detail else still] += 1
-        yield SHARDS.of(dict(states))
+        yield SHARDS.of(count_states(held))
         yield SHARDS_MEMORY.one(sum(one.memory_bytes for one in held))
         weights, kv = self.state.memory_wanted()
         yield WEIGHTS.one(weights)
@@ -106,6 +101,15 @@ class NodeFigures:
         if pid is not None:
             yield from ProcessCollector(namespace=ENGINE, pid=lambda: pid, registry=None).collect()
             yield ENGINE_THREADS.one(n_threads(pid))
+
+
+def count_states(held: Iterable[HeldShard]) -> dict[str, int]:
+    """Returns: state -> shards in it: what is being done with one, or else where it is, whatever there is to say of its file."""
+    found = dict.fromkeys((IN_MEMORY, ON_DISK, *(phase.name.lower() for phase in Phase if phase is not Phase.IDLE)), 0)
+    for one in held:
+        still = IN_MEMORY if one.loaded else ON_DISK
+        found[still if one.progress is None else Phase(one.detail).name.lower()] += 1
+    return found
 
 
 def _traffic(swarming: SwarmExchange) -> Iterable[Metric]:

@@ -57,7 +57,7 @@ class BothForPrompts(ThreadChoice):
     def __init__(self) -> None:
         super().__init__(CORES, learns=False)
 
-    def threads(self, what: object, rows: int) -> int:
+    def threads(self, what: object, rows: int, position: int = 0) -> int:
         """Returns: threads for a batch of so many rows."""
         return 1 if rows == 1 else CORES
 

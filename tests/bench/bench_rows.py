@@ -4,9 +4,9 @@ python -m tests.bench.bench_rows MODEL.gguf [--rows 1,2,4,8,16] [--depth 64] [--
 
 Several streams over several stages travel in as many groups as there are stages, so each stage computes few rows at a time, where one machine with as
 many cores computes all of them at once. For each number of rows a JSON line: milliseconds on one core with one thread, on one while another process
-does the same on the other core (`both`), and on two cores with two threads, medians of steps in turns; and `bound`: two stages of one thread each,
-both equally long and never idle, that answer twice as many streams, over one machine with two threads that answers those: 2 x rows / both(rows) over
-2 x rows / two(2 x rows).
+does the same on the other core (`both`), and on two cores with two threads, without flash attention (`two`) and as llama.cpp comes (`flash`), medians
+of steps in turns; and `bound`: two stages of one thread each, both equally long and never idle, that answer twice as many streams, over one machine
+with two threads that answers those: 2 x rows / both(rows) over 2 x rows / two(2 x rows). `bound_flash` is the same over `flash`.
 
 Cores are never quite apart: they share the memory, and virtual ones may be two hardware threads of one core, for minutes at a time. So `both_most`
 tells the longest step, too.
@@ -31,7 +31,7 @@ from shardnet.inference.llama.batch import Rows
 from shardnet.inference.llama.model import LlamaContext, LlamaModel
 
 TOKEN = 200
-WAYS: dict[str, int] = {"one": 1, "both": 1, "two": 2}
+WAYS: dict[str, int] = {"one": 1, "both": 1, "two": 2, "flash": 2}
 """Threads of each."""
 
 
@@ -79,9 +79,11 @@ def accompany(model: Path, core: int, most: int, depth: int, n_ctx: int, link: C
             link.send(None)
 
 
-def context_of(llama: LlamaModel, threads: int, most: int, depth: int, n_ctx: int) -> LlamaContext:
+def context_of(
+    llama: LlamaModel, threads: int, most: int, depth: int, n_ctx: int, *, flash: bool = False
+) -> LlamaContext:
     """Returns: room for so many sequences."""
-    return LlamaContext(llama, n_ctx=n_ctx, n_seq=most, n_batch=max(depth, most), threads=threads)
+    return LlamaContext(llama, n_ctx=n_ctx, n_seq=most, n_batch=max(depth, most), threads=threads, flash=flash)
 
 
 def measure(model: Path, rows: Sequence[int], depth: int, steps: int) -> dict[tuple[str, int], list[float]]:
@@ -97,7 +99,11 @@ def measure(model: Path, rows: Sequence[int], depth: int, steps: int) -> dict[tu
         with ExitStack() as resources:
             llama = resources.enter_context(LlamaModel(model))
             streams = {
-                way: Streams(resources.enter_context(context_of(llama, threads, most, depth, n_ctx)), most, depth)
+                way: Streams(
+                    resources.enter_context(context_of(llama, threads, most, depth, n_ctx, flash=way == "flash")),
+                    most,
+                    depth,
+                )
                 for way, threads in WAYS.items()
             }
             link.recv()
@@ -133,7 +139,9 @@ def main() -> None:
         facts = {f"ms_{way}": round(1e3 * median(times), 1) for way, times in taken.items()}
         facts["ms_both_most"] = round(1e3 * max(taken["both"]), 1)
         if 2 * count in rows:
-            facts["bound"] = round(median(found["two", 2 * count]) / median(taken["both"]), 3)
+            facts["bound"], facts["bound_flash"] = (
+                round(median(found[way, 2 * count]) / median(taken["both"]), 3) for way in ("two", "flash")
+            )
         print(json.dumps({"bench": "rows", "model": asked.model.stem, "rows": count} | facts), flush=True)
 
 

@@ -26,6 +26,7 @@ from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.coordinator.requests.recording import TRACED
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
+from shardnet.coordinator.text.answering import AnswerStream
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import PlacementError, UsageError
 from shardnet.manifest import Manifest
@@ -95,9 +96,9 @@ class Service:
         return manifest
 
     async def answer(self, request: ChatRequest | CompletionRequest) -> list[Answering]:
-        """Begin `n` answers to a chat, or to each prompt of a completion, in the order of the prompts.
+        """Begin `n` answers to a chat, or to each prompt of a completion, in the order of the prompts: the first now, the others as there are places.
 
-        Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if it cannot be run now.
+        Raises: UsageError, ContextExceeded for what the client can mend; PlacementError, NoRoomError, Busy if the first cannot be run now.
         """
         arrived_at_s = self.requests.now_s()
         request.check_supported()
@@ -115,34 +116,29 @@ class Service:
         reading = request.reading()
         if reading is not None:
             _check_size(sum(map(len, prompts)) * n * (1 + reading.top))
-        answers: list[Answering] = []
         traced = TRACED.get()
-        try:
-            for index in range(len(prompts) * n):
-                prompt = prompts[index // n]
-                spec = GenerationSpec(
-                    model_id=manifest.model_id,
-                    prompt=prompt,
-                    sampling=sampling.model_copy(update={"seed": (sampling.seed + index % n) & MAX_SEED}),
-                    max_tokens=limits[index // n],
-                    is_end=prepared.ends.__contains__,
-                    ignore_eos=bool(request.ignore_eos),
-                    step_deadline_s=self.settings.step_deadline_s,
-                    recovery_timeout_s=self.settings.recovery_timeout_s,
-                    epoch=self.epoch,
-                    speculate=request.speculation is not False,
-                    reading=reading,
-                    arrived_at_s=arrived_at_s,
-                    recording=None if traced is None else traced.recording(len(prompt)),
-                )
-                begin = self.requests.open_another if answers else self.requests.open
-                running = await begin(spec, prepared.stream())
-                answers.append(Answering(running, manifest, words, prompt))
-        except BaseException:
-            for one in answers:
-                one.running.close()
-            raise
-        return answers
+        parts: list[tuple[GenerationSpec, AnswerStream]] = []
+        for index in range(len(prompts) * n):
+            prompt = prompts[index // n]
+            spec = GenerationSpec(
+                model_id=manifest.model_id,
+                prompt=prompt,
+                sampling=sampling.model_copy(update={"seed": (sampling.seed + index % n) & MAX_SEED}),
+                max_tokens=limits[index // n],
+                is_end=prepared.ends.__contains__,
+                ignore_eos=bool(request.ignore_eos),
+                step_deadline_s=self.settings.step_deadline_s,
+                recovery_timeout_s=self.settings.recovery_timeout_s,
+                epoch=self.epoch,
+                speculate=request.speculation is not False,
+                reading=reading,
+                arrived_at_s=arrived_at_s,
+                recording=None if traced is None else traced.recording(len(prompt)),
+            )
+            parts.append((spec, prepared.stream()))
+        first = await self.requests.open(*parts[0])
+        ones = [first, *self.requests.open_behind(parts[1:])]
+        return [Answering(one, manifest, words, prompts[index // n]) for index, one in enumerate(ones)]
 
     async def _sampling(self, request: CommonRequest, words: Words) -> Sampling:
         """Returns: how the answer is sampled, all of it looked over before any work on the prompt. Raises: UsageError."""

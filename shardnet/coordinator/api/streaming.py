@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -30,7 +30,7 @@ DescribeStage = Callable[[Route, int], dict[str, Any]]
 
 async def whole(wordings: Wordings, describe: DescribeStage) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended one of them."""
-    reasons = [await all_of(one) for one in wordings.ones]  # all of them run meanwhile
+    reasons = await all_of(wordings.ones)
     stages = [one.answering.running.stages(describe) for one in wordings.ones]
     return await asyncio.to_thread(
         wordings.whole, reasons, stages
@@ -46,28 +46,35 @@ class Taker(Protocol):
     def add(self, piece: Piece) -> object: ...
 
 
-async def all_of(taker: Taker) -> str:
-    """Have all of an answer taken in. Returns: the finish reason. Raises: the error that ended it."""
-    running = taker.answering.running
-    while True:
-        await running.wait()
-        piece = running.take()
-        taker.add(piece)
-        if piece.finish_reason is not None:
-            return piece.finish_reason
+async def all_of(takers: Sequence[Taker]) -> list[str]:
+    """Have all of these answers taken in. Returns: their finish reasons. Raises: the first error that ended one of them."""
+    reasons = [""] * len(takers)
+    while going := [index for index, reason in enumerate(reasons) if not reason]:
+        await wait_for_news([takers[index].answering.running for index in going])
+        for index in going:
+            running = takers[index].answering.running
+            if running.has_news:
+                piece = running.take()
+                takers[index].add(piece)
+                reasons[index] = piece.finish_reason or ""
+    return reasons
 
 
 async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bool) -> AsyncIterator[bytes]:
     """Yield the server-sent events of all answers as they come, what came together at once: a write each. An error of one ends them all, with an
     event of its own and no `[DONE]`."""
     told = b"".join([to_event(one.first()) for one in wordings.ones])
+    now = asyncio.get_running_loop().time
+    told_at_s = now()
     while going := [one for one in wordings.ones if not one.answering.running.is_over]:
         if told:
             yield told
-        await wait_for_news([one.answering.running for one in going], KEEP_ALIVE_S)
-        ready = [one for one in going if one.answering.running.has_news]
-        told = b"" if ready else COMMENT
-        for one in ready:
+            told_at_s = now()
+        await wait_for_news([one.answering.running for one in going], max(0.0, told_at_s + KEEP_ALIVE_S - now()))
+        told = b""
+        for one in going:
+            if not one.answering.running.has_news:
+                continue
             try:
                 piece = one.answering.running.take()
             except ShardnetError as error:
@@ -79,6 +86,8 @@ async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bo
                 one.add(piece)
             if piece.finish_reason is not None:
                 told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+        if not told and now() >= told_at_s + KEEP_ALIVE_S:  # also while tokens come that are held back
+            told = COMMENT
     if wants_usage:
         told += to_event(wordings.usage_event())
     yield told + b"data: [DONE]\n\n"

@@ -97,7 +97,8 @@ async def count_turn(asked: TurnRequest, service: Service) -> int:
 
 async def whole_turn(turn: Turn) -> dict[str, Any]:
     """Returns: the body of the whole answer, when all of it is there. Raises: the error that ended it."""
-    return await asyncio.to_thread(turn.whole, await all_of(turn))
+    (reason,) = await all_of([turn])
+    return await asyncio.to_thread(turn.whole, reason)
 
 
 async def turn_events(turn: Turn) -> AsyncIterator[bytes]:

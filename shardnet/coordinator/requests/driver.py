@@ -98,6 +98,7 @@ class Requests:
         )
         self._keeper = Keeper(prefixes, self._places, swarm.routes, swarm.can_copy, swarm.send)
         self._is_closed = False
+        self._openers: dict[Running, asyncio.Task[None]] = {}  # of those that have not begun
         self._changed = asyncio.Event()  # set, and another one made, when places or routes change
 
     @property
@@ -128,37 +129,69 @@ class Requests:
 
         Raises: PlacementError, NoRoomError, ... if the model is not ready; Busy if the queue is full or the wait too long.
         """
-        if self._is_closed:
-            raise Busy(STOPPING, retry_after_s=RETRY_AFTER_S)
-        self.check_ready(spec.model_id)
-        asked_at_s = self._swarm.now_s()
-        route = None if self._queue.has(spec.model_id) else self._places.pick(self._swarm.routes(spec.model_id))
-        if route is None:
-            route = await self._queue.wait(spec.model_id)
+        running = self._made(spec, answer)
+        self._start(running, await self._place(spec.model_id))
+        return running
+
+    async def open_another(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
+        """As `open`, for more of a request that has begun: it waits for as long as that may take, also for a node that is lost meanwhile."""
+        running = self._made(spec, answer)
+        self._start(running, await self._place_for_more(spec))
+        return running
+
+    def open_behind(self, parts: Iterable[tuple[GenerationSpec, AnswerStream]]) -> list[Running]:
+        """As `open_another` for each, in order. Returns: all of them at once; what prevents one from beginning is its error."""
+        made = [self._made(spec, answer) for spec, answer in parts]
+        if made:
+            self._openers |= dict.fromkeys(made, asyncio.create_task(self._open_each(made)))
+        return made
+
+    async def _open_each(self, made: Sequence[Running]) -> None:
+        for running in made:
+            running.asked_at_s = self._swarm.now_s()
+            try:
+                route = await self._place_for_more(running.generation.spec)
+                del self._openers[running]
+                self._start(running, route)
+            except Exception as error:  # of whatever kind: whoever takes the answer is waiting for it
+                running.fail(error)
+                return  # those behind it end with it
+
+    def _made(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
         model = self._speculation(spec.model_id)
         speculator = Speculator(model) if model is not None and spec.speculate else None
         generation = Generation(
             spec, speculator=speculator, keeps=self._keeper.accepts(spec.model_id), chunk=self._chunk
         )
-        now_s = self._swarm.now_s()
-        running = Running(generation, answer, self._ended, now_s, asked_at_s)
+        return Running(generation, answer, self._go_on, self._ended, self._swarm.now_s())
+
+    async def _place(self, model_id: str, *, is_more: bool = False) -> Route:
+        """Returns: a route with a place, which is to be taken before anything else happens. Raises: as `open`."""
+        if self._is_closed:
+            raise Busy(STOPPING, retry_after_s=RETRY_AFTER_S)
+        self.check_ready(model_id)
+        route = None if self._queue.has(model_id) else self._places.pick(self._swarm.routes(model_id))
+        return route or await self._queue.wait(model_id, is_more=is_more)
+
+    async def _place_for_more(self, spec: GenerationSpec) -> Route:
+        while True:
+            try:
+                return await self._place(spec.model_id, is_more=True)
+            except (PlacementError, NoRoomError):
+                await self._until_ready(spec)
+
+    def _start(self, running: Running, route: Route) -> None:
+        spec, now_s = running.generation.spec, self._swarm.now_s()
+        running.started_at_s = now_s
         if spec.recording is not None:
-            spec.recording.begins(running.request_id, asked_at_s, now_s)
+            spec.recording.begins(running.request_id, running.asked_at_s, now_s)
         self.running[running] = None
-        self.figures.began(generation, now_s - asked_at_s)
+        self.figures.began(running.generation, now_s - running.asked_at_s)
+        model = self._speculation(spec.model_id)
         if model is not None:
             model.streams += 1
         self.idle.clear()
         self._begin(running, route)
-        return running
-
-    async def open_another(self, spec: GenerationSpec, answer: AnswerStream) -> Running:
-        """As `open`, for a further part of what has begun: a node that is lost meanwhile is waited for, as those parts wait for it."""
-        while True:
-            try:
-                return await self.open(spec, answer)
-            except (PlacementError, NoRoomError):
-                await self._until_ready(spec)
 
     async def _until_ready(self, spec: GenerationSpec) -> None:
         try:
@@ -299,6 +332,11 @@ class Requests:
             self._begin(running, route)
 
     def _ended(self, running: Running) -> None:
+        if running not in self.running:  # it had not begun
+            opener = self._openers.pop(running, None)
+            if opener is not None and opener not in self._openers.values():
+                opener.cancel()
+            return
         self._go_on(running)
         if running.timer is not None:
             running.timer.cancel()
@@ -339,8 +377,9 @@ class Requests:
         if route is not None and generation.spec.recording is not None:
             generation.spec.recording.answered(result, now_s)
         generation.on_result(result, now_s)
+        has_tokens = bool(generation.emitted)
         self._go_on(running)
-        if generation.emitted:
+        if has_tokens:
             if running.first_token_at_s is None:
                 running.first_token_at_s = self._swarm.now_s()
                 self.totals.began(running, running.first_token_at_s)

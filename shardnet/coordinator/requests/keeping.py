@@ -202,8 +202,8 @@ class Keeper:
         That speaks against the model only if the coordinator still believed the sequence to be there, and if nobody's refusal was known when this
         request began: an engine that died refuses many at once.
         """
-        generation, entry = running.generation, self._entries[running]
-        if generation.was_refused and generation.route is not None:
+        generation, entry = running.generation, self._entries.get(running)
+        if entry is not None and generation.was_refused and generation.route is not None:  # else it is over
             generation.was_refused = False
             log.debug("prefix_refused", model_id=generation.spec.model_id)
             is_news = entry.n_refused == self._prefixes.refused and (

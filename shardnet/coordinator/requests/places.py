@@ -102,12 +102,15 @@ class PlaceQueue:
         """Returns: how many wait for a place of the model."""
         return sum(waiting.model_id == model_id for waiting in self._queue)
 
-    async def wait(self, model_id: str) -> Route:
+    async def wait(self, model_id: str, *, is_more: bool = False) -> Route:
         """Returns: a route with a free place, which is to be taken before anything else happens.
+
+        Args:
+            is_more: for more of a request that has begun, and may well be what it waits for: neither line nor wait is too long.
 
         Raises: Busy if the queue is full or the wait too long; what `not_ready` gives if the last pipeline goes meanwhile.
         """
-        if len(self._queue) >= self._max_queued:
+        if len(self._queue) >= self._max_queued and not is_more:
             raise Busy(
                 f"all sequences are in use and {counted(len(self._queue), 'request')} in line already: try again later",
                 retry_after_s=RETRY_AFTER_S,
@@ -115,7 +118,7 @@ class PlaceQueue:
         waiting = _Waiting(model_id, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(None if is_more else self._timeout_s):
                 route = await waiting.route
         except BaseException as error:
             if waiting in self._queue:

@@ -34,6 +34,7 @@ class Running:
     """One request. Its owner calls `wait` and `take` until `take` gives a finish reason or raises, and `close` in any case.
 
     Args:
+        stopped: called when its own words have ended it, and the stages are to be told.
         ended: called once, when nobody wants more of it.
         at_s: now, seconds of the clock that `first_token_at_s` will be of.
         asked_at_s: when it began to wait for its place; `at_s` if it did not.
@@ -43,6 +44,7 @@ class Running:
         self,
         generation: Generation,
         answer: AnswerStream,
+        stopped: Callable[[Running], None],
         ended: Callable[[Running], None],
         at_s: float,
         asked_at_s: float | None = None,
@@ -61,7 +63,11 @@ class Running:
         self.longest_gap_s: float | None = None
         """Between two tokens."""
         self._answer = answer
+        self._tell_stopped = stopped
         self._tell_ended = ended
+        self._tokens: list[Emitted] = []
+        self._events: list[Event] = []
+        self._broken: Exception | None = None
         self.has_news = False
         """There is something to take."""
         self.waiter: asyncio.Future[None] | None = None
@@ -83,9 +89,17 @@ class Running:
         return self._answer.stop_met
 
     def wake(self) -> None:
-        """There is something to take."""
+        """There is something to take. While nobody waits for it what came is looked over, so that an answer ends where its words say."""
         self.has_news = True
-        _end_wait(self.waiter)
+        if self.waiter is None or self.waiter.done():
+            self._look_over()
+        else:
+            self.waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """It cannot begin: whoever takes it is told."""
+        self._broken = error
+        self.wake()
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for something to take; one task at a time does. Returns: False if nothing came in time."""
@@ -94,19 +108,12 @@ class Running:
 
     def take(self) -> Piece:
         """Returns: what came since the last call. Raises: the error that ended the request."""
+        self._look_over()
         self.has_news = False
-        tokens: list[Emitted] = []
-        events: list[Event] = []
-        for emitted in self.generation.take_emitted():
-            tokens.append(emitted)
-            made = self._answer.push(emitted.token)
-            self.n_reasoning += any(isinstance(one, Reasoning) for one in made)
-            events += made
-            if self._answer.stopped:
-                self.generation.stop("stop")
-                if self.generation.finish_reason == "length":  # the tokens behind came in the same step
-                    self.generation.finish_reason = "stop"
-                break
+        if self._broken is not None:
+            raise self._broken
+        tokens, self._tokens = self._tokens, []
+        events, self._events = self._events, []
         self.n_completion += len(tokens)
         if not self.generation.is_done:
             return Piece(tuple(events), tuple(tokens))
@@ -121,6 +128,28 @@ class Running:
         return Piece(
             tuple(events), tuple(tokens), "tool_calls" if reason == "stop" and self._answer.n_calls else reason
         )
+
+    def _look_over(self) -> None:
+        """Turn the tokens that came into events; the first that its words make the last one ends it."""
+        try:
+            for emitted in self.generation.take_emitted():
+                self._tokens.append(emitted)
+                made = self._answer.push(emitted.token)
+                self.n_reasoning += any(isinstance(one, Reasoning) for one in made)
+                self._events += made
+                if self._answer.stopped:
+                    self._stop()
+                    return
+        except Exception as error:  # whoever takes it is told, not the stage whose answer this was
+            self._broken = error
+
+    def _stop(self) -> None:
+        is_news = not self.generation.is_done
+        self.generation.stop("stop")
+        if self.generation.finish_reason == "length":  # the tokens behind came in the same step
+            self.generation.finish_reason = "stop"
+        if is_news:
+            self._tell_stopped(self)
 
     def close(self) -> None:
         """Nobody wants more: free every stage. Harmless when repeated."""
@@ -154,6 +183,6 @@ async def wait_for_news(ones: Sequence[Running], timeout_s: float | None = None)
             timer.cancel()
 
 
-def _end_wait(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
+def _end_wait(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
         waiter.set_result(None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shardnet.errors import UsageError
-from shardnet.inference.engine.memory import GPU_HEADROOM_BYTES, ShardCost, need_of
+from shardnet.inference.engine.memory import GPU_HEADROOM_BYTES, ShardCost, attention_bytes, bytes_beside_gpus, need_of
 from shardnet.log import human_bytes
 from shardnet.messages import ShardOptions
 
@@ -60,11 +60,13 @@ class DevicePlan:
         devices: of each layer, and of the head as the last entry.
         experts_in_ram: the first so many layers keep their experts in main memory.
         bytes_on: bytes on each GPU, KV cache and compute buffers counted.
+        spared_bytes: so much less main memory is needed than without GPUs: what was moved there, and the scores of attention.
     """
 
     devices: tuple[str, ...]
     experts_in_ram: int
     bytes_on: Mapping[str, int]
+    spared_bytes: int = 0
 
     @property
     def gpus(self) -> tuple[str, ...]:
@@ -151,7 +153,9 @@ class _Sizes:
     def __init__(self, cost: ShardCost, options: ShardOptions, gpus: Sequence[Space], wish: Wish) -> None:
         need = need_of(cost, options)
         self.n_layers = len(cost.layer_bytes)
-        self._cost, self._wish, self._compute = cost, wish, need.compute
+        self._cost, self._wish = cost, wish
+        self._compute = need.compute - bytes_beside_gpus(cost, options)
+        self._scores = attention_bytes(options, cost.n_head)
         self._kv_each = -(-need.kv // self.n_layers)
         room = {gpu.name: gpu.free_bytes - GPU_HEADROOM_BYTES for gpu in gpus}
         for gpu in gpus:
@@ -195,7 +199,9 @@ class _Sizes:
 
     def plan(self, names: Sequence[str], experts_in_ram: int) -> DevicePlan:
         """Returns: the plan with these devices."""
-        return DevicePlan(tuple(names), experts_in_ram, self._bytes_on(names, experts_in_ram))
+        used = self._bytes_on(names, experts_in_ram)
+        moved = sum(used.values()) - len(used) * self._compute
+        return DevicePlan(tuple(names), experts_in_ram, used, moved + self._scores if used else 0)
 
     def _bytes_on(self, names: Sequence[str], experts_in_ram: int) -> dict[str, int]:
         used = {name: self._compute for name in dict.fromkeys(names) if name != CPU}

@@ -105,6 +105,14 @@ def vocabulary_bytes(options: ShardOptions, n_vocab: int, *, is_last: bool) -> i
     return n_vocab * (TOKEN_BYTES + 4 * (reading if is_last else min(options.n_batch, CHUNK_ROWS)))
 
 
+def bytes_beside_gpus(cost: ShardCost, options: ShardOptions) -> int:
+    """Returns: of `Need.compute`, what no GPU takes and what is not needed beside one.
+
+    That is the texts of tokens, which stay in main memory; and the scores: with a GPU llama.cpp has flash attention everywhere.
+    """
+    return attention_bytes(options, cost.n_head) + cost.n_vocab * TOKEN_BYTES
+
+
 def refuse_if_too_large(what: str, needed_bytes: int, room: Room, *, used_bytes: int, limit_bytes: int) -> None:
     """Compare what a load needs with what there is.
 

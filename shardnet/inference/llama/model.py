@@ -234,7 +234,7 @@ class LlamaContext:
         Raises: ContextExceeded if a row lies beyond the context; EngineError if llama.cpp refuses the batch.
         """
         count = len(rows.positions)
-        self._check(rows, count)
+        position = self._check(rows, count)
         hidden = rows.hidden
         if hidden is not None and self.model.architecture in FED_AS_TOKENS:
             rows = replace(rows, tokens=np.zeros(count, dtype=np.int32), hidden=None)
@@ -250,10 +250,12 @@ class LlamaContext:
             self._capture.reset()
             if self._capture.takes_input and hidden is not None:
                 self._capture.replace_input(hidden)
-        self.use_threads(self.choice.threads(id(self), count))
+        # Beside a GPU llama.cpp computes attention on the processor, too, in a way whose numbers depend on the threads (decision 0002).
+        choice = self.choice
+        self.use_threads(choice.most if self.model.uses_gpu else choice.threads(id(self), count, position))
         began_s = time.perf_counter()
         code = llama_cpp.llama_decode(self.pointer, batch)
-        self.choice.note(time.perf_counter() - began_s)
+        choice.note(time.perf_counter() - began_s)
         if code == 1:
             raise ContextExceeded(f"no room in the KV cache for {count} more tokens", n_ctx=self.n_ctx)
         if code != 0:
@@ -286,10 +288,12 @@ class LlamaContext:
         numbers = (ctypes.c_float * self.model.n_embd).from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memoryview(numbers), dtype=np.float32)
 
-    def _check(self, rows: Rows, count: int) -> None:
+    def _check(self, rows: Rows, count: int) -> int:
+        """Returns: the rows' mean position. Raises: EngineError, ContextExceeded: llama.cpp could not run them."""
         if not 0 < count <= self.n_batch:
             raise EngineError(f"a batch of {count} rows, where 1 to {self.n_batch} fit")
-        last = max(rows.positions.tolist())  # of one row, as in decoding, a list is quicker than numpy's reductions
+        positions = rows.positions.tolist()  # of one row, as in decoding, a list is quicker than numpy's reductions
+        last = max(positions)
         if last >= self.n_ctx:
             raise ContextExceeded(f"position {last} is beyond the context of {self.n_ctx} tokens", n_ctx=self.n_ctx)
         slots = rows.slots.tolist()
@@ -305,6 +309,7 @@ class LlamaContext:
             )
         if (rows.tokens is None) == (rows.hidden is None):
             raise EngineError("a batch takes either tokens or hidden states")
+        return int(sum(positions)) // count
 
     @property
     def captures(self) -> bool:

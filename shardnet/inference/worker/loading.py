@@ -118,7 +118,7 @@ class Loader:
         streamed_bytes = self._budgets.used_bytes
         used_bytes = used.memory_bytes + streamed_bytes - sum(used.gpus.values())
         limit_bytes, room = settings.memory_limit_bytes, main_memory(used.mapped_bytes + streamed_bytes)
-        asked = Asked(what, need, sum(plan.bytes_on.values()), sizes, PROCESS_BYTES, options.repack, bool(experts))
+        asked = Asked(what, need, plan.spared_bytes, sizes, PROCESS_BYTES, options.repack, bool(experts))
         free = Free(room, used_bytes, limit_bytes, self._budgets.shared())
         chosen = choose(settings.memory_mode, asked, free)
         copies = settings.huge_pages and not plan.n_gpu_layers and fits_twice(asked, chosen, free) and gets_huge_pages()
@@ -143,13 +143,15 @@ class Loader:
         *,
         copies: bool,
     ) -> Shard:
+        maps = self._settings.use_mmap and not copies
         # Without a head of its own a shard's embeddings would be taken for one, too, and be laid out anew beside their copy for a product never made.
-        overrides = [(EMBEDDINGS, PLAIN)] if copies and not has_head else plan.overrides
+        is_once = not (maps or has_head or plan.n_gpu_layers)
+        overrides = [(EMBEDDINGS, PLAIN)] if is_once else plan.overrides
         placing = Placing(plan.n_gpu_layers, plan.gpus, plan.tensor_split, overrides)
         model = LlamaModel(
             Path(request.path),
             placing=placing,
-            use_mmap=self._settings.use_mmap and not copies,
+            use_mmap=maps,
             repack=chosen.repack,
             on_progress=watch.handled,
         )
@@ -163,7 +165,7 @@ class Loader:
         mapped, repacked = (
             sum(size for name, size in buffers.items() if kind in name) for kind in ("_Mapped", "_REPACK")
         )
-        if copies:
+        if not maps:
             mapped = 0  # that is the name of plain memory, too
         return Shard(
             request=request,

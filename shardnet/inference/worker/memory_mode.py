@@ -45,7 +45,7 @@ class Asked:
     Attributes:
         what: its name, for people.
         need: what it takes as a whole.
-        on_gpus: of that, what goes to GPUs; a streamed shard is computed by the processor alone.
+        spared_bytes: of that, what GPUs spare main memory; a streamed shard is computed by the processor alone.
         stages: bytes of each of its stages, as `residency` has them.
         process_bytes: what llama.cpp takes beside.
         repack: as `ShardOptions.repack`.
@@ -54,7 +54,7 @@ class Asked:
 
     what: str
     need: Need
-    on_gpus: int
+    spared_bytes: int
     stages: Sequence[int]
     process_bytes: int
     repack: bool | None = None
@@ -96,7 +96,7 @@ def choose(wanted: Literal["resident", "streamed", "auto"], asked: Asked, free: 
             f"{asked.what} is asked for with its weights repacked, and this node streams all shards, whose weights are not: "
             'use inference.memory_mode "auto", or "resident"'
         )
-    resident = max(0, asked.need.total - asked.on_gpus) + asked.process_bytes
+    resident = max(0, asked.need.total - asked.spared_bytes) + asked.process_bytes
     repack = asked.repack is not False
     if wanted == "resident" or asked.repack:
         free.refuse_if_too_large(asked.what, resident)

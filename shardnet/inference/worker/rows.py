@@ -75,6 +75,8 @@ class Lane:
         last = contexts[-1]
         self._contexts = tuple(contexts)
         self._choice = last.choice
+        self._what = tuple(map(id, contexts))
+        self._learns = not any(context.model.uses_gpu for context in contexts)  # as `LlamaContext.decode` has it
         self._state = state
         self._lengths = state.lengths
         self._shard_ids = tuple(shard_ids)
@@ -82,6 +84,7 @@ class Lane:
         self._head = None if last.captures else last
         self._sampling = None if is_greedy(sampling) else sampling
         self._reads_tokens = not shard_ids[0]
+        self._n_tokens = contexts[0].model.n_vocab  # a middle shard at the chain's end has a vocabulary of one
         self._shards = (LaneShard * len(contexts))(
             *(LaneShard(context.pointer, context.capture_address) for context in contexts)
         )
@@ -122,17 +125,18 @@ class Lane:
         for shard_id in self._shard_ids:
             if lengths.get(shard_id) != position:
                 return None
-        if position >= self._n_ctx or (self._reads_tokens and not 0 <= token < self._lane.n_vocab):
+        if position >= self._n_ctx or (self._reads_tokens and not 0 <= token < self._n_tokens):
             return None
         history = self._state.history
         if self._head is not None and len(history) != position:
             return None
-        threads = self._choice.threads(self._shard_ids, 1)
+        choice = self._choice
+        threads = choice.threads(self._what, 1, position) if self._learns else choice.most
         for context in self._contexts:
             context.use_threads(threads)
         began_s = time.perf_counter()
         failed = NATIVE_ROW(self._address, token, None if self._reads_tokens else hidden_address, position)  # type: ignore[misc]
-        self._choice.note(time.perf_counter() - began_s)
+        choice.note(time.perf_counter() - began_s)
         if failed:
             for shard_id in self._shard_ids:
                 lengths[shard_id] = (

@@ -32,16 +32,21 @@ class Streams:
         self.requests = Requests(self.world)
         self.steps: list[ExecuteTask] = []
 
-    async def open(self, count: int) -> AsyncIterator[bytes]:
-        """Begin. Returns: the writes of the stream."""
+    async def wordings(self, count: int, *, n_tokens: int = N_TOKENS, says: bytes = b"%d.") -> Wordings:
+        """Begin so many answers."""
         ones: list[Wording] = []
         for index in range(count):
-            spec = GenerationSpec(MODEL_ID, range(4), Sampling(), N_TOKENS, lambda _token: False)
-            running = await self.requests.open(spec, PlainStream(lambda token: b"%d." % token))
+            spec = GenerationSpec(MODEL_ID, range(4), Sampling(), n_tokens, lambda _token: False)
+            running = await self.requests.open(spec, PlainStream(lambda token: says and says % token))
             answering = Answering(running, cast(Any, None), cast(Any, None), [1])
             ones.append(CompletionWording(answering, index, BASE, logprobs=False, token_ids=False))
             self.steps += self.world.take()[0]
-        return streaming.events(Wordings(ones, BASE), lambda _route, _index: {}, wants_usage=True)
+        return Wordings(ones, BASE)
+
+    async def open(self, count: int, *, n_tokens: int = N_TOKENS, says: bytes = b"%d.") -> AsyncIterator[bytes]:
+        """Begin. Returns: the writes of the stream."""
+        wordings = await self.wordings(count, n_tokens=n_tokens, says=says)
+        return streaming.events(wordings, lambda _route, _index: {}, wants_usage=True)
 
     def answer(self, token: int, *, ahead: int = 1, of: slice = slice(None)) -> None:
         """The last stage samples the same token for some of them, or all."""
@@ -111,3 +116,47 @@ async def test_the_error_of_one_ends_all_behind_what_the_others_said() -> None:
     assert said(write) == [(0, "0.")]
     assert b"no more" in write
     assert [write async for write in told] == []
+
+
+async def test_a_stream_whose_tokens_are_held_back_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.02)
+    n_tokens = 40
+    streams = Streams()
+    told = await streams.open(1, n_tokens=n_tokens, says=b"")
+    await anext(told)
+    writing = asyncio.ensure_future(anext(told))
+    n_told = 0
+    while not writing.done():
+        assert n_told < n_tokens - 1, "nothing was sent while tokens came"
+        streams.answer(n_told)
+        n_told += 1
+        await asyncio.sleep(0.01)
+    assert await writing == streaming.COMMENT
+
+
+async def test_whole_answers_are_taken_as_they_come_and_the_first_error_ends_the_wait() -> None:
+    streams = Streams()
+    wordings = await streams.wordings(3)
+    body = asyncio.ensure_future(streaming.whole(wordings, lambda _route, _index: {}))
+    await asyncio.sleep(0)
+    for token in range(N_TOKENS):
+        streams.answer(token, ahead=N_TOKENS - 1 - token, of=slice(1, 2))
+    step = streams.steps[2]
+    failed = CommandFailed(command_id=step.command_id, error=ErrorInfo.of(UsageError("no more")))
+    streams.requests.on_failed(step.route[-1].node_id, failed)
+    with pytest.raises(UsageError, match="no more"):
+        await body
+    assert wordings.ones[1].answering.running.n_completion == N_TOKENS
+
+
+async def test_whole_answers_stand_in_the_order_of_their_prompts_whichever_ended_first() -> None:
+    streams = Streams()
+    body = asyncio.ensure_future(streaming.whole(await streams.wordings(2), lambda _route, _index: {}))
+    await asyncio.sleep(0)
+    for of in (slice(1, 2), slice(1)):
+        for token in range(N_TOKENS):
+            streams.answer(token, ahead=N_TOKENS - 1 - token, of=of)
+            await asyncio.sleep(0)
+    told = await body
+    assert [one["text"] for one in told["choices"]] == ["0.1.2."] * 2
+    assert [one["index"] for one in told["choices"]] == [0, 1]

@@ -15,7 +15,7 @@ from tests.unit.coordinator.requests.test_pipeline import generation
 @pytest.fixture
 def running() -> Running:
     machine: Generation = generation()
-    return Running(machine, PlainStream(lambda _: b""), lambda _: None, 0.0)
+    return Running(machine, PlainStream(lambda _: b""), lambda _: None, lambda _: None, 0.0)
 
 
 async def test_news_end_the_wait_and_nothing_does_in_time(running: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -12,7 +13,14 @@ from pydantic import ValidationError
 
 from shardnet.errors import UsageError
 from shardnet.inference.engine.device_map import CPU, DevicePlan, Space, Wish, plan_devices
-from shardnet.inference.engine.memory import GPU_HEADROOM_BYTES, ShardCost, need_of
+from shardnet.inference.engine.memory import (
+    GPU_HEADROOM_BYTES,
+    TOKEN_BYTES,
+    ShardCost,
+    attention_bytes,
+    bytes_beside_gpus,
+    need_of,
+)
 from shardnet.inference.engine.settings import InferenceSettings
 from shardnet.messages import ShardOptions
 
@@ -21,7 +29,7 @@ OPTIONS = ShardOptions(n_ctx=1024, n_seq=2, n_batch=128)
 HEAD = GB // 2
 COST = ShardCost((GB,) * 8, GB, kv_bytes_per_token=8 * 1024, n_embd=4096, n_ff=11008, n_vocab=32000, head_bytes=HEAD)
 LAYER = GB + 1024 * 2 * 1024
-COMPUTE = need_of(COST, OPTIONS).compute
+COMPUTE = need_of(COST, OPTIONS).compute - bytes_beside_gpus(COST, OPTIONS)
 MIXTURE = ShardCost(
     (10 * GB,) * 4,
     GB,
@@ -189,3 +197,26 @@ def test_no_gpu_is_ever_given_more_than_it_has(rooms: list[int], layers: list[in
     on_cpu = [name == CPU for name in found.devices]
     assert on_cpu == sorted(on_cpu, reverse=True)
     assert sum(found.tensor_split) == found.n_gpu_layers
+
+
+def test_scores_are_needed_on_no_gpu_and_not_beside_one_and_texts_stay_in_main_memory() -> None:
+    long = ShardOptions(n_ctx=32_768, n_seq=1, n_batch=512)
+    with_heads = replace(COST, n_head=32)
+    need, without = need_of(with_heads, long), need_of(COST, long)
+    scores = need.compute - without.compute
+    assert scores + attention_bytes(long, 0) == attention_bytes(long, 32) > GB // 2
+    roomy = [Space(f"CUDA{number}", 6 * GB) for number in range(2)]
+    found, unscored = plan_devices(with_heads, long, roomy, Wish()), plan_devices(COST, long, roomy, Wish())
+    assert found.devices == unscored.devices
+    assert found.bytes_on == unscored.bytes_on
+    assert set(found.gpus) == {"CUDA0", "CUDA1"}
+    # what main memory needs beside its layers: a graph's buffers once, and the texts
+    layers = found.devices[:-1].count("CPU")
+    beside = need.compute - attention_bytes(long, 32)
+    left = layers * (GB + need.kv // 8) + COST.other_bytes - COST.head_bytes * (found.devices[-1] != "CPU")
+    assert need.total - found.spared_bytes == left + beside
+    assert beside >= TOKEN_BYTES * COST.n_vocab
+
+
+def test_without_a_gpu_main_memory_is_spared_nothing() -> None:
+    assert plan_devices(replace(COST, n_head=32), OPTIONS, [], Wish()).spared_bytes == 0

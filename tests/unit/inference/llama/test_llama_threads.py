@@ -51,6 +51,17 @@ def test_a_context_computes_each_batch_with_as_many_threads_as_are_chosen(
     assert found == computing
 
 
+def test_beside_a_gpu_nothing_is_learnt(tmp_path: Path) -> None:
+    """There the processor's part of attention has numbers that depend on the threads."""
+    choice = ThreadChoice(3)
+    with LlamaModel(tiny_llama(tmp_path / "tiny.gguf")) as model, LlamaContext(model, n_ctx=256, threads=choice) as one:
+        model.uses_gpu = True
+        for position in range(200):
+            one.decode(single_sequence_rows(position, 1, tokens=[5], outputs=[0]))
+            assert llama_cpp.llama_n_threads(one.pointer) == 3
+    assert choice.now == {}
+
+
 def test_logits_do_not_change_while_the_number_of_threads_is_learnt(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     tiny_llama(path)

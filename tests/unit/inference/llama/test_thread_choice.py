@@ -85,6 +85,44 @@ def test_a_trial_compares_batches_of_one_size_with_their_like() -> None:
     assert choice.now == {"prompt": 2}
 
 
+def deep(position: int) -> float:
+    """How much longer a row takes behind so many tokens: 26, 45 and 109 ms behind none, 4,096 and 16,000."""
+    return 1 + position / 5000
+
+
+def test_a_longer_context_is_no_busier_machine() -> None:
+    choice, machine = ThreadChoice(8), idle(8)
+    work(choice, machine, 5.0)
+    found = []
+    for position in range(8200, 8230):
+        found.append(choice.threads("chain", 1, position))
+        choice.note(machine(found[-1]) * deep(position))
+    assert found == [8] * 30, "nothing is tried before it is known what rows so deep take"
+
+
+def test_answers_of_different_lengths_in_turns_leave_the_number_as_it_is() -> None:
+    choice, machine = ThreadChoice(4), idle(4)
+    numbers = set()
+    for step in range(20_000):
+        position = 16_000 if step % 2 else 100
+        choice.note(machine(choice.threads("chain", 1, position)) * deep(position))
+        numbers.add(choice.now["row"])
+    assert numbers == {4}
+
+
+def test_what_comes_by_chance_is_usual_and_what_stays_is_news() -> None:
+    choice, dice = ThreadChoice(2), random.Random(3)
+    slow_s, quick_s = 0.05, 0.01
+    for _ in range(4000):  # a twentieth is slow, whatever the threads
+        choice.threads("chain", 1)
+        choice.note(slow_s if dice.random() < 1 / 20 else quick_s)
+    assert choice.now == {"row": 2}
+    busy = crowded(1)
+    for _ in range(20):
+        choice.note(busy(choice.threads("chain", 1)))
+    assert choice.now == {"row": 1}
+
+
 def test_a_number_that_the_user_named_is_kept() -> None:
     choice = ThreadChoice(4, learns=False)
     for rows in (1, 8, 512) * 100:
