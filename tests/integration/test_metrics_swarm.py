@@ -53,6 +53,10 @@ def test_daemons_tell_the_work_that_a_client_gave_them(tmp_path: Path) -> None:
             assert value(found, "shardnet_engine_process_resident_memory_bytes") > 1e6
             assert value(found, "shardnet_torrents", {"state": "fetching"}) == 0
             assert value(found, "shardnet_dht_datagrams_total", {"direction": "in"}) > 0
+        (swarm.folder / "node-0" / "shards" / halves.folder.name / "shard-0.gguf").unlink()
+        swarm.wait_for(lambda: "its file is gone" in str(swarm.get("/status")), 30, "the node to see it")
+        _, found = scraped(urls[1])
+        assert value(found, "shardnet_shards", {"state": "in_memory"}) == 1
 
 
 def test_a_nodes_port_for_metrics_that_is_taken_ends_it_with_one_sentence(tmp_path: Path) -> None:
