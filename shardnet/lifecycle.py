@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from shardnet.errors import ShardnetError
+from shardnet.errors import Busy, ShardnetError
 from shardnet.log import get
 
 TERMINATED = 128 + signal.SIGTERM
@@ -156,18 +156,21 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 class Jobs:
     """Jobs of a daemon, started from wherever: each ends with the daemon at the latest, and its failure ends there.
 
-    `group` is to be set before the first one starts. Iterate over it for those that run.
+    Before `group` is set none can start. Iterate over it for those that run.
     """
 
     def __init__(self) -> None:
-        self.group: asyncio.TaskGroup
+        self.group: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[asyncio.Task[None]]:
         return iter(tuple(self._running))
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start a job."""
+        """Start a job. Raises: Busy while the daemon is starting; `work` is closed then."""
+        if self.group is None:
+            work.close()
+            raise Busy("this daemon is starting: ask again in a moment", retry_after_s=1)
 
         async def guarded() -> None:
             async with peer_guard(name):

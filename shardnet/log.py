@@ -150,6 +150,7 @@ MILESTONES: dict[str, tuple[str, str]] = {
     "shard_comes_by_relay": ("TORRENT", "⚠️  Shard {shard_id} of {model} comes through the coordinator: {reason}"),
     "shard_file_gone": ("SHARD", "⚠️  {path} is gone: {advice}"),
     "shard_rotten": ("SHARD", "⚠️  {path} is damaged: {advice}"),
+    "shard_unreadable": ("SHARD", "⚠️  {path} cannot be read: {advice}"),
     "torrent_stalled": ("TORRENT", "⚠️  Shard {shard_id}: no progress for {seconds:.0f} s ({reason})"),
 }
 """Fact -> (tag, sentence)."""

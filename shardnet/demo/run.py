@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +115,16 @@ def run_demo(
 
 
 def _give_shards(source: Path, target: Path) -> None:
-    """Give a node all shards and the manifest, as a user who copies the folder would; hard links spare the disk."""
-    target.mkdir(parents=True)
+    """Give a node all shards and the manifest, as a user who copies the folder would; hard links spare the disk, where there are any."""
+    target.mkdir(parents=True, exist_ok=True)
     for file in source.glob("*.*"):
-        if file.is_file():
-            os.link(file, target / file.name)
+        given = target / file.name
+        if not file.is_file() or given.exists():
+            continue
+        try:
+            os.link(file, given)
+        except OSError:
+            shutil.copyfile(file, given)
 
 
 def _compare(model: Path, name: str, stages: int, threads: int, answer: Answer) -> DemoResult:

@@ -138,6 +138,6 @@ async def resolve(entry: str, *, ipv6: bool) -> list[Address]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, family=family)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter of what can be no name, as "a..b"
         return []
     return list(dict.fromkeys((str(info[4][0]), int(info[4][1])) for info in found))

@@ -137,8 +137,8 @@ class Chain:
             yield
             return
         async with self._turn:
-            await self._load(stage)
             try:
+                await self._load(stage)  # goes on in the engine also when this is cancelled
                 yield
             finally:
                 await stage.engine.unload(self._manifest.model_id, stage.first, keep_sequences=True)

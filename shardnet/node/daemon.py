@@ -247,10 +247,11 @@ class NodeDaemon:
             self._has_started = True
             resources.callback(self._performer.close)
             condition.look()
-            async with asyncio.TaskGroup() as self._jobs.group:
+            async with asyncio.TaskGroup() as group:
+                self._jobs.group = group
                 children = [
-                    self._jobs.group.create_task(self._live(), name="live"),
-                    self._jobs.group.create_task(follow_revocations(self._identity), name="revocations"),
+                    group.create_task(self._live(), name="live"),
+                    group.create_task(follow_revocations(self._identity), name="revocations"),
                 ]
                 await self._stopping.wait()
                 condition.look()

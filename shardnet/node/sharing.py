@@ -145,11 +145,12 @@ class SharingDaemon:
             )
             resources.push_async_callback(self._links.close)
             resources.push_async_callback(self._coordinator.close)
-            async with asyncio.TaskGroup() as self._jobs.group:
-                stopping = self._jobs.group.create_task(self._stopping.wait(), name="stop")
-                working = self._jobs.group.create_task(self._work(), name="share")
-                following = self._jobs.group.create_task(follow_revocations(self._identity), name="revocations")
-                looking = self._jobs.group.create_task(self._whereabouts.follow(), name="whereabouts")
+            async with asyncio.TaskGroup() as group:
+                self._jobs.group = group
+                stopping = group.create_task(self._stopping.wait(), name="stop")
+                working = group.create_task(self._work(), name="share")
+                following = group.create_task(follow_revocations(self._identity), name="revocations")
+                looking = group.create_task(self._whereabouts.follow(), name="whereabouts")
                 await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
                 await listener.close()
                 for task in (stopping, working, following, looking, *self._jobs):

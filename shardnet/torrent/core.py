@@ -53,9 +53,16 @@ class TorrentCore:
     """Owns the native session. All methods are called on the event loop; none of them blocks it."""
 
     def __init__(
-        self, settings: TorrentSettings, tls: TlsMaterial | None, on_rotten: Callable[[Torrent], None]
+        self,
+        settings: TorrentSettings,
+        tls: TlsMaterial | None,
+        on_rotten: Callable[[Torrent], None],
+        on_unreadable: Callable[[Torrent], None],
     ) -> None:
-        """Args: on_rotten: called when a seeded file turns out not to be what its torrent says; the torrent is removed afterwards."""
+        """Args:
+        on_rotten: called when a seeded file turned out not to be what its torrent says, and the torrent was removed.
+        on_unreadable: likewise when it could not be read.
+        """
         self.settings = settings
         self.tls = tls
         self.port = 0
@@ -63,7 +70,7 @@ class TorrentCore:
         self.past_traffic = 0, 0
         """Payload bytes sent and taken by torrents that are gone."""
         self._by_handle: dict[int, Torrent] = {}
-        self._on_rotten = on_rotten
+        self._on_rotten, self._on_unreadable = on_rotten, on_unreadable
         self._native: Any = None
         self._pipe: WakingPipe | None = None
         self._listening: asyncio.Future[Listening | ListenFailed] | None = None
@@ -275,25 +282,30 @@ class TorrentCore:
                 log.debug("torrent_peer_gone", peer=f"{event.host}:{event.port}", reason=event.reason)
             case TorrentFailed() if torrent.is_seed:
                 log.error("torrent_seed_failed", shard_id=torrent.label, reason=event.reason)
-                self._rotten(torrent)
+                self._end_seed(torrent, self._on_unreadable)
             case StateChanged(state="downloading") if torrent.is_seed:
                 self._rotten(torrent)
         torrent.settle(event)
 
     def _rotten(self, torrent: Torrent) -> None:
-        """The file of a seed is not what it should be: stop giving it away, at once."""
+        """The file of a seed is not what it should be."""
+        if self._end_seed(torrent, self._on_rotten):
+            log.error("torrent_file_rotten", shard_id=torrent.label, path=str(torrent.path))
+
+    def _end_seed(self, torrent: Torrent, tell: Callable[[Torrent], None]) -> bool:
+        """Stop giving it away, at once. Returns: False if that is so already."""
         if self.torrents.get(torrent.facts.info_hash) is not torrent or torrent.native is None:
-            return
+            return False
         if any(task.get_name() == torrent.facts.info_hash for task in self._removals):
-            return
-        task = asyncio.create_task(self._remove_rotten(torrent), name=torrent.facts.info_hash)
+            return False
+        task = asyncio.create_task(self._remove_seed(torrent, tell), name=torrent.facts.info_hash)
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
+        return True
 
-    async def _remove_rotten(self, torrent: Torrent) -> None:
+    async def _remove_seed(self, torrent: Torrent, tell: Callable[[Torrent], None]) -> None:
         await self.remove(torrent)
-        log.error("torrent_file_rotten", shard_id=torrent.label, path=str(torrent.path))
-        self._on_rotten(torrent)
+        tell(torrent)
 
     def _widen_slots(self) -> None:
         # A seed that was downloaded here has as many slots as any other torrent: it is never the only holder.

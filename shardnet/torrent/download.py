@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -172,6 +173,7 @@ class Download:
         Returns: the stamp of the file that was compared; None if the bytes are not the manifest's, and the file keeps its partial name.
         """
         torrent = self._torrent
+        self._report(is_whole=True)
         async with asyncio.timeout(FLUSH_TIMEOUT_S):
             if self._flushing is not None:
                 await self._flushing  # its answer must not be taken for that of the flush that counts
@@ -236,8 +238,10 @@ class Download:
             except OSError as error:
                 log.warning("torrent_resume_not_saved", shard_id=torrent.label, reason=str(error))
 
-    def _report(self) -> None:
+    def _report(self, *, is_whole: bool = False) -> None:
         stats = self._torrent.stats()
+        if is_whole:  # libtorrent's own figures come a moment later
+            stats = replace(stats, bytes_done=stats.bytes_total)
         log.info("torrent_progress", **stats.log_fields())
         if self._on_progress is not None:
             self._on_progress(stats)

@@ -30,17 +30,23 @@ class TorrentSession:
     """
 
     def __init__(
-        self, settings: TorrentSettings, tls: TlsMaterial | None, state_dir: Path, *, on_rotten: OnRotten | None = None
+        self,
+        settings: TorrentSettings,
+        tls: TlsMaterial | None,
+        state_dir: Path,
+        *,
+        on_rotten: OnRotten | None = None,
+        on_unreadable: OnRotten | None = None,
     ) -> None:
         """Args:
         state_dir: a folder of our own for resume data.
         on_rotten: called with (label, path) when a seeded file turns out to be damaged; its torrent is removed, the file left alone.
+        on_unreadable: likewise when it cannot be read, which says nothing of its bytes.
         """
         self._settings = settings
         self._tls = tls
         self._resume_dir = state_dir / "resume"
-        self._on_rotten = on_rotten
-        self._core = TorrentCore(settings, tls, self._report_rotten)
+        self._core = TorrentCore(settings, tls, _telling(on_rotten), _telling(on_unreadable))
         self._downloads: set[asyncio.Task[disk.Stamp]] = set()
         self._fetching: set[str] = set()
 
@@ -193,6 +199,6 @@ class TorrentSession:
         entry = self._core.torrents.get(facts.info_hash)
         return entry is not None and entry.is_seed
 
-    def _report_rotten(self, entry: Torrent) -> None:
-        if self._on_rotten is not None:
-            self._on_rotten(entry.label, entry.path)
+
+def _telling(tell: OnRotten | None) -> Callable[[Torrent], None]:
+    return lambda entry: None if tell is None else tell(entry.label, entry.path)

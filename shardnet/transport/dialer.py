@@ -77,7 +77,10 @@ async def connect(address: Address) -> socket.socket:
     Raises: OSError for the last one; TimeoutError if it did not answer within `CONNECT_TIMEOUT_S`.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise socket.gaierror(socket.EAI_NONAME, "no host can have this name") from None
     trouble: OSError = OSError(errno.EADDRNOTAVAIL, "it has no address")
     for family, kind, number, _, where in found:
         sock = socket.socket(family, kind, number)

@@ -467,3 +467,29 @@ async def test_cancelling_at_any_moment_leaves_a_state_from_which_the_next_fetch
         assert not target.exists() or target.read_bytes() == shard.path.read_bytes()
     await node.fetch(shard.torrent, target, peers=holders, deadline_s=30, **shard.wanted())
     assert target.read_bytes() == shard.path.read_bytes()
+
+
+async def test_a_seed_whose_file_cannot_be_read_for_a_moment_is_not_taken_for_rotten(
+    world: World, shard: Shard
+) -> None:
+    rotten: list[str] = []
+    gone = asyncio.Event()
+    seed = await world.session(
+        "seed", on_rotten=lambda label, _path: rotten.append(label), on_unreadable=lambda _label, _path: gone.set()
+    )
+    node = await world.session("node", stall_timeout_s=1.0)
+    await seed.seed(shard.torrent, shard.path, label="0")
+    folder, away = shard.path.parent, shard.path.parent.with_name("away")
+    folder.rename(away)
+    peers = [("127.0.0.1", seed.port)]
+    fetch = asyncio.create_task(
+        node.fetch(shard.torrent, world.target("n"), peers=peers, deadline_s=60, **shard.wanted())
+    )
+    async with asyncio.timeout(30):
+        await gone.wait()
+    assert seed.stats() == {}
+    away.rename(folder)
+    await seed.seed(shard.torrent, shard.path, label="0")
+    await fetch
+    assert rotten == []
+    assert world.target("n").read_bytes() == shard.path.read_bytes()

@@ -42,6 +42,7 @@ def test_four_chats_at_once_compute_their_system_prompt_once_and_have_the_number
         counts = swarm.get("/status")["requests"]
         warm = first_tokens(swarm, prompts, 4)
         swarm.processes.pop("node-1").kill()
+        swarm.wait_for(lambda: swarm.get("/healthz")["nodes"] == 1, 20, "the loss to be seen")
         halves.start_node(swarm, 1)
         swarm.wait_ready(60)
         after_loss = first_tokens(swarm, prompts, 4)

@@ -33,6 +33,8 @@ class Served:
     """For the next requests: answer with this status and nothing else."""
     retry_after: str = ""
     redirects: dict[str, str] = field(default_factory=dict)
+    expired: set[str] = field(default_factory=set)
+    """Queries that are answered with 403."""
     shift: int = 0
     """Send a range that begins so many bytes later."""
     at_most: int = 1 << 40
@@ -47,6 +49,7 @@ class Served:
     headers: list[dict[str, str]] = field(default_factory=list)
     """Of all requests, lower case; `:path` and `:method` among them."""
     sent_bytes: int = 0
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def asked(self) -> list[str]:
@@ -81,7 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if served.wait is not None:
             served.wait.wait(30)
-        if path in served.redirects:
+        if self.path.partition("?")[2] in served.expired:
+            self._head(403, 0, {})
+        elif path in served.redirects:
             self._head(302, 0, {"Location": served.redirects[path]})
         elif served.statuses:
             self._head(served.statuses.popleft(), 0, {"Retry-After": served.retry_after} if served.retry_after else {})
@@ -118,8 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         if served.cuts:
             body = body[: served.cuts.popleft()]
             self.close_connection = True
+        with served.counting:  # before they are there: whoever has them may look at once
+            served.sent_bytes += len(body)
         self.wfile.write(body)
-        served.sent_bytes += len(body)
 
     def _head(self, status: int, length: int, facts: dict[str, str]) -> None:
         self.send_response(status)

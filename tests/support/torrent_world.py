@@ -135,11 +135,14 @@ class World:
         tls: TlsMaterial | None = None,
         *,
         on_rotten: OnRotten | None = None,
+        on_unreadable: OnRotten | None = None,
         **settings: Any,
     ) -> TorrentSession:
         """Returns: an entered session with quick timings."""
         chosen = TorrentSettings(**(NO_WAIT | settings))
-        session = TorrentSession(chosen, tls, self.folder / name / "state", on_rotten=on_rotten)
+        session = TorrentSession(
+            chosen, tls, self.folder / name / "state", on_rotten=on_rotten, on_unreadable=on_unreadable
+        )
         await session.__aenter__()
         if not self._sessions:
             self.stack.push_async_callback(self._close)

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from shardnet.errors import PeerLost
+from shardnet.errors import Busy, PeerLost
 from shardnet.lifecycle import Backoff, Jobs, peer_guard, run_loop
 
 
@@ -49,3 +49,21 @@ def test_the_loop_is_uvloop_where_there_is_one() -> None:
         return type(asyncio.get_running_loop()).__module__
 
     assert run_loop(name()).startswith("uvloop")
+
+
+async def test_a_job_that_comes_before_there_is_room_for_any_is_refused_and_closed() -> None:
+    jobs, closed = Jobs(), []
+
+    async def work() -> None:
+        closed.append("began")
+
+    never = work()
+    with pytest.raises(Busy, match="starting"):
+        jobs.spawn(never, "early")
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await never
+    assert closed == []
+    async with asyncio.TaskGroup() as group:
+        jobs.group = group
+        await jobs.spawn(work(), "later")
+    assert closed == ["began"]

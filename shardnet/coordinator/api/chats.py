@@ -17,8 +17,6 @@ from shardnet.coordinator.text.calls.json_calls import JsonCalls
 from shardnet.coordinator.text.words import ChatPrompt, Words
 from shardnet.errors import UsageError
 
-ANY_ARGUMENTS = {"type": "object"}
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -120,13 +118,13 @@ def _reasons_first(structure: str, chat: ChatPrompt) -> bool:
 def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt, structure: str | None) -> str:
     strict = {one.name for one in asked.functions if one.strict}
 
-    def rule(name: str, schema: Mapping[str, Any]) -> str:
+    def rule(name: str, schema: Mapping[str, Any], loosely: Mapping[str, Any]) -> str:
         try:
             return json_rule(schema, f"tools: function {name}")
         except UsageError:
             if name in strict:
                 raise
-            return json_rule(ANY_ARGUMENTS, "tools")
+            return json_rule(loosely, "tools")
 
     return calls_grammar(
         chat.answers,

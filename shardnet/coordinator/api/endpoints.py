@@ -37,9 +37,9 @@ from shardnet.coordinator.api.schemas import (
 )
 from shardnet.coordinator.api.service import Answering, Service
 from shardnet.coordinator.api.settings import ApiSettings
-from shardnet.coordinator.api.streaming import events, streamed_response, until_gone, whole, whole_response
+from shardnet.coordinator.api.streaming import UNEXPECTED, events, streamed_response, until_gone, whole, whole_response
 from shardnet.coordinator.api.traces import HEADER, Traces
-from shardnet.coordinator.api.turns import UNEXPECTED, answer_turn, count_turn
+from shardnet.coordinator.api.turns import answer_turn, count_turn
 from shardnet.coordinator.api.wording import Wordings, chat_wordings, completion_wordings
 from shardnet.coordinator.requests.recording import TRACED
 from shardnet.errors import ShardnetError, UsageError

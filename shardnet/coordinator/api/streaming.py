@@ -13,11 +13,14 @@ from starlette.types import Receive, Scope, Send
 from shardnet.coordinator.api.errors import error_body
 from shardnet.coordinator.api.large_json import LargeJSONResponse
 from shardnet.coordinator.api.service import Answering
-from shardnet.coordinator.api.wording import Wordings, to_event
+from shardnet.coordinator.api.wording import Wording, Wordings, to_event
 from shardnet.coordinator.placement.planning import Route
 from shardnet.coordinator.requests.running import Piece, wait_for_news
 from shardnet.errors import ShardnetError
+from shardnet.log import get
 
+log = get("api")
+UNEXPECTED = "an unexpected error in the coordinator; its log says more"
 KEEP_ALIVE_S = 15.0
 """A comment goes out so often while a long prompt is computed: proxies give up on silent connections."""
 COMMENT = b": computing\n\n"
@@ -76,21 +79,31 @@ async def events(wordings: Wordings, describe: DescribeStage, *, wants_usage: bo
             if not one.answering.running.has_news:
                 continue
             try:
-                piece = one.answering.running.take()
+                told += _news(one, describe)
             except ShardnetError as error:
                 yield told + to_event(error_body(error))
                 return
-            if piece.events or (piece.tokens and one.wants_every_token):
-                told += one.part_event(piece)
-            else:
-                one.add(piece)
-            if piece.finish_reason is not None:
-                told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+            except Exception:  # a stream that breaks off is taken for a whole answer by some clients
+                log.exception("api_stream_failed")
+                yield told + to_event(error_body(ShardnetError(UNEXPECTED)))
+                return
         if not told and now() >= told_at_s + KEEP_ALIVE_S:  # also while tokens come that are held back
             told = COMMENT
     if wants_usage:
         told += to_event(wordings.usage_event())
     yield told + b"data: [DONE]\n\n"
+
+
+def _news(one: Wording, describe: DescribeStage) -> bytes:
+    """Returns: the events of what came; nothing where it is held back. Raises: the error that ended it."""
+    piece, told = one.answering.running.take(), b""
+    if piece.events or (piece.tokens and one.wants_every_token):
+        told = one.part_event(piece)
+    else:
+        one.add(piece)
+    if piece.finish_reason is not None:
+        told += to_event(one.last(piece.finish_reason, one.answering.running.stages(describe)))
+    return told
 
 
 class EventStream(Response):

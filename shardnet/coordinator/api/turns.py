@@ -13,7 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shardnet.coordinator.api.service import Answering, Service
-from shardnet.coordinator.api.streaming import KEEP_ALIVE_S, all_of, streamed_response, until_gone, whole_response
+from shardnet.coordinator.api.streaming import (
+    KEEP_ALIVE_S,
+    UNEXPECTED,
+    all_of,
+    streamed_response,
+    until_gone,
+    whole_response,
+)
 from shardnet.coordinator.api.translation import Translated
 from shardnet.coordinator.api.wording import to_event
 from shardnet.coordinator.requests.running import Piece
@@ -22,7 +29,6 @@ from shardnet.log import get
 
 Told = list[dict[str, Any]]
 """Events to send now, each with its `type`."""
-UNEXPECTED = "an unexpected error in the coordinator; its log says more"
 log = get("api")
 
 

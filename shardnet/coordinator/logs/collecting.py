@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import cast
 
 from shardnet.coordinator.logs.merging import (
@@ -126,9 +126,11 @@ class LogReader:
         self._noted_ahead: set[str] = set()
 
     async def entries(self) -> AsyncIterator[list[Entry]]:
-        """Yield lines, several at a time: first those that are there, in order; then, if it is wished for, what comes, until the collector is
-        closed. Nothing came where a list is empty."""
+        """Yield lines, several at a time: first those that are there, in order; then those of daemons that took longer, and why there are none;
+        then, if it is wished for, what comes, until the collector is closed. Nothing came where a list is empty."""
         yield await self._first()
+        while self._asking and not self._wish.follows:
+            yield in_order(await self._answers(self._known, ANSWER_S))
         while self._wish.follows and await self._collector.pause():
             yield in_order(await self._round(FOLLOW_S))
 
@@ -160,6 +162,10 @@ class LogReader:
                 found += self._note(source, "it runs an older shardnet, which does not tell its log: update it")
             elif source.node_id not in self._asking:
                 self._asking[source.node_id] = asyncio.create_task(self._ask(source))
+        return found + await self._answers(sources, patience_s)
+
+    async def _answers(self, sources: Mapping[str, Source], patience_s: float) -> list[Entry]:
+        found: list[Entry] = []
         if self._asking:
             await asyncio.wait(self._asking.values(), timeout=patience_s)
         for node_id in [key for key, task in self._asking.items() if task.done()]:

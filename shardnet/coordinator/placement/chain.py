@@ -53,7 +53,12 @@ def find_chain(
     runs = sum(len(ends) for node in nodes for ends in table[node])
     work = runs * (1 << (len(nodes) - 1)) * len(nodes) * len(nodes) / 8
     if work > EXACT_TRANSITIONS:
-        found = _improved_order(n_shards, nodes, table, hops, stages)
+        found = _improved_order(n_shards, sorted(nodes, key=lambda node: _pace(node, table)), table, hops, stages)
+        if found is None and stages:
+            way = _with_repeats(n_shards, nodes, table, hops)
+            order = list(dict.fromkeys(node for node, _first, _end in way.runs)) if way is not None else []
+            order += [node for node in nodes if node not in order]
+            found = _improved_order(n_shards, order, table, hops, stages)
     else:
         rings = (_exact(first, n_shards, nodes, table, hops, stages) for first in nodes)
         found = min((one for one in rings if one is not None), key=lambda one: one.cost, default=None)
@@ -148,15 +153,14 @@ def _unwind(final: tuple[float, _State] | None, back: dict[_State, _State | None
     return Chain(tuple(reversed(runs)), final[0])
 
 
+def _pace(node: int, table: Table) -> tuple[float, int]:
+    """Sorts the quickest per shard first: what the node's longest runs cost."""
+    return min(row[-1] / len(row) for row in table[node] if row), node
+
+
 def _improved_order(n_shards: int, nodes: Sequence[int], table: Table, hops: Hops, stages: int) -> Chain | None:
-    """Too many nodes for all subsets: the best chain along one order of the nodes, which is then improved by moving single nodes forward."""
-
-    def pace(node: int) -> tuple[float, int]:
-        """Quickest per shard first: what the node's longest runs cost."""
-        rows = [row[-1] / len(row) for row in table[node] if row]
-        return (min(rows), node)
-
-    order, closing = sorted(nodes, key=pace), _closing(hops)
+    """Too many nodes for all subsets: the best chain along this order of the nodes, which is then improved by moving single nodes forward."""
+    order, closing = list(nodes), _closing(hops)
     found = _along(order, n_shards, table, hops, closing, stages)
     work = max(1, _along_work(order, table))
     for _ in range(max(1, IMPROVE_TRANSITIONS // (work * len(order)))):

@@ -26,6 +26,8 @@ from shardnet.coordinator.placement.law import Law, Pace, RowCosts, law_of, step
 from shardnet.coordinator.placement.node_view import NodeView, is_whole
 from shardnet.coordinator.placement.streaming import Streaming, computing_s
 from shardnet.errors import NoRoomError, PlacementError, ShardnetError
+from shardnet.ids import short
+from shardnet.log import human_bytes
 from shardnet.manifest import Manifest
 from shardnet.messages import HeldShard, ShardOptions, StageRef
 
@@ -78,7 +80,23 @@ def plan(
     result = Plan()
     for model_id in sorted(models, key=lambda one: (cluster.manifests[one].name, one)):
         _plan_model(cluster, cluster.manifests[model_id], models[model_id], policy, replicas, result)
+    if held := _held_by_others(cluster, models):
+        for model_id, error in result.problems.items():
+            if isinstance(error, NoRoomError):
+                result.problems[model_id] = NoRoomError(f"{error}; {held}", **error.facts)
     return result
+
+
+def _held_by_others(cluster: Cluster, models: Collection[str]) -> str:
+    """Returns: which nodes hold shards of models that are not to be in memory, and how to free that; "" if none does."""
+    told = []
+    for node in sorted(cluster.nodes.values(), key=lambda one: one.label):
+        others = [held for (model_id, _), held in node.held.items() if held.loaded and model_id not in models]
+        if taken := sum(one.memory_bytes for one in others):
+            known = [cluster.manifests.get(model_id) for model_id in sorted({one.model_id for one in others})]
+            names = ", ".join(f"{one.name} ({short(one.model_id)})" if one else "another model" for one in known)
+            told.append(f"{node.label} holds {human_bytes(taken)} of {names}")
+    return f"{', '.join(told)}, which is not to be in memory any more: start that node again to free it" if told else ""
 
 
 def _plan_model(

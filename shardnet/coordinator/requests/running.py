@@ -124,7 +124,9 @@ class Running:
         if self.generation.error is not None:
             raise self.generation.error
         events += self._answer.flush()
-        reason = self.generation.finish_reason
+        reason = (
+            "stop" if self._answer.stop_met else self.generation.finish_reason
+        )  # what was held back may have had it
         return Piece(
             tuple(events), tuple(tokens), "tool_calls" if reason == "stop" and self._answer.n_calls else reason
         )

@@ -166,7 +166,7 @@ def damaged_files(folder: Path, manifest: Manifest, on_bytes: OnBytes = lambda _
             sentences.append(f"{path} is missing")
         elif file_sha256(path, advance) != digest:
             sentences.append(
-                f"{path} is damaged: its SHA-256 is not the manifest's; split the model again or fetch it again"
+                f"{path} is damaged: its SHA-256 is not the manifest's; delete it, then split the model again or fetch it again"
             )
     return sentences
 

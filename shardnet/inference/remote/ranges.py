@@ -157,35 +157,37 @@ class RemoteFile:
     @asynccontextmanager
     async def _answer(self, start: int, end: int) -> AsyncIterator[httpx.Response]:
         """Yield the answer to a request for a range, its head checked. Raises: what `_check` finds."""
+        at = self._at  # another range may be sent elsewhere meanwhile
         for _ in range(MOST_REDIRECTS):
             self.asked_bytes += end - start
-            response = await self._client.send(self._request(start, end), stream=True)
+            response = await self._client.send(self._request(at, start, end), stream=True)
             try:
                 if not response.has_redirect_location:
-                    self._check(response, start, end)
+                    self._check(response, at, start, end)
+                    self._at = at
                     yield response
                     return
             finally:
                 await response.aclose()
             self.asked_bytes -= end - start
-            self._at = self._at.redirected(response.headers["Location"])
+            at = at.redirected(response.headers["Location"])
         raise UnreachableError(f"{self.address.shown} leads on and on, {MOST_REDIRECTS} times: it is never there")
 
-    def _request(self, start: int, end: int) -> httpx.Request:
+    def _request(self, at: Address, start: int, end: int) -> httpx.Request:
         headers = {"Range": f"bytes={start}-{end - 1}"}
         if self.version is not None and self.version.condition:
             headers["If-Range"] = self.version.condition
-        if self._token and self._at.origin == self.address.origin:
+        if self._token and at.origin == self.address.origin:
             headers["Authorization"] = f"Bearer {self._token}"
-        return self._client.build_request("GET", self._at.url, headers=headers)
+        return self._client.build_request("GET", at.url, headers=headers)
 
-    def _check(self, response: httpx.Response, start: int, end: int) -> None:
+    def _check(self, response: httpx.Response, at: Address, start: int, end: int) -> None:
         """Raises: whatever keeps the body from being the range of the file that was asked for."""
         status, shown = response.status_code, self.address.shown
         if status in FOR_NOW:
             raise _ForNow(f"its server answered {status}", _seconds(response.headers.get("Retry-After", "")))
-        if status in (401, 403, 404, 410) and self._at != self.address:
-            raise _LinkExpired(f"status {status} from {self._at.shown}")
+        if status in (401, 403, 404, 410) and at != self.address:
+            raise _LinkExpired(f"status {status} from {at.shown}")
         if status in (401, 403):
             raise self._not_ours(f"status {status}")
         if status in (404, 410):

@@ -198,11 +198,12 @@ def _publish(folder: Path, target: Path, manifest: Manifest) -> tuple[Path, Mani
     try:
         folder.rename(target)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        is_linked = error.errno == errno.ENOTDIR and target.is_dir()
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not is_linked:
             raise
         for file in sorted(folder.iterdir()):
             if file.name != MANIFEST:
-                file.replace(target / file.name)
+                shutil.move(file, target / file.name)  # the folder may be a link to another disk
         manifest = _merged(target, manifest)
         write_whole(target / MANIFEST, manifest.to_json().encode())
     sync_folder(target.parent)
@@ -215,11 +216,9 @@ def _merged(target: Path, manifest: Manifest) -> Manifest:
         there = load_manifest(target)
     except ShardnetError:
         return manifest
-    return (
-        there
-        if (there.content, there.files, there.name) == (manifest.content, manifest.files, manifest.name)
-        else manifest
-    )
+    # The torrents of its files are promised afterwards, and say nothing of the bytes.
+    same = [(one.content, one.name, [file.sha256 for file in one.files]) for one in (there, manifest)]
+    return there if same[0] == same[1] else manifest
 
 
 def _put_model_id(path: Path, offset: int, model_id: str) -> None:

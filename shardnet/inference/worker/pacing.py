@@ -130,8 +130,8 @@ class Pacing:
 
     def told(self) -> Iterator[tuple[Chain, int, float, float]]:
         """Yields: chain, rows, mean seconds of recent batches and what of it is usually spent beside computing, for each size that was run more than
-        by chance."""
-        for (chain, rows), size in self._sizes.items():
+        by chance; what ran last comes last."""
+        for (chain, rows), size in sorted(self._sizes.items(), key=lambda item: item[1].noted_at):
             if len(size.seconds) >= TRUSTED and (rows <= TOLD_ROWS or not rows & (rows - 1)):
                 yield chain, rows, size.mean_s, median(size.beside)
 

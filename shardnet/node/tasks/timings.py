@@ -72,9 +72,10 @@ class StepTimes:
         if rows > EXACT_ROWS and position >= NEAR:
             return
         key = (chain, _size(rows))
-        batches = self._batches.get(key)
+        batches = self._batches.pop(key, None)
         if batches is None:
-            batches = self._batches[key] = deque(maxlen=MAX_STEPS)
+            batches = deque(maxlen=MAX_STEPS)
+        self._batches[key] = batches  # the one that ran last stands last
         batches.append((rows, compute_us))
         if handover_us is not None and rows == 1:
             self._handovers.append(handover_us)
@@ -89,28 +90,31 @@ class StepTimes:
     def per_shard(self, layers: Mapping[ShardKey, int]) -> dict[ShardKey, ShardTimes]:
         """Returns: the times of each shard that was run; a chain's time is shared out by its shards' layers.
 
+        A shard may have run in several chains, as plans came and went. Of each size the chain counts that ran it last.
+
         Args:
             layers: number of layers of the shards.
         """
-        found: dict[ShardKey, ShardTimes] = {}
-        own = {
+        found: dict[ShardKey, dict[int, tuple[int, float]]] = {}
+        times = {
             key: (round(median(rows for rows, _ in each)), median(us for _, us in each))
             for key, each in self._batches.items()
+            if key not in self._told
         }
-        for (chain, size), (rows, compute_us) in sorted((own | self._told).items(), key=lambda item: item[0][1]):
+        for (chain, size), (rows, compute_us) in [*times.items(), *self._told.items()]:
             model_id, first, end = chain
             keys = [ShardKey((model_id, shard_id)) for shard_id in range(first, end)]
             total = sum(layers.get(key, 0) for key in keys)
             for key in keys:
                 if not total or key not in layers:
                     continue
-                own_us, known = compute_us * layers[key] / total, found.get(key, ShardTimes())
-                if size == 1:
-                    found[key] = ShardTimes(own_us, known.rows_us)
-                else:
-                    others = tuple(one for one in known.rows_us if one[0] != rows)
-                    found[key] = ShardTimes(known.step_us, tuple(sorted((*others, (rows, own_us)))))
-        return found
+                found.setdefault(key, {})[size] = rows, compute_us * layers[key] / total
+        return {
+            key: ShardTimes(
+                sizes[1][1] if 1 in sizes else None, tuple(sorted(one for size, one in sizes.items() if size != 1))
+            )
+            for key, sizes in found.items()
+        }
 
 
 def _size(rows: int) -> int:

@@ -43,6 +43,30 @@ class Found:
     holders: list[Holder]
 
 
+class Patience:
+    """How long a download may stand still. Pure: figures and times in.
+
+    Before the first figures what is on the disk is hashed, and once all is here it is flushed and hashed again: that takes as long as the disk takes.
+    """
+
+    def __init__(self, give_up_s: float) -> None:
+        self._give_up_s = give_up_s
+        self._moved_s: float | None = None
+        self._is_whole = False
+        self.bytes_done = 0
+
+    def observe(self, stats: TorrentStats, at_s: float) -> None:
+        """Take in what a download tells of itself."""
+        is_found_bad = self._is_whole and stats.bytes_done < stats.bytes_total
+        if self._moved_s is None or stats.bytes_done > self.bytes_done or stats.is_checking or is_found_bad:
+            self.bytes_done, self._moved_s = stats.bytes_done, at_s
+        self._is_whole = stats.bytes_done >= stats.bytes_total
+
+    def is_over(self, at_s: float) -> bool:
+        """Returns: True if nothing came for too long."""
+        return self._moved_s is not None and not self._is_whole and at_s - self._moved_s >= self._give_up_s
+
+
 class ShardFetch:
     """Brings one shard to `target`, once.
 
@@ -159,14 +183,13 @@ class ShardFetch:
         loop = asyncio.get_running_loop()
         manifest, shard_id = self._manifest, self._shard_id
         session = self._presence.session()
-        most_bytes, moved_s, direct_s, taken_bytes = -1, loop.time(), loop.time(), 0
+        patience, direct_s, taken_bytes = Patience(self._settings.give_up_s), loop.time(), 0
 
         def on_stats(stats: TorrentStats) -> None:
-            nonlocal most_bytes, moved_s, direct_s, taken_bytes
+            nonlocal direct_s, taken_bytes
             if stats.downloaded_bytes > taken_bytes or stats.is_checking:
                 taken_bytes, direct_s = stats.downloaded_bytes, loop.time()
-            if stats.bytes_done > most_bytes:
-                most_bytes, moved_s = stats.bytes_done, loop.time()
+            patience.observe(stats, loop.time())
             rate = float(max(0, stats.download_bytes_per_s))
             self._on_progress(FetchProgress(stats.bytes_done, stats.bytes_total, rate, stats.peers))
 
@@ -174,7 +197,7 @@ class ShardFetch:
             """Name whoever appears meanwhile, and give up where nothing comes for too long."""
             wait_s = FIRST_LOOK_S
             await self._presence.announce_download(manifest, shard_id)
-            while loop.time() - moved_s < self._settings.give_up_s:
+            while not patience.is_over(loop.time()):
                 others = await self._holders.who_fetch(manifest.model_id, shard_id)
                 others += await self._holders.of_shard(manifest.model_id, shard_id, self._sources)
                 session.add_peers(found.facts.info_hash, self._presence.peers_of(others))
@@ -182,7 +205,7 @@ class ShardFetch:
                 wait_s = min(MOST_LOOK_S, 2 * wait_s)
             raise ShardNotFound(
                 f"shard {shard_id} of {manifest.name}: nothing came for {self._settings.give_up_s:g} s, its holders are gone; "
-                f"{max(0, most_bytes)} bytes are kept for when one is back",
+                f"{patience.bytes_done} bytes are kept for when one is back",
                 model_id=manifest.model_id,
                 shard_id=shard_id,
             )

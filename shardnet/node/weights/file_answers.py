@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from shardnet.errors import PeerLost, ShardnetError, ShardNotFound
+from shardnet.errors import Busy, PeerLost, ShardnetError, ShardNotFound
 from shardnet.lifecycle import Spawn
 from shardnet.log import get
 from shardnet.messages import (
@@ -79,7 +79,11 @@ class FileAnswers:
             except PeerLost:
                 log.debug("question_not_answered", command_id=command_id)
 
-        self._spawn(answer(), f"answer {command_id}")
+        try:
+            self._spawn(answer(), f"answer {command_id}")
+        except Busy as error:
+            work.close()
+            connection.send(CommandFailed(command_id=command_id, error=ErrorInfo.of(error)))
 
     async def _manifest(self, question: GetManifest) -> tuple[AnyMessage, list[bytes]]:
         return ManifestIs(command_id=question.command_id, manifest=self._find(question.model).manifest), []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardnet.errors import ShardError, ShardNotFound
+from shardnet.errors import ShardError, ShardnetError, ShardNotFound
 from shardnet.ids import ShardKey
 from shardnet.lifecycle import Spawn
 from shardnet.log import get
@@ -19,6 +19,7 @@ from shardnet.torrent import disk
 from shardnet.torrent.eviction import StoredShard, plan_eviction
 from shardnet.torrent.metainfo import check_torrent
 
+SEED_AGAIN_S = 10.0
 log = get("exchange")
 
 
@@ -142,6 +143,27 @@ class Offers:
                 log.warning("shard_rotten", shard_id=key[1], path=str(path), advice="it is no longer given to others")
                 self._spawn(self.withdraw(key), f"withdraw {key[1]}")
                 self._rotted(key, offered.path)
+
+    def on_unreadable(self, _label: str, path: Path) -> None:
+        """The session could not read a seeded file: a share that was away for a moment, too many open files."""
+        for key, offered in tuple(self._offered.items()):
+            if disk.absolute(offered.path) == disk.absolute(path):
+                log.warning(
+                    "shard_unreadable", shard_id=key[1], path=str(path), advice="it is given again once it can be"
+                )
+                self._spawn(self._seed_again(key, offered), f"give {key[1]} again")
+
+    async def _seed_again(self, key: ShardKey, offered: _Offer) -> None:
+        while self._offered.get(key) is offered:
+            await asyncio.sleep(SEED_AGAIN_S)
+            if self._is_paused or self._offered.get(key) is not offered:
+                continue
+            try:
+                await self._presence.session().seed(offered.torrent, offered.path, label=str(key[1]))
+            except ShardnetError as error:
+                log.debug("shard_unreadable_still", shard_id=key[1], reason=str(error))
+            else:
+                return
 
     async def make_room(self, wanted: ShardKey, needed_bytes: int) -> None:
         """Delete the least needed files where the disk budget asks for it. Raises: NoRoomError if those that may go are not enough."""

@@ -17,7 +17,7 @@ from shardnet.node.weights.holders import Holder
 from shardnet.node.weights.settings import NodeTorrentSettings
 from shardnet.swarm.identity import Identity
 from shardnet.torrent.progress import TorrentStats
-from shardnet.torrent.session import TorrentSession
+from shardnet.torrent.session import OnRotten, TorrentSession
 from shardnet.torrent.tls import TlsMaterial
 
 log = get("exchange")
@@ -50,14 +50,15 @@ class Presence:
         listening: Address,
         address: Callable[[], Address | None],
         directory: Directory | None,
-        on_rotten: Callable[[str, Path], None],
+        on_rotten: OnRotten,
+        on_unreadable: OnRotten,
     ) -> AsyncIterator[None]:
         """Take part inside.
 
         Args:
             listening: where this node answers questions of others.
             address: where others dial it, now.
-            on_rotten: called with label and path of a seeded file that was found damaged.
+            on_rotten, on_unreadable: as `TorrentSession` has them.
         Raises: SettingsError if the torrent port is taken or the key cannot be read.
         """
         settings = self._settings.model_copy(update={"listen_host": self._settings.listen_host or listening.host})
@@ -67,7 +68,9 @@ class Presence:
             cert_pem=identity.certificate_pem,
             key_pem=await asyncio.to_thread(identity.key_pem),
         )
-        async with TorrentSession(settings, tls, self._state_dir, on_rotten=on_rotten) as session:
+        async with TorrentSession(
+            settings, tls, self._state_dir, on_rotten=on_rotten, on_unreadable=on_unreadable
+        ) as session:
             self._session = session
             self._directory = directory
             self._address = address

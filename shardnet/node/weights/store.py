@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -81,9 +82,12 @@ class ModelStore:
         """
         loop = asyncio.get_running_loop()
         done, told_s = 0, time.monotonic()
+        given_up = threading.Event()
 
         def on_bytes(count: int) -> None:
             nonlocal done, told_s
+            if given_up.is_set():
+                raise InterruptedError("nobody waits for this hash any more")
             done += count
             if time.monotonic() - told_s >= PROGRESS_INTERVAL_S:
                 told_s = time.monotonic()
@@ -92,6 +96,9 @@ class ModelStore:
         async with self._hashing:
             try:
                 await asyncio.to_thread(check_shard, path, manifest, shard_id, self._known_hashes(), on_bytes)
+            except asyncio.CancelledError:
+                given_up.set()  # a process ends no sooner than its threads
+                raise
             except OSError as error:
                 raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -90,7 +90,7 @@ class SwarmExchange:
             address: where they dial it, now.
         Raises: SettingsError if the torrent port is taken or the key cannot be read.
         """
-        return self._presence.serving(listening, address, directory, self._offers.on_rotten)
+        return self._presence.serving(listening, address, directory, self._offers.on_rotten, self._offers.on_unreadable)
 
     async def move(self) -> None:
         """Others reach this node at another address now."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from shardnet.coordinator.text.calls.answer import AnswerFormat, CallFormat
@@ -20,7 +20,7 @@ from shardnet.coordinator.text.calls.named_calls import NamedCalls
 from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import ANYTHING, Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls
-from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules
+from shardnet.coordinator.text.calls.tagged_rules import ArgumentRules, JsonRule
 
 NUMBER, ID = "/[0-9]{1,3}/", "/[A-Za-z0-9]{9}/"
 _FENCE, _BEGINS_BARE = r"/```(json)?\n/", r"/\s*(\{|```(json)?\n)(?s:.*)/"
@@ -35,7 +35,7 @@ _SLOTS = re.compile("(NAME|NUMBER|ID)")
 def calls_grammar(
     format: AnswerFormat,
     functions: Sequence[tuple[str, Mapping[str, Any]]],
-    json_rule: Callable[[str, Mapping[str, Any]], str],
+    json_rule: JsonRule,
     control: Mapping[str, int],
     *,
     required: bool,
@@ -48,7 +48,7 @@ def calls_grammar(
 
     Args:
         functions: that may be called, each with the schema of its arguments.
-        json_rule: a function's name and a schema -> what stands for its documents on the right side of a rule. May raise UsageError.
+        json_rule: as `ArgumentRules` has it. May raise UsageError.
         control: the vocabulary's control tokens by their texts.
         required: the answer is calls; else it is text, in which every call is well-formed.
         thinks: the prompt ended within reasoning.

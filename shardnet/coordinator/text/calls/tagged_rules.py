@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+from shardnet.coordinator.structure.values import ALL_TYPES
 from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls, kinds_of, properties_of
@@ -26,6 +27,8 @@ _OF_TEXTS = frozenset(
     {"type", "title", "description", "default", "examples", "enum", "const", "minLength", "maxLength"}
 )
 _OF_LISTS = frozenset({"type", "title", "description", "default", "examples", "items", "minItems", "maxItems"})
+JsonRule = Callable[[str, Mapping[str, Any], Mapping[str, Any]], str]
+ANY_ARGUMENTS = {"type": "object"}
 
 
 class ArgumentRules:
@@ -33,13 +36,12 @@ class ArgumentRules:
 
     Args:
         rules: where they are added.
-        json_rule: a function's name and a schema -> what stands for its documents.
+        json_rule: a function's name, a schema, and another to be used where the former cannot be enforced and need not be -> what stands for the
+            documents on the right side of a rule.
         strict: functions whose schema is enforced as a whole, or refused; of others what tags can be held to is.
     """
 
-    def __init__(
-        self, rules: Rules, json_rule: Callable[[str, Mapping[str, Any]], str], strict: Container[str]
-    ) -> None:
+    def __init__(self, rules: Rules, json_rule: JsonRule, strict: Container[str]) -> None:
         self._rules = rules
         self._strict = strict
         self._json_rule = json_rule
@@ -51,7 +53,7 @@ class ArgumentRules:
 
     def json(self, name: str, schema: Mapping[str, Any]) -> str:
         """Returns: the rule of a function's arguments as one JSON document."""
-        return self._rules.add(self._name(), self._json_rule(name, schema))
+        return self._rules.add(self._name(), self._json_rule(name, schema, ANY_ARGUMENTS))
 
     def tagged(self, calls: TaggedCalls | NestedTags, name: str, schema: Mapping[str, Any]) -> str:
         """Returns: the rules of a function's arguments, one behind the other. Raises: UsageError for what tags cannot be held to."""
@@ -64,7 +66,10 @@ class ArgumentRules:
         for key in _OF_THE_WHOLE:
             if key in schema:
                 self._cannot(name, key)
-        required = schema.get("required") or ()
+        required = schema.get("required") or []
+        if not isinstance(required, list):
+            self._cannot(name, "required, which is no list,")
+            required = []
         known = properties_of(schema)
         if missing := [key for key in required if key not in known]:
             self._cannot(name, f"required: {missing[0]}")
@@ -99,7 +104,7 @@ class ArgumentRules:
             self._cannot(name, f"properties/{key}: an object whose names are not told")
             value = self._rules.up_to(self._name(), end)
         else:
-            value = f"{self._rules.add(self._name(), self._json_rule(name, {**schema, **shared}))} {closing}"
+            value = f"{self._rules.add(self._name(), self._json_rule(name, {**schema, **shared}, _types_of(schema)))} {closing}"
         return self._rules.add(self._name(), f"{self._rules.text(f'{calls.mark}<{key}>')} {value}")
 
     def _items(
@@ -133,7 +138,7 @@ class ArgumentRules:
         if is_text:
             value = self._text(name, key, schema, end)
         else:
-            rule = self._rules.add(self._name(), self._json_rule(name, {**schema, **shared}))
+            rule = self._rules.add(self._name(), self._json_rule(name, {**schema, **shared}, _types_of(schema)))
             value = f"{rule} {self._rules.text(end)}"
         return self._rules.add(self._name(), f"{begun} {self._rules.text(before)} {value} /\\n?/")
 
@@ -154,3 +159,11 @@ class ArgumentRules:
                 f"tools: function {name}: {what} of its parameters cannot be enforced in the way in which this model writes calls",
                 param="tools",
             )
+
+
+def _types_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns: what is left of an argument's schema if it cannot be enforced: the types that it names, or any."""
+    kinds = kinds_of(schema) & ALL_TYPES
+    if kinds and schema.get("nullable") is True:
+        kinds.add("null")
+    return {"type": sorted(kinds)} if kinds else {}

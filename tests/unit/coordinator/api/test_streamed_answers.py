@@ -15,6 +15,7 @@ from shardnet.coordinator.api.wording import CompletionWording, Wording, Wording
 from shardnet.coordinator.requests.driver import Requests
 from shardnet.coordinator.requests.generation_spec import GenerationSpec
 from shardnet.coordinator.text.answering import PlainStream
+from shardnet.coordinator.text.calls.events import Event
 from shardnet.errors import UsageError
 from shardnet.messages import CommandFailed, ErrorInfo, ExecuteTask, Sampling
 from tests.support.coordinator_world import MODEL_ID, route
@@ -160,3 +161,32 @@ async def test_whole_answers_stand_in_the_order_of_their_prompts_whichever_ended
     told = await body
     assert [one["text"] for one in told["choices"]] == ["0.1.2."] * 2
     assert [one["index"] for one in told["choices"]] == [0, 1]
+
+
+async def test_an_error_of_ours_in_the_middle_is_told_as_one_and_the_stream_is_not_just_cut() -> None:
+    streams = Streams()
+    told = await streams.open(1, says=b"%d %d")
+    await anext(told)
+    streams.answer(0)
+    assert b"unexpected error" in await anext(told)
+    assert [write async for write in told] == []
+
+
+async def test_a_stop_string_that_was_held_back_to_the_end_is_why_the_answer_ended() -> None:
+    class Held(PlainStream):
+        """Tells what it was given at its end alone."""
+
+        def push(self, token: int) -> list[Event]:
+            return []
+
+        def flush(self) -> list[Event]:
+            return super().push(0)
+
+    swarm = Streams()
+    spec = GenerationSpec(MODEL_ID, range(4), Sampling(), N_TOKENS, lambda _token: False)
+    running = await swarm.requests.open(spec, Held(lambda _token: b"Paris\n", ("\n",)))
+    swarm.steps += swarm.world.take()[0]
+    for token in range(N_TOKENS):
+        swarm.answer(token, ahead=N_TOKENS - 1 - token)
+    piece = running.take()
+    assert (piece.text, piece.finish_reason, running.stop_met) == ("Paris", "stop", "\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shardnet.coordinator.api import turns
+from shardnet.coordinator.api import streaming, turns
 from shardnet.messages import ExecuteTask
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -52,5 +52,5 @@ async def test_what_nobody_expected_ends_a_stream_with_an_error_too(
         monkeypatch.setattr(turns, "_news", broken)
         text = (await world.client.post(path, json=BODIES[path])).text
         assert "event: error" in text
-        assert turns.UNEXPECTED in text
+        assert streaming.UNEXPECTED in text
         assert "a fault of ours" not in text

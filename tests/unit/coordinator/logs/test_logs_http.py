@@ -22,7 +22,7 @@ SOFTWARE = Software(shardnet="0.1.0", llama="0.3.36", clock_s=0.0)
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("EVERY_S", 0.02), ("FIRST_S", 0.4), ("ANSWER_S", 0.2)):
+    for name, seconds in (("EVERY_S", 0.02), ("FIRST_S", 0.2), ("ANSWER_S", 0.4)):
         monkeypatch.setattr(collecting, name, seconds)
 
 
@@ -80,6 +80,9 @@ async def test_an_older_node_is_not_asked_and_one_that_does_not_answer_holds_up_
         found = await read(world)
         notes = {one["node"]: one["text"] for one in found if one["note"]}
         assert notes["old"].startswith("it runs an older shardnet")
+        assert notes["mute"].startswith("its log cannot be had")
+        (only,) = await read(world, node="mute")
+        assert only["note"], "whose lines are missing is told also to who asks for no others"
         assert any(one["node"] == "coordinator" for one in found)
 
 

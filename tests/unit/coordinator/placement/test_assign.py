@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -226,6 +227,25 @@ def test_the_ring_is_as_cheap_as_the_best_of_all(data: st.DataObject) -> None:
         assert [first for _, first, _ in found.runs] == [0, *(end for _, _, end in found.runs[:-1])]
         assert found.runs[-1][2] == n_shards
         assert len({node for node, _, _ in found.runs}) == len(found.runs)
+
+
+@pytest.mark.parametrize("n_nodes", [9, 11, 16])
+def test_many_forced_stages_are_found_where_each_node_can_hold_one_shard(n_nodes: int) -> None:
+    """More nodes than can be searched exactly, of which only one order will do; the quickest is not the first."""
+    dice = random.Random(n_nodes)
+    for _ in range(10):
+        places = dice.sample(range(n_nodes), n_nodes)
+        found = find_chain(
+            n_nodes,
+            n_nodes,
+            lambda node, first, end, places=places: (
+                1.0 + node if (first, end) == (places[node], places[node] + 1) else None
+            ),  # type: ignore[misc]
+            lambda _a, _b: 1.0,
+            stages=n_nodes,
+        )
+        assert found is not None
+        assert [places[node] for node, _, _ in found.runs] == list(range(n_nodes))
 
 
 @settings(max_examples=60)

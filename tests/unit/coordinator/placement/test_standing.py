@@ -12,6 +12,7 @@ from shardnet.coordinator.placement.events import LoadSent, ManifestKnown, Manif
 from shardnet.coordinator.placement.node_view import MAX_UNSERVED
 from shardnet.coordinator.placement.settings import ModelsSettings, PlacementSettings, SequenceSettings
 from shardnet.coordinator.placement.standing import Standing
+from shardnet.log import human_bytes
 from shardnet.manifest import Manifest, NoProof, ParityCertificate
 from tests.support.coordinator_status import status_lines
 from tests.support.coordinator_world import held, hello, make_manifest, node_id, ready_cluster
@@ -46,6 +47,16 @@ def test_only_what_the_name_means_is_ordered_from_nodes() -> None:
     here = standing(ready=OLD, on_disk=True)
     orders = {order.model_id for order, _ in here.think_over()}
     assert orders == {NEW.model_id}
+
+
+def test_what_holds_the_memory_that_a_newer_model_needs_is_named() -> None:
+    here = standing(ready=OLD, on_disk=True)
+    for node in here.cluster.nodes.values():
+        node.memory_free_bytes = 0
+    assert here.think_over() == []
+    reason = str(here.not_ready(NEW.model_id))
+    assert f"holds {human_bytes(3_000_000)} of m ({OLD.model_id[:12]}), which is not to be in memory any more" in reason
+    assert "start that node again" in reason
 
 
 def test_a_model_left_out_for_a_newer_one_says_so_and_answers_while_it_is_still_in_memory() -> None:

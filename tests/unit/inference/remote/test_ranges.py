@@ -113,6 +113,18 @@ def test_a_link_that_expired_is_asked_for_anew() -> None:
         assert len(served.headers) == 2
 
 
+def test_many_ranges_under_way_to_a_link_that_expired_ask_for_it_anew() -> None:
+    many, size = 6, len(DATA) // 6
+    with range_server({"/blob": DATA}) as (blobs, given), range_server({}) as (url, served):
+        served.redirects[PATH] = f"{blobs}/blob?until=ten"
+        with remote(url + PATH, patience_s=10) as (file, transfers):
+            transfers.run(file.open())
+            served.redirects[PATH] = f"{blobs}/blob?until=eleven"
+            given.expired.add("until=ten")
+            running = [transfers.start(file.fetch(at * size, (at + 1) * size)) for at in range(many)]
+            assert b"".join(one.result(20) for one in running) == DATA[: many * size]
+
+
 def test_without_validators_the_size_alone_tells_versions_apart() -> None:
     with range_server({PATH: DATA}) as (url, served):
         served.validators = False

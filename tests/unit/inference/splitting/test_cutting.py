@@ -234,7 +234,8 @@ def test_a_repeated_split_writes_nothing_and_keeps_its_proof(model: Path, cache:
 
 def test_a_source_that_was_touched_is_split_again_and_the_proof_is_kept(model: Path, cache: Path) -> None:
     folder, manifest = three(model, cache)
-    proved = manifest.model_copy(update={"certificate": PROOF})
+    promised = tuple([file.model_copy(update={"info_hash": "ab" * 32}) for file in manifest.files])
+    proved = manifest.model_copy(update={"certificate": PROOF, "files": promised})
     save_manifest(folder, proved)
     os.utime(model, (1, 1))
     plan = plan_split(model, CutRequest(n_shards=3))
@@ -242,6 +243,16 @@ def test_a_source_that_was_touched_is_split_again_and_the_proof_is_kept(model: P
     assert split_model(plan, cache) == (folder, proved)
     assert find_existing(plan, cache) == (folder, proved)
     assert len(list((cache / "shards").iterdir())) == 1
+
+
+def test_a_models_folder_may_be_a_link_to_another_place(model: Path, cache: Path, tmp_path: Path) -> None:
+    folder, manifest = three(model, cache)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    (elsewhere / "shard-1.gguf").unlink()
+    assert three(model, cache) == (folder, manifest)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == whole
 
 
 @pytest.mark.parametrize("damage", ["missing shard", "short shard", "no manifest", "bad manifest", "bad note"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,29 @@ async def test_a_cache_without_shards_is_told_with_its_whole_path_and_how_to_nam
         await ModelStore(Path("models_cache")).scan()
     (line,) = [line for line in logs if line["event"] == "no_shards_here"]
     assert f"{tmp_path}/models_cache: --models-cache FOLDER" in sentence(line)
+
+
+async def test_a_hash_that_nobody_waits_for_any_more_ends(
+    cache: tuple[Path, Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a large file: a process ends no sooner than its threads."""
+    root, folder, manifest = cache
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(_path: Path, on_bytes: OnBytes = lambda _count: None) -> str:
+        try:
+            while True:
+                on_bytes(1)
+                begun.set()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(manifest_file, "file_sha256", endless)
+    store = ModelStore(root)
+    await store.scan()
+    verifying = asyncio.create_task(store.verify(folder / "shard-0.gguf", manifest, 0, lambda _done: None))
+    assert await asyncio.to_thread(begun.wait, 10)
+    verifying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await verifying
+    assert await asyncio.to_thread(ended.wait, 10)

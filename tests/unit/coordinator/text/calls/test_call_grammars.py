@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,11 @@ NARROW = {
 PLAIN = ByteVocabulary()
 
 
-def rule(_name: str, schema: Mapping[str, Any]) -> str:
-    return json_rule(schema, "tools")
+def rule(_name: str, schema: Mapping[str, Any], loosely: Mapping[str, Any]) -> str:
+    try:
+        return json_rule(schema, "tools")
+    except UsageError:
+        return json_rule(loosely, "tools")
 
 
 def grammar(
@@ -70,6 +74,40 @@ def test_what_the_grammar_permits_is_read_as_calls(name: str, as_control: bool) 
                 assert arguments.get("days", 1) in (1, 27)
             else:
                 assert (called[0], arguments) == ("now", {})
+
+
+URI = {"type": "string", "format": "uri-reference"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "others"),
+    [
+        ({"type": "integer", "format": "int32"}, "3", ("{}", '"x"')),
+        ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, '["x"]', ("{}", "3")),
+        ({"type": "boolean", "nullable": True}, "true", ("{}", "3")),
+        ({"anyOf": [URI, {"type": "null"}]}, "null", ("{}", "3")),
+        ({"not": {}}, "[1]", ()),
+    ],
+)
+def test_an_argument_whose_schema_cannot_be_enforced_is_held_to_its_types(
+    schema: dict[str, Any], value: str, others: Sequence[str]
+) -> None:
+    tool = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    text = grammar(FORMATS["qwen3 coder"], (("f", tool),), parallel=False)
+
+    def call(argument: str) -> str:
+        return f"<tool_call>\n<function=f>\n<parameter=a>\n{argument}\n</parameter>\n</function>\n</tool_call>"
+
+    assert PLAIN.accepts(text, call(value))
+    assert read(FORMATS["qwen3 coder"], [call(value)], tools={"f": tool}).arguments == [{"a": json.loads(value)}]
+    assert not [other for other in others if PLAIN.accepts(text, call(other))]
+
+
+def test_required_that_is_no_list_is_refused_for_a_strict_function_alone() -> None:
+    tool = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": True}
+    assert grammar(FORMATS["qwen3 coder"], (("f", tool),))
+    with pytest.raises(UsageError, match="function f: required"):
+        grammar(FORMATS["qwen3 coder"], (("f", tool),), strict={"f"})
 
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3 coder", "glm", "mistral", "llama", "kimi"])
