@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,13 +36,25 @@ class Prepared:
 
 
 async def prepare(
-    request: CompletionRequest | ChatRequest, words: Words, structure: str | None, template_timeout_s: float
+    request: CompletionRequest | ChatRequest,
+    words: Words,
+    structure: str | None,
+    template_timeout_s: float,
+    *,
+    loose: Container[str] = (),
 ) -> Prepared:
-    """Returns: what a request is to a model. Args: structure: `request.structure()`. Raises: UsageError, DeadlineExceeded."""
+    """Returns: what a request is to a model.
+
+    Args:
+        structure: `request.structure()`.
+        loose: functions whose arguments are held to their types and nothing more.
+
+    Raises: UsageError, DeadlineExceeded.
+    """
     if isinstance(request, CompletionRequest):
         return await _prepare_completion(request, words)
     chat = await chat_prompt_of(request, words, template_timeout_s)
-    grammar = await asyncio.to_thread(answer_grammar, request, words, chat, structure)
+    grammar = await asyncio.to_thread(answer_grammar, request, words, chat, structure, loose)
     ends = words.vocabulary.ends
     return Prepared([chat.tokens], grammar, lambda: chat_stream(request, words, chat, structure), ends)
 
@@ -92,12 +104,14 @@ def chat_stream(request: ChatRequest, words: Words, chat: ChatPrompt, structure:
     return ChatStream(vocabulary.piece, vocabulary.control_text, parser, request.stops(), one_call=one_call)
 
 
-def answer_grammar(request: ChatRequest, words: Words, chat: ChatPrompt, structure: str | None) -> str | None:
+def answer_grammar(
+    request: ChatRequest, words: Words, chat: ChatPrompt, structure: str | None, loose: Container[str] = ()
+) -> str | None:
     """Returns: the grammar of the answer, where tools or reasoning ask for another than the request's own. Raises: UsageError."""
     asked = request.tools_asked()
     beside = structure if structure is not None and _may_call_beside(structure, asked) else None
     if asked is not None and (asked.is_enforced or beside is not None):
-        return checked_length(HEAD + _calls_grammar(asked, words, chat, beside), "tools")
+        return checked_length(HEAD + _calls_grammar(asked, words, chat, beside, loose), "tools")
     if structure is not None and _reasons_first(structure, chat):
         grammar = behind_reasoning(structure, chat.answers, words.vocabulary.control_ids, thinks=chat.thinks)
         return checked_length(grammar, request.structure_field)
@@ -115,12 +129,14 @@ def _reasons_first(structure: str, chat: ChatPrompt) -> bool:
     return structure.startswith(HEAD) and (chat.thinks or chat.answers.harmony or bool(chat.answers.opened))
 
 
-def _calls_grammar(asked: ToolsAsked, words: Words, chat: ChatPrompt, structure: str | None) -> str:
+def _calls_grammar(
+    asked: ToolsAsked, words: Words, chat: ChatPrompt, structure: str | None, loose: Container[str]
+) -> str:
     strict = {one.name for one in asked.functions if one.strict}
 
     def rule(name: str, schema: Mapping[str, Any], loosely: Mapping[str, Any]) -> str:
         try:
-            return json_rule(schema, f"tools: function {name}")
+            return json_rule(loosely if name in loose else schema, f"tools: function {name}")
         except UsageError:
             if name in strict:
                 raise

@@ -26,6 +26,7 @@ from shardnet.coordinator.requests.reading import PromptReading
 from shardnet.coordinator.requests.recording import TRACED
 from shardnet.coordinator.requests.running import Running
 from shardnet.coordinator.requests.settings import RequestSettings
+from shardnet.coordinator.structure.grammars import schema_grammar
 from shardnet.coordinator.text.answering import AnswerStream
 from shardnet.coordinator.text.words import Words
 from shardnet.errors import PlacementError, UsageError
@@ -108,7 +109,15 @@ class Service:
         prepared = await prepare(request, words, sampling.grammar, self.settings.template_timeout_s)
         if prepared.grammar is not None:
             field = "tools" if isinstance(request, ChatRequest) and request.tools else request.structure_field
-            await self.check_grammar(prepared.grammar, words.vocabulary.path, field)
+            try:
+                await self.check_grammar(prepared.grammar, words.vocabulary.path, field)
+            except UsageError:
+                loose = await self._not_taken(request, words)
+                if not loose:
+                    raise
+                timeout_s = self.settings.template_timeout_s
+                prepared = await prepare(request, words, sampling.grammar, timeout_s, loose=loose)
+                await self.check_grammar(prepared.grammar or "", words.vocabulary.path, field)
             sampling = sampling.model_copy(update={"grammar": prepared.grammar})
         prompts = prepared.prompts
         n_ctx, n = self.options(manifest).n_ctx, request.n or 1
@@ -139,6 +148,23 @@ class Service:
         first = await self.requests.open(*parts[0])
         ones = [first, *self.requests.open_behind(parts[1:])]
         return [Answering(one, manifest, words, prompts[index // n]) for index, one in enumerate(ones)]
+
+    async def _not_taken(self, request: ChatRequest | CompletionRequest, words: Words) -> set[str]:
+        """Returns: functions whose schemas engines do not take, and which need not be enforced. Raises: UsageError for one that must be."""
+        asked, found = request.tools_asked() if isinstance(request, ChatRequest) else None, set[str]()
+        for one in asked.functions if asked is not None else ():
+            where = f"tools: function {one.name}"
+            try:
+                grammar = await asyncio.to_thread(schema_grammar, one.schema, where)
+            except UsageError:
+                continue  # that is known before any engine is asked
+            try:
+                await self.check_grammar(grammar, words.vocabulary.path, where)
+            except UsageError as error:
+                if one.strict:
+                    raise UsageError(str(error), param="tools") from None
+                found.add(one.name)
+        return found
 
     async def _sampling(self, request: CommonRequest, words: Words) -> Sampling:
         """Returns: how the answer is sampled, all of it looked over before any work on the prompt. Raises: UsageError."""

@@ -725,6 +725,34 @@ async def test_one_call_alone_ends_the_answer(make_world: Callable[..., Any]) ->
         assert answer["usage"]["completion_tokens"] < n_tokens - 20
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tool_choice": "required"},
+        {"response_format": {"type": "json_object"}},
+        {"tool_choice": {"type": "function", "function": {"name": "b"}}},
+    ],
+)
+async def test_a_function_that_only_engines_can_refuse_keeps_nobody_from_the_others(
+    make_world: Callable[..., Any], more: dict[str, Any]
+) -> None:
+    options = [{"type": "string"}, {"type": "string", "format": "uuid"}]
+    schema = {"type": "object", "properties": {"id": {"oneOf": options}}, "required": ["id"]}
+    async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
+        await world.ready()
+        says(world, CALLING)
+        for strict in (False, True):
+            function = {"name": "b", "parameters": schema, "strict": strict}
+            answer = await world.chat(
+                tools=[WEATHER, {"type": "function", "function": function}], max_tokens=400, **more
+            )
+            if strict:
+                assert answer.status_code == 400
+                assert "function b" in answer.json()["error"]["message"]
+            else:
+                assert answer.status_code == 200, answer.text
+
+
 async def test_without_tools_or_with_none_a_call_is_a_text(make_world: Callable[..., Any]) -> None:
     async with make_world(prefixes={"enabled": False}) as world, world.node("a", 0, 1, 2):
         await world.ready()
