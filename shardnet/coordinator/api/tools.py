@@ -11,7 +11,8 @@ from typing import Any, Literal
 from shardnet.errors import UsageError
 
 Choice = Literal["none", "auto", "required"]
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+"""OpenAI's API takes 64 characters, Anthropic's 128: names of MCP tools, with their server's before them, have more than 64 at times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def _function(at: int, tool: Any) -> Function:
         raise UsageError(f"{where}: the function is missing", param="tools")
     name, schema = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UsageError(f"{where}.function.name: 1 to 64 letters, digits, '_', '-' and '.' are a name", param="tools")
+        raise UsageError(f"{where}.function.name: 1 to 128 letters, digits, '_', '-' and '.' are a name", param="tools")
     if schema is not None and not isinstance(schema, dict):
         raise UsageError(f"{where}.function.parameters: a JSON schema is an object", param="tools")
     if schema and schema.get("type", "object") != "object":

@@ -12,7 +12,7 @@ from shardnet.coordinator.text.calls import json_reading
 from shardnet.coordinator.text.calls.sink import Calls
 from shardnet.coordinator.text.calls.source import Broken, Source, Steps
 
-_WORD = re.compile(r"\s*[\w.:/-]{0,128}\s*")
+_WORD = re.compile(r"\s*[\w.:/-]{0,160}\s*")
 _OF_ID = re.compile(r"(?:functions\.)?(?P<name>[\w./-]+?)(?::\d+)?")
 
 

@@ -76,6 +76,14 @@ def test_what_the_grammar_permits_is_read_as_calls(name: str, as_control: bool) 
                 assert (called[0], arguments) == ("now", {})
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "harmony"])
+def test_a_long_name_is_called_and_read(name: str) -> None:
+    long = "mcp__" + 123 * "s"
+    functions = ((long, {"type": "object", "additionalProperties": False}),)
+    pieces = PLAIN.walk(grammar(FORMATS[name], functions, parallel=False), 1)
+    assert [called[0] for called in read(FORMATS[name], pieces, tools=dict(functions)).calls] == [long]
+
+
 URI = {"type": "string", "format": "uri-reference"}
 
 
