@@ -159,7 +159,9 @@ def examine(
             )
         proved = manifest.model_copy(update={"certificate": certificate, "signature": None})
         proved = sign_if_owner(proved, None if home is None else Path(home))
-        is_saved = manifest.signature is None or proved.signature is not None
+        # The files are those that were proved: if they differ now, from what is another model than the one they were cut from.
+        is_worse = manifest.certificate is not None and manifest.certificate.is_exact and not certificate.is_exact
+        is_saved = not is_worse and (manifest.signature is None or proved.signature is not None)
         if is_saved:
             manifest_file.save_manifest(base, proved)
     fault = fault_of(manifest.content, certificate)

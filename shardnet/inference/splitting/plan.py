@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -137,10 +137,15 @@ def plan_model(header: GgufHeader, request: CutRequest, name: str | None = None)
     if vocabulary_size(header) <= 0:
         raise GgufError(f"{header.path} has no vocabulary: it cannot be split")
     layout = layout_of(header)
-    layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
-    title = model_name(header, name)
-    shards = tuple(_plan_shard(header, index, layers, title) for index in range(len(layers)))
-    return SplitPlan(header, layout, title, layers, shards, _plan_tokenizer(header))
+    title, most = model_name(header, name), request.max_shard_bytes
+    while True:
+        layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
+        shards = tuple(_plan_shard(header, index, layers, title) for index in range(len(layers)))
+        excess = 0 if most is None else max(file.nbytes for file in shards) - most
+        if excess <= 0 or request.max_shard_bytes is None:
+            return SplitPlan(header, layout, title, layers, shards, _plan_tokenizer(header))
+        # Cuts are chosen by weights: what stands for others' ends, small tensors of no layer, and headers come on top.
+        request = replace(request, max_shard_bytes=request.max_shard_bytes - excess)
 
 
 def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tuple[int, ...]:

@@ -261,6 +261,19 @@ def test_the_command_tells_a_flipped_byte_and_other_numbers_apart(tmp_path: Path
 
 
 @pytest.mark.usefixtures("home")
+def test_a_proof_is_not_lost_to_another_model_of_the_same_shape(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model.gguf", n_layers=2)
+    sibling = tiny_llama(tmp_path / "sibling.gguf", n_layers=2, seed=2)
+    folder, _manifest = split(path, tmp_path / "cache", 1)
+    assert run(folder, "--source", path, "--tokens", "2", "--threads", "1").exit_code == 0
+    before = (folder / "manifest.json").read_bytes()
+    differs = run(folder, "--source", sibling, "--tokens", "2", "--threads", "1")
+    assert exit_code(differs) == 4
+    assert "most likely --source is not the model" in differs.stdout
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("name", ["shard-0.gguf", "tokenizer.gguf", "manifest.json"])
 def test_the_command_follows_a_linked_folder_and_refuses_a_linked_file_as_nodes_do(tmp_path: Path, name: str) -> None:
     folder, _manifest = split(tiny_llama(tmp_path / "model.gguf"), tmp_path / "cache", 1)

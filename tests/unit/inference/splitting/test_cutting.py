@@ -24,7 +24,7 @@ from shardnet.inference.splitting.cutting import CutRequest, find_existing, plan
 from shardnet.inference.splitting.manifest_file import load_manifest, save_manifest
 from shardnet.manifest import BLANK_MODEL_ID, Manifest, ParityCertificate
 from tests.support.gguf_parts import parts_of
-from tests.support.random_models import tiny_llama
+from tests.support.random_models import build_random_model, tiny_llama
 
 PROOF = ParityCertificate(
     llama_cpp="0", prompt_tokens=1, decode_tokens=1, boundaries=(), max_abs_logit_diff=0.0, tokens_equal=True
@@ -212,6 +212,22 @@ def test_a_size_is_kept_by_every_shard(model: Path) -> None:
     largest = max(file.nbytes for file in plan_split(model, CutRequest(n_shards=3)).shards)
     plan = plan_split(model, CutRequest(max_shard_bytes=largest))
     assert all(file.nbytes <= largest for file in plan.shards)
+
+
+def test_a_size_is_kept_by_every_shard_whatever_stands_in_it_beside_layers(tmp_path: Path) -> None:
+    """A family whose first and last shard hold stand-ins for the other's end."""
+    model = build_random_model(tmp_path / "m.gguf", "gptneox")
+    whole = plan_split(model, CutRequest(n_shards=1)).shards[0].nbytes
+    found = set()
+    for share in range(30, 100):
+        most = whole * share // 100
+        try:
+            plan = plan_split(model, CutRequest(max_shard_bytes=most))
+        except UsageError:
+            continue
+        assert max(file.nbytes for file in plan.shards) <= most
+        found.add(len(plan.shards))
+    assert len(found) > 1
 
 
 def test_a_model_that_no_manifest_could_describe_is_refused(tmp_path: Path) -> None:
