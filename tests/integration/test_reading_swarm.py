@@ -78,9 +78,10 @@ def check_when_a_node_is_lost(swarm: LocalSwarm, halves: Halves) -> None:
     with ThreadPoolExecutor(2) as pool:
         many = pool.submit(post, swarm, "/v1/embeddings", input=TEXTS * 40, encoding_format="base64")
         until(lambda now: now["finished"] > begun["finished"] + 4)
-        before = swarm.get("/status")["requests"]["finished"]
         scores = pool.submit(post, swarm, "/v1/completions", **score)
-        until(lambda now: now["finished"] > before + 4)
+        until(lambda now: now["queued"] > 1)  # both stand in line for more places
+        queued = swarm.get("/status")["requests"]["finished"]
+        until(lambda now: now["finished"] > queued + 4)  # and places go in turns: each has had one
         assert not many.done()
         assert not scores.done()
         swarm.processes.pop("node-1").kill()

@@ -6,7 +6,6 @@ import html
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from shardnet.coordinator.structure.values import ALL_TYPES
 from shardnet.coordinator.text.calls.nested_tags import NestedTags
 from shardnet.coordinator.text.calls.rules import Rules
 from shardnet.coordinator.text.calls.tagged_calls import TaggedCalls, kinds_of, properties_of
@@ -29,6 +28,7 @@ _OF_TEXTS = frozenset(
 _OF_LISTS = frozenset({"type", "title", "description", "default", "examples", "items", "minItems", "maxItems"})
 JsonRule = Callable[[str, Mapping[str, Any], Mapping[str, Any]], str]
 ANY_ARGUMENTS = {"type": "object"}
+_TYPES = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
 
 
 class ArgumentRules:
@@ -163,7 +163,7 @@ class ArgumentRules:
 
 def _types_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns: what is left of an argument's schema if it cannot be enforced: the types that it names, or any."""
-    kinds = kinds_of(schema) & ALL_TYPES
+    kinds = kinds_of(schema) & _TYPES
     if kinds and schema.get("nullable") is True:
         kinds.add("null")
     return {"type": sorted(kinds)} if kinds else {}
