@@ -110,18 +110,8 @@ def verify(
                 typer.echo(
                     f"    shard {boundary.shard_id:<3} after layer {boundary.layer_end - 1:<4} max |Δ| = {boundary.max_abs_diff:g}"
                 )
-        if source is not None and not found.is_saved:
-            if (
-                certificate is not None
-                and found.fault
-                and manifest.certificate is not None
-                and manifest.certificate.is_exact
-            ):
-                typer.echo(
-                    "  these files were proved before, and that proof was kept: most likely --source is not the model that they were cut from"
-                )
-            else:
-                typer.echo("  the manifest is signed by its owner and was left as it is")
+        if found.why_not_saved:
+            typer.echo(f"  {found.why_not_saved}")
     if found.fault:
         raise ParityError(found.fault)
 

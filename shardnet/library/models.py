@@ -103,6 +103,7 @@ class Examined:
     Attributes:
         certificate: of the run just made, or what the manifest held.
         is_saved: the certificate of this run was written into the manifest.
+        why_not_saved: why it was not; empty if it was, or nothing was run.
         fault: one sentence that names the shard whose numbers differ; empty if none is known.
     """
 
@@ -110,6 +111,7 @@ class Examined:
     manifest: Manifest
     certificate: ParityCertificate | NoProof | None
     is_saved: bool
+    why_not_saved: str
     fault: str
 
     @property
@@ -140,7 +142,7 @@ def examine(
         damaged = damaged_files(base, manifest, progress)
     if damaged:
         raise RefusedError("; ".join(damaged), damaged=len(damaged))
-    certificate, is_saved = manifest.certificate, False
+    certificate, why_not_saved = manifest.certificate, ""
     if source is not None:
         with ExitStack() as stack:
             header = stack.enter_context(_opened(source, quantize, imatrix, allow_requantize))
@@ -159,13 +161,14 @@ def examine(
             )
         proved = manifest.model_copy(update={"certificate": certificate, "signature": None})
         proved = sign_if_owner(proved, None if home is None else Path(home))
-        # The files are those that were proved: if they differ now, from what is another model than the one they were cut from.
-        is_worse = manifest.certificate is not None and manifest.certificate.is_exact and not certificate.is_exact
-        is_saved = not is_worse and (manifest.signature is None or proved.signature is not None)
-        if is_saved:
+        if not manifest.unproved and not certificate.is_exact:
+            why_not_saved = "these files were proved before, and that proof was kept: most likely --source is not the model that they were cut from"
+        elif manifest.signature is not None and proved.signature is None:
+            why_not_saved = "the manifest is signed by its owner and was left as it is"
+        else:
             manifest_file.save_manifest(base, proved)
-    fault = fault_of(manifest.content, certificate)
-    return Examined(base, manifest, certificate, is_saved, fault)
+    is_saved, fault = source is not None and not why_not_saved, fault_of(manifest.content, certificate)
+    return Examined(base, manifest, certificate, is_saved, why_not_saved, fault)
 
 
 def _opened(

@@ -37,7 +37,6 @@ class Running:
         stopped: called when its own words have ended it, and the stages are to be told.
         ended: called once, when nobody wants more of it.
         at_s: now, seconds of the clock that `first_token_at_s` will be of.
-        asked_at_s: when it began to wait for its place; `at_s` if it did not.
     """
 
     def __init__(
@@ -47,14 +46,14 @@ class Running:
         stopped: Callable[[Running], None],
         ended: Callable[[Running], None],
         at_s: float,
-        asked_at_s: float | None = None,
     ) -> None:
         self.request_id = new_id()
         self.generation = generation
         self.command_ids: set[str] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.started_at_s = at_s
-        self.asked_at_s = at_s if asked_at_s is None else asked_at_s
+        self.asked_at_s = at_s
+        """When it began to wait for its place."""
         arrived_at_s = generation.spec.arrived_at_s
         self.arrived_at_s = self.asked_at_s if arrived_at_s is None else arrived_at_s
         self.first_token_at_s: float | None = None
@@ -124,9 +123,8 @@ class Running:
         if self.generation.error is not None:
             raise self.generation.error
         events += self._answer.flush()
-        reason = (
-            "stop" if self._answer.stop_met else self.generation.finish_reason
-        )  # what was held back may have had it
+        # What was held back may have had a stop string.
+        reason = "stop" if self._answer.stop_met else self.generation.finish_reason
         return Piece(
             tuple(events), tuple(tokens), "tool_calls" if reason == "stop" and self._answer.n_calls else reason
         )

@@ -138,14 +138,15 @@ def plan_model(header: GgufHeader, request: CutRequest, name: str | None = None)
         raise GgufError(f"{header.path} has no vocabulary: it cannot be split")
     layout = layout_of(header)
     title, most = model_name(header, name), request.max_shard_bytes
+    on_top = 0  # cuts are chosen by weights: what stands for others' ends, small tensors of no layer, and headers come on top
     while True:
-        layers = ranges(choose_cuts(header, layout, request), families.layer_count(header))
+        asked = request if most is None else replace(request, max_shard_bytes=most - on_top)
+        layers = ranges(choose_cuts(header, layout, asked), families.layer_count(header))
         shards = tuple(_plan_shard(header, index, layers, title) for index in range(len(layers)))
         excess = 0 if most is None else max(file.nbytes for file in shards) - most
-        if excess <= 0 or request.max_shard_bytes is None:
+        if excess <= 0:
             return SplitPlan(header, layout, title, layers, shards, _plan_tokenizer(header))
-        # Cuts are chosen by weights: what stands for others' ends, small tensors of no layer, and headers come on top.
-        request = replace(request, max_shard_bytes=request.max_shard_bytes - excess)
+        on_top += excess
 
 
 def choose_cuts(header: GgufHeader, layout: Layout, request: CutRequest) -> tuple[int, ...]:

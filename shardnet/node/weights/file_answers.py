@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from shardnet.errors import Busy, PeerLost, ShardnetError, ShardNotFound
@@ -66,24 +66,29 @@ class FileAnswers:
     ) -> None:
         """Send what `work` gives, or its error, once it is done."""
 
-        async def answer() -> None:
-            message: AnyMessage
-            payloads: list[bytes] = []
-            try:
-                async with self._questions:
-                    message, payloads = await work
-            except ShardnetError as error:
-                message = CommandFailed(command_id=command_id, error=ErrorInfo.of(error))
+        def tell(message: AnyMessage, payloads: Sequence[bytes] = ()) -> None:
             try:
                 connection.send(message, payloads)
             except PeerLost:
                 log.debug("question_not_answered", command_id=command_id)
 
+        def refuse(error: ShardnetError) -> None:
+            tell(CommandFailed(command_id=command_id, error=ErrorInfo.of(error)))
+
+        async def answer() -> None:
+            try:
+                async with self._questions:
+                    message, payloads = await work
+            except ShardnetError as error:
+                refuse(error)
+            else:
+                tell(message, payloads)
+
         try:
             self._spawn(answer(), f"answer {command_id}")
         except Busy as error:
             work.close()
-            connection.send(CommandFailed(command_id=command_id, error=ErrorInfo.of(error)))
+            refuse(error)
 
     async def _manifest(self, question: GetManifest) -> tuple[AnyMessage, list[bytes]]:
         return ManifestIs(command_id=question.command_id, manifest=self._find(question.model).manifest), []

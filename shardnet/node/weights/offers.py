@@ -138,20 +138,20 @@ class Offers:
 
     def on_rotten(self, _label: str, path: Path) -> None:
         """The session found a seeded file damaged."""
-        for key, offered in tuple(self._offered.items()):
-            if disk.absolute(offered.path) == disk.absolute(path):
-                log.warning("shard_rotten", shard_id=key[1], path=str(path), advice="it is no longer given to others")
-                self._spawn(self.withdraw(key), f"withdraw {key[1]}")
-                self._rotted(key, offered.path)
+        for key, offered in self._offered_at(path):
+            log.warning("shard_rotten", shard_id=key[1], path=str(path), advice="it is no longer given to others")
+            self._spawn(self.withdraw(key), f"withdraw {key[1]}")
+            self._rotted(key, offered.path)
 
     def on_unreadable(self, _label: str, path: Path) -> None:
         """The session could not read a seeded file: a share that was away for a moment, too many open files."""
-        for key, offered in tuple(self._offered.items()):
-            if disk.absolute(offered.path) == disk.absolute(path):
-                log.warning(
-                    "shard_unreadable", shard_id=key[1], path=str(path), advice="it is given again once it can be"
-                )
-                self._spawn(self._seed_again(key, offered), f"give {key[1]} again")
+        for key, offered in self._offered_at(path):
+            log.warning("shard_unreadable", shard_id=key[1], path=str(path), advice="it is given again once it can be")
+            self._spawn(self._seed_again(key, offered), f"give {key[1]} again")
+
+    def _offered_at(self, path: Path) -> list[tuple[ShardKey, _Offer]]:
+        wanted = disk.absolute(path)
+        return [(key, offered) for key, offered in self._offered.items() if disk.absolute(offered.path) == wanted]
 
     async def _seed_again(self, key: ShardKey, offered: _Offer) -> None:
         while self._offered.get(key) is offered:

@@ -9,23 +9,10 @@ import pytest
 
 from shardnet.errors import NoRoomError
 from shardnet.torrent.eviction import StoredShard, plan_eviction
-from shardnet.torrent.progress import TorrentStats, human_seconds
+from shardnet.torrent.progress import human_seconds
 from shardnet.torrent.slots import FIRST_SLOTS, SeedReading, UploadSlots
 from shardnet.torrent.watchdog import Remedy, StallWatchdog
-
-STATS = TorrentStats(
-    info_hash="0" * 64,
-    label="3",
-    is_seeding=False,
-    is_checking=False,
-    bytes_done=420,
-    bytes_total=1000,
-    download_bytes_per_s=118_000_000,
-    peers=3,
-    downloaded_bytes=430,
-    uploaded_bytes=0,
-    banned_peers=0,
-)
+from tests.support.torrent_stats import STATS
 
 
 def shard(shard_id: int, **facts: object) -> StoredShard:

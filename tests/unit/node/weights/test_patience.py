@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shardnet.node.weights.fetching import Patience
 from shardnet.torrent.progress import TorrentStats
+from tests.support.torrent_stats import STATS
 
 TOTAL = 1000
 
 
 def stats(done: int, *, is_checking: bool = False) -> TorrentStats:
-    return TorrentStats(
-        info_hash="ab",
-        label="0",
-        is_seeding=False,
-        is_checking=is_checking,
-        bytes_done=done,
-        bytes_total=TOTAL,
-        download_bytes_per_s=0,
-        peers=0,
-        downloaded_bytes=0,
-        uploaded_bytes=0,
-        banned_peers=0,
-    )
+    return replace(STATS, bytes_done=done, bytes_total=TOTAL, is_checking=is_checking)
 
 
 def test_what_comes_renews_it_and_what_does_not_come_ends_it() -> None:
